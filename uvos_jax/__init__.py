@@ -1,0 +1,22 @@
+"""Video object segmentation in JAX: published systems, from a video to masks in one command.
+
+    import uvos_jax
+    segmenter = uvos_jax.load("adnet", weights="checkpoint_directory_or_file")
+    for frame, mask in segmenter.stream("my.mp4"):
+        ...
+
+Importing this loads neither JAX nor anything heavier; that happens at the first use of ``load``.
+"""
+
+from uvos_jax._version import __version__
+from uvos_jax.errors import UserError
+
+__all__ = ["Segmenter", "UserError", "__version__", "load"]
+
+
+def __getattr__(name):
+    if name in ("Segmenter", "load"):
+        from uvos_jax import inference
+
+        return getattr(inference, name)
+    raise AttributeError(f"module 'uvos_jax' has no attribute '{name}'")

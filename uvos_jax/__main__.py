@@ -1,0 +1,5 @@
+"""``python -m uvos_jax`` is ``uvos``."""
+
+from uvos_jax.cli import main
+
+main()

@@ -1,0 +1,215 @@
+"""The command line: ``uvos``, or ``python -m uvos_jax``.
+
+Whatever a command needs is imported inside it, so that ``--help`` and a mistyped option answer at once.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from uvos_jax.errors import UserError
+from uvos_jax.progress import progress
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+                  help="Video object segmentation in JAX: from a video to masks in one command.")
+
+Model = Annotated[str | None, typer.Option("--model", help="System, see 'uvos models'; a checkpoint directory knows.")]
+Variant = Annotated[str | None, typer.Option("--variant", help="paper or official (as the published code).")]
+Weights = Annotated[str | None, typer.Option("--weights", help="Checkpoint directory, .pth, .safetensors, .npz, or"
+                                                                " 'random' (untrained).")]
+Precision = Annotated[str, typer.Option("--precision", help="float32 (reference) or bfloat16.")]
+Chunk = Annotated[int | None, typer.Option("--chunk", min=1, help="Frames encoded together; bounds the memory.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A hyper-parameter of the model, e.g."
+                                                                                " net=anchor; may be repeated.")]
+
+
+@app.command(epilog="Example: uvos segment my.mp4 --model adnet --variant official --weights ad.pth")
+def segment(
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="A video file, a folder of frames or a quoted glob.")],
+    model: Model = None,
+    variant: Variant = None,
+    weights: Weights = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Results folder; uvos_output/<input> if not given.")] = None,
+    scales: Annotated[str, typer.Option("--scales", help="Scales to average, e.g. 0.75,1,1.5.")] = "1",
+    flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored frames too.")] = False,
+    size: Annotated[int | None, typer.Option("--size", min=17, help="The network's shorter side in pixels.")] = None,
+    precision: Precision = "float32",
+    chunk: Chunk = None,
+    hyper: Set = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are in the way.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Also draw pixel matches and embedding drift.")] = False,
+) -> None:
+    """Segments a video: masks/*.png (indexed), overlay.mp4 and run.json."""
+    from uvos_jax.inference import load
+    from uvos_jax.inference.figures import check_figures, write_figures
+    from uvos_jax.inference.job import check_output, segment_to_folder
+    from uvos_jax.video import open_source
+
+    options = {"input": source, "model": model, "variant": variant, "weights": weights, "scales": scales, "flip": flip,
+               "size": size, "precision": precision, "chunk": chunk, "set": hyper or [], "debug": debug}
+    video = open_source(source)
+    output = check_output(output or Path("uvos_output", video.name), overwrite)
+    segmenter = load(model, weights, scales=_scales(scales), flip=flip, precision=precision, variant=variant,
+                     **(_hyper(hyper) | ({"short_side": size} if size else {})))
+    if debug:
+        check_figures(segmenter, video)
+    with progress(f"{segmenter.name} on {video.name} (the first frames compile)", video.length) as advance:
+        run = segment_to_folder(segmenter, video, output, chunk=chunk, overwrite=overwrite, options=options,
+                                on_frame=advance)
+    frames = run["source"]["frames"]
+    made = [f"{frames} masks", "overlay.mp4", "run.json"]
+    if debug:
+        made += [str(path.relative_to(output)) for path in write_figures(segmenter, video, output, frames)]
+    print(f"{output}: {', '.join(made)}; {frames / run['seconds']:.3g} frames/s")
+
+
+@app.command("convert-weights", epilog="Example: uvos convert-weights --model adnet --variant official --from ad.pth"
+                                       " --to weights/adnet")
+def convert_weights(
+    model: Annotated[str, typer.Option("--model", help="System, see 'uvos models'.")],
+    source: Annotated[Path, typer.Option("--from", help="A published .pth, .safetensors or .npz.")],
+    to: Annotated[Path, typer.Option("--to", help="The checkpoint directory to make.")],
+    variant: Variant = None,
+    hyper: Set = None,
+) -> None:
+    """Converts a published PyTorch checkpoint to a checkpoint directory; every key must fit."""
+    from uvos_jax.inference.segmenter import parameter_count
+    from uvos_jax.models import build
+    from uvos_jax.weights import checkpoints, from_torch, read_state_dict
+
+    overrides = _hyper(hyper) | ({"variant": variant} if variant else {})
+    module = build(model, **overrides)
+    if to.exists():
+        raise UserError(f"'{to}' exists already; choose a directory that does not.")
+    variables = from_torch(model, read_state_dict(source), **overrides)
+    checkpoints.save(to, model, module, variables, origin=f"converted from {source.name}")
+    print(f"{to}: {model}, variant {module.variant}, {parameter_count(variables):,} parameters")
+
+
+@app.command(epilog="Example: uvos parity tests/golden/adnet_a.npz")
+def parity(
+    reference: Annotated[Path, typer.Argument(metavar="FILE.npz", help="Reference tensors.")],
+    manifest: Annotated[Path | None, typer.Option("--manifest", help="Weight manifest; <system>_manifest.json beside"
+                                                                     " the file if not given.")] = None,
+    variant: Variant = None,
+) -> None:
+    """Compares every tensor of a reference file with this library's; exits with 1 unless all hold."""
+    from uvos_jax.weights.parity import check
+
+    def show(result):
+        verdict = "ok" if result.ok else f"FAILS {result.note}".rstrip()
+        print(f"{result.name:<24} {result.error:9.2e}  (at most {result.tolerance:.0e})  {verdict}", flush=True)
+
+    results = check(reference, manifest, variant, show)
+    held = sum(result.ok for result in results)
+    print(f"{held} of {len(results)} tensors hold")
+    if held < len(results):
+        raise SystemExit(1)
+
+
+@app.command(epilog="Example: uvos benchmark --model adnet --size 480x854")
+def benchmark(
+    model: Model = None,
+    size: Annotated[str, typer.Option("--size", help="Size of the video, HEIGHTxWIDTH.")] = "480x854",
+    variant: Variant = None,
+    weights: Weights = "random",
+    precision: Precision = "float32",
+    chunk: Chunk = None,
+    scales: Annotated[str, typer.Option("--scales", help="Scales to average.")] = "1",
+    flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored frames too.")] = False,
+    hyper: Set = None,
+) -> None:
+    """Measures seconds a frame, FLOPs and the share of this device's matrix product rate."""
+    import jax
+
+    from uvos_jax.inference import load
+    from uvos_jax.inference.benchmark import benchmark as measure
+
+    native_size = _size(size)
+    segmenter = load(model, weights, scales=_scales(scales), flip=flip, precision=precision, variant=variant,
+                     **_hyper(hyper))
+    with progress("benchmark", 4, "parts") as advance:
+        def report(part):
+            print(f"{part} ...", file=sys.stderr, flush=True)
+            advance()
+
+        result = measure(segmenter, native_size, chunk=chunk, report=report)
+    network = segmenter.model.frame_size(native_size)
+    device = jax.devices()[0]
+    rows = [
+        ("model", f"{segmenter.name} {segmenter.model.variant}, {precision}, network at {network[0]}x{network[1]}"),
+        ("device", f"{device.device_kind} ({device.platform}) x {jax.device_count()}"),
+        ("network alone", _seconds(result.network)),
+        ("end to end", f"{_seconds(result.end_to_end)}; JPEG frames to masks and overlay on disk"),
+        ("arithmetic", f"{result.flops / 1e9:,.0f} GFLOP a frame"),
+        ("share of peak", f"{result.share_of_peak:.0%} of a matrix product's {result.peak / 1e9:,.0f} GFLOP/s"),
+        ("compilation", f"{result.compile_seconds:.1f} s, once per video size, first chunk included"),
+    ]
+    for name, value in rows:
+        print(f"{name:<14} {value}")
+
+
+@app.command(epilog="Example: uvos models")
+def models() -> None:
+    """Lists the systems: task, inputs, variants, parameters, weights."""
+    from uvos_jax.inference.segmenter import parameter_count
+    from uvos_jax.models import SYSTEMS, build
+    from uvos_jax.weights.convert import expected_variables
+
+    for name, row in SYSTEMS.items():
+        lines = [("paper", row.paper), ("task", row.task), ("inputs", row.inputs), ("variants", ", ".join(row.variants)),
+                 *((key, ", ".join(values)) for key, values in row.choices.items()),
+                 ("parameters", f"{parameter_count(expected_variables(build(name))):,}"),
+                 ("weights", "none in the package; give --weights")]
+        print(name)
+        for key, value in lines:
+            print(f"  {key:<11} {value}")
+
+
+def main() -> None:
+    """Runs the command line; a ``UserError`` becomes one sentence and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        text = str(error)
+        print(f"Error: {text[:1].upper()}{text[1:]}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("Interrupted; finished masks are kept.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _seconds(timing) -> str:
+    return (f"{timing.median:.3g} s a frame (median; p95 {timing.p95:.3g} s; {1 / timing.median:.3g} frames/s;"
+            f" {timing.repeats} repeats)")
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.replace(" ", ",").split(",") if part)
+    except ValueError:
+        raise UserError(f"--scales wants numbers with commas between, such as 0.75,1,1.5; got '{text}'.") from None
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) >= 16 for part in parts):
+        raise UserError(f"--size wants HEIGHTxWIDTH, at least 16 each, such as 480x854; got '{text}'.")
+    return int(parts[0]), int(parts[1])
+
+
+def _hyper(entries: list[str] | None) -> dict[str, Any]:
+    """``["net=anchor", "depths=[1,1,2,1]"]`` to keyword arguments; values are JSON where they can be."""
+    values = {}
+    for entry in entries or []:
+        name, equals, value = entry.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"--set wants NAME=VALUE, such as net=anchor; got '{entry}'.")
+        try:
+            values[name] = json.loads(value)
+        except ValueError:
+            values[name] = value
+    return values

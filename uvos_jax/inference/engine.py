@@ -1,0 +1,116 @@
+"""The device side of a video: a chunked encoder and a scanned step, compiled once per frame size.
+
+Raw uint8 frames go in and uint8 label maps come out; resizing, scales, mirrored copies, fusing, stages and thresholds
+happen on the device at native size.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from uvos_jax.inference.stages import STAGES
+from uvos_jax.ops.preprocess import preprocess
+
+
+@flax.struct.dataclass
+class Carry:
+    """All that a video's past is: a pytree of fixed shapes that a scan, a checkpoint or a live stream can hold.
+
+    Attributes:
+      states: one model state per view (scale and mirrored copy).
+      stages: one state per post-processing stage.
+    """
+
+    states: tuple
+    stages: tuple
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """Runs one model on videos of one size. Pure: weights and the past are arguments.
+
+    Attributes:
+      model: a system's module.
+      native_size: ``(height, width)`` of the frames and of the labels.
+      scales: test-time scales; a state is kept for each.
+      flip: whether a mirrored copy is run for every scale, with its own state.
+    """
+
+    model: nn.Module
+    native_size: tuple[int, int]
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    @functools.cached_property
+    def start(self):
+        """``(variables, frames uint8 [r, h, w, 3]) -> Carry`` from the reference frames, jitted."""
+        return jax.jit(self._start)
+
+    @functools.cached_property
+    def step(self):
+        """``(variables, carry, frames uint8 [t, h, w, 3], valid bool [t]) -> (carry, labels uint8 [t, h, w])``, jitted.
+
+        Frames that are not valid fill up the last chunk: they leave no trace in the carry, their labels mean nothing.
+        """
+        return jax.jit(self._step)
+
+    def _start(self, variables, frames):
+        features = self._encode(variables, frames)
+        states = tuple(self._apply(variables, "init_state", f, None, self.native_size) for f in features)
+        return Carry(states, tuple(STAGES[name][0](self.native_size) for name in self.model.postprocess))
+
+    def _step(self, variables, carry, frames, valid):
+        def one_frame(carry, xs):
+            features, is_valid = xs
+            features = jax.tree.map(lambda x: x[None], features)
+            new_carry, labels = self._one_frame(variables, carry, features)
+            carry = jax.tree.map(lambda new, old: jnp.where(is_valid, new, old), new_carry, carry)
+            return carry, labels
+
+        return jax.lax.scan(one_frame, carry, (self._encode(variables, frames), valid))
+
+    def _one_frame(self, variables, carry, features):
+        """Predicts in every view, fuses at native size, decides the labels, commits them to every view."""
+        predictions = [self._apply(variables, "predict", state, f)
+                       for state, f in zip(carry.states, features, strict=True)]
+        score = sum(_mirrored(self.model.to_native(raw, self.native_size), mirrored)
+                    for (raw, _), mirrored in zip(predictions, self._mirrored, strict=True)) / len(predictions)
+        stages = []
+        for name, stage_state in zip(self.model.postprocess, carry.stages, strict=True):
+            stage_state, score = STAGES[name][1](stage_state, score, self.model.threshold)
+            stages.append(stage_state)
+        labels = (score[..., 0] > self.model.threshold).astype(jnp.uint8)
+        states = tuple(self._apply(variables, "commit", state, f, _mirrored(labels[..., None], mirrored)[..., 0], aux)
+                       for state, f, (_, aux), mirrored
+                       in zip(carry.states, features, predictions, self._mirrored, strict=True))
+        return Carry(states, tuple(stages)), labels[0]
+
+    def _encode(self, variables, frames) -> tuple[Any, ...]:
+        """Features of every view, each with leading axis ``t``; a mirrored copy shares its scale's batch."""
+        views = []
+        for scale in self.scales:
+            x = preprocess(frames, self.model.frame_size(self.native_size, scale), self.model.preprocess)
+            if not self.flip:
+                views.append(self._apply(variables, "encode", {"frame": x}))
+                continue
+            both = self._apply(variables, "encode", {"frame": jnp.concatenate([x, x[:, :, ::-1]])})
+            t = frames.shape[0]
+            views += [jax.tree.map(lambda f: f[:t], both), jax.tree.map(lambda f: f[t:], both)]  # noqa: B023
+        return tuple(views)
+
+    @property
+    def _mirrored(self):
+        return (False, True) * len(self.scales) if self.flip else (False,) * len(self.scales)
+
+    def _apply(self, variables, method, *args):
+        return self.model.apply(variables, *args, method=method)
+
+
+def _mirrored(x, mirrored):
+    """``[b, h, w, c]`` flipped left to right if ``mirrored``."""
+    return x[:, :, ::-1] if mirrored else x

@@ -1,0 +1,230 @@
+"""A model with its weights, ready for videos: the host side of the driver.
+
+A reader thread decodes ahead, frames go to the device in chunks of one fixed size (the last one filled up), and while
+the device works on a chunk the labels of the one before are handed out: memory is bounded by a few chunks, whatever
+the length of the video.
+"""
+
+import collections
+import itertools
+import queue
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.inference.engine import Engine
+from uvos_jax.models import build, system
+from uvos_jax.video import Frame, Source, open_source
+from uvos_jax.weights import checkpoints
+from uvos_jax.weights.convert import expected_variables, from_torch
+from uvos_jax.weights.files import SUFFIXES, read_state_dict
+
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Segmenter:
+    """Segments videos with one model and one set of weights.
+
+    Attributes:
+      name: of the system.
+      model: its Flax module.
+      variables: its weights, on the device.
+      scales: test-time scales whose scores are averaged.
+      flip: whether mirrored copies are averaged in as well.
+    """
+
+    def __init__(self, name: str, model: nn.Module, variables: dict, *, scales: tuple[float, ...] = (1.0,),
+                 flip: bool = False):
+        if not scales or any(not 0.1 <= s <= 8 for s in scales):
+            raise UserError(f"Scales must lie between 0.1 and 8, for example 0.75 1 1.5; got {list(scales)}.")
+        self.name = name
+        self.model = model
+        self.variables = jax.device_put(variables)
+        self.scales = tuple(float(s) for s in scales)
+        self.flip = flip
+        self._engines: dict[tuple[int, int], Engine] = {}
+
+    def engine(self, native_size: tuple[int, int]) -> Engine:
+        """The compiled functions for videos of ``(height, width)``; the same object every time."""
+        if native_size not in self._engines:
+            self._engines[native_size] = Engine(self.model, native_size, self.scales, self.flip)
+        return self._engines[native_size]
+
+    def stream(self, source: Any, *, chunk: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Segments a video of any length frame by frame, in constant memory.
+
+        Args:
+          source: a video file, a folder of frames, a glob, an array ``[t, h, w, 3]`` or an iterator of uint8 RGB
+            frames, which may be live: its frames are then answered one by one.
+          chunk: frames encoded together; None takes 1 on a CPU and for a live iterator, 8 on an accelerator.
+
+        Yields:
+          ``(frame, labels)``: uint8 RGB ``[h, w, 3]`` and uint8 ``[h, w]``, 0 for background.
+
+        Raises:
+          UserError: if the source cannot be read, at the frame where that shows.
+        """
+        for frame, labels in self.run(open_source(source), chunk=chunk):
+            yield frame.image, labels
+
+    def segment(self, frames: Any, *, chunk: int | None = None) -> np.ndarray:
+        """Labels of a whole video as one array: ``[t, h, w]`` uint8, from anything that :meth:`stream` takes."""
+        labels = [labels for _, labels in self.stream(frames, chunk=chunk)]
+        if not labels:
+            raise UserError("The video holds no frame.")
+        return np.stack(labels)
+
+    def run(self, source: Source, *, chunk: int | None = None) -> Iterator[tuple[Frame, np.ndarray]]:
+        """As :meth:`stream`, for an opened source; yields named frames."""
+        if chunk is not None and chunk < 1:
+            raise UserError(f"A chunk holds at least one frame, got {chunk}.")
+        chunk = chunk or (1 if source.live else default_chunk())
+        frames = iter(source)
+        batches = _chunks(frames, chunk)
+        if not source.live:
+            batches = _read_ahead(batches, 1)
+        # A live source gets its answer before the next frame is asked for; others keep the device busy meanwhile.
+        in_flight = 0 if source.live else 1
+        engine = carry = None
+        pending: collections.deque = collections.deque()
+        try:
+            for batch in batches:
+                images = np.stack([frame.image for frame in batch] + [batch[-1].image] * (chunk - len(batch)))
+                if engine is None:
+                    engine = self.engine(images.shape[1:3])
+                    carry = engine.start(self.variables, images[list(self.model.reference_frames(source.length))])
+                carry, labels = engine.step(self.variables, carry, images, np.arange(chunk) < len(batch))
+                pending.append((batch, labels))
+                while len(pending) > in_flight:
+                    yield from _answers(*pending.popleft())
+            while pending:
+                yield from _answers(*pending.popleft())
+        finally:
+            batches.close()  # stops the reader before its file handle goes
+            if hasattr(frames, "close"):
+                frames.close()
+
+
+def default_chunk() -> int:
+    """Frames encoded together where nothing else is asked; a CPU gains nothing from more than one."""
+    return 1 if jax.default_backend() == "cpu" else 8
+
+
+def load(name: str | None = None, weights: str | Path | None = None, *, scales: tuple[float, ...] = (1.0,),
+         flip: bool = False, precision: str = "float32", **overrides) -> Segmenter:
+    """Loads a model with weights.
+
+    Args:
+      name: a system; None takes what the checkpoint directory says.
+      weights: a checkpoint directory; a published ``.pth``, ``.safetensors`` or ``.npz`` state_dict; or ``"random"``
+        for untrained weights, which show that everything runs and nothing else.
+      scales: test-time scales whose scores are averaged.
+      flip: whether mirrored copies are averaged in as well.
+      precision: ``"float32"`` (the reference) or ``"bfloat16"`` (faster on accelerators).
+      **overrides: hyper-parameters of the model, e.g. ``variant="official"``, ``short_side=241``.
+
+    Raises:
+      UserError: if any of these cannot be used.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"There is no precision '{precision}'.{nearest_hint(precision, PRECISIONS)} Known:"
+                        f" {', '.join(PRECISIONS)}.")
+    if name is not None:
+        system(name)  # an unknown name is the first thing to say
+    overrides = {k: v for k, v in overrides.items() if v is not None} | {"dtype": PRECISIONS[precision]}
+    if weights is None:
+        raise UserError("No weights ship with this version: give --weights a checkpoint directory or a published"
+                        " .pth or .safetensors file, or 'random' to try the machinery with untrained weights.")
+    path = Path(weights)
+    if path.is_dir():
+        stored, model, variables = checkpoints.load(path, **overrides)
+        if name not in (None, stored):
+            raise UserError(f"'{path}' holds weights of {stored}, not of {name}.")
+        return Segmenter(stored, model, variables, scales=scales, flip=flip)
+    if name is None:
+        raise UserError("Say which model the weights belong to: only a checkpoint directory knows (--model).")
+    model = build(name, **overrides)
+    if str(weights) == "random":
+        variables = random_variables(model)
+    elif path.exists() or path.suffix in SUFFIXES:
+        variables = from_torch(name, read_state_dict(path), **overrides)
+    else:
+        raise UserError(f"There are no weights '{weights}': give a checkpoint directory, a file ({', '.join(SUFFIXES)})"
+                        " or 'random'.")
+    return Segmenter(name, model, variables, scales=scales, flip=flip)
+
+
+def random_variables(model: nn.Module) -> dict:
+    """Untrained weights of a model, the same every time.
+
+    Drawn in NumPy, leaf by leaf: compiling ``init`` of a deep network takes longer than running it.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name == "kernel":
+            return rng.standard_normal(leaf.shape, np.float32) * np.float32((2 / np.prod(leaf.shape[:-1])) ** 0.5)
+        return np.full(leaf.shape, name in ("scale", "var"), np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, expected_variables(model))
+
+
+def parameter_count(variables: dict) -> int:
+    """Number of learned values: all of ``params``, no running statistics."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables["params"]))
+
+
+def _answers(batch, labels):
+    return zip(batch, np.asarray(labels), strict=False)  # fill-up frames have labels but no frame
+
+
+def _chunks(frames, size):
+    while batch := list(itertools.islice(frames, size)):
+        yield batch
+
+
+def _read_ahead(items, at_most):
+    """Iterates in a thread that is at most ``at_most`` items ahead; its exceptions come out here."""
+    ahead: queue.Queue = queue.Queue(at_most)
+    stopped = threading.Event()
+    end = object()
+
+    def put(item):
+        while not stopped.is_set():
+            try:
+                ahead.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def read():
+        try:
+            for item in items:
+                put((item, None))
+                if stopped.is_set():
+                    return
+            put((end, None))
+        except BaseException as error:  # handed to the consumer, whatever it is
+            put((end, error))
+
+    thread = threading.Thread(target=read, name="uvos-reader", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ahead.get()
+            if error is not None:
+                raise error
+            if item is end:
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

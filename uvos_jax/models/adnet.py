@@ -1,0 +1,279 @@
+"""AD-Net: Anchor Diffusion for Unsupervised Video Object Segmentation (Yang et al., ICCV 2019).
+
+Every frame is compared, pixel by pixel, with the first frame of the video (the anchor) and with itself; features
+diffused along these two affinities and the frame's own embedding are classified together. Nothing accumulates from
+frame to frame, so errors cannot drift: the anchor's embedding, computed once, is the whole state.
+
+Variants share every parameter; a checkpoint serves both.
+
+- ``paper``: the probability of every scale and mirrored copy is averaged and thresholded at 0.5; frames keep their
+  aspect ratio.
+- ``official``: as the published code, *logits* are averaged and thresholded at 0.5 (probability 0.62), frames of
+  any shape are resized to 481x857, resized values are rounded, and a temporal gate follows (a stage of the driver).
+
+The published normalisation is in-place ABN, which scales by ``|weight| + 1e-5``; the converter writes that value, so
+both variants compute a plain batch norm.
+"""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from uvos_jax.nn import resnet
+from uvos_jax.nn.aspp import ASPP
+from uvos_jax.nn.layers import BatchNorm, Conv, leaky_relu
+from uvos_jax.ops.attention import tiled_attention
+from uvos_jax.ops.losses import binary_cross_entropy
+from uvos_jax.ops.preprocess import Preprocess
+from uvos_jax.ops.resize import resize_bilinear
+
+VARIANTS = ("paper", "official")
+# Rows of the paper's Table 1, with what is put beside the frame's embedding. The published code calls "anchor" inter.
+NETS = {"base": (), "concat": ("anchor_embed",), "intra": ("diffused_intra",), "anchor": ("diffused_anchor",),
+        "full": ("diffused_anchor", "diffused_intra")}
+_OFFICIAL_SIZE = (481, 857)
+
+Features = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class State:
+    """What a video's past means to AD-Net.
+
+    Attributes:
+      anchor: ``[b, h, w, c]``, embedding of the anchor frame.
+    """
+
+    anchor: jax.Array
+
+
+class ADNet(nn.Module):
+    """AD-Net and the ablation nets of Table 1.
+
+    Attributes:
+      variant: ``"paper"`` or ``"official"``, see the module's text.
+      net: one of ``NETS``: what the classifier sees.
+      depths: blocks in the four layers of the backbone.
+      width: channels of the stem; layers have ``4 * width * (1, 2, 4, 8)``.
+      deep_stem: three 3x3 convolutions as published, or one 7x7 to start from a torchvision backbone.
+      aspp_features: channels of the ASPP branches (and of the auxiliary head).
+      embedding: channels of the pixel embedding.
+      hidden: channels between the two convolutions of the classifier.
+      dropout: rate of the channel dropout after ASPP, auxiliary head and classifier.
+      short_side: the network's shorter side at scale 1, in pixels.
+      axis_name: mapped axis over which batch norm statistics are shared in training.
+      dtype: type of the computation; normalisation, softmax and losses stay float32.
+    """
+
+    variant: str = "paper"
+    net: str = "full"
+    depths: tuple[int, ...] = resnet.RESNET101
+    width: int = 64
+    deep_stem: bool = True
+    aspp_features: int = 512
+    embedding: int = 128
+    hidden: int = 128
+    dropout: float = 0.1
+    short_side: int = 481
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    # Means of the Caffe ImageNet models, as the published code subtracts them.
+    PREPROCESS = Preprocess("BGR", 1.0, (104.00698793, 116.66876762, 122.67891434), (1.0, 1.0, 1.0), False)
+
+    def setup(self):
+        norm = {"axis_name": self.axis_name, "dtype": self.dtype}
+        channels = 1 if self.net == "base" else self.embedding
+        self.backbone = resnet.ResNet(
+            self.depths, self.width, self.deep_stem, ceil_pool=True, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4),
+            multi_grid=(1, 2, 4), **norm)
+        self.aspp = ASPP(self.aspp_features, (12, 24, 36), leaky_relu, **norm)
+        self.embed = Conv(channels, 1, use_bias=True, dtype=self.dtype)
+        self.aux_conv = Conv(self.aspp_features, dtype=self.dtype)
+        self.aux_bn = BatchNorm(**norm)
+        self.aux_embed = Conv(channels, 1, use_bias=True, dtype=self.dtype)
+        if self.net != "base":
+            self.cls_conv1 = Conv(self.hidden, 1, use_bias=True, dtype=self.dtype)
+            self.cls_bn = BatchNorm(**norm)
+            self.cls_conv2 = Conv(1, 1, use_bias=True, dtype=self.dtype)
+        self.drop = nn.Dropout(self.dropout, broadcast_dims=(1, 2))
+
+    def encode(self, inputs: Mapping[str, jax.Array]) -> Features:
+        """Embeds frames; all that needs no past.
+
+        Args:
+          inputs: ``{"frame": [b, h, w, 3]}``, frames after ``PREPROCESS``; sides ``8 k + 1`` align best.
+
+        Returns:
+          ``{"embed": [b, h', w', c]}`` at stride 8 (the base net's single channel holds logits already).
+        """
+        return {"embed": self._encode(inputs["frame"], train=False)["embed"]}
+
+    def init_state(self, reference_features: Features, reference_labels: jax.Array | None = None,
+                   native_size: tuple[int, int] | None = None, slots: int = 1) -> State:
+        """The state before the first step; labels, native size and slots mean nothing to AD-Net.
+
+        Args:
+          reference_features: ``encode`` of the frame at ``reference_frames``, ``{"embed": [b, h, w, c]}``.
+          reference_labels: unused.
+          native_size: unused.
+          slots: unused.
+        """
+        del reference_labels, native_size, slots
+        return State(anchor=reference_features["embed"])
+
+    def predict(self, state: State, features: Features) -> tuple[jax.Array, dict]:
+        """Scores one frame against the state.
+
+        Args:
+          state: of ``b`` videos.
+          features: ``encode`` of one frame of each, ``{"embed": [b, h, w, c]}``, as large as the anchor's.
+
+        Returns:
+          ``[b, h, w, 1]`` logits (bring them to size by :meth:`to_native`), and nothing to commit.
+        """
+        return self._classify(state.anchor, features["embed"], train=False)[0], {}
+
+    def commit(self, state: State, features: Features, labels: jax.Array, aux: dict,
+               new_labels: jax.Array | None = None) -> State:
+        """The state stays as it is: the anchor never moves (Sec. 3)."""
+        del features, labels, aux, new_labels
+        return state
+
+    def __call__(self, batch: Mapping[str, jax.Array], train: bool = False):
+        """The training forward of a pair of frames.
+
+        Args:
+          batch: ``{"anchor": [b, h, w, 3], "frame": [b, h, w, 3]}`` after ``PREPROCESS``.
+          train: whether batch norm uses batch statistics and dropout (stream ``"dropout"``) is on.
+
+        Returns:
+          ``({"logits": [b, h', w', 1]}, intermediates)`` at stride 8; the base net adds ``"aux_logits"``.
+          Intermediates of both frames are stacked along the batch axis, the anchors first.
+        """
+        b = batch["frame"].shape[0]
+        # One batch for both frames, so that batch statistics are those of the pair.
+        stages = self._encode(jnp.concatenate([batch["anchor"], batch["frame"]]), train)
+        anchor, frame = stages["embed"][:b], stages["embed"][b:]
+        logits, diffused = self._classify(anchor, frame, train)
+        aux = self.aux_embed(self.drop(leaky_relu(self.aux_bn(self.aux_conv(stages["layer3"]), train)),
+                                       deterministic=not train))
+        outputs = {"logits": logits} | ({"aux_logits": aux[b:]} if self.net == "base" else {})
+        return outputs, stages | diffused | {"aux": aux}
+
+    @nn.nowrap
+    def loss(self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], step: jax.Array):
+        """Binary cross-entropy on logits brought to the mask's size (Sec. 4); the base net adds 0.4 of its auxiliary head's.
+
+        Args:
+          outputs: of ``__call__``.
+          batch: with ``"mask"``, ``[b, H, W, 1]`` bool or in [0, 1].
+          step: unused.
+
+        Returns:
+          ``([b] float32, {name: [b]})``.
+        """
+        del step
+        size = batch["mask"].shape[1:3]
+        parts = {name: binary_cross_entropy(resize_bilinear(logits.astype(jnp.float32), size, align_corners=True),
+                                            batch["mask"])
+                 for name, logits in outputs.items()}
+        # The paper does not mention the auxiliary head; 0.4 is what PSPNet and DeepLab training uses.
+        return sum(value * (0.4 if name == "aux_logits" else 1.0) for name, value in parts.items()), parts
+
+    @nn.nowrap
+    def to_native(self, logits: jax.Array, size: tuple[int, int]) -> jax.Array:
+        """Brings ``[b, h, w, 1]`` logits to ``[b, height, width, 1]`` float32 scores that may be averaged.
+
+        ``paper``: probabilities. ``official``: logits, which the published code averages and thresholds as they are.
+        """
+        logits = resize_bilinear(logits.astype(jnp.float32), size, align_corners=True)
+        return logits if self.variant == "official" else jax.nn.sigmoid(logits)
+
+    @property
+    def threshold(self) -> float:
+        """Averaged scores above it are foreground."""
+        return 0.5
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The frame transform of this variant (the published code resizes uint8 frames, so values are rounded)."""
+        return self.PREPROCESS.replace(round_to_uint8=self.variant == "official")
+
+    @property
+    def postprocess(self) -> tuple[str, ...]:
+        """Names of the driver's stages that follow the fused score."""
+        return ("temporal_gate",) if self.variant == "official" else ()
+
+    @nn.nowrap
+    def reference_frames(self, length: int | None) -> tuple[int, ...]:
+        """Indices of the frames that ``init_state`` wants: the first one, however long the video is."""
+        del length
+        return (0,)
+
+    @nn.nowrap
+    def frame_size(self, native_size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
+        """The network's ``(height, width)`` for a video of ``native_size``, both sides ``8 k + 1``.
+
+        At scale 1 the shorter side is ``short_side`` and the aspect ratio is kept (480x854 gives 481x857);
+        ``official`` with its own short side always takes 481x857. Other scales round down, as published:
+        353x641 at 0.75 and 721x1281 at 1.5.
+        """
+        if self.variant == "official" and self.short_side == _OFFICIAL_SIZE[0]:
+            base = _OFFICIAL_SIZE
+        else:
+            base = tuple(8 * max(1, round((n * self.short_side / min(native_size) - 1) / 8)) + 1
+                         for n in native_size)
+        return tuple(8 * max(1, int((n * scale - 1) // 8)) + 1 for n in base)
+
+    def _encode(self, x, train):
+        stages = self.backbone(x.astype(self.dtype), train)
+        stages["aspp"] = self.drop(self.aspp(stages["layer4"], train), deterministic=not train)
+        return stages | {"embed": self.embed(stages["aspp"])}
+
+    def _classify(self, anchor, frame, train):
+        """Logits, and the diffused features that led to them (Eq. 1-2)."""
+        if self.net == "base":
+            return frame, {}
+        parts = {"anchor_embed": anchor}
+        wanted = [name for name in NETS[self.net] if name.startswith("diffused")]
+        if wanted:
+            # Both diffusions mix the same values of the current frame: one pass over its pixels serves both.
+            pixels = {"diffused_anchor": _pixels(anchor), "diffused_intra": _pixels(frame)}
+            queries = jnp.concatenate([pixels[name] for name in wanted], 1)
+            mixed = tiled_attention(queries, _pixels(frame), _pixels(frame), scale=frame.shape[-1] ** -0.5)
+            for name, rows in zip(wanted, jnp.split(mixed, len(wanted), 1), strict=True):
+                parts[name] = rows.reshape(frame.shape)  # a row's place is its query's place
+        x = jnp.concatenate([*(parts[name] for name in NETS[self.net]), frame], -1)
+        x = self.drop(leaky_relu(self.cls_bn(self.cls_conv1(x), train)), deterministic=not train)
+        return self.cls_conv2(x), {name: parts[name] for name in wanted}
+
+
+def _pixels(x):
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def torch_rules(model: ADNet) -> tuple[tuple[str, str, str], ...]:
+    """Name rules for the published checkpoints: ``ad`` (577 keys), ``inter``, ``intra``, ``concat``, ``base``."""
+    prefix = "" if model.net == "base" else "features."
+    aspp = (
+        *((rf"aspp/branch{i}_conv", rf"{prefix}head.0.conv{i + 1}.0", "conv") for i in range(4)),
+        *((rf"aspp/branch{i}_bn", rf"{prefix}head.0.conv{i + 1}.1", "abn") for i in range(4)),
+        ("aspp/pool_conv", f"{prefix}head.0.image_pooling.1", "conv"),
+        ("aspp/pool_bn", f"{prefix}head.0.image_pooling.2", "abn"),
+        ("aspp/project_conv", f"{prefix}head.0.conv_bn_dropout.0", "conv"),
+        ("aspp/project_bn", f"{prefix}head.0.conv_bn_dropout.1", "abn"),
+    )
+    heads = (
+        ("embed", f"{prefix}head.1", "conv"),
+        ("aux_conv", f"{prefix}dsn.0", "conv"),
+        ("aux_bn", f"{prefix}dsn.1", "abn"),
+        ("aux_embed", f"{prefix}dsn.3", "conv"),
+        ("cls_conv1", "cls.0", "conv"),
+        ("cls_bn", "cls.1", "abn"),
+        ("cls_conv2", "cls.3", "conv"),
+    )
+    return resnet.torch_rules("backbone", prefix, norm="abn") + aspp + heads

@@ -1,0 +1,45 @@
+"""Atrous spatial pyramid pooling (Chen et al. 2017)."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from uvos_jax.nn.layers import BatchNorm, Conv
+from uvos_jax.ops.pool import global_average_pool
+
+
+class ASPP(nn.Module):
+    """A 1x1 branch, dilated 3x3 branches and image pooling, concatenated and projected by a 1x1.
+
+    Branch ``i`` is ``branch{i}_conv``, ``branch{i}_bn``; image pooling is ``pool_*``, the projection ``project_*``.
+
+    Attributes:
+      features: channels of every branch and of the result.
+      dilations: of the 3x3 branches.
+      activation: after every normalisation.
+      axis_name: see ``BatchNorm``.
+      dtype: type of the computation.
+    """
+
+    features: int
+    dilations: tuple[int, ...]
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """``[b, h, w, c] -> [b, h, w, features]``."""
+        def unit(x, name, **kwargs):
+            x = Conv(self.features, dtype=self.dtype, name=f"{name}_conv", **kwargs)(x)
+            x = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=f"{name}_bn")(x, train)
+            return self.activation(x)
+
+        branches = [unit(x, "branch0", kernel=1)]
+        branches += [unit(x, f"branch{i}", dilation=d) for i, d in enumerate(self.dilations, 1)]
+        # One pixel, resized to the map by any rule, is that pixel everywhere.
+        pooled = unit(global_average_pool(x), "pool", kernel=1)
+        branches.append(jnp.broadcast_to(pooled, branches[0].shape))
+        return unit(jnp.concatenate(branches, -1), "project", kernel=1)

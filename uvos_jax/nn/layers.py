@@ -1,0 +1,100 @@
+"""Convolution and batch norm with PyTorch's conventions, and their name rules for PyTorch checkpoints."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from uvos_jax.ops.conv import conv2d
+
+# Kaiming normal over the fan-out: what ResNets are started with.
+_conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+
+
+class Conv(nn.Module):
+    """``k x k`` convolution that keeps the size at stride 1 (zero padding ``dilation * (k - 1) // 2``).
+
+    Attributes:
+      features: output channels.
+      kernel: side of the square kernel, odd.
+      stride: output step in pixels.
+      dilation: distance of the taps in pixels.
+      groups: channel groups.
+      use_bias: whether a bias is added.
+      dtype: type of the computation; parameters stay float32.
+    """
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    use_bias: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[b, h, w, c] -> [b, ceil(h / stride), ceil(w / stride), features]``."""
+        shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", _conv_init, shape, jnp.float32)
+        x = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, dilation=self.dilation,
+                   groups=self.groups)
+        if self.use_bias:
+            x = x + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+        return x
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over ``b, h, w`` as PyTorch's ``BatchNorm2d``.
+
+    Normalising uses the biased variance of the batch, the running variance is updated with the unbiased one
+    (Flax's own layer uses the biased one for both). Statistics are float32 whatever ``dtype`` is.
+
+    Attributes:
+      epsilon: added to the variance.
+      momentum: weight of the *new* batch in the running statistics (PyTorch's meaning).
+      axis_name: mapped axis over which training statistics are shared, or None.
+      dtype: type of the result.
+    """
+
+    epsilon: float = 1e-5
+    momentum: float = 0.1
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Normalises ``[b, h, w, c]``; with ``train`` by the batch's own statistics, updating ``batch_stats``."""
+        c = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, c, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, c, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, c, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, c, jnp.float32)
+        if not train:
+            mean, var = running_mean.value, running_var.value
+        else:
+            mean, var, count = _moments(x.astype(jnp.float32), None if self.is_initializing() else self.axis_name)
+            if not self.is_initializing():
+                m = self.momentum
+                running_mean.value = (1 - m) * running_mean.value + m * mean
+                running_var.value = (1 - m) * running_var.value + m * var * (count / max(count - 1, 1))
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        return ((x.astype(jnp.float32) - mean) * factor + bias).astype(self.dtype)
+
+
+def _moments(x, axis_name):
+    """Mean, biased variance and number of values per channel, over all devices of ``axis_name``."""
+    axes, count = (0, 1, 2), x.size // x.shape[-1]
+    mean = x.mean(axes)
+    if axis_name is not None:
+        mean = lax.pmean(mean, axis_name)
+        count *= lax.axis_size(axis_name)
+    var = jnp.square(x - mean).mean(axes)  # two passes: E[x²] - E[x]² cancels for large means
+    if axis_name is not None:
+        var = lax.pmean(var, axis_name)
+    return mean, var, count
+
+
+def leaky_relu(x: jax.Array) -> jax.Array:
+    """Leaky ReLU with slope 0.01 (PyTorch's and in-place ABN's default)."""
+    return jnp.where(x >= 0, x, 0.01 * x)

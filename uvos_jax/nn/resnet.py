@@ -1,0 +1,121 @@
+"""ResNets with bottleneck blocks and any stride, dilation and multi-grid (He et al. 2016; Chen et al. 2017)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from uvos_jax.nn.layers import BatchNorm, Conv
+from uvos_jax.ops.pool import max_pool
+
+RESNET50 = (3, 4, 6, 3)
+RESNET101 = (3, 4, 23, 3)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 with a residual; stride and dilation sit in the 3x3.
+
+    Attributes:
+      planes: channels of the first two convolutions; the output has four times as many.
+      stride: step of the 3x3 convolution.
+      dilation: dilation of the 3x3 convolution.
+      project: whether the residual passes a strided 1x1 convolution (the first block of every layer).
+      axis_name: see ``BatchNorm``.
+      dtype: type of the computation.
+    """
+
+    planes: int
+    stride: int = 1
+    dilation: int = 1
+    project: bool = False
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """``[b, h, w, c] -> [b, ceil(h / stride), ceil(w / stride), 4 * planes]``."""
+        def conv(features, name, **kwargs):
+            return Conv(features, dtype=self.dtype, name=name, **kwargs)
+
+        def norm(name):
+            return BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=name)
+
+        y = nn.relu(norm("bn1")(conv(self.planes, "conv1", kernel=1)(x), train))
+        y = conv(self.planes, "conv2", stride=self.stride, dilation=self.dilation)(y)
+        y = nn.relu(norm("bn2")(y, train))
+        y = norm("bn3")(conv(4 * self.planes, "conv3", kernel=1)(y), train)
+        if self.project:
+            x = conv(4 * self.planes, "downsample_conv", kernel=1, stride=self.stride)(x)
+            x = norm("downsample_bn")(x, train)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """Bottleneck ResNet that returns every stage.
+
+    Attributes:
+      depths: blocks in each of the four layers.
+      width: channels of the stem and planes of layer1; later layers double it.
+      deep_stem: three 3x3 convolutions (the last with ``2 * width`` channels) instead of one 7x7.
+      ceil_pool: whether the stem's max pooling rounds its output size up.
+      strides: of the first block of each layer.
+      dilations: of each layer.
+      multi_grid: factors on the dilation of layer4's blocks; the last one repeats if there are more blocks.
+      axis_name: see ``BatchNorm``.
+      dtype: type of the computation.
+    """
+
+    depths: tuple[int, ...] = RESNET101
+    width: int = 64
+    deep_stem: bool = False
+    ceil_pool: bool = False
+    strides: tuple[int, ...] = (1, 2, 2, 2)
+    dilations: tuple[int, ...] = (1, 1, 1, 1)
+    multi_grid: tuple[int, ...] = (1,)
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> dict[str, jax.Array]:
+        """Encodes frames.
+
+        Args:
+          x: ``[b, h, w, 3]`` normalised frames.
+          train: whether batch norm uses and updates batch statistics.
+
+        Returns:
+          ``{"stem", "layer1", ..., "layer4"}``, each ``[b, h', w', c']``; the stem is taken after pooling.
+        """
+        stem = ((self.width, 3, 2), (self.width, 3, 1), (2 * self.width, 3, 1)) if self.deep_stem \
+            else ((self.width, 7, 2),)
+        for i, (features, kernel, stride) in enumerate(stem, 1):
+            x = Conv(features, kernel, stride, dtype=self.dtype, name=f"conv{i}")(x)
+            x = nn.relu(BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=f"bn{i}")(x, train))
+        stages = {"stem": max_pool(x, ceil_mode=self.ceil_pool)}
+        x = stages["stem"]
+        for layer, (blocks, stride, dilation) in enumerate(
+                zip(self.depths, self.strides, self.dilations, strict=True), 1):
+            for i in range(blocks):
+                grid = self.multi_grid[min(i, len(self.multi_grid) - 1)] if layer == 4 else 1
+                x = Bottleneck(self.width * 2 ** (layer - 1), stride if i == 0 else 1, dilation * grid,
+                               project=i == 0, axis_name=self.axis_name, dtype=self.dtype,
+                               name=f"layer{layer}_{i}")(x, train)
+            stages[f"layer{layer}"] = x
+        return stages
+
+
+def torch_rules(ours: str, theirs: str, norm: str = "norm") -> tuple[tuple[str, str, str], ...]:
+    """Name rules of a ResNet in torchvision's layout, for plain and deep stems (see ``weights.convert``).
+
+    Args:
+      ours: module path of the ``ResNet`` in our variables, e.g. ``"backbone"``.
+      theirs: prefix of their keys, e.g. ``"features."`` or ``""``.
+      norm: layout of the normalisations, ``"norm"`` or ``"abn"``.
+    """
+    return (
+        (rf"{ours}/conv(\d)", rf"{theirs}conv\1", "conv"),
+        (rf"{ours}/bn(\d)", rf"{theirs}bn\1", norm),
+        (rf"{ours}/layer(\d)_(\d+)/conv(\d)", rf"{theirs}layer\1.\2.conv\3", "conv"),
+        (rf"{ours}/layer(\d)_(\d+)/bn(\d)", rf"{theirs}layer\1.\2.bn\3", norm),
+        (rf"{ours}/layer(\d)_(\d+)/downsample_conv", rf"{theirs}layer\1.\2.downsample.0", "conv"),
+        (rf"{ours}/layer(\d)_(\d+)/downsample_bn", rf"{theirs}layer\1.\2.downsample.1", norm),
+    )

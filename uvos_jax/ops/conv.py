@@ -1,0 +1,60 @@
+"""Two-dimensional convolution with PyTorch's symmetric padding."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# From this dilation on, a 3x3 kernel on a stride-8 feature map reaches past the border with so many of its
+# taps that nine shifted matrix products over the valid parts beat one convolution over a padded map: on a
+# two-core CPU 1.9 times at dilation 12 and 4.5 times at 36 (61x108, 2048 to 512 channels).
+_SHIFTED_FROM_DILATION = 12
+
+
+def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1, groups: int = 1) -> jax.Array:
+    """Convolves (cross-correlates, as PyTorch's ``Conv2d``) with zero padding ``dilation * (k - 1) // 2``.
+
+    All five systems pad so that a stride of 1 keeps the size; a stride of 2 then gives ``ceil(size / 2)``.
+    1x1 kernels become one matrix product and strongly dilated ones a sum of shifted products without the taps
+    that would only see padding; the result is the same sum in another order.
+
+    Args:
+      x: ``[b, h, w, c_in]`` float.
+      kernel: ``[kh, kw, c_in // groups, c_out]``, odd ``kh`` and ``kw``, same dtype as ``x``.
+      stride: step of the output grid in both axes, in pixels.
+      dilation: distance between kernel taps in both axes, in pixels.
+      groups: number of channel groups; ``c_in`` for a depthwise convolution.
+
+    Returns:
+      ``[b, ceil(h / stride), ceil(w / stride), c_out]``, dtype of ``x``. float32 is computed with the highest
+      matrix product precision the device has, other types with its default.
+    """
+    kh, kw = kernel.shape[:2]
+    if kh % 2 == 0 or kw % 2 == 0:
+        raise ValueError(f"conv2d wants odd kernel sizes, got {kh}x{kw}")
+    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    if groups == 1 and kh == kw == 1:
+        x = x[:, ::stride, ::stride]
+        return jnp.einsum("bhwc,cd->bhwd", x, kernel[0, 0], precision=precision)
+    if groups == 1 and stride == 1 and dilation >= _SHIFTED_FROM_DILATION:
+        return _conv2d_shifted(x, kernel, dilation, precision)
+    padding = [(dilation * (k - 1) // 2,) * 2 for k in (kh, kw)]
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups, precision=precision)
+
+
+def _conv2d_shifted(x, kernel, dilation, precision):
+    """Stride-1 convolution as a sum over taps, each over the pixels where it sees the map and not padding."""
+    (_, h, w, _), (kh, kw) = x.shape, kernel.shape[:2]
+    out = jnp.zeros((*x.shape[:3], kernel.shape[-1]), x.dtype)
+    for i in range(kh):
+        dy = (i - kh // 2) * dilation
+        y0, y1 = max(0, -dy), min(h, h - dy)
+        for j in range(kw):
+            dx = (j - kw // 2) * dilation
+            x0, x1 = max(0, -dx), min(w, w - dx)
+            if y0 < y1 and x0 < x1:
+                seen = x[:, y0 + dy:y1 + dy, x0 + dx:x1 + dx]
+                part = jnp.einsum("bhwc,cd->bhwd", seen, kernel[i, j], precision=precision)
+                out = out.at[:, y0:y1, x0:x1].add(part)
+    return out

@@ -1,0 +1,36 @@
+"""Pooling with PyTorch's size rules."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def max_pool(x: jax.Array, *, window: int = 3, stride: int = 2, padding: int = 1, ceil_mode: bool = False) -> jax.Array:
+    """Max pooling as PyTorch's ``MaxPool2d``; padding never wins.
+
+    Args:
+      x: ``[b, h, w, c]`` float.
+      window: side of the square window, in pixels.
+      stride: step of the output grid, in pixels.
+      padding: pixels of minus infinity on every side, at most ``window // 2``.
+      ceil_mode: whether the output size is rounded up. As in PyTorch, a last window that would start beyond
+        the input and its leading padding is dropped again.
+
+    Returns:
+      ``[b, h_out, w_out, c]`` with ``n_out = floor or ceil((n + 2 * padding - window) / stride) + 1``.
+    """
+    pads = []
+    for n in x.shape[1:3]:
+        span = n + 2 * padding - window
+        out = (-(-span // stride) if ceil_mode else span // stride) + 1
+        if ceil_mode and (out - 1) * stride >= n + padding:
+            out -= 1
+        # A negative trailing pad would be right too: floor mode may leave input pixels unread.
+        pads.append((padding, (out - 1) * stride + window - n - padding))
+    return lax.reduce_window(x, jnp.array(-jnp.inf, x.dtype), lax.max, (1, window, window, 1),
+                             (1, stride, stride, 1), ((0, 0), *pads, (0, 0)))
+
+
+def global_average_pool(x: jax.Array) -> jax.Array:
+    """Mean over both spatial axes, summed in float32: ``[b, h, w, c] -> [b, 1, 1, c]`` (``AdaptiveAvgPool2d(1)``)."""
+    return jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)

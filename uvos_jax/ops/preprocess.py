@@ -1,0 +1,52 @@
+"""From native uint8 frames to what a network eats: resize, channel order, normalisation."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uvos_jax.ops.resize import resize_bilinear
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """How a system prepares a frame (its published transform, in order: resize, reorder, scale, shift, divide).
+
+    Attributes:
+      channels: ``"RGB"`` or ``"BGR"``, the order in which the network sees the channels.
+      scale: factor of the 0..255 values.
+      mean: subtracted after scaling, one per channel in the order of ``channels``.
+      std: divisor after subtraction, one per channel.
+      round_to_uint8: whether resized values are rounded to integers, as image libraries leave them.
+    """
+
+    channels: str
+    scale: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    round_to_uint8: bool
+
+    def replace(self, **changes) -> "Preprocess":
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def preprocess(frames: jax.Array, size: tuple[int, int], rule: Preprocess) -> jax.Array:
+    """Prepares frames for a network.
+
+    Args:
+      frames: ``[b, h, w, 3]`` uint8 RGB at native size.
+      size: the network's ``(height, width)``.
+      rule: the system's transform.
+
+    Returns:
+      ``[b, height, width, 3]`` float32. The resize is OpenCV's INTER_LINEAR, whose fixed-point weights make its
+      values differ from these by at most one grey level.
+    """
+    x = resize_bilinear(frames, size, align_corners=False)
+    if rule.round_to_uint8:
+        x = jnp.round(x)
+    if rule.channels == "BGR":
+        x = x[..., ::-1]
+    return (x * rule.scale - np.asarray(rule.mean, np.float32)) / np.asarray(rule.std, np.float32)

@@ -1,0 +1,88 @@
+"""Resizing with PyTorch's sampling rules (``torch.nn.functional.interpolate``).
+
+Source coordinate of output index ``i`` (all borders are clamped, no filter widens when shrinking):
+
+- ``align_corners=True``: ``i * (n_in - 1) / (n_out - 1)``; an output of one pixel reads index 0.
+- ``align_corners=False``: ``(i + 0.5) * n_in / n_out - 0.5`` (half-pixel centres; also OpenCV's INTER_LINEAR).
+- nearest: ``floor(i * n_in / n_out)``, *not* the centre of the output pixel.
+
+Coordinates and weights are computed in NumPy float64 at trace time, so a size is a compile-time constant.
+Interpolation is always done in float32 and cast back: half-precision weights would shift edges.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Size = tuple[int, int]
+
+
+def resize_nearest(x: jax.Array, size: Size) -> jax.Array:
+    """Nearest-neighbour resize with PyTorch's floor rule.
+
+    Args:
+      x: ``[..., h, w, c]``, any dtype.
+      size: output ``(height, width)`` in pixels.
+
+    Returns:
+      ``[..., height, width, c]``, dtype of ``x``.
+    """
+    for axis, n_out in zip((-3, -2), size, strict=True):
+        n_in = x.shape[axis]
+        if n_in != n_out:
+            x = jnp.take(x, np.minimum(np.arange(n_out) * n_in // n_out, n_in - 1), axis=axis)
+    return x
+
+
+def resize_bilinear(x: jax.Array, size: Size, *, align_corners: bool) -> jax.Array:
+    """Bilinear resize, see the module's coordinate rules.
+
+    Args:
+      x: ``[..., h, w, c]``; integers are read as float32.
+      size: output ``(height, width)`` in pixels.
+      align_corners: which of the two coordinate rules.
+
+    Returns:
+      ``[..., height, width, c]``: float32, or the dtype of ``x`` if that is a floating type.
+    """
+    return _resize(x, size, align_corners, taps=(0, 1), weights=lambda t: (1 - t, t))
+
+
+def resize_bicubic(x: jax.Array, size: Size, *, align_corners: bool) -> jax.Array:
+    """Bicubic resize with PyTorch's kernel (Keys, a = -0.75, four clamped taps); arguments as ``resize_bilinear``."""
+    return _resize(x, size, align_corners, taps=(-1, 0, 1, 2), weights=_keys_weights)
+
+
+def _keys_weights(t, a=-0.75):
+    def near(d):  # |d| <= 1
+        return ((a + 2) * d - (a + 3)) * d * d + 1
+
+    def far(d):  # 1 < |d| < 2
+        return ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+
+    return far(1 + t), near(t), near(1 - t), far(2 - t)
+
+
+def _resize(x, size, align_corners, taps, weights):
+    dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
+    x = x.astype(jnp.float32)
+    for axis, n_out in zip((-3, -2), size, strict=True):
+        n_in = x.shape[axis]
+        if n_in == n_out:
+            continue
+        source = _source_coordinates(n_in, n_out, align_corners)
+        if len(taps) == 2:  # bilinear clamps the coordinate itself, bicubic only the pixels it reads
+            source = np.clip(source, 0, n_in - 1)
+        base = np.floor(source)
+        shape = (n_out,) + (1,) * (-axis - 1)
+        x = sum(jnp.take(x, np.clip(base + tap, 0, n_in - 1).astype(np.int32), axis=axis)
+                * w.astype(np.float32).reshape(shape)
+                for tap, w in zip(taps, weights(source - base), strict=True))
+    return x.astype(dtype)
+
+
+def _source_coordinates(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
+    i = np.arange(n_out, dtype=np.float64)
+    if align_corners:
+        return i * ((n_in - 1) / (n_out - 1)) if n_out > 1 else np.zeros(1)
+    return (i + 0.5) * (n_in / n_out) - 0.5

@@ -1,0 +1,47 @@
+"""Starting a backbone from an ImageNet classifier."""
+
+import re
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from uvos_jax.errors import UserError
+from uvos_jax.nn import resnet, vgg
+from uvos_jax.weights.convert import convert, unwrap
+
+# The classifier on top, which segmentation does without.
+_HEADS = re.compile(r"(fc|classifier(\.\d+)?)\.(weight|bias)")
+
+
+def backbone_from_torch(variables: dict, state_dict: Mapping[str, np.ndarray], backbone: str = "backbone") -> dict:
+    """Replaces one backbone in a model's variables by a pretrained one; everything else stays.
+
+    Understood are torchvision's layouts of ResNets with bottlenecks (``conv1``, ``layer1.0.conv1``, ...) and of
+    VGG-16 (``features.0``, ...), and the layout of ResNets with a deep stem (``conv1`` to ``conv3``). The depth and
+    the stem must be those of the model.
+
+    Args:
+      variables: ``{"params": ..., "batch_stats": ...}`` of any model.
+      state_dict: arrays by PyTorch name, wrapped or not.
+      backbone: path of the ``ResNet`` or ``VGG16`` in the variables, ``/`` between modules.
+
+    Returns:
+      A new tree of variables.
+
+    Raises:
+      UserError: if there is no such backbone, or keys are missing, extra or misshapen.
+    """
+    state_dict = {key: value for key, value in unwrap(state_dict).items() if not _HEADS.fullmatch(key)}
+    flat = flatten_dict(variables)
+    inside = tuple(backbone.split("/"))
+    part = {path: leaf for path, leaf in flat.items() if path[1:1 + len(inside)] == inside}
+    if not part:
+        raise UserError(f"The model has no backbone at '{backbone}'.")
+    if any(path[-2].startswith("layer1") or path[-3:-2] == ("layer1_0",) for path in part):
+        rules, kind = resnet.torch_rules(backbone, ""), "this ResNet backbone"
+    else:
+        rules, kind = vgg.torch_rules(backbone, "features."), "this VGG-16 backbone"
+    loaded = convert(jax.eval_shape(lambda: unflatten_dict(part)), state_dict, rules, what=kind)
+    return unflatten_dict(flat | flatten_dict(loaded))

@@ -1,0 +1,91 @@
+"""Checkpoints: one global tree of arrays saved by Orbax, with a JSON file beside it that says what it is.
+
+This is the only place that imports Orbax. Layout of a checkpoint directory::
+
+    uvos.json   model, hyper-parameters, variant, preprocessing, version, origin
+    weights/    the Orbax tree {"params": ..., "batch_stats": ...}
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+import uvos_jax
+from uvos_jax.errors import UserError
+from uvos_jax.models import build, hyper_parameters
+from uvos_jax.weights.convert import expected_variables
+
+_FORMAT = 1
+
+
+def save(directory: str | Path, name: str, model: nn.Module, variables: dict, origin: str) -> None:
+    """Writes a checkpoint directory; it appears whole or not at all.
+
+    Args:
+      directory: must not exist yet.
+      name: the system's name.
+      model: its module; the fields are stored.
+      variables: ``{"params": ..., "batch_stats": ...}``.
+      origin: where the weights come from, for the reader of the JSON file.
+
+    Raises:
+      UserError: if the directory exists or cannot be written.
+    """
+    directory = Path(directory).absolute()
+    if directory.exists():
+        raise UserError(f"'{directory}' exists already; choose a directory that does not.")
+    partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
+    meta = {"format": _FORMAT, "model": name, "variant": model.variant, "hyper_parameters": hyper_parameters(model),
+            "preprocess": dataclasses.asdict(model.preprocess), "origin": origin, "uvos_jax": uvos_jax.__version__}
+    try:
+        partial.mkdir(parents=True)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(partial / "weights", jax.tree.map(np.asarray, variables))
+        (partial / "uvos.json").write_text(json.dumps(meta, indent=2) + "\n")
+        partial.rename(directory)
+    except OSError as error:
+        raise UserError(f"'{directory}' cannot be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load(directory: str | Path, **overrides) -> tuple[str, nn.Module, dict]:
+    """Reads a checkpoint directory; its JSON file says which model to build.
+
+    Args:
+      directory: as written by :func:`save`.
+      **overrides: hyper-parameters to change, e.g. ``variant`` or ``dtype``.
+
+    Returns:
+      ``(name, model, variables)`` with NumPy leaves.
+
+    Raises:
+      UserError: if it is no checkpoint, was written by a later format, or does not fit the model it names.
+    """
+    directory = Path(directory).absolute()
+    try:
+        meta = json.loads((directory / "uvos.json").read_text())
+        name, hyper, version = meta["model"], meta["hyper_parameters"], meta["format"]
+    except FileNotFoundError:
+        raise UserError(f"'{directory}' is no checkpoint directory: it has no uvos.json.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"'{directory / 'uvos.json'}' is damaged; convert or train the weights again.") from error
+    if version != _FORMAT:
+        raise UserError(f"'{directory}' has checkpoint format {version}; this uvos_jax reads {_FORMAT}. Upgrade it.")
+    model = build(name, **(hyper | overrides))
+    # NumPy targets: restored on whatever devices this process has, not on those that saved it.
+    target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), expected_variables(model))
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            variables = checkpointer.restore(directory / "weights", target)
+    except Exception as error:  # Orbax raises many kinds for a missing, torn or ill-fitting tree
+        raise UserError(f"The weights in '{directory}' are damaged or do not fit {name} with its stored"
+                        " hyper-parameters; convert or train them again.") from error
+    return name, model, variables

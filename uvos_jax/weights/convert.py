@@ -1,0 +1,131 @@
+"""PyTorch state_dicts to Flax variables by name rules, strict both ways.
+
+A rule is ``(pattern, key, layout)``. The pattern matches the whole path of one of *our* modules
+(``backbone/layer1_0/conv1``), the key is the module's name on *their* side, with back-references to the pattern
+(``features.layer\\1.\\2.conv\\3``); the first rule that matches counts. The layout says how the arrays inside correspond:
+
+- ``conv``: ``weight`` OIHW -> ``kernel`` HWIO (depthwise and grouped too), ``bias``.
+- ``linear``: ``weight`` (out, in) -> ``kernel`` (in, out), ``bias``.
+- ``norm``: ``weight, bias, running_mean, running_var`` -> ``scale, bias, mean, var``.
+- ``abn``: as ``norm``, but the scale is ``|weight| + 1e-5``, what in-place activated batch norm computes with.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from uvos_jax.errors import UserError
+from uvos_jax.models import build, system
+
+Rules = Sequence[tuple[str, str, str]]
+_ABN_EPSILON = np.float32(1e-5)
+# Counters of PyTorch's batch norm, which nothing here reads.
+_IGNORED = re.compile(r".*\bnum_batches_tracked")
+
+
+def _as_is(x):
+    return x
+
+
+def _hwio(x):
+    return x.transpose(2, 3, 1, 0)
+
+
+_NORM = {"scale": ("weight", _as_is), "bias": ("bias", _as_is), "mean": ("running_mean", _as_is),
+         "var": ("running_var", _as_is)}
+_LAYOUTS: dict[str, dict[str, tuple[str, Callable]]] = {
+    "conv": {"kernel": ("weight", _hwio), "bias": ("bias", _as_is)},
+    "linear": {"kernel": ("weight", np.transpose), "bias": ("bias", _as_is)},
+    "norm": _NORM,
+    "abn": _NORM | {"scale": ("weight", lambda x: np.abs(x) + _ABN_EPSILON)},
+}
+
+
+def from_torch(name: str, state_dict: Mapping[str, np.ndarray], **overrides) -> dict:
+    """Converts a published checkpoint to variables of ``models.build(name, **overrides)``.
+
+    Args:
+      name: a system, e.g. ``"adnet"``.
+      state_dict: arrays by PyTorch name; wrappers and ``module.`` prefixes are taken off first (:func:`unwrap`).
+      **overrides: hyper-parameters of the model.
+
+    Returns:
+      ``{"params": ..., "batch_stats": ...}`` of float32 NumPy arrays.
+
+    Raises:
+      UserError: listing every kind of disagreement: missing, extra and misshapen keys, at most ten of each.
+    """
+    model = build(name, **overrides)
+    return convert(expected_variables(model), unwrap(state_dict), system(name).torch_rules(model), what=name)
+
+
+def expected_variables(model: nn.Module) -> dict:
+    """Shapes of a model's variables as ``ShapeDtypeStruct``s, without computing anything."""
+    frame = jax.ShapeDtypeStruct((1, 65, 65, 3), np.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), {"anchor": frame, "frame": frame})
+
+
+def convert(expected: dict, state_dict: Mapping[str, np.ndarray], rules: Rules, what: str) -> dict:
+    """Fills the tree ``expected`` from ``state_dict``; see :func:`from_torch` for the errors.
+
+    Args:
+      expected: variables as arrays or ``ShapeDtypeStruct``s.
+      state_dict: arrays by PyTorch name, already unwrapped.
+      rules: see the module's text.
+      what: name of the model, for the message.
+    """
+    compiled = [(re.compile(pattern), key, _LAYOUTS[layout]) for pattern, key, layout in rules]
+    variables, missing, misshapen, used = {}, [], [], set()
+    for path, leaf in flatten_dict(expected).items():
+        key, layout = _their_key(path, compiled)
+        if key not in state_dict:
+            missing.append(key)
+            continue
+        used.add(key)
+        theirs = np.asarray(state_dict[key])
+        ours = layout(theirs) if theirs.ndim == len(leaf.shape) else theirs
+        if ours.shape != leaf.shape:
+            misshapen.append(f"{key} {list(theirs.shape)}, not {_their_shape(leaf.shape, layout)}")
+            continue
+        variables[path] = np.ascontiguousarray(ours, dtype=np.float32)
+    extra = [key for key in state_dict if key not in used and not _IGNORED.fullmatch(key)]
+    if missing or extra or misshapen:
+        parts = [f"{len(keys)} {title} ({_first_ten(keys)})" for title, keys in
+                 (("keys missing", missing), ("keys too many", extra), ("misshapen", misshapen)) if keys]
+        raise UserError(f"This checkpoint does not fit {what}: {'; '.join(parts)}."
+                        " Check --model, --variant and the hyper-parameters it was trained with.")
+    return unflatten_dict(variables)
+
+
+def unwrap(state_dict: Mapping) -> dict[str, np.ndarray]:
+    """Takes off ``{"state_dict" | "model" | "model_state_dict": ...}`` wrappers and ``module.`` prefixes."""
+    for wrapper in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state_dict.get(wrapper), Mapping):
+            return unwrap(state_dict[wrapper])
+    while state_dict and all(key.startswith("module.") for key in state_dict):
+        state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    return dict(state_dict)
+
+
+def _their_key(path, compiled):
+    *modules, leaf = path[1:]  # path[0] is the collection
+    module = "/".join(modules)
+    for pattern, key, layout in compiled:
+        match = pattern.fullmatch(module)
+        if match and leaf in layout:
+            theirs, transform = layout[leaf]
+            return f"{match.expand(key)}.{theirs}", transform
+    raise AssertionError(f"no name rule covers {'/'.join(path)}")
+
+
+def _their_shape(shape, layout):
+    inverse = {_hwio: lambda s: (s[3], s[2], s[0], s[1]), np.transpose: lambda s: s[::-1]}.get(layout, _as_is)
+    return list(inverse(shape))
+
+
+def _first_ten(keys):
+    return ", ".join(keys[:10]) + (", ..." if len(keys) > 10 else "")

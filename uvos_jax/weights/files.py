@@ -1,0 +1,92 @@
+"""Opening other people's weight files: ``.pth``, ``.safetensors`` and ``.npz``, never running what is inside."""
+
+import argparse
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from uvos_jax.errors import UserError
+
+_TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", ".npz", *_TORCH_SUFFIXES)
+
+
+def read_state_dict(path: str | Path) -> dict:
+    """Reads the arrays of a weight file.
+
+    Args:
+      path: ``.safetensors`` or ``.npz`` (no torch needed), or a PyTorch file, which needs torch installed and is
+        opened with ``weights_only=True``: NumPy scalars and ``argparse.Namespace`` are let through, as training
+        scripts store them, anything else that would execute code is refused.
+
+    Returns:
+      Whatever mapping the file holds, its tensors as NumPy arrays (float16 and bfloat16 as float32).
+
+    Raises:
+      UserError: if the file is missing, damaged, of an unknown kind, unsafe, or torch is needed and absent.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no weight file '{path}'.")
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"'{path.name}' is not a weight file this library reads: use {', '.join(SUFFIXES)}.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import load_file  # bfloat16 arrives as ml_dtypes'
+
+            tensors = load_file(path)
+        elif path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                tensors = dict(file)
+        else:
+            tensors = _read_torch(path)
+    except (UserError, MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # three parsers on a damaged file raise whatever they like
+        raise UserError(f"'{path.name}' cannot be read as weights: {_first_line(error)}.") from error
+    if not isinstance(tensors, Mapping):
+        raise UserError(f"'{path.name}' holds a {type(tensors).__name__}, not a table of named weights.")
+    return _to_numpy(tensors)
+
+
+def _read_torch(path):
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"Opening '{path.name}' needs PyTorch: pip install 'uvos-jax[torch]', or convert the file to"
+                        " .safetensors where PyTorch is installed.") from None
+    # The names of NumPy's reconstruction functions moved in NumPy 2; both spellings occur in files.
+    scalar = np.float64(0).__reduce__()[0]
+    allowed = [argparse.Namespace, np.dtype, np.ndarray, scalar, (scalar, "numpy.core.multiarray.scalar"),
+               *{type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.bool_)}]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not zipfile.is_zipfile(path) and "GLOBAL" not in str(error):
+            raise UserError(f"'{path.name}' cannot be read as weights: it is damaged or no PyTorch file.") from error
+        raise UserError(f"'{path.name}' is refused: it holds Python objects whose loading could execute code. Save"
+                        " only the state_dict, where you trust the file, and try again.") from error
+
+
+def _to_numpy(tensors):
+    return {str(key): _leaf(value) for key, value in tensors.items()}
+
+
+def _leaf(value):
+    if isinstance(value, Mapping):
+        return _to_numpy(value)
+    if hasattr(value, "detach"):  # a torch tensor, without importing torch
+        value = value.detach()
+        value = (value.float() if value.is_floating_point() else value).numpy()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fV":
+        return value.astype(np.float32)
+    return value
+
+
+def _first_line(error):
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__).rstrip(".")

@@ -1,0 +1,175 @@
+"""Numerical parity: regenerate a reference's weights, run our model on its inputs, compare every stored tensor.
+
+A reference file is an ``.npz`` of inputs, named intermediate tensors and outputs (NCHW, as PyTorch made them) with the
+strings ``system``, ``variant`` and the number ``tolerance``. Its weights are not stored: a manifest (JSON) lists every
+state_dict key with its shape, and each value is drawn from a generator seeded by the key's name (:func:`weights_of`).
+
+A tensor's name may end in ``_cN`` (first N channels), ``_sN`` (every N-th pixel of both axes) and ``_rowsN`` (first N
+rows of an attention matrix).
+"""
+
+import dataclasses
+import json
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from uvos_jax.errors import UserError
+from uvos_jax.models import build
+from uvos_jax.weights.convert import from_torch
+from uvos_jax.weights.traces import TRACES
+
+_META = ("system", "variant", "tolerance")
+_SUFFIX = re.compile(r"(?P<base>.+?)(?:_(?:c(?P<c>\d+)|s(?P<s>\d+)|rows(?P<rows>\d+)))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One compared tensor.
+
+    Attributes:
+      name: in the reference file.
+      error: largest absolute difference over the reference's largest absolute value; NaN if it could not be compared.
+      tolerance: what it is held to.
+      ok: whether it holds.
+      note: why it could not be compared, or empty.
+    """
+
+    name: str
+    error: float
+    tolerance: float
+    ok: bool
+    note: str = ""
+
+
+def weights_of(manifest: Mapping) -> dict[str, np.ndarray]:
+    """Regenerates the state_dict of a manifest.
+
+    For every key, ``PCG64(crc32(key))`` draws in float64: batch counters are 0, running variances
+    ``1 + 0.1 U(0, 1)``, running means and biases ``0.05 N(0, 1)``, one-dimensional weights ``1 + 0.05 N(0, 1)``, other
+    weights ``N(0, 2 / fan_in)``, anything else ``0.1 N(0, 1)``; cast to float32, then multiplied by the factor of each
+    ``scale`` entry whose expression matches the whole key. Keys in ``alias`` take the value of the key they name.
+
+    Args:
+      manifest: ``{"keys": {key: shape}, "scale": [[expression, factor]], "alias": {key: key}}``.
+
+    Returns:
+      float32 arrays (int64 for batch counters) by key.
+    """
+    scales = [(re.compile(expression), np.float32(factor)) for expression, factor in manifest.get("scale", [])]
+    alias = manifest.get("alias", {})
+    tensors = {}
+    for key, shape in manifest["keys"].items():
+        if key in alias:
+            continue
+        rng = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode())))
+        if key.endswith("num_batches_tracked"):
+            tensors[key] = np.zeros(shape, np.int64)
+            continue
+        if key.endswith(".running_var"):
+            value = 1 + 0.1 * rng.random(shape)
+        elif key.endswith((".running_mean", ".bias")):
+            value = 0.05 * rng.standard_normal(shape)
+        elif key.endswith(".weight") and len(shape) == 1:
+            value = 1 + 0.05 * rng.standard_normal(shape)
+        elif key.endswith(".weight"):
+            value = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+        else:
+            value = 0.1 * rng.standard_normal(shape)
+        value = np.asarray(value, np.float32)
+        for expression, factor in scales:
+            if expression.fullmatch(key):
+                value = value * factor
+        tensors[key] = value
+    return tensors | {key: tensors[target] for key, target in alias.items()}
+
+
+def check(reference: str | Path, manifest: str | Path | None = None, variant: str | None = None,
+          report: Callable[[Comparison], None] = lambda _: None) -> list[Comparison]:
+    """Compares our model with a reference file, every tensor in it, in float32.
+
+    Args:
+      reference: the ``.npz``.
+      manifest: the JSON; None takes ``<system>_manifest.json`` beside the reference.
+      variant: overrides the variant that the file names.
+      report: called with each comparison.
+
+    Returns:
+      One comparison for every tensor in the file that is neither an input nor a label; at least one.
+
+    Raises:
+      UserError: if a file is missing or not of the format, or the weights do not fit the model.
+    """
+    tensors, meta = _read_reference(Path(reference))
+    weights = weights_of(_read_manifest(Path(reference), manifest, meta["system"]))
+    variant = variant or meta["variant"]
+    trace = TRACES.get(meta["system"])
+    if trace is None:
+        raise UserError(f"'{reference}' is of system '{meta['system']}', which has no reference run here; known:"
+                        f" {', '.join(TRACES)}.")
+    model = build(trace.model, variant=variant)
+    variables = from_torch(trace.model, weights, variant=variant)
+    inputs = {name: tensors[name] for name in trace.inputs if name in tensors}
+    if len(inputs) < len(trace.inputs):
+        lacking = ", ".join(name for name in trace.inputs if name not in inputs)
+        raise UserError(f"'{reference}' lacks the inputs {lacking} of {meta['system']}.")
+    expected = {name: value for name, value in tensors.items() if name not in inputs}
+    if not expected:
+        raise UserError(f"'{reference}' holds no tensor to compare beside its inputs.")
+    made = trace.run(model, jax.tree.map(jax.numpy.asarray, variables), inputs, expected)
+    results = []
+    for name, value in expected.items():
+        results.append(_compare(name, value, made, meta["tolerance"]))
+        report(results[-1])
+    return results
+
+
+def _compare(name, expected, made, tolerance):
+    suffix = _SUFFIX.fullmatch(name)
+    ours = made.get(name, made.get(suffix["base"]))
+    if ours is None:
+        return Comparison(name, np.nan, tolerance, False, "this model makes no tensor of that name")
+    ours = np.asarray(ours(int(suffix["rows"])) if callable(ours) else ours)
+    if name not in made:
+        if suffix["c"]:
+            ours = ours[:, :int(suffix["c"])]
+        if suffix["s"]:
+            ours = ours[..., ::int(suffix["s"]), ::int(suffix["s"])]
+    if ours.shape != expected.shape:
+        return Comparison(name, np.nan, tolerance, False, f"shape {ours.shape}, not {expected.shape}")
+    # An all-zero reference is held to absolute zero tolerance times one.
+    scale = float(np.abs(expected).max(initial=0)) or 1.0
+    error = float(np.abs(ours.astype(np.float64) - expected).max(initial=0)) / scale
+    return Comparison(name, error, tolerance, bool(error <= tolerance))
+
+
+def _read_reference(path):
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            tensors = dict(file)
+    except FileNotFoundError:
+        raise UserError(f"There is no reference file '{path}'.") from None
+    except Exception as error:  # zip and NumPy header errors of many kinds
+        raise UserError(f"'{path}' is not a readable .npz file.") from error
+    lacking = [name for name in _META if name not in tensors]
+    if lacking:
+        raise UserError(f"'{path}' is no whole-network reference: it lacks {', '.join(lacking)}.")
+    meta = {"system": str(tensors.pop("system")), "variant": str(tensors.pop("variant")),
+            "tolerance": float(tensors.pop("tolerance"))}
+    return tensors, meta
+
+
+def _read_manifest(reference, manifest, system_name):
+    path = Path(manifest) if manifest else reference.with_name(f"{system_name}_manifest.json")
+    try:
+        content = json.loads(path.read_text())
+        content["keys"].items()
+    except FileNotFoundError:
+        raise UserError(f"There is no manifest '{path}'; name it with --manifest.") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"'{path}' is no manifest: it should be JSON with a table 'keys' of names and shapes.") from error
+    return content
