@@ -22,8 +22,8 @@ Weights = Annotated[str | None, typer.Option("--weights", help="Checkpoint direc
                                                                 " 'random' (untrained).")]
 Precision = Annotated[str, typer.Option("--precision", help="float32 (reference) or bfloat16.")]
 Chunk = Annotated[int | None, typer.Option("--chunk", min=1, help="Frames encoded together; bounds the memory.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A hyper-parameter of the model, e.g."
-                                                                                " net=anchor; may be repeated.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE",
+                                               help="A hyper-parameter of the model, e.g. net=anchor; may be repeated.")]
 
 
 @app.command(epilog="Example: uvos segment my.mp4 --model adnet --variant official --weights ad.pth")
@@ -32,7 +32,7 @@ def segment(
     model: Model = None,
     variant: Variant = None,
     weights: Weights = None,
-    output: Annotated[Path | None, typer.Option("--output", help="Results folder; uvos_output/<input> if not given.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Results; uvos_output/<input> if not given.")] = None,
     scales: Annotated[str, typer.Option("--scales", help="Scales to average, e.g. 0.75,1,1.5.")] = "1",
     flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored frames too.")] = False,
     size: Annotated[int | None, typer.Option("--size", min=17, help="The network's shorter side in pixels.")] = None,
@@ -160,7 +160,8 @@ def models() -> None:
     from uvos_jax.weights.convert import expected_variables
 
     for name, row in SYSTEMS.items():
-        lines = [("paper", row.paper), ("task", row.task), ("inputs", row.inputs), ("variants", ", ".join(row.variants)),
+        lines = [("paper", row.paper), ("task", row.task), ("inputs", row.inputs),
+                 ("variants", ", ".join(row.variants)),
                  *((key, ", ".join(values)) for key, values in row.choices.items()),
                  ("parameters", f"{parameter_count(expected_variables(build(name))):,}"),
                  ("weights", "none in the package; give --weights")]

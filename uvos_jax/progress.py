@@ -26,7 +26,8 @@ class _Lines:
         elapsed = time.monotonic() - self._started
         rate = self._done / elapsed
         of = f"/{self._total}" if self._total else ""
-        left = f", {(self._total - self._done) / rate:.0f} s left" if self._total and 0 < self._done < self._total else ""
+        known = self._total and 0 < self._done < self._total
+        left = f", {(self._total - self._done) / rate:.0f} s left" if known else ""
         print(f"{self._what}: {self._done}{of} {self._unit} in {elapsed:.0f} s, {rate:.3g} {self._unit}/s{left}",
               file=sys.stderr, flush=True)
 
@@ -46,7 +47,14 @@ def progress(what: str, total: int | None, unit: str = "frames") -> Iterator[_Li
         lines.line()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     rate = TextColumn("{task.fields[rate]}")
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeElapsedColumn(),

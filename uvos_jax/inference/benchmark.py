@@ -102,7 +102,7 @@ def matmul_peak(dtype: jnp.dtype = jnp.float32) -> float:
 
 
 def _time(function, at_least):
-    """Seconds of each call, up to twenty calls in ten seconds but never fewer than asked; the warm-up is the caller's."""
+    """Seconds of each call: twenty calls or ten seconds, but never fewer than asked; the warm-up is the caller's."""
     seconds = []
     while len(seconds) < at_least or (len(seconds) < 20 and sum(seconds) < 10):
         started = time.perf_counter()

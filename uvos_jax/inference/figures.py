@@ -63,7 +63,7 @@ def write_figures(segmenter: Segmenter, source: Source, results: Path, count: in
 
 
 def spread_points(mask: np.ndarray, count: int) -> np.ndarray:
-    """Points inside a mask, far from each other: first its innermost row-major middle, then always the farthest left.
+    """Points inside a mask, far from each other: the middle one in reading order, then always the farthest.
 
     Args:
       mask: ``[h, w]`` bool; an empty one counts as full.
@@ -121,13 +121,14 @@ def _draw_matches(path, anchor, later, mask, anchor_embed, later_embed):
         axes[1].plot(*end[::-1], "o", color=colour, markeredgecolor="white", markersize=9)
         axes[1].annotate(f"{weight:.2g}", end[::-1], color="white", fontsize=9, xytext=(6, 4),
                          textcoords="offset points")
-        figure.add_artist(ConnectionPatch(start[::-1], end[::-1], "data", "data", axes[0], axes[1], color=colour, lw=1))
+        figure.add_artist(ConnectionPatch(start[::-1], end[::-1], "data", "data", axesA=axes[0], axesB=axes[1],
+                                          color=colour, lw=1))
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
 def _draw_drift(path, indices, masks, embeddings):
-    """Distances of the mean foreground embedding, in units of the anchor's distance between foreground and background."""
+    """Distances of the mean foreground embedding; 1 is that of foreground and background in the anchor."""
     import matplotlib.pyplot as plt
 
     small = [np.asarray(resize_nearest(mask[..., None], e.shape[:2]))[..., 0]

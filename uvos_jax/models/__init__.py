@@ -68,7 +68,8 @@ def build(name: str, **overrides) -> nn.Module:
             raise UserError(f"{name} has no option '{key}'.{nearest_hint(key, fields)}")
         known = {"variant": row.variants, **row.choices}.get(key)
         if known and value not in known:
-            raise UserError(f"{name} has no {key} '{value}'.{nearest_hint(str(value), known)} Known: {', '.join(known)}.")
+            hint = nearest_hint(str(value), known)
+            raise UserError(f"{name} has no {key} '{value}'.{hint} Known: {', '.join(known)}.")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
     if isinstance(values.get("dtype"), str):
         values["dtype"] = jnp.dtype(values["dtype"]).type

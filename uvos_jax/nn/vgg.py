@@ -38,6 +38,6 @@ class VGG16(nn.Module):
 
 
 def torch_rules(ours: str, theirs: str) -> tuple[tuple[str, str, str], ...]:
-    """Name rules for torchvision's ``features.N`` layout; ``theirs`` is the prefix before ``N`` (see ``weights.convert``)."""
+    """Name rules for torchvision's layout; ``theirs`` is the prefix before the index (see ``weights.convert``)."""
     return tuple((f"{ours}/conv{stage}_{i}", f"{theirs}{index}", "conv")
                  for stage, indices in enumerate(_TORCH_INDEX, 1) for i, index in enumerate(indices, 1))

@@ -1,4 +1,4 @@
-"""Binary morphology with square structuring elements, on the device (OpenCV's ``dilate``, ``erode``, ``MORPH_OPEN``)."""
+"""Binary morphology with square structuring elements, on the device, with OpenCV's borders."""
 
 import jax
 import jax.numpy as jnp

@@ -2,7 +2,7 @@
 
 A rule is ``(pattern, key, layout)``. The pattern matches the whole path of one of *our* modules
 (``backbone/layer1_0/conv1``), the key is the module's name on *their* side, with back-references to the pattern
-(``features.layer\\1.\\2.conv\\3``); the first rule that matches counts. The layout says how the arrays inside correspond:
+(``features.layer\\1.\\2.conv\\3``); the first rule that matches counts. The layout says how the arrays correspond:
 
 - ``conv``: ``weight`` OIHW -> ``kernel`` HWIO (depthwise and grouped too), ``bias``.
 - ``linear``: ``weight`` (out, in) -> ``kernel`` (in, out), ``bias``.
@@ -78,20 +78,19 @@ def convert(expected: dict, state_dict: Mapping[str, np.ndarray], rules: Rules, 
       rules: see the module's text.
       what: name of the model, for the message.
     """
-    compiled = [(re.compile(pattern), key, _LAYOUTS[layout]) for pattern, key, layout in rules]
     variables, missing, misshapen, used = {}, [], [], set()
     for path, leaf in flatten_dict(expected).items():
-        key, layout = _their_key(path, compiled)
+        key, layout = _their_key(path, rules)
         if key not in state_dict:
             missing.append(key)
             continue
         used.add(key)
         theirs = np.asarray(state_dict[key])
-        ours = layout(theirs) if theirs.ndim == len(leaf.shape) else theirs
-        if ours.shape != leaf.shape:
-            misshapen.append(f"{key} {list(theirs.shape)}, not {_their_shape(leaf.shape, layout)}")
+        wanted = _their_shape(leaf.shape, layout)
+        if theirs.shape != wanted:
+            misshapen.append(f"{key} {list(theirs.shape)}, not {list(wanted)}")
             continue
-        variables[path] = np.ascontiguousarray(ours, dtype=np.float32)
+        variables[path] = np.ascontiguousarray(layout(theirs), dtype=np.float32)
     extra = [key for key in state_dict if key not in used and not _IGNORED.fullmatch(key)]
     if missing or extra or misshapen:
         parts = [f"{len(keys)} {title} ({_first_ten(keys)})" for title, keys in
@@ -111,20 +110,34 @@ def unwrap(state_dict: Mapping) -> dict[str, np.ndarray]:
     return dict(state_dict)
 
 
-def _their_key(path, compiled):
+def expected_torch_shapes(name: str, **overrides) -> dict[str, tuple[int, ...]]:
+    """The keys and shapes that :func:`from_torch` wants for ``name`` with these hyper-parameters."""
+    model = build(name, **overrides)
+    rules = system(name).torch_rules(model)
+    wanted = {}
+    for path, leaf in flatten_dict(expected_variables(model)).items():
+        key, layout = _their_key(path, rules)
+        wanted[key] = _their_shape(leaf.shape, layout)
+    return wanted
+
+
+def _their_key(path, rules):
+    """Their key for one of our leaves, and the function from their array to ours."""
     *modules, leaf = path[1:]  # path[0] is the collection
     module = "/".join(modules)
-    for pattern, key, layout in compiled:
-        match = pattern.fullmatch(module)
-        if match and leaf in layout:
-            theirs, transform = layout[leaf]
+    for pattern, key, layout in rules:
+        match = re.fullmatch(pattern, module)
+        if match and leaf in _LAYOUTS[layout]:
+            theirs, transform = _LAYOUTS[layout][leaf]
             return f"{match.expand(key)}.{theirs}", transform
     raise AssertionError(f"no name rule covers {'/'.join(path)}")
 
 
 def _their_shape(shape, layout):
-    inverse = {_hwio: lambda s: (s[3], s[2], s[0], s[1]), np.transpose: lambda s: s[::-1]}.get(layout, _as_is)
-    return list(inverse(shape))
+    if layout is _hwio:
+        h, w, c_in, c_out = shape
+        return c_out, c_in, h, w
+    return shape[::-1] if layout is np.transpose else shape
 
 
 def _first_ten(keys):

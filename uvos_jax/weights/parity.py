@@ -171,5 +171,5 @@ def _read_manifest(reference, manifest, system_name):
     except FileNotFoundError:
         raise UserError(f"There is no manifest '{path}'; name it with --manifest.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"'{path}' is no manifest: it should be JSON with a table 'keys' of names and shapes.") from error
+        raise UserError(f"'{path}' is no manifest: it should be JSON with 'keys', names and shapes.") from error
     return content

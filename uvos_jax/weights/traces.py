@@ -41,7 +41,8 @@ def _adnet(model, variables, inputs, expected):
     made |= {f"feat_{name}": _nchw(inner[f"diffused_{name}"]) for name in ("anchor", "intra")
              if f"diffused_{name}" in inner}
     if "logit_up" in expected:  # at the size of the annotation, which only the reference knows
-        made["logit_up"] = _nchw(resize_bilinear(outputs["logits"], expected["logit_up"].shape[-2:], align_corners=True))
+        size = expected["logit_up"].shape[-2:]
+        made["logit_up"] = _nchw(resize_bilinear(outputs["logits"], size, align_corners=True))
     return made
 
 

@@ -1,0 +1,42 @@
+"""A small AD-Net whose masks have foreground and background, and clips for it. A helper of the tests."""
+
+import cv2
+import jax
+import numpy as np
+
+from uvos_jax.inference import Segmenter
+from uvos_jax.inference.segmenter import random_variables
+from uvos_jax.models import build
+from uvos_jax.ops.preprocess import preprocess
+
+SMALL = {"depths": (1, 1, 1, 1), "width": 8, "aspp_features": 16, "embedding": 16, "hidden": 16, "short_side": 65}
+
+
+def small_segmenter(variant: str = "paper", *, scales=(1.0,), flip: bool = False, **overrides) -> Segmenter:
+    """Random weights, shifted so that half of a clip is foreground; the same for both variants."""
+    model = build("adnet", variant=variant, **(SMALL | overrides))
+    variables = random_variables(model)
+    # A tame embedding keeps the softmax from picking single pixels, where rounding would decide.
+    variables["params"]["embed"]["kernel"] *= 0.02
+    seen = clip(21)[::5]
+    x = preprocess(seen, model.frame_size(seen.shape[1:3]), model.preprocess)
+    features = model.apply(variables, {"frame": x}, method="encode")["embed"]
+    state = model.apply(variables, {"embed": np.repeat(features[:1], len(seen), 0)}, method="init_state")
+    logits, _ = model.apply(variables, state, {"embed": features}, method="predict")
+    if "cls_conv2" in variables["params"]:
+        variables["params"]["cls_conv2"]["bias"] -= float(np.median(logits)) - (0.5 if variant == "official" else 0.0)
+    return Segmenter("adnet", model, jax.tree.map(np.asarray, variables), scales=scales, flip=flip)
+
+
+def clip(length: int, size: tuple[int, int] = (48, 72), seed: int = 0) -> np.ndarray:
+    """``[t, h, w, 3]`` uint8: a bright disc that moves over a still texture."""
+    rng = np.random.default_rng(seed)
+    texture = cv2.GaussianBlur(rng.integers(0, 256, (*size, 3)).astype(np.float32), (0, 0), 2)
+    texture = (texture - texture.min()) / np.ptp(texture) * 160
+    frames = []
+    for t in range(length):
+        frame = texture.copy()
+        centre = (int(size[1] * (0.2 + 0.6 * t / max(length - 1, 1))), size[0] // 2 + t % 5)
+        cv2.circle(frame, centre, min(size) // 4, (250, 220, 90), -1, cv2.LINE_AA)
+        frames.append(frame.astype(np.uint8))
+    return np.stack(frames)

@@ -1,0 +1,79 @@
+"""The rooms import one way only, and heavy packages stay where they belong."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import uvos_jax
+
+ROOT = Path(uvos_jax.__file__).parent
+# What each room may import of the others. Leaves (no JAX) stand first.
+ALLOWED = {
+    "video": set(),
+    "ops": set(),
+    "nn": {"ops"},
+    "models": {"nn", "ops"},
+    "weights": {"models", "nn", "ops"},
+    "inference": {"weights", "models", "nn", "ops", "video"},
+    "cli": {"inference", "weights", "models", "video", "progress"},
+    "progress": set(),
+    "__main__": {"cli"},
+    "__init__": {"inference"},
+    "errors": set(),
+    "_version": set(),
+}
+EVERYWHERE = {"errors", "_version"}
+ONLY_IN = {"torch": {"weights/files.py"}, "orbax": {"weights/checkpoints.py"}, "tensorflow": set(),
+           "tensorflow_datasets": set()}
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def _imports(path):
+    """Absolute names of everything a module imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _room(path):
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    room = _room(path)
+    for name in _imports(path):
+        parts = name.split(".")
+        if parts[0] == "uvos_jax" and len(parts) > 1:
+            target = parts[1]
+            known = target in ALLOWED or target.startswith("__")
+            assert not known or target == room or target in ALLOWED[room] | EVERYWHERE or target.startswith("__"), \
+                f"{path.name} ({room}) imports {name}"
+        assert parts[0] not in ONLY_IN or str(path.relative_to(ROOT)) in ONLY_IN[parts[0]], f"{path} imports {name}"
+
+
+def test_every_room_is_in_the_table():
+    assert {_room(path) for path in MODULES} == set(ALLOWED)
+
+
+def test_no_file_grows_past_a_few_hundred_lines():
+    for path in MODULES:
+        assert len(path.read_text().splitlines()) <= 420, f"{path.name} is asking to be two"
+
+
+@pytest.mark.parametrize(("code", "absent"), [
+    ("import uvos_jax", ("jax", "numpy", "cv2", "tensorflow", "torch")),
+    ("import uvos_jax.video", ("jax", "tensorflow", "torch", "av", "PIL")),
+    ("import uvos_jax.cli", ("jax", "cv2", "tensorflow", "torch")),
+    ("import uvos_jax; uvos_jax.load", ("tensorflow", "torch", "matplotlib", "av")),
+])
+def test_importing_is_light(code, absent):
+    check = f"{code}\nimport sys\nprint([m for m in {absent!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,123 @@
+import json
+
+import av
+import cv2
+import numpy as np
+import pytest
+from small_adnet import clip, small_segmenter
+
+from uvos_jax import UserError
+from uvos_jax.inference.figures import check_figures, match, spread_points, write_figures
+from uvos_jax.inference.job import check_output, segment_to_folder
+from uvos_jax.video import VideoWriter, open_source, read_mask
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    return small_segmenter()
+
+
+def _folder(path, frames):
+    path.mkdir()
+    for i, frame in enumerate(frames):
+        cv2.imwrite(str(path / f"frame{i}.png"), frame[:, :, ::-1])
+    return path
+
+
+def test_folder_gives_masks_named_after_frames_overlay_and_run_json(segmenter, tmp_path):
+    frames = clip(5)
+    source = _folder(tmp_path / "clip", frames)
+    seen = []
+    run = segment_to_folder(segmenter, open_source(source), tmp_path / "out", chunk=2, options={"input": "clip"},
+                            on_frame=lambda: seen.append(1))
+    assert len(seen) == 5
+    masks = {path.stem: read_mask(path) for path in (tmp_path / "out/masks").iterdir()}
+    assert sorted(masks) == [f"frame{i}" for i in range(5)]
+    for (_, labels), i in zip(segmenter.stream(source), range(5), strict=True):
+        np.testing.assert_array_equal(masks[f"frame{i}"], labels)
+    with av.open(str(tmp_path / "out/overlay.mp4")) as video:
+        stream = video.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert sum(1 for _ in video.decode(stream)) == 5
+    assert json.loads((tmp_path / "out/run.json").read_text()) == run
+    assert run["model"] == "adnet" and run["source"]["frames"] == 5 and run["source"]["size"] == [48, 72]
+    assert run["network_sizes"] == [[65, 97]] and run["options"] == {"input": "clip"} and run["chunk"] == 2
+    assert run["hyper_parameters"]["width"] == 8 and "jax" in run["versions"]
+
+
+def test_video_file_gives_five_digit_names_and_its_rate(segmenter, tmp_path):
+    with VideoWriter(tmp_path / "clip.mp4", 12.5) as writer:
+        for frame in clip(4):
+            writer.write(frame)
+    run = segment_to_folder(segmenter, open_source(tmp_path / "clip.mp4"), tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out/masks").iterdir()) == [f"{i:05d}.png" for i in range(4)]
+    assert run["source"] == {"name": "clip", "kind": "file", "fps": 12.5, "frames": 4, "size": [48, 72]}
+    with av.open(str(tmp_path / "out/overlay.mp4")) as video:
+        assert float(video.streams.video[0].average_rate) == 12.5
+
+
+def test_results_are_replaced_only_when_asked_and_only_by_a_run_that_works(segmenter, tmp_path):
+    out = tmp_path / "out"
+    segment_to_folder(segmenter, open_source(clip(3)), out)
+    with pytest.raises(UserError, match="holds results already.*--overwrite"):
+        segment_to_folder(segmenter, open_source(clip(2)), out)
+    unreadable = iter([np.zeros((4, 4), np.uint8)])
+    with pytest.raises(UserError):
+        segment_to_folder(segmenter, open_source(unreadable), out, overwrite=True)
+    assert len(list((out / "masks").iterdir())) == 3 and (out / "run.json").exists()
+    segment_to_folder(segmenter, open_source(clip(2)), out, overwrite=True)
+    assert sorted(p.name for p in (out / "masks").iterdir()) == ["00000.png", "00001.png"]
+
+
+def test_a_run_that_breaks_off_keeps_its_masks_and_has_no_run_json(segmenter, tmp_path):
+    source = _folder(tmp_path / "clip", [*clip(4), np.zeros((9, 9, 3), np.uint8)])
+    with pytest.raises(UserError, match="frame4"):
+        segment_to_folder(segmenter, open_source(source), tmp_path / "out", chunk=1)
+    assert {p.name for p in (tmp_path / "out/masks").iterdir()} == {"frame0.png", "frame1.png", "frame2.png"}
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["masks"]
+
+
+def test_output_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "out").write_text("precious")
+    with pytest.raises(UserError, match="is a file"):
+        check_output(tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out").read_text() == "precious"
+
+
+def test_match_finds_the_pixel_with_the_same_embedding():
+    rng = np.random.default_rng(0)
+    anchor = rng.standard_normal((4, 5, 8)).astype(np.float32)
+    anchor *= 8 / np.linalg.norm(anchor, axis=-1, keepdims=True)  # equal lengths: a pixel is its own best match
+    shuffle = rng.permutation(20)
+    frame = anchor.reshape(20, 8)[shuffle].reshape(4, 5, 8)
+    points = np.array([[0, 0], [3, 4], [1, 2]])
+    found, weights = match(points, anchor, frame)
+    np.testing.assert_array_equal(shuffle[found[:, 0] * 5 + found[:, 1]], points[:, 0] * 5 + points[:, 1])
+    assert ((weights > 0) & (weights <= 1)).all()
+
+
+def test_spread_points_lie_inside_and_apart():
+    mask = np.zeros((20, 30), bool)
+    mask[5:15, 5:25] = True
+    points = spread_points(mask, 5)
+    assert points.shape == (5, 2) and mask[points[:, 0], points[:, 1]].all()
+    gaps = np.linalg.norm(points[:, None] - points[None], axis=-1)[np.triu_indices(5, 1)]
+    assert gaps.min() >= 5
+    assert len(spread_points(np.zeros((3, 3), bool), 4)) == 4
+    assert len(spread_points(np.eye(2, dtype=bool), 4)) == 2
+
+
+def test_debug_pictures_are_written(segmenter, tmp_path):
+    source = open_source(clip(5))
+    segment_to_folder(segmenter, source, tmp_path / "out")
+    paths = write_figures(segmenter, source, tmp_path / "out", 5)
+    assert [p.name for p in paths] == ["matches.png", "drift.png"]
+    for path in paths:
+        assert np.ptp(cv2.imread(str(path))) > 100
+
+
+def test_debug_is_refused_where_it_cannot_work(segmenter):
+    with pytest.raises(UserError, match="second time"):
+        check_figures(segmenter, open_source(iter(clip(1))))
+    with pytest.raises(UserError, match="does not have"):
+        check_figures(small_segmenter(net="base"), open_source(clip(1)))

@@ -1,0 +1,173 @@
+"""Resizing against loops over the coordinate rules, PyTorch and OpenCV."""
+
+import math
+
+import cv2
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from uvos_jax.ops.preprocess import Preprocess, preprocess
+from uvos_jax.ops.resize import resize_bicubic, resize_bilinear, resize_nearest
+
+# (input, output): up, down, mixed, one axis kept, from one pixel, to one pixel.
+SIZES = [
+    ((4, 5), (9, 11)),
+    ((9, 7), (4, 3)),
+    ((3, 8), (7, 5)),
+    ((6, 6), (6, 3)),
+    ((1, 6), (4, 3)),
+    ((5, 4), (1, 1)),
+    ((2, 2), (16, 3)),
+]
+
+
+def _image(size, channels=2, seed=0):
+    return np.random.default_rng(seed).standard_normal((*size, channels)).astype(np.float32)
+
+
+def _coordinate(i, n_in, n_out, align_corners):
+    if align_corners:
+        return i * (n_in - 1) / (n_out - 1) if n_out > 1 else 0.0
+    return (i + 0.5) * n_in / n_out - 0.5
+
+
+def _tent(distance):
+    return max(0.0, 1 - abs(distance))
+
+
+def _keys(distance, a=-0.75):
+    d = abs(distance)
+    if d <= 1:
+        return (a + 2) * d**3 - (a + 3) * d**2 + 1
+    return a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a if d < 2 else 0.0
+
+
+def _resize_by_loops(x, size, align_corners, kernel, reach):
+    """Weighs every pixel within reach of the source coordinate, clamped to the image."""
+    (h, w), out = x.shape[:2], np.zeros((*size, x.shape[2]))
+    for i in range(size[0]):
+        for j in range(size[1]):
+            y, z = _coordinate(i, h, size[0], align_corners), _coordinate(j, w, size[1], align_corners)
+            for p in range(math.floor(y) - reach + 1, math.floor(y) + reach + 1):
+                for q in range(math.floor(z) - reach + 1, math.floor(z) + reach + 1):
+                    pixel = x[min(max(p, 0), h - 1), min(max(q, 0), w - 1)]
+                    out[i, j] += kernel(y - p) * kernel(z - q) * pixel.astype(np.float64)
+    return out
+
+
+@pytest.mark.parametrize(("size", "new"), SIZES)
+def test_nearest_equals_loops(size, new):
+    x = _image(size)
+    expected = np.array([[x[i * size[0] // new[0], j * size[1] // new[1]] for j in range(new[1])]
+                         for i in range(new[0])])
+    np.testing.assert_array_equal(resize_nearest(x, new), expected)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize(("size", "new"), SIZES)
+def test_bilinear_equals_loops(size, new, align_corners):
+    x = _image(size)
+    expected = _resize_by_loops(x, new, align_corners, _tent, 1)
+    np.testing.assert_allclose(resize_bilinear(x, new, align_corners=align_corners), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize(("size", "new"), SIZES)
+def test_bicubic_equals_loops(size, new, align_corners):
+    x = _image(size)
+    expected = _resize_by_loops(x, new, align_corners, _keys, 2)
+    np.testing.assert_allclose(resize_bicubic(x, new, align_corners=align_corners), expected, atol=2e-6)
+
+
+def test_leading_axes_are_resized_one_by_one():
+    x = np.stack([_image((4, 5), seed=s) for s in range(6)]).reshape(2, 3, 4, 5, 2)
+    for resize in (resize_nearest, lambda x, s: resize_bicubic(x, s, align_corners=False)):
+        whole = np.asarray(resize(x, (7, 3)))
+        assert whole.shape == (2, 3, 7, 3, 2)
+        np.testing.assert_allclose(whole[1, 2], resize(x[1, 2], (7, 3)), atol=1e-6)
+
+
+def test_same_size_is_the_identity():
+    x = _image((5, 6))
+    np.testing.assert_array_equal(resize_bilinear(x, (5, 6), align_corners=False), x)
+    np.testing.assert_array_equal(resize_bicubic(x, (5, 6), align_corners=True), x)
+
+
+@pytest.mark.parametrize("resize", [resize_bilinear, resize_bicubic])
+def test_integers_come_back_as_float32(resize):
+    x = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
+    out = resize(x, (6, 9), align_corners=False)
+    assert out.dtype == jnp.float32
+    np.testing.assert_array_equal(out, resize(x.astype(np.float32), (6, 9), align_corners=False))
+
+
+@pytest.mark.parametrize("resize", [resize_bilinear, resize_bicubic])
+def test_bfloat16_is_kept_but_computed_in_float32(resize):
+    x = jnp.asarray(_image((4, 5)), jnp.bfloat16)
+    out = resize(x, (13, 9), align_corners=True)
+    assert out.dtype == jnp.bfloat16
+    expected = resize(x.astype(jnp.float32), (13, 9), align_corners=True).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(out.astype(jnp.float32), expected.astype(jnp.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.bool_])
+def test_nearest_keeps_any_dtype(dtype):
+    x = (np.arange(20).reshape(4, 5, 1) % 2).astype(dtype)
+    out = resize_nearest(x, (3, 11))
+    assert out.dtype == dtype
+    np.testing.assert_array_equal(np.asarray(out)[:, :, 0], x[[0, 1, 2]][:, np.arange(11) * 5 // 11, 0])
+
+
+@pytest.mark.parametrize(
+    ("native", "size"), [((48, 85), (57, 97)), ((60, 90), (33, 49)), ((108, 192), (49, 89))]
+)
+def test_preprocess_resizes_as_opencv_within_one_grey_level(native, size):
+    frame = np.random.default_rng(1).integers(0, 256, (*native, 3), np.uint8)
+    rule = Preprocess("RGB", 1.0, (0, 0, 0), (1, 1, 1), True)
+    ours = np.asarray(preprocess(frame[None], size, rule))[0]
+    theirs = cv2.resize(frame, size[::-1], interpolation=cv2.INTER_LINEAR).astype(np.float32)
+    difference = np.abs(ours - theirs)
+    # OpenCV's fixed-point arithmetic cuts off instead of rounding: one value in eight is one level lower.
+    assert difference.max() <= 1
+    assert (difference == 0).mean() > 0.8
+    corner_aligned = np.asarray(resize_bilinear(frame, size, align_corners=True))
+    assert np.abs(corner_aligned - theirs).max() > 10  # so one level tells the rules apart
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize(("mode", "resize"), [("bilinear", resize_bilinear), ("bicubic", resize_bicubic)])
+def test_interpolation_equals_torch(torch, mode, resize, align_corners):
+    for size, new in [*SIZES, ((13, 17), (96, 126)), ((61, 40), (23, 11))]:
+        x = _image(size)
+        theirs = torch.nn.functional.interpolate(torch.from_numpy(x).permute(2, 0, 1)[None], new, mode=mode,
+                                                 align_corners=align_corners)[0].permute(1, 2, 0).numpy()
+        ours = np.asarray(resize(x, new, align_corners=align_corners))
+        assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max(), (size, new)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("n_in", "n_out"),
+    [
+        (5, 12),
+        (12, 5),
+        (7, 7),
+        (1, 4),
+        (480, 61),
+        (854, 108),
+        (61, 480),
+        # PyTorch's float32 step falls short of a whole pixel here:
+        (14, 46),
+        (21, 69),
+        (26, 22),
+        (26, 44),
+        (28, 46),
+        (30, 58),
+    ],
+)
+def test_nearest_equals_torch(torch, n_in, n_out):
+    x = np.arange(n_in, dtype=np.float32)[None, :, None]
+    theirs = torch.nn.functional.interpolate(torch.from_numpy(x[None, :, :, 0]), (n_out,)).numpy()
+    np.testing.assert_array_equal(resize_nearest(x, (1, n_out))[:, :, 0], theirs[0])

@@ -1,0 +1,250 @@
+"""Folders, globs, single images and arrays as sources, and what is refused before anything runs."""
+
+import itertools
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from uvos_jax.errors import UserError
+from uvos_jax.video import Frame, open_source
+
+
+def picture(value: int, height: int = 6, width: int = 8) -> np.ndarray:
+    image = np.zeros((height, width, 3), np.uint8)
+    image[...] = value, value // 2, 0
+    return image
+
+
+def save(path: Path, image: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return path
+
+
+def assert_refused(source, match: str) -> str:
+    with pytest.raises(UserError, match=match) as caught:
+        open_source(source)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_folder_is_read_in_natural_order_and_again(tmp_path):
+    folder = tmp_path / "my.clip"
+    for number in (10, 2, 1, 33):
+        save(folder / f"frame{number}.png", picture(number))
+    source = open_source(folder)
+    assert (source.name, source.kind, source.fps, source.length) == ("my.clip", "folder", 24.0, 4)
+    assert (source.live, source.rereadable) == (False, True)
+    for _ in range(2):
+        frames = list(source)
+        assert [frame.name for frame in frames] == ["frame1", "frame2", "frame10", "frame33"]
+        assert [frame.image[0, 0].tolist() for frame in frames] == [[n, n // 2, 0] for n in (1, 2, 10, 33)]
+    assert all(isinstance(frame, Frame) and frame.image.dtype == np.uint8 for frame in frames)
+
+
+def test_folder_ignores_hidden_other_and_nested_files(tmp_path):
+    for name in ("a.JPG", "b.WebP", ".hidden.png", "sub/c.png"):
+        save(tmp_path / name, picture(9))
+    (tmp_path / "notes.txt").write_text("no frame")
+    (tmp_path / "odd.png").mkdir()
+    assert [frame.name for frame in open_source(str(tmp_path))] == ["a", "b"]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff"])
+def test_every_kind_of_image_is_a_frame(tmp_path, suffix):
+    save(tmp_path / f"x.{suffix}", picture(200))
+    (frame,) = open_source(tmp_path)
+    np.testing.assert_allclose(frame.image, picture(200), atol=4)  # some kinds are lossy
+
+
+def test_grey_alpha_and_16_bit_frames_become_rgb(tmp_path):
+    grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    save(tmp_path / "0.png", grey)
+    alpha = np.dstack([picture(100), np.zeros((6, 8), np.uint8)])
+    save(tmp_path / "1.png", alpha)
+    cv2.imwrite(str(tmp_path / "2.png"), np.full((6, 8, 3), 200 * 257, np.uint16))
+    images = [frame.image for frame in open_source(tmp_path)]
+    np.testing.assert_array_equal(images[0], np.dstack([grey] * 3))
+    np.testing.assert_array_equal(images[1], picture(100))
+    np.testing.assert_array_equal(images[2], np.full((6, 8, 3), 200))
+
+
+def test_exif_orientation_is_honoured(tmp_path):
+    image = picture(0, 16, 32)
+    image[:, :16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown a quarter turn clockwise
+    Image.fromarray(image).save(tmp_path / "phone.jpg", exif=exif, quality=95)
+    (frame,) = open_source(tmp_path)
+    assert frame.image.shape == (32, 16, 3)
+    assert frame.image[4, 8].min() > 200 and frame.image[28, 8].max() < 50
+
+
+def test_single_image(tmp_path):
+    source = open_source(save(tmp_path / "still.png", picture(5)))
+    assert (source.name, source.kind, source.length) == ("still", "file", 1)
+    assert [frame.name for frame in source] == ["still"]
+
+
+def test_glob(tmp_path):
+    for name in ("a10.png", "a9.png", "b1.png"):
+        save(tmp_path / "shots" / name, picture(1))
+    source = open_source(str(tmp_path / "shots" / "a*.png"))
+    assert (source.name, source.kind, source.length) == ("shots", "glob", 2)
+    assert [frame.name for frame in source] == ["a9", "a10"]
+    assert open_source(tmp_path / "s*" / "*").name == tmp_path.name
+
+
+def test_folder_with_wildcards_in_its_name_is_taken_literally(tmp_path):
+    save(tmp_path / "clip [1]" / "0.png", picture(1))
+    assert open_source(tmp_path / "clip [1]").kind == "folder"
+
+
+def test_array():
+    video = np.stack([picture(value) for value in range(3)])
+    source = open_source(video)
+    assert (source.kind, source.length, source.live, source.rereadable) == ("iterator", 3, False, True)
+    for _ in range(2):
+        frames = list(source)
+        assert [frame.name for frame in frames] == ["00000", "00001", "00002"]
+        np.testing.assert_array_equal([frame.image for frame in frames], video)
+
+
+def test_list_has_a_length_and_is_rereadable():
+    source = open_source([picture(1), picture(2)])
+    assert (source.length, source.live, source.rereadable) == (2, False, True)
+    assert [len(list(source)), len(list(source))] == [2, 2]
+
+
+def test_generator_is_live_read_once_and_never_ahead():
+    taken = []
+    camera = (taken.append(value) or picture(value) for value in itertools.count())
+    source = open_source(camera)
+    assert (source.length, source.live, source.rereadable) == (None, True, False)
+    assert taken == []
+    frames = iter(source)
+    assert (next(frames).name, next(frames).name, taken) == ("00000", "00001", [0, 1])
+    frames.close()
+    with pytest.raises(UserError, match="only once"):
+        iter(source)
+
+
+def test_opened_source_is_returned_as_it_is():
+    source = open_source([picture(1)])
+    assert open_source(source) is source
+
+
+def test_missing_path_names_the_nearest(tmp_path):
+    save(tmp_path / "videos" / "goldfish" / "0.png", picture(1))
+    assert_refused(tmp_path / "videos" / "goldfsh", r"goldfsh' does not exist\. Did you mean 'goldfish'\?")
+    assert_refused(tmp_path / "vidoes" / "goldfish", r"there is no 'vidoes' in .* Did you mean 'videos'\?")
+    assert_refused(tmp_path / "videos" / "goldfish" / "0.png" / "x", "does not exist")
+    assert_refused("", "empty path")
+    assert_refused(tmp_path / "line\nbreak", r"line\\nbreak' does not exist")
+
+
+def test_empty_folder(tmp_path):
+    assert_refused(tmp_path, "holds no frames .*png")
+    save(tmp_path / "bear" / "0.png", picture(1))
+    (tmp_path / "aaa").mkdir()
+    assert_refused(tmp_path, "its subfolder 'bear' does; give")
+    save(tmp_path / "boat" / "0.png", picture(1))
+    assert_refused(tmp_path, r"its subfolder 'bear' \(and 1 more\) does; give")
+
+
+def test_glob_without_images(tmp_path):
+    assert_refused(tmp_path / "*.png", "matches nothing")
+    (tmp_path / "a.txt").write_text("")
+    assert_refused(tmp_path / "*.txt", "matches no image")
+
+
+def test_frames_of_one_stem(tmp_path):
+    for name in ("0.png", "0.jpg"):
+        save(tmp_path / name, picture(1))
+    assert_refused(tmp_path, r"0\.jpg' and '.*0\.png' would overwrite")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture at all"])
+def test_first_frame_that_does_not_decode_is_refused_at_once(tmp_path, content):
+    (tmp_path / "0.png").write_bytes(content)
+    assert_refused(tmp_path, r"0\.png' cannot be decoded")
+    assert_refused(tmp_path / "0.png", r"0\.png' cannot be decoded")
+
+
+def test_broken_link_is_not_skipped(tmp_path):
+    (tmp_path / "0.png").symlink_to(tmp_path / "gone.png")
+    assert_refused(tmp_path, "cannot read the frame .*No such file")
+
+
+def test_later_frame_that_does_not_decode(tmp_path):
+    save(tmp_path / "0.png", picture(1))
+    whole = save(tmp_path / "1.png", np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8))
+    whole.write_bytes(whole.read_bytes()[:400])
+    frames = iter(open_source(tmp_path))
+    assert next(frames).name == "0"
+    with pytest.raises(UserError, match=r"1\.png' cannot be decoded") as caught:
+        next(frames)
+    assert "\n" not in str(caught.value)
+
+
+def test_frames_of_two_sizes(tmp_path):
+    save(tmp_path / "a.png", picture(1, 6, 8))
+    save(tmp_path / "b.png", picture(1, 8, 6))
+    with pytest.raises(UserError, match=r"'b' is 6x8 but the first one, 'a', is 8x6"):
+        list(open_source(tmp_path))
+    with pytest.raises(UserError, match=r"'00001' is 6x8 but the first one, '00000', is 8x6"):
+        list(open_source(iter([picture(1, 6, 8), picture(1, 8, 6)])))
+
+
+@pytest.mark.parametrize(
+    ("array", "match"),
+    [
+        (np.zeros((2, 6, 8, 3), np.float32), r"float32 array of shape \(2, 6, 8, 3\)"),
+        (np.zeros((6, 8, 3), np.uint8), r"shape \(6, 8, 3\)"),
+        (np.zeros((2, 3, 6, 8), np.uint8), r"shape \(2, 3, 6, 8\)"),
+        (np.zeros((0, 6, 8, 3), np.uint8), "not empty"),
+    ],
+)
+def test_array_of_another_form(array, match):
+    assert_refused(array, match)
+
+
+@pytest.mark.parametrize("source", [None, 7, b"frames", {"a": 1}, {1, 2}, open_source])
+def test_what_is_no_source(source):
+    assert_refused(source, f"object of type '{type(source).__name__}'")
+
+
+def test_list_of_something_else():
+    assert_refused([], "list .* holds no frame")
+    assert_refused(["a.png", "b.png"], "'00000' is an object of type 'str'")
+    assert_refused([np.zeros((6, 8), np.uint8)], r"'00000' is a uint8 array of shape \(6, 8\)")
+
+
+def test_iterator_of_something_else_fails_where_it_goes_wrong():
+    frames = iter(open_source(iter([picture(1), picture(1) / 255])))
+    next(frames)
+    with pytest.raises(UserError, match="'00001' is a float64 array"):
+        next(frames)
+    with pytest.raises(UserError, match="holds no frame"):
+        list(open_source(iter([])))
+
+
+def test_error_of_the_callers_iterator_is_passed_on():
+    def camera():
+        yield picture(1)
+        raise ConnectionError("unplugged")
+
+    with pytest.raises(ConnectionError):
+        list(open_source(camera()))
+
+
+def test_davis_folder(real_data):
+    source = open_source(real_data / "davis2016/JPEGImages/480p/bear")
+    assert (source.name, source.length) == ("bear", 82)
+    frames = list(source)
+    assert [frame.name for frame in frames] == [f"{index:05d}" for index in range(82)]
+    assert {frame.image.shape for frame in frames} == {(480, 854, 3)}

@@ -1,0 +1,193 @@
+"""Weight files of other people: what is read, and that nothing inside them runs."""
+
+import argparse
+import pickle
+import sys
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from uvos_jax.errors import UserError
+from uvos_jax.weights import read_state_dict, unwrap
+
+
+def _refusal(path):
+    with pytest.raises(UserError) as caught:
+        read_state_dict(path)
+    message = str(caught.value)
+    assert "\n" not in message and path.name in message
+    return message
+
+
+class Opens:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+ARRAYS = {
+    "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "a.half": np.array([0.5, 3.0], np.float16),
+    "a.double": np.array([0.1]),
+    "a.num_batches_tracked": np.array(3, np.int64),
+}
+
+
+def _assert_arrays(read):
+    assert read.keys() == ARRAYS.keys()
+    for key, value in ARRAYS.items():
+        expected = value.astype(np.float32) if value.dtype.kind == "f" else value
+        assert read[key].dtype == expected.dtype, key
+        np.testing.assert_array_equal(read[key], expected)
+
+
+def test_npz(tmp_path):
+    np.savez(tmp_path / "w.npz", **ARRAYS)
+    _assert_arrays(read_state_dict(tmp_path / "w.npz"))
+    _assert_arrays(read_state_dict(str(tmp_path / "w.npz")))
+
+
+def test_safetensors(tmp_path):
+    save_file(ARRAYS | {"b": np.array([1.5, -2], ml_dtypes.bfloat16)}, tmp_path / "w.safetensors")
+    read = read_state_dict(tmp_path / "w.safetensors")
+    b = read.pop("b")
+    assert b.dtype == np.float32 and b.tolist() == [1.5, -2]
+    _assert_arrays(read)
+
+
+def test_npz_that_holds_objects_is_refused_unopened(tmp_path):
+    np.savez(tmp_path / "w.npz", a=np.array([Opens(tmp_path / "opened")], object))
+    _refusal(tmp_path / "w.npz")
+    assert not (tmp_path / "opened").exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_truncated_files_are_refused(tmp_path, share):
+    arrays = {"a": np.random.default_rng(0).standard_normal(500).astype(np.float32)}
+    np.savez(tmp_path / "w.npz", **arrays)
+    save_file(arrays, tmp_path / "w.safetensors")
+    for path in (tmp_path / "w.npz", tmp_path / "w.safetensors"):
+        content = path.read_bytes()
+        path.write_bytes(content[:int(share * len(content))])
+        assert "cannot be read as weights" in _refusal(path)
+
+
+def test_missing_files_folders_and_unknown_suffixes_are_refused(tmp_path):
+    assert "no weight file" in _refusal(tmp_path / "absent.npz")
+    (tmp_path / "folder.npz").mkdir()
+    assert "no weight file" in _refusal(tmp_path / "folder.npz")
+    (tmp_path / "w.h5").write_bytes(b"x")
+    message = _refusal(tmp_path / "w.h5")
+    assert ".safetensors" in message and ".pth" in message
+
+
+def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "w.pth").write_bytes(b"anything")
+    message = _refusal(tmp_path / "w.pth")
+    assert "uvos-jax[torch]" in message and ".safetensors" in message
+
+
+def test_other_formats_need_no_torch(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    save_file(ARRAYS, tmp_path / "w.safetensors")
+    np.savez(tmp_path / "w.npz", **ARRAYS)
+    for name in ("w.safetensors", "w.npz"):
+        _assert_arrays(read_state_dict(tmp_path / name))
+
+
+def _tensors(torch):
+    return {key: torch.from_numpy(value) for key, value in ARRAYS.items()}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".tar", ".bin", ".ckpt"])
+def test_torch_files(torch, tmp_path, zipped, suffix):
+    path = tmp_path / f"w{suffix}"
+    torch.save(_tensors(torch), path, _use_new_zipfile_serialization=zipped)
+    _assert_arrays(read_state_dict(path))
+
+
+@pytest.mark.torch
+def test_torch_file_of_a_training_script(torch, tmp_path):
+    half = torch.tensor([1.5, -2.0], dtype=torch.bfloat16)
+    trained = torch.nn.Parameter(torch.ones(2))
+    torch.save(
+        {
+            "state_dict": {f"module.{key}": value for key, value in _tensors(torch).items()},
+            "best": np.float64(0.81),
+            "epoch": np.int64(7),
+            "lr": np.float32(0.1),
+            "done": np.bool_(True),
+            "args": argparse.Namespace(lr=0.1, name="run"),
+            "half": half,
+            "trained": trained,
+        },
+        tmp_path / "w.pth",
+    )
+    read = read_state_dict(tmp_path / "w.pth")
+    _assert_arrays(unwrap(read))
+    assert float(read["best"]) == 0.81 and int(read["epoch"]) == 7 and read["args"].name == "run"
+    assert read["half"].dtype == np.float32 and read["half"].tolist() == [1.5, -2]
+    assert read["trained"].tolist() == [1, 1]
+
+
+@pytest.mark.torch
+def test_torch_file_with_scalars_of_numpy_1(torch, tmp_path):
+    torch.save({"a": torch.ones(2), "best": np.float64(0.81)}, tmp_path / "new.pth")
+    with zipfile.ZipFile(tmp_path / "new.pth") as new, zipfile.ZipFile(tmp_path / "old.pth", "w") as old:
+        for name in new.namelist():
+            content = new.read(name)
+            if name.endswith("data.pkl"):
+                assert b"numpy._core.multiarray" in content
+                content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+            old.writestr(name, content)
+    read = read_state_dict(tmp_path / "old.pth")
+    assert read["best"] == 0.81 and read["a"].tolist() == [1, 1]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("how", ["zip", "legacy", "pickle"])
+def test_torch_file_that_would_run_code_is_refused_and_does_not_run(torch, tmp_path, how):
+    path, opened = tmp_path / "w.pth", tmp_path / "opened"
+    content = {"state_dict": {"a": torch.zeros(2)} if how != "pickle" else {}, "extra": Opens(opened)}
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=how == "zip")
+    message = _refusal(path)
+    assert "refused" in message and "execute code" in message
+    assert not opened.exists()
+    pickle.loads(pickle.dumps(Opens(opened))).close()
+    assert opened.exists()  # it would have run
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.6, 0.95])
+def test_truncated_torch_files_are_refused(torch, tmp_path, share, zipped):
+    path = tmp_path / "w.pth"
+    torch.save({"a": torch.randn(500)}, path, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    path.write_bytes(content[:int(share * len(content))])
+    assert "cannot be read as weights" in _refusal(path)
+
+
+@pytest.mark.torch
+def test_torch_file_without_a_table_is_refused(torch, tmp_path):
+    torch.save([torch.zeros(2)], tmp_path / "w.pth")
+    assert "list" in _refusal(tmp_path / "w.pth")
+
+
+@pytest.mark.torch
+def test_torch_file_of_text_is_refused(torch, tmp_path):
+    (tmp_path / "w.pth").write_text("<html>404 not found</html>\nsorry\n")
+    assert "cannot be read as weights" in _refusal(tmp_path / "w.pth")
