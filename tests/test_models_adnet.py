@@ -332,7 +332,7 @@ def test_loss_gradients_equal_torch(torch, net):
     expected = bce(logits) + (0.4 * bce(seen["cur_aux"]) if net == "base" else 0)
     expected.backward()
     np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
-    # Their gradients go through the rules that converted the weights; the |weight| of norms turns a sign over.
+    # Their gradients go through the rules that converted the weights; the norms' |weight| flips signs.
     theirs_by_key = dict((theirs.features if net == "base" else theirs).named_parameters())
     moved = {key: np.zeros_like(value) for key, value in arrays.items()}
     for key, parameter in theirs_by_key.items():

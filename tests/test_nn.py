@@ -182,7 +182,7 @@ def test_layer4_dilations_follow_the_multi_grid_and_the_others_their_layer():
         before = jax.nn.relu(seen[block]["bn1"]["__call__"][0])
         kernel = variables["params"][block]["conv2"]["kernel"]
         made = np.asarray(seen[block]["conv2"]["__call__"][0])
-        matching = [d for d in (1, 2, 3, 4, 6, 8, 12, 16, 24)
+        matching = [d for d in (1, 2, 4, 8, 16)
                     if np.allclose(conv2d(before, kernel, dilation=d), made, atol=1e-4 * np.abs(made).max())]
         assert matching == [dilation], block
 

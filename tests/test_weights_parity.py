@@ -72,7 +72,7 @@ def test_our_adnet_makes_what_the_published_code_made(ran, golden):
             "tolerance",
         }
     for result in results:
-        assert result.ok and 0 <= result.error <= 1e-5 and not result.note, result
+        assert result.ok and 0 <= result.error <= 2e-5 and not result.note, result
 
 
 @pytest.mark.slow
@@ -251,7 +251,7 @@ def test_a_reference_of_another_size_made_by_torch(torch, tmp_path, golden):
         logits, _ = network(torch.from_numpy(file["ref"]), torch.from_numpy(file["cur"]))
         published = file["logit"]
     assert (
-        np.abs(logits.numpy() - published).max() <= 1e-5 * np.abs(published).max()
+        np.abs(logits.numpy() - published).max() <= 2e-5 * np.abs(published).max()
     )  # the network above is AD-Net
 
     rng = np.random.default_rng(0)

@@ -4,6 +4,7 @@ Whatever a command needs is imported inside it, so that ``--help`` and a mistype
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,8 @@ import typer
 
 from uvos_jax.errors import UserError
 from uvos_jax.progress import progress
+
+_INTERRUPTED = 130  # what Typer makes of Ctrl-C
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Video object segmentation in JAX: from a video to masks in one command.")
@@ -23,7 +26,7 @@ Weights = Annotated[str | None, typer.Option("--weights", help="Checkpoint direc
 Precision = Annotated[str, typer.Option("--precision", help="float32 (reference) or bfloat16.")]
 Chunk = Annotated[int | None, typer.Option("--chunk", min=1, help="Frames encoded together; bounds the memory.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE",
-                                               help="A hyper-parameter of the model, e.g. net=anchor; may be repeated.")]
+                                               help="A hyper-parameter of the model, e.g. net=anchor; repeatable.")]
 
 
 @app.command(epilog="Example: uvos segment my.mp4 --model adnet --variant official --weights ad.pth")
@@ -178,9 +181,12 @@ def main() -> None:
         text = str(error)
         print(f"Error: {text[:1].upper()}{text[1:]}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("Interrupted; finished masks are kept.", file=sys.stderr)
-        raise SystemExit(130) from None
+    except SystemExit as stop:
+        if stop.code != _INTERRUPTED:
+            raise
+        print("Interrupted; the masks that are finished are kept.", file=sys.stderr, flush=True)
+        # Ctrl-C may come while XLA compiles; Python's own way out would tear down what it still uses, and crash.
+        os._exit(_INTERRUPTED)
 
 
 def _seconds(timing) -> str:

@@ -23,7 +23,7 @@ class _Lines:
             self.line()
 
     def line(self) -> None:
-        elapsed = time.monotonic() - self._started
+        elapsed = max(time.monotonic() - self._started, 1e-9)
         rate = self._done / elapsed
         of = f"/{self._total}" if self._total else ""
         known = self._total and 0 < self._done < self._total

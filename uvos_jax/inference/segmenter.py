@@ -107,6 +107,8 @@ class Segmenter:
             while pending:
                 yield from _answers(*pending.popleft())
         finally:
+            # Python may end after an error; it must not do so under a device that is still computing.
+            jax.block_until_ready([labels for _, labels in pending])
             batches.close()  # stops the reader before its file handle goes
             if hasattr(frames, "close"):
                 frames.close()

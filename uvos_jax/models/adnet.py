@@ -166,7 +166,7 @@ class ADNet(nn.Module):
 
     @nn.nowrap
     def loss(self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], step: jax.Array):
-        """Binary cross-entropy on logits brought to the mask's size (Sec. 4); the base net adds 0.4 of its auxiliary loss.
+        """Binary cross-entropy on logits brought to the mask's size (Sec. 4); the base net adds 0.4 auxiliary loss.
 
         Args:
           outputs: of ``__call__``.
