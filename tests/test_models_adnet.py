@@ -178,7 +178,7 @@ def test_paper_averages_probabilities_and_official_logits():
 
 def test_variants_differ_in_rounding_and_gate():
     paper, official = build("adnet"), build("adnet", variant="official")
-    assert (paper.preprocess.round_to_uint8, official.preprocess.round_to_uint8) == (False, True)
+    assert (paper.preprocess.resize, official.preprocess.resize) == ("exact", "opencv")
     assert (paper.postprocess, official.postprocess) == ((), ("temporal_gate",))
     for model in (paper, official):
         assert model.preprocess.channels == "BGR"
@@ -282,7 +282,7 @@ def _nchw(torch, x):
 def test_logits_equal_torch(torch, net):
     theirs, arrays = _torch_pair(torch, net, SMALL)
     variables = from_torch("adnet", arrays, net=net, **SMALL)
-    forward = jax.jit(build("adnet", net=net, **SMALL).apply)
+    forward = quick_jit(build("adnet", net=net, **SMALL).apply)
     for h, w in ((65, 81), (97, 129)):
         batch = _frames(h, w, b=1, seed=h)
         with torch.no_grad():
@@ -315,11 +315,10 @@ def test_loss_gradients_equal_torch(torch, net):
     variables = from_torch("adnet", arrays, net=net, **config)
     batch = _frames(49, 57, seed=4) | {"mask": np.random.default_rng(3).random((2, 40, 50, 1)) > 0.6}
 
-    @jax.jit
     def loss(params):
         return model.loss(model.apply(variables | {"params": params}, batch)[0], batch, 0)[0].sum()
 
-    value, gradients = jax.value_and_grad(loss)(variables["params"])
+    value, gradients = quick_jit(jax.value_and_grad(loss))(variables["params"])
 
     logits, seen = theirs(_nchw(torch, batch["anchor"]), _nchw(torch, batch["frame"]))
     mask = _nchw(torch, batch["mask"].astype(np.float32))

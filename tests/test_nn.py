@@ -1,5 +1,7 @@
 """Flax blocks against NumPy oracles, the published in-place ABN and PyTorch."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,9 @@ from uvos_jax.nn.resnet import ResNet
 from uvos_jax.nn.vgg import VGG16
 from uvos_jax.ops.conv import conv2d
 from uvos_jax.weights.convert import convert
+
+# These programs run for milliseconds: compiling them well is what would take the time.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def _rng(seed=0):
@@ -137,9 +142,9 @@ def _run(module, x, **kwargs):
         return (0.2 * rng.standard_normal(leaf.shape)).astype(np.float32)
 
     variables = jax.tree_util.tree_map_with_path(fill, shapes)
-    out, seen = jax.jit(lambda v, x: module.apply(v, x, capture_intermediates=True, mutable="intermediates"))(
-        variables, x
-    )
+    out, seen = quick_jit(
+        lambda v, x: module.apply(v, x, capture_intermediates=True, mutable="intermediates")
+    )(variables, x)
     return out, seen["intermediates"], variables
 
 
@@ -220,7 +225,7 @@ def test_backbones_can_be_trained_on_odd_sizes(model):
     def total(params, x):
         return sum(stage.sum() for stage in model.apply(variables | {"params": params}, x).values())
 
-    gradient = jax.jit(jax.grad(total))(variables["params"], _noise(1, 35, 33, 3))
+    gradient = quick_jit(jax.grad(total))(variables["params"], _noise(1, 35, 33, 3))
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         assert np.isfinite(np.asarray(leaf)).all(), path
     first = gradient["conv1_1" if isinstance(model, VGG16) else "conv1"]["kernel"]

@@ -62,7 +62,7 @@ def test_the_json_says_what_it_is(saved):
     meta = json.loads((saved[0] / "uvos.json").read_text())
     assert meta["model"] == "adnet" and meta["variant"] == "official" and meta["origin"] == "these tests"
     assert meta["hyper_parameters"]["depths"] == [1, 1, 1, 1]
-    assert meta["preprocess"]["channels"] == "BGR" and meta["preprocess"]["round_to_uint8"] is True
+    assert meta["preprocess"]["channels"] == "BGR" and meta["preprocess"]["resize"] == "opencv"
     assert sorted(path.name for path in saved[0].iterdir()) == ["uvos.json", "weights"]
 
 

@@ -162,7 +162,7 @@ def test_a_manifest_of_another_network_is_refused(tmp_path, golden):
     manifest = {"keys": {"features.conv1.weight": [64, 3, 3, 3], "other.weight": [2]}}
     (tmp_path / "m.json").write_text(json.dumps(manifest))
     message = _refusal(golden / GOLDEN, tmp_path / "m.json")
-    assert "576 keys missing" in message and "1 keys too many (other.weight)" in message
+    assert "576 keys missing" in message and "1 key too many (other.weight)" in message
 
 
 def test_an_unknown_variant_or_system_is_refused(tmp_path, golden):

@@ -9,7 +9,7 @@ Variants share every parameter; a checkpoint serves both.
 - ``paper``: the probability of every scale and mirrored copy is averaged and thresholded at 0.5; frames keep their
   aspect ratio.
 - ``official``: as the published code, *logits* are averaged and thresholded at 0.5 (probability 0.62), frames of
-  any shape are resized to 481x857, resized values are rounded, and a temporal gate follows (a stage of the driver).
+  any shape are resized to 481x857 as OpenCV does it, and a temporal gate follows (a stage of the driver).
 
 The published normalisation is in-place ABN, which scales by ``|weight| + 1e-5``; the converter writes that value, so
 both variants compute a plain batch norm.
@@ -82,7 +82,7 @@ class ADNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     # Means of the Caffe ImageNet models, as the published code subtracts them.
-    PREPROCESS = Preprocess("BGR", 1.0, (104.00698793, 116.66876762, 122.67891434), (1.0, 1.0, 1.0), False)
+    PREPROCESS = Preprocess("BGR", 1.0, (104.00698793, 116.66876762, 122.67891434), (1.0, 1.0, 1.0))
 
     def setup(self):
         norm = {"axis_name": self.axis_name, "dtype": self.dtype}
@@ -200,8 +200,8 @@ class ADNet(nn.Module):
 
     @property
     def preprocess(self) -> Preprocess:
-        """The frame transform of this variant (the published code resizes uint8 frames, so values are rounded)."""
-        return self.PREPROCESS.replace(round_to_uint8=self.variant == "official")
+        """The frame transform of this variant: the published code resizes with OpenCV."""
+        return self.PREPROCESS.replace(resize="opencv" if self.variant == "official" else "exact")
 
     @property
     def postprocess(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ def binary_cross_entropy(logits: jax.Array, target_mask: jax.Array, valid_mask: 
       ``[b]`` float32.
     """
     logits, target = logits.astype(jnp.float32), target_mask.astype(jnp.float32)
-    per_pixel = jnp.maximum(logits, 0) - logits * target + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    per_pixel = jax.nn.softplus(logits) - logits * target
     axes = tuple(range(1, logits.ndim))
     if valid_mask is None:
         return per_pixel.mean(axes)

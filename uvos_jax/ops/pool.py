@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -20,14 +21,18 @@ def max_pool(x: jax.Array, *, window: int = 3, stride: int = 2, padding: int = 1
       ``[b, h_out, w_out, c]`` with ``n_out = floor or ceil((n + 2 * padding - window) / stride) + 1``.
     """
     pads = []
-    for n in x.shape[1:3]:
+    for axis in (1, 2):
+        n = x.shape[axis]
         span = n + 2 * padding - window
         out = (-(-span // stride) if ceil_mode else span // stride) + 1
         if ceil_mode and (out - 1) * stride >= n + padding:
             out -= 1
-        # A negative trailing pad would be right too: floor mode may leave input pixels unread.
-        pads.append((padding, (out - 1) * stride + window - n - padding))
-    return lax.reduce_window(x, jnp.array(-jnp.inf, x.dtype), lax.max, (1, window, window, 1),
+        behind = (out - 1) * stride + window - n - padding
+        if behind < 0:  # pixels that floor mode never reads; as a negative pad they would have no gradient
+            x = lax.slice_in_dim(x, 0, n + behind, axis=axis)
+        pads.append((padding, max(behind, 0)))
+    # A NumPy scalar: only with a concrete start value does JAX know this for a max and give it a gradient.
+    return lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, (1, window, window, 1),
                              (1, stride, stride, 1), ((0, 0), *pads, (0, 0)))
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvos_jax.ops.resize import resize_bilinear
+from uvos_jax.ops.resize import resize_bilinear, resize_uint8_as_opencv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,14 +18,14 @@ class Preprocess:
       scale: factor of the 0..255 values.
       mean: subtracted after scaling, one per channel in the order of ``channels``.
       std: divisor after subtraction, one per channel.
-      round_to_uint8: whether resized values are rounded to integers, as image libraries leave them.
+      resize: ``"exact"`` bilinear interpolation, or ``"opencv"``, its fixed-point form on uint8.
     """
 
     channels: str
     scale: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    round_to_uint8: bool
+    resize: str = "exact"
 
     def replace(self, **changes) -> "Preprocess":
         """A copy with some fields changed."""
@@ -41,12 +41,12 @@ def preprocess(frames: jax.Array, size: tuple[int, int], rule: Preprocess) -> ja
       rule: the system's transform.
 
     Returns:
-      ``[b, height, width, 3]`` float32. The resize is OpenCV's INTER_LINEAR, whose fixed-point weights make its
-      values differ from these by at most one grey level.
+      ``[b, height, width, 3]`` float32.
     """
-    x = resize_bilinear(frames, size, align_corners=False)
-    if rule.round_to_uint8:
-        x = jnp.round(x)
+    if rule.resize == "opencv":
+        x = resize_uint8_as_opencv(frames, size).astype(jnp.float32)
+    else:
+        x = resize_bilinear(frames, size, align_corners=False)
     if rule.channels == "BGR":
         x = x[..., ::-1]
     return (x * rule.scale - np.asarray(rule.mean, np.float32)) / np.asarray(rule.std, np.float32)

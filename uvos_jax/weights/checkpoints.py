@@ -72,7 +72,9 @@ def load(directory: str | Path, **overrides) -> tuple[str, nn.Module, dict]:
     directory = Path(directory).absolute()
     try:
         meta = json.loads((directory / "uvos.json").read_text())
-        name, hyper, version = meta["model"], meta["hyper_parameters"], meta["format"]
+        version = meta["format"]
+        if version == _FORMAT:
+            name, hyper = meta["model"], dict(meta["hyper_parameters"])
     except FileNotFoundError:
         raise UserError(f"'{directory}' is no checkpoint directory: it has no uvos.json.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -80,12 +82,17 @@ def load(directory: str | Path, **overrides) -> tuple[str, nn.Module, dict]:
     if version != _FORMAT:
         raise UserError(f"'{directory}' has checkpoint format {version}; this uvos_jax reads {_FORMAT}. Upgrade it.")
     model = build(name, **(hyper | overrides))
+    ill_fitting = UserError(f"The weights in '{directory}' are damaged or do not fit {name} with these"
+                            " hyper-parameters; convert or train them again.")
     # NumPy targets: restored on whatever devices this process has, not on those that saved it.
     target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), expected_variables(model))
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             variables = checkpointer.restore(directory / "weights", target)
     except Exception as error:  # Orbax raises many kinds for a missing, torn or ill-fitting tree
-        raise UserError(f"The weights in '{directory}' are damaged or do not fit {name} with its stored"
-                        " hyper-parameters; convert or train them again.") from error
+        raise ill_fitting from error
+    # Orbax restores the stored shapes without a word where they differ from the asked ones.
+    shapes = [jax.tree.map(np.shape, tree) for tree in (variables, target)]
+    if shapes[0] != shapes[1]:
+        raise ill_fitting
     return name, model, variables

@@ -93,8 +93,9 @@ def convert(expected: dict, state_dict: Mapping[str, np.ndarray], rules: Rules, 
         variables[path] = np.ascontiguousarray(layout(theirs), dtype=np.float32)
     extra = [key for key in state_dict if key not in used and not _IGNORED.fullmatch(key)]
     if missing or extra or misshapen:
-        parts = [f"{len(keys)} {title} ({_first_ten(keys)})" for title, keys in
-                 (("keys missing", missing), ("keys too many", extra), ("misshapen", misshapen)) if keys]
+        kinds = (("keys missing", missing), ("keys too many", extra), ("misshapen", misshapen))
+        parts = [f"{len(keys)} {title if len(keys) > 1 else title.replace('keys', 'key')} ({_first_ten(keys)})"
+                 for title, keys in kinds if keys]
         raise UserError(f"This checkpoint does not fit {what}: {'; '.join(parts)}."
                         " Check --model, --variant and the hyper-parameters it was trained with.")
     return unflatten_dict(variables)

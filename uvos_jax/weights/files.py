@@ -58,9 +58,10 @@ def _read_torch(path):
     except ImportError:
         raise UserError(f"Opening '{path.name}' needs PyTorch: pip install 'uvos-jax[torch]', or convert the file to"
                         " .safetensors where PyTorch is installed.") from None
-    # The names of NumPy's reconstruction functions moved in NumPy 2; both spellings occur in files.
-    scalar = np.float64(0).__reduce__()[0]
+    # NumPy scalars and arrays name their reconstruction functions, which moved in NumPy 2; both spellings occur.
+    scalar, array = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
     allowed = [argparse.Namespace, np.dtype, np.ndarray, scalar, (scalar, "numpy.core.multiarray.scalar"),
+               array, (array, "numpy.core.multiarray._reconstruct"),
                *{type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.bool_)}]
     try:
         with torch.serialization.safe_globals(allowed):
