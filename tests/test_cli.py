@@ -32,6 +32,11 @@ def uvos(*arguments):
     return code, out.getvalue(), err.getvalue()
 
 
+@pytest.fixture(autouse=True)
+def _own_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # results of the user's own runs may lie in this one
+
+
 @pytest.fixture
 def folder(tmp_path):
     path = tmp_path / "clip"
@@ -52,8 +57,7 @@ def test_segment_writes_a_folder_and_says_so(folder, tmp_path):
     assert run["options"]["weights"] == "random" and run["postprocess"] == ["temporal_gate"]
 
 
-def test_default_output_folder_is_named_after_the_input(folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_default_output_folder_is_named_after_the_input(folder, tmp_path):
     assert uvos("segment", folder, "--model", "adnet", "--weights", "random", "--debug", *SMALL)[0] == 0
     assert {p.name for p in (tmp_path / "uvos_output/clip").iterdir()} == {"masks", "overlay.mp4", "run.json", "debug"}
 
@@ -123,7 +127,7 @@ def test_mishaps_end_in_one_sentence_and_exit_code_2(arguments, message, folder,
     (tmp_path / "notes.txt").write_text("not a video")
     places = {"folder": folder, "empty": tmp_path / "empty", "text": tmp_path / "notes.txt"}
     before = sorted(tmp_path.rglob("*"))
-    code, out, err = uvos(*(str(a).format(**places) for a in arguments), )
+    code, out, err = uvos(*(str(a).format(**places) for a in arguments))
     assert code == 2 and out == ""
     assert re.search(message, err), err
     assert "Traceback" not in err and len([line for line in err.splitlines() if line.startswith("Error")]) == 1
