@@ -138,3 +138,14 @@ def test_python_dash_m_is_the_same_command():
     done = subprocess.run([sys.executable, "-m", "uvos_jax", "--help"], capture_output=True, text=True, check=True)
     for command in ("segment", "convert-weights", "parity", "benchmark", "models"):
         assert command in done.stdout
+
+
+@pytest.mark.parametrize(("entry", "message"), [
+    ("depths=3", "list of 4 whole numbers"), ("depths=[1,1,1]", "list of 4"), ("depths=[0,1,1,1]", "above 0"),
+    ("width=0", "above 0"), ("width=big", "whole number"), ("deep_stem=1", "true or false"), ("dropout=2", "0 to 1"),
+    ("net=full_", "Did you mean 'full'"), ("dtype=int8", "--precision"), ("variant=paper", "--variant"),
+    ("name=x", "--model"),
+])
+def test_options_of_the_model_are_checked_before_anything_runs(entry, message, folder):
+    code, _, err = uvos("segment", folder, "--model", "adnet", "--weights", "random", "--set", entry)
+    assert code == 2 and re.search(message, err) and len(err.strip().splitlines()) == 1, err

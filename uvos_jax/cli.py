@@ -14,6 +14,9 @@ import typer
 from uvos_jax.errors import UserError
 from uvos_jax.progress import progress
 
+# What --set may not name, because load() or the command has a word of its own for it.
+_OWN_OPTIONS = {"name": "--model", "model": "--model", "weights": "--weights", "variant": "--variant",
+                "dtype": "--precision", "precision": "--precision", "scales": "--scales", "flip": "--flip"}
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -26,7 +29,7 @@ Weights = Annotated[str | None, typer.Option("--weights", help="Checkpoint direc
 Precision = Annotated[str, typer.Option("--precision", help="float32 (reference) or bfloat16.")]
 Chunk = Annotated[int | None, typer.Option("--chunk", min=1, help="Frames encoded together; bounds the memory.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE",
-                                               help="A hyper-parameter of the model, e.g. net=anchor; repeatable.")]
+                                               help="An option of the model, see 'uvos models'; repeatable.")]
 
 
 @app.command(epilog="Example: uvos segment my.mp4 --model adnet --variant official --weights ad.pth")
@@ -159,13 +162,14 @@ def benchmark(
 def models() -> None:
     """Lists the systems: task, inputs, variants, parameters, weights."""
     from uvos_jax.inference.segmenter import parameter_count
-    from uvos_jax.models import SYSTEMS, build
+    from uvos_jax.models import SYSTEMS, build, hyper_parameters
     from uvos_jax.weights.convert import expected_variables
 
     for name, row in SYSTEMS.items():
         lines = [("paper", row.paper), ("task", row.task), ("inputs", row.inputs),
                  ("variants", ", ".join(row.variants)),
                  *((key, ", ".join(values)) for key, values in row.choices.items()),
+                 ("options", ", ".join(f"{key}={value}" for key, value in hyper_parameters(build(name)).items())),
                  ("parameters", f"{parameter_count(expected_variables(build(name))):,}"),
                  ("weights", "none in the package; give --weights")]
         print(name)
@@ -213,6 +217,8 @@ def _hyper(entries: list[str] | None) -> dict[str, Any]:
     values = {}
     for entry in entries or []:
         name, equals, value = entry.partition("=")
+        if name in _OWN_OPTIONS:
+            raise UserError(f"--set does not change '{name}': it has an option of its own, {_OWN_OPTIONS[name]}.")
         if not equals or not name.isidentifier():
             raise UserError(f"--set wants NAME=VALUE, such as net=anchor; got '{entry}'.")
         try:

@@ -62,7 +62,8 @@ def build(name: str, **overrides) -> nn.Module:
       UserError: for an unknown name, field, variant or choice.
     """
     row = system(name)
-    fields = {f.name for f in dataclasses.fields(row.model)} - {"parent", "name"}
+    fields = {f.name: f.default for f in _fields(row.model)}
+    values = {}
     for key, value in overrides.items():
         if key not in fields:
             raise UserError(f"{name} has no option '{key}'.{nearest_hint(key, fields)}")
@@ -70,13 +71,43 @@ def build(name: str, **overrides) -> nn.Module:
         if known and value not in known:
             hint = nearest_hint(str(value), known)
             raise UserError(f"{name} has no {key} '{value}'.{hint} Known: {', '.join(known)}.")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
-    if isinstance(values.get("dtype"), str):
-        values["dtype"] = jnp.dtype(values["dtype"]).type
+        values[key] = _checked(name, key, value, fields[key])
     return row.model(**values)
 
 
 def hyper_parameters(model: nn.Module) -> dict[str, Any]:
     """The fields of a model as JSON values, such that ``build(name, **fields)`` makes it again."""
-    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("parent", "name")}
-    return {k: jnp.dtype(v).name if k == "dtype" else list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+    values = {f.name: getattr(model, f.name) for f in _fields(model)}
+    return {k: jnp.dtype(v).name if k == "dtype" else list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def _fields(model):
+    return [f for f in dataclasses.fields(model) if f.name not in ("parent", "name")]  # those two are Flax's
+
+
+def _checked(name, key, value, default):
+    """The value of a field, of the kind of its default; anything else would fail deep inside a network."""
+    if key == "dtype":
+        known = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+        dtype = known.get(value if isinstance(value, str) else jnp.dtype(value).name)
+        wanted, ok, value = " or ".join(known), dtype is not None, dtype
+    elif isinstance(default, tuple):
+        wanted = f"a list of {len(default)} whole numbers above 0"
+        ok = isinstance(value, (list, tuple)) and len(value) == len(default) and all(_is_count(v) for v in value)
+        value = tuple(value) if ok else value
+    elif isinstance(default, bool):
+        wanted, ok = "true or false", isinstance(value, bool)
+    elif isinstance(default, int):
+        wanted, ok = "a whole number above 0", _is_count(value)
+    elif isinstance(default, float):
+        wanted = "a number from 0 to 1"
+        ok = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+    else:
+        wanted, ok = "a name", isinstance(value, str) or value is default
+    if not ok:
+        raise UserError(f"{name}'s option {key} wants {wanted}.")
+    return value
+
+
+def _is_count(value):
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

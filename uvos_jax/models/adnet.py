@@ -215,6 +215,12 @@ class ADNet(nn.Module):
         return (0,)
 
     @nn.nowrap
+    def example_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a smallest batch for ``__call__``, enough to know the variables."""
+        frame = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
+        return {"anchor": frame, "frame": frame}
+
+    @nn.nowrap
     def frame_size(self, native_size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
         """The network's ``(height, width)`` for a video of ``native_size``, both sides ``8 k + 1``.
 

@@ -65,8 +65,7 @@ def from_torch(name: str, state_dict: Mapping[str, np.ndarray], **overrides) -> 
 
 def expected_variables(model: nn.Module) -> dict:
     """Shapes of a model's variables as ``ShapeDtypeStruct``s, without computing anything."""
-    frame = jax.ShapeDtypeStruct((1, 65, 65, 3), np.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), {"anchor": frame, "frame": frame})
+    return jax.eval_shape(model.init, jax.random.key(0), model.example_batch())
 
 
 def convert(expected: dict, state_dict: Mapping[str, np.ndarray], rules: Rules, what: str) -> dict:
