@@ -101,6 +101,14 @@ def test_benchmark_prints_its_rows():
     assert "GFLOP a frame" in out and "65x97" in out
 
 
+def test_results_are_not_replaced_by_accident(folder, tmp_path):
+    arguments = ("segment", folder, "--model", "adnet", "--weights", "random", "--output", tmp_path / "out", *SMALL)
+    assert uvos(*arguments)[0] == 0
+    code, _, err = uvos(*arguments)
+    assert code == 2 and "--overwrite" in err
+    assert uvos(*arguments, "--overwrite")[0] == 0
+
+
 def test_models_lists_what_there_is():
     code, out, _ = uvos("models")
     assert code == 0 and "adnet" in out and "79,250,113" in out and "official" in out
@@ -120,7 +128,9 @@ def test_models_lists_what_there_is():
     (["segment", "{folder}", "--model", "adnet", "--weights", "{text}"], "not a weight file"),
     (["segmnt", "{folder}"], "segment"),
     (["benchmark", "--model", "adnet", "--size", "480"], "HEIGHTxWIDTH"),
+    (["benchmark", "--model", "adnet", "--size", "²00x300"], "HEIGHTxWIDTH"),
     (["parity", "nowhere.npz"], "no reference file"),
+    (["segment", "{folder}", "--chunk", "0"], "--chunk"),
 ])
 def test_mishaps_end_in_one_sentence_and_exit_code_2(arguments, message, folder, tmp_path):
     (tmp_path / "empty").mkdir()
@@ -130,7 +140,7 @@ def test_mishaps_end_in_one_sentence_and_exit_code_2(arguments, message, folder,
     code, out, err = uvos(*(str(a).format(**places) for a in arguments))
     assert code == 2 and out == ""
     assert re.search(message, err), err
-    assert "Traceback" not in err and len([line for line in err.splitlines() if line.startswith("Error")]) == 1
+    assert "Traceback" not in err and len(err.splitlines()) == 1 and err.startswith("Error: ")
     assert sorted(tmp_path.rglob("*")) == before  # nothing written
 
 

@@ -40,6 +40,7 @@ def test_folder_gives_masks_named_after_frames_overlay_and_run_json(segmenter, t
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
         assert sum(1 for _ in video.decode(stream)) == 5
     assert json.loads((tmp_path / "out/run.json").read_text()) == run
+    assert run["finished"] is True
     assert run["model"] == "adnet" and run["source"]["frames"] == 5 and run["source"]["size"] == [48, 72]
     assert run["network_sizes"] == [[65, 97]] and run["options"] == {"input": "clip"} and run["chunk"] == 2
     assert run["hyper_parameters"]["width"] == 8 and "jax" in run["versions"]
@@ -69,19 +70,49 @@ def test_results_are_replaced_only_when_asked_and_only_by_a_run_that_works(segme
     assert sorted(p.name for p in (out / "masks").iterdir()) == ["00000.png", "00001.png"]
 
 
-def test_a_run_that_breaks_off_keeps_its_masks_and_has_no_run_json(segmenter, tmp_path):
+@pytest.mark.parametrize("chunk", [1, 3, 16])
+def test_a_run_that_breaks_off_keeps_its_masks_and_says_it_is_unfinished(segmenter, tmp_path, chunk):
     source = _folder(tmp_path / "clip", [*clip(4), np.zeros((9, 9, 3), np.uint8)])
     with pytest.raises(UserError, match="frame4"):
-        segment_to_folder(segmenter, open_source(source), tmp_path / "out", chunk=1)
-    assert {p.name for p in (tmp_path / "out/masks").iterdir()} == {"frame0.png", "frame1.png", "frame2.png"}
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["masks"]
+        segment_to_folder(segmenter, open_source(source), tmp_path / "out", chunk=chunk)
+    assert {p.name for p in (tmp_path / "out/masks").iterdir()} == {f"frame{i}.png" for i in range(4)}
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["masks", "run.json"]
+    assert json.loads((tmp_path / "out/run.json").read_text()) == {"finished": False}
 
 
-def test_output_that_is_a_file_is_refused(tmp_path):
-    (tmp_path / "out").write_text("precious")
-    with pytest.raises(UserError, match="is a file"):
-        check_output(tmp_path / "out", overwrite=True)
-    assert (tmp_path / "out").read_text() == "precious"
+def test_output_that_cannot_be_written_is_refused_at_once(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    for output in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(UserError, match="is a file"):
+            check_output(output, True, open_source(clip(1)))
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_overwrite_never_deletes_the_input_or_what_others_made(segmenter, tmp_path):
+    (tmp_path / "set").mkdir()
+    frames = _folder(tmp_path / "set/masks", clip(3))
+    with pytest.raises(UserError, match="no run of uvos has made"):
+        segment_to_folder(segmenter, open_source(frames), tmp_path / "set", overwrite=True)
+    (tmp_path / "set/run.json").write_text("{}")
+    with pytest.raises(UserError, match="The input lies in"):
+        segment_to_folder(segmenter, open_source(frames), tmp_path / "set", overwrite=True)
+    assert len(list(frames.iterdir())) == 3 and (tmp_path / "set/run.json").read_text() == "{}"
+
+
+def test_a_second_run_into_the_same_folder_is_refused_while_the_first_one_works(segmenter, tmp_path):
+    def frames():
+        yield clip(1)[0]
+        with pytest.raises(UserError, match="holds results already"):
+            segment_to_folder(segmenter, open_source(clip(2)), tmp_path / "out")
+        yield clip(1)[0]
+
+    assert segment_to_folder(segmenter, open_source(frames()), tmp_path / "out")["source"]["frames"] == 2
+
+
+def test_a_run_without_a_first_frame_leaves_nothing(segmenter, tmp_path):
+    with pytest.raises(UserError):
+        segment_to_folder(segmenter, open_source(iter([np.zeros((4, 4), np.uint8)])), tmp_path / "new/out")
+    assert not (tmp_path / "new/out").exists()
 
 
 def test_match_finds_the_pixel_with_the_same_embedding():

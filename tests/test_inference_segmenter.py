@@ -155,7 +155,40 @@ def test_an_error_in_the_reader_comes_out_after_the_frames_before_it(segmenter, 
     with pytest.raises(UserError, match="00004.*20x20.*72x48"):
         for frame, _ in segmenter.run(open_source(tmp_path), chunk=1):
             done.append(frame.name)
-    assert done == ["00000", "00001", "00002"]  # the fourth was in flight
+    assert done == ["00000", "00001", "00002", "00003"]
+
+
+def test_frames_before_a_failure_are_answered_at_any_chunk_size(segmenter, masks):
+    def frames():
+        yield from clip(21)[:5]
+        raise OSError("unplugged")
+
+    for chunk in (1, 2, 4, 16):
+        done = []
+        with pytest.raises(OSError, match="unplugged"):
+            for _, labels in segmenter.stream(frames(), chunk=chunk):
+                done.append(labels)
+        assert len(done) == 5 and _differing(np.stack(done), masks[:5]) <= 1e-3
+
+
+def test_a_source_may_fill_one_buffer_again_and_again(segmenter, masks):
+    def frames():
+        buffer = np.zeros((48, 72, 3), np.uint8)
+        for frame in clip(21)[:6]:
+            buffer[:] = frame
+            yield buffer
+
+    assert _differing(segmenter.segment(frames(), chunk=4), masks[:6]) <= 1e-3
+
+
+def test_strips_that_would_blow_up_the_network_are_refused(segmenter):
+    with pytest.raises(UserError, match="pixels at most"):
+        segmenter.segment(np.zeros((1, 4000, 3, 3), np.uint8))
+
+
+def test_masks_may_be_edited(segmenter):
+    for _, labels in segmenter.stream(clip(1)):
+        labels[:] = 7
 
 
 def test_video_of_one_frame_and_of_none(segmenter):
@@ -179,6 +212,8 @@ def test_bfloat16_is_close_to_float32(segmenter, masks):
     ({"name": "adnet", "weights": "random", "precision": "bfloat17"}, "Did you mean 'bfloat16'"),
     ({"name": "adnet", "weights": "random", "variant": "offical"}, "Did you mean 'official'"),
     ({"name": "adnet", "weights": "random", "widht": 8}, "Did you mean 'width'"),
+    ({"name": "adnet", "weights": "random", "scales": (1, 1), "depths": (1, 1, 1, 1), "width": 8}, "different"),
+    ({"name": "adnet", "weights": "random", "scales": "1", "depths": (1, 1, 1, 1), "width": 8}, "Scales"),
     ({"name": "adnet", "weights": "random", "scales": (0.0,), "depths": (1, 1, 1, 1), "width": 8}, "Scales"),
 ])
 def test_load_says_what_is_wrong(arguments, message):

@@ -177,3 +177,22 @@ def test_weights_of_another_model_are_refused(copied, changes):
     stored = json.loads((copied / "uvos.json").read_text())["hyper_parameters"]
     _change(copied, hyper_parameters=stored | changes)
     assert "do not fit" in _refusal(checkpoints.load, copied)
+
+
+def test_a_flipped_bit_is_noticed(copied):
+    # Storage alone does not notice: the tree is read back without complaint, with another value in it.
+    meta = json.loads((copied / "uvos.json").read_text())
+    path = next(p for p in sorted((copied / "weights").rglob("*")) if p.is_file() and "/d/" in str(p))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    assert "damaged" in _refusal(checkpoints.load, copied)
+    meta["sha256"] = "0" * 64
+    (copied / "uvos.json").write_text(json.dumps(meta))
+    assert "damaged" in _refusal(checkpoints.load, copied)
+
+
+def test_what_the_weights_were_made_with_cannot_be_changed(saved):
+    assert "made with net=intra, not anchor" in _refusal(checkpoints.load, saved[0], net="anchor")
+    assert "made with width=1, not 2" in _refusal(checkpoints.load, saved[0], width=2)
+    assert checkpoints.load(saved[0], short_side=97)[1].short_side == 97

@@ -325,3 +325,12 @@ def test_a_backbone_that_does_not_fit_is_refused():
     assert "'encoder'" in _refusal(
         backbone_from_torch, resnet50, _classifier((3, 4, 6, 3), False), backbone="encoder"
     )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1j])
+def test_weights_that_are_no_finite_real_numbers_are_refused(small, value):
+    key = "features.conv1.weight"
+    spoilt = small[key].astype(np.complex64 if value == 1j else np.float32)
+    spoilt[0, 0, 0, 0] = value
+    assert key in _refusal(from_torch, "adnet", small | {key: spoilt}, **SMALL)
+    assert key in _refusal(from_torch, "adnet", small | {key: [1.0, "x"]}, **SMALL)

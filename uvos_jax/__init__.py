@@ -8,6 +8,8 @@
 Importing this loads neither JAX nor anything heavier; that happens at the first use of ``load``.
 """
 
+import importlib
+
 from uvos_jax._version import __version__
 from uvos_jax.errors import UserError
 
@@ -16,7 +18,7 @@ __all__ = ["Segmenter", "UserError", "__version__", "load"]
 
 def __getattr__(name):
     if name in ("Segmenter", "load"):
-        from uvos_jax import inference
-
-        return getattr(inference, name)
+        return getattr(importlib.import_module("uvos_jax.inference"), name)
+    if name in ("models", "weights", "video"):
+        return importlib.import_module(f"uvos_jax.{name}")
     raise AttributeError(f"module 'uvos_jax' has no attribute '{name}'")

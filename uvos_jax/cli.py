@@ -16,7 +16,8 @@ from uvos_jax.progress import progress
 
 # What --set may not name, because load() or the command has a word of its own for it.
 _OWN_OPTIONS = {"name": "--model", "model": "--model", "weights": "--weights", "variant": "--variant",
-                "dtype": "--precision", "precision": "--precision", "scales": "--scales", "flip": "--flip"}
+                "dtype": "--precision", "precision": "--precision", "scales": "--scales",
+                "flip": "--flip"}
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -57,7 +58,7 @@ def segment(
     options = {"input": source, "model": model, "variant": variant, "weights": weights, "scales": scales, "flip": flip,
                "size": size, "precision": precision, "chunk": chunk, "set": hyper or [], "debug": debug}
     video = open_source(source)
-    output = check_output(output or Path("uvos_output", video.name), overwrite)
+    output = check_output(output or Path("uvos_output", video.name), overwrite, video)
     segmenter = load(model, weights, scales=_scales(scales), flip=flip, precision=precision, variant=variant,
                      **(_hyper(hyper) | ({"short_side": size} if size else {})))
     if debug:
@@ -178,19 +179,29 @@ def models() -> None:
 
 
 def main() -> None:
-    """Runs the command line; a ``UserError`` becomes one sentence and exit code 2."""
+    """Runs the command line; whatever the user got wrong becomes one sentence and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a name the terminal cannot show is no reason to fail
     try:
-        app()
+        code = app(standalone_mode=False)
     except UserError as error:
-        text = str(error)
-        print(f"Error: {text[:1].upper()}{text[1:]}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except SystemExit as stop:
-        if stop.code != _INTERRUPTED:
+        _fail(str(error))
+    except Exception as error:
+        # Typer's own complaints about the command line, known by the method they share.
+        if not hasattr(error, "format_message"):
             raise
-        print("Interrupted; the masks that are finished are kept.", file=sys.stderr, flush=True)
+        _fail(error.format_message())
+    if code == _INTERRUPTED:
+        print("Interrupted; what was finished is kept.", file=sys.stderr, flush=True)
         # Ctrl-C may come while XLA compiles; Python's own way out would tear down what it still uses, and crash.
         os._exit(_INTERRUPTED)
+    raise SystemExit(code or 0)
+
+
+def _fail(sentence: str) -> None:
+    print(f"Error: {' '.join(sentence.split())}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def _seconds(timing) -> str:
@@ -207,7 +218,7 @@ def _scales(text: str) -> tuple[float, ...]:
 
 def _size(text: str) -> tuple[int, int]:
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdigit() and int(part) >= 16 for part in parts):
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and int(part) >= 16 for part in parts):
         raise UserError(f"--size wants HEIGHTxWIDTH, at least 16 each, such as 480x854; got '{text}'.")
     return int(parts[0]), int(parts[1])
 

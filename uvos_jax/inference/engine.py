@@ -91,16 +91,16 @@ class Engine:
         return Carry(states, tuple(stages)), labels[0]
 
     def _encode(self, variables, frames) -> tuple[Any, ...]:
-        """Features of every view, each with leading axis ``t``; a mirrored copy shares its scale's batch."""
+        """Features of every view, each with leading axis ``t``."""
         views = []
         for scale in self.scales:
             x = preprocess(frames, self.model.frame_size(self.native_size, scale), self.model.preprocess)
             if not self.flip:
                 views.append(self._apply(variables, "encode", {"frame": x}))
                 continue
-            both = self._apply(variables, "encode", {"frame": jnp.concatenate([x, x[:, :, ::-1]])})
-            t = frames.shape[0]
-            views += [jax.tree.map(lambda f: f[:t], both), jax.tree.map(lambda f: f[t:], both)]  # noqa: B023
+            # A loop over both copies is compiled once and needs the memory of one.
+            both = jax.lax.map(lambda x: self._apply(variables, "encode", {"frame": x}), jnp.stack([x, x[:, :, ::-1]]))
+            views += [jax.tree.map(lambda f: f[0], both), jax.tree.map(lambda f: f[1], both)]
         return tuple(views)
 
     @property

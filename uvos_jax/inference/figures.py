@@ -55,10 +55,13 @@ def write_figures(segmenter: Segmenter, source: Source, results: Path, count: in
 
     embeddings = [np.asarray(embed(segmenter.variables, frame.image)) for _, frame in frames]
     folder = results / "debug"
-    folder.mkdir(exist_ok=True)
     later = max(1, round(0.75 * (len(frames) - 1))) if len(frames) > 1 else 0
-    _draw_matches(folder / "matches.png", frames[0], frames[later], masks[0], embeddings[0], embeddings[later])
-    _draw_drift(folder / "drift.png", [i for i, _ in frames], masks, embeddings)
+    try:
+        folder.mkdir(exist_ok=True)
+        _draw_matches(folder / "matches.png", frames[0], frames[later], masks[0], embeddings[0], embeddings[later])
+        _draw_drift(folder / "drift.png", [i for i, _ in frames], masks, embeddings)
+    except OSError as error:
+        raise UserError(f"The pictures in '{folder}' cannot be written: {error.strerror}.") from error
     return [folder / "matches.png", folder / "drift.png"]
 
 
@@ -111,16 +114,18 @@ def _draw_matches(path, anchor, later, mask, anchor_embed, later_embed):
     # align_corners: the corner features lie on the corner pixels.
     to_pixels = (native - 1) / np.maximum(np.asarray(shape) - 1, 1)
     figure, axes = plt.subplots(1, 2, figsize=(16, 16 * native[0] / native[1] / 2 + 0.8), layout="constrained")
-    for axis, (index, frame), title in zip(axes, (anchor, later), ("anchor", "best matches"), strict=True):
+    if mask.any() and not mask.all():
+        axes[0].contour(mask, [0.5], colors="white", linewidths=1)
+    weights = f"best matches (weights {weights.min():.2g} to {weights.max():.2g})"
+    titles = ("anchor, with its mask's outline", weights)
+    for axis, (index, frame), title in zip(axes, (anchor, later), titles, strict=True):
         axis.imshow(frame.image)
         axis.set_title(f"{title}: frame {index} ({frame.name})")
         axis.set_axis_off()
     colours = plt.get_cmap("hsv")(np.linspace(0, 1, len(points), endpoint=False))
-    for start, end, weight, colour in zip(points * to_pixels, found * to_pixels, weights, colours, strict=True):
-        axes[0].plot(*start[::-1], "o", color=colour, markeredgecolor="white", markersize=9)
-        axes[1].plot(*end[::-1], "o", color=colour, markeredgecolor="white", markersize=9)
-        axes[1].annotate(f"{weight:.2g}", end[::-1], color="white", fontsize=9, xytext=(6, 4),
-                         textcoords="offset points")
+    for start, end, colour in zip(points * to_pixels, found * to_pixels, colours, strict=True):
+        for axis, place in zip(axes, (start, end), strict=True):
+            axis.plot(*place[::-1], "o", color=colour, markeredgecolor="white", markersize=9, clip_on=False)
         figure.add_artist(ConnectionPatch(start[::-1], end[::-1], "data", "data", axesA=axes[0], axesB=axes[1],
                                           color=colour, lw=1))
     figure.savefig(path, dpi=80)

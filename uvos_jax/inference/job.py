@@ -1,15 +1,19 @@
 """One video to a folder of results: ``masks/``, ``overlay.mp4`` and ``run.json``."""
 
+import contextlib
+import os
 import platform
 import shutil
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import cv2
+import flax
 import jax
+import numpy as np
 
 import uvos_jax
 from uvos_jax.errors import UserError
@@ -20,15 +24,28 @@ from uvos_jax.video import ResultWriter, Source, write_json
 _RESULTS = ("masks", "overlay.mp4", "run.json", "debug")
 
 
-def check_output(output: str | Path, overwrite: bool) -> Path:
-    """Returns the output folder's path; raises ``UserError`` if it holds results that may not be replaced."""
+def check_output(output: str | Path, overwrite: bool, source: Source) -> Path:
+    """Returns the output folder's path, or says at once why it cannot be used.
+
+    Raises:
+      UserError: if it cannot be made or written, holds results that may not be replaced, or replacing them would
+        delete the source.
+    """
     output = Path(output)
-    if output.exists() and not output.is_dir():
-        raise UserError(f"The output '{output}' is a file; name a folder.")
-    there = [name for name in _RESULTS if (output / name).exists()]
+    parent = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        kind = "cannot be written to" if parent.is_dir() else "is a file"
+        raise UserError(f"The output '{output}' is of no use: '{parent}' {kind}; name another folder.")
+    there = [output / name for name in _RESULTS if (output / name).exists()]
     if there and not overwrite:
-        raise UserError(f"'{output}' holds results already ({', '.join(there)}): choose another --output, or replace"
-                        " them with --overwrite.")
+        names = ", ".join(path.name for path in there)
+        raise UserError(f"'{output}' holds results already ({names}): choose another --output, or replace them with"
+                        " --overwrite.")
+    if there and not (output / "run.json").exists():
+        raise UserError(f"'{output}' holds '{there[0].name}', which no run of uvos has made; choose another --output.")
+    for path in (path.resolve() for path in source.paths):
+        if any(result.resolve() in (path, *path.parents) for result in there):
+            raise UserError(f"The input lies in '{output}', among the results to be replaced; choose another --output.")
     return output
 
 
@@ -37,8 +54,9 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
                       on_frame: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Segments a video into a folder.
 
-    Masks appear one by one, each whole; the overlay and ``run.json`` appear at the end, so a folder without
-    ``run.json`` is an unfinished run. Results of an earlier run are removed once the first frame of this one is done.
+    ``run.json`` is there from the start and says ``"finished": false``: it claims the folder, so that no second run
+    writes into it. Masks appear one by one, each whole; the overlay and the final ``run.json`` appear at the end.
+    Results of an earlier run are removed once the first frame of this one is done.
 
     Args:
       segmenter: the model with its weights.
@@ -53,16 +71,24 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
       The content of ``run.json``.
 
     Raises:
-      UserError: if the video cannot be read or the folder not be written; masks done until then are kept.
+      UserError: if the video cannot be read or the folder not be written; the masks of all frames before are kept.
     """
-    output = check_output(output, overwrite)
+    output = check_output(output, overwrite, source)
     started = time.perf_counter()
+    replaces = (output / "run.json").exists()
+    if not replaces:
+        _claim(output)
     results = segmenter.run(source, chunk=chunk)
     try:
-        first = next(results)
-        for name in _RESULTS:
-            path = output / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        try:
+            first = next(results)
+        except BaseException:
+            if not replaces:
+                _unclaim(output)
+            raise
+        if replaces:
+            _remove_results(output)
+            _claim(output)
         native_size, count = first[1].shape, 0
         with ResultWriter(output, source.fps) as writer:
             for frame, labels in chain([first], results):
@@ -71,10 +97,39 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
                 on_frame()
     finally:
         results.close()
-    run = _description(segmenter, source, native_size, count, chunk) | {
+    run = {"finished": True} | _description(segmenter, source, native_size, count, chunk) | {
         "seconds": round(time.perf_counter() - started, 3), "options": options or {}}
     write_json(output / "run.json", run)
     return run
+
+
+def _claim(output):
+    """Makes the folder ours, in one step of the file system; another run that came first is an error."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with open(output / "run.json", "x") as file:
+            file.write('{"finished": false}\n')
+    except FileExistsError:
+        raise UserError(f"Another run is writing into '{output}'; choose another --output.") from None
+    except OSError as error:
+        raise UserError(f"The output '{output}' cannot be written: {error.strerror}.") from error
+
+
+def _unclaim(output):
+    with contextlib.suppress(OSError):  # the folder stays if something else is in it
+        (output / "run.json").unlink()
+        output.rmdir()
+
+
+def _remove_results(output):
+    try:
+        for path in (output / name for name in _RESULTS):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"Earlier results in '{output}' cannot be removed: {error.strerror}.") from error
 
 
 def _description(segmenter, source, native_size, count, chunk):
@@ -94,5 +149,5 @@ def _description(segmenter, source, native_size, count, chunk):
         "hyper_parameters": hyper_parameters(model),
         "device": f"{device.device_kind} ({device.platform})",
         "versions": {"uvos_jax": uvos_jax.__version__, "python": platform.python_version()}
-        | {name: version(name) for name in ("jax", "flax", "numpy", "opencv-python-headless", "av")},
+        | {module.__name__: module.__version__ for module in (jax, flax, np, cv2)},
     }

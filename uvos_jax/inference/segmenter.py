@@ -6,8 +6,8 @@ the length of the video.
 """
 
 import collections
-import itertools
 import queue
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +26,8 @@ from uvos_jax.weights import checkpoints
 from uvos_jax.weights.convert import expected_variables, from_torch
 from uvos_jax.weights.files import SUFFIXES, read_state_dict
 
+# A side of the network's input beyond which it is a strip or a mistake, and memory would run out.
+_LARGEST_SIDE = 8192
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -42,8 +44,9 @@ class Segmenter:
 
     def __init__(self, name: str, model: nn.Module, variables: dict, *, scales: tuple[float, ...] = (1.0,),
                  flip: bool = False):
-        if not scales or any(not 0.1 <= s <= 8 for s in scales):
-            raise UserError(f"Scales must lie between 0.1 and 8, for example 0.75 1 1.5; got {list(scales)}.")
+        scales = tuple(scales) if isinstance(scales, (tuple, list)) else (scales,)
+        if not scales or len(set(scales)) < len(scales) or not all(_is_scale(s) for s in scales):
+            raise UserError(f"Scales are different numbers from 0.1 to 8, such as 0.75, 1, 1.5; got {list(scales)}.")
         self.name = name
         self.model = model
         self.variables = jax.device_put(variables)
@@ -54,6 +57,11 @@ class Segmenter:
     def engine(self, native_size: tuple[int, int]) -> Engine:
         """The compiled functions for videos of ``(height, width)``; the same object every time."""
         if native_size not in self._engines:
+            largest = self.model.frame_size(native_size, max(self.scales))
+            if max(largest) > _LARGEST_SIDE:
+                raise UserError(f"Frames of {native_size[1]}x{native_size[0]} (width x height) would run through the"
+                                f" network at {largest[1]}x{largest[0]}; its sides may have {_LARGEST_SIDE} pixels at"
+                                " most: crop the frames or lower --size.")
             self._engines[native_size] = Engine(self.model, native_size, self.scales, self.flip)
         return self._engines[native_size]
 
@@ -83,8 +91,8 @@ class Segmenter:
 
     def run(self, source: Source, *, chunk: int | None = None) -> Iterator[tuple[Frame, np.ndarray]]:
         """As :meth:`stream`, for an opened source; yields named frames."""
-        if chunk is not None and chunk < 1:
-            raise UserError(f"A chunk holds at least one frame, got {chunk}.")
+        if chunk is not None and not (isinstance(chunk, int) and chunk > 0):
+            raise UserError(f"A chunk holds a whole number of frames, at least one; got {chunk}.")
         chunk = chunk or (1 if source.live else default_chunk())
         frames = iter(source)
         batches = _chunks(frames, chunk)
@@ -92,10 +100,18 @@ class Segmenter:
             batches = _read_ahead(batches, 1)
         # A live source gets its answer before the next frame is asked for; others keep the device busy meanwhile.
         in_flight = 0 if source.live else 1
-        engine = carry = None
+        engine = carry = failure = None
         pending: collections.deque = collections.deque()
+        is_finalizing, wait = sys.is_finalizing, jax.block_until_ready
         try:
-            for batch in batches:
+            while failure is None:
+                try:
+                    batch = next(batches, None)
+                except Exception as error:  # raised below, after the answers to the frames that came before it
+                    failure = error
+                    break
+                if batch is None:
+                    break
                 images = np.stack([frame.image for frame in batch] + [batch[-1].image] * (chunk - len(batch)))
                 if engine is None:
                     engine = self.engine(images.shape[1:3])
@@ -106,12 +122,15 @@ class Segmenter:
                     yield from _answers(*pending.popleft())
             while pending:
                 yield from _answers(*pending.popleft())
+            if failure is not None:
+                raise failure
         finally:
-            # Python may end after an error; it must not do so under a device that is still computing.
-            jax.block_until_ready([labels for _, labels in pending])
-            batches.close()  # stops the reader before its file handle goes
-            if hasattr(frames, "close"):
-                frames.close()
+            if not is_finalizing():  # else Python has taken apart what the lines below need
+                # Python may end after an error; it must not do so under a device that is still computing.
+                wait([labels for _, labels in pending])
+                batches.close()  # stops the reader before its file handle goes
+                if hasattr(frames, "close"):
+                    frames.close()
 
 
 def default_chunk() -> int:
@@ -171,10 +190,12 @@ def random_variables(model: nn.Module) -> dict:
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
-        name = path[-1].key
+        module, name = path[-2].key, path[-1].key
         if name == "kernel":
             return rng.standard_normal(leaf.shape, np.float32) * np.float32((2 / np.prod(leaf.shape[:-1])) ** 0.5)
-        return np.full(leaf.shape, name in ("scale", "var"), np.float32)
+        # Residual branches start small, as trained ones are: a hundred layers at full strength would overflow.
+        value = 0.2 if (module, name) == ("bn3", "scale") else float(name in ("scale", "var"))
+        return np.full(leaf.shape, value, np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, expected_variables(model))
 
@@ -184,13 +205,29 @@ def parameter_count(variables: dict) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables["params"]))
 
 
+def _is_scale(scale):
+    return isinstance(scale, (int, float)) and not isinstance(scale, bool) and 0.1 <= scale <= 8
+
+
 def _answers(batch, labels):
-    return zip(batch, np.asarray(labels), strict=False)  # fill-up frames have labels but no frame
+    return zip(batch, np.array(labels), strict=False)  # writable; fill-up frames have labels but no frame
 
 
 def _chunks(frames, size):
-    while batch := list(itertools.islice(frames, size)):
+    """Lists of ``size`` frames; a failure comes after the frames before it."""
+    batch, failure = [], None
+    try:
+        for frame in frames:
+            batch.append(frame)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except Exception as error:
+        failure = error
+    if batch:
         yield batch
+    if failure is not None:
+        raise failure
 
 
 def _read_ahead(items, at_most):
@@ -219,6 +256,7 @@ def _read_ahead(items, at_most):
 
     thread = threading.Thread(target=read, name="uvos-reader", daemon=True)
     thread.start()
+    is_finalizing = sys.is_finalizing
     try:
         while True:
             item, error = ahead.get()
@@ -228,5 +266,6 @@ def _read_ahead(items, at_most):
                 return
             yield item
     finally:
-        stopped.set()
-        thread.join()
+        if not is_finalizing():
+            stopped.set()
+            thread.join()

@@ -76,7 +76,8 @@ class VideoWriter:
         self.path = Path(path)
         self._partial = self.path.with_name(f".{self.path.stem}.partial.mp4")
         # 1001 lets the television rates, such as 30000/1001, be stated exactly.
-        self._rate = Fraction(fps).limit_denominator(1001)
+        # A time lapse of a frame an hour is shown at a frame a second.
+        self._rate = Fraction(max(fps, 1.0)).limit_denominator(1001)
         self._container = None
         self._stream = None
         self._shape: tuple[int, ...] = ()

@@ -65,6 +65,7 @@ def _open_path(text: str) -> Source:
             start=lambda: _video_frames(path),
             fps=info.fps or DEFAULT_FPS,
             length=info.length,
+            paths=(path,),
         )
     if _is_pattern(text):
         return _open_glob(text)
@@ -101,6 +102,7 @@ def _open_images(paths: list[Path], kind: Literal["file", "folder", "glob"], nam
         kind=kind,
         start=lambda: (Frame(path.stem, read_image(path)) for path in paths),
         length=len(paths),
+        paths=tuple(dict.fromkeys(path.parent for path in paths)),
     )
 
 
@@ -122,17 +124,19 @@ def _open_iterable(frames: Iterable) -> Source:
     return Source(
         name="frames",
         kind="iterator",
-        start=lambda: _numbered(frames),
+        # What makes its frames one by one may fill the same buffer again and again.
+        start=lambda: _numbered(frames, copy=not isinstance(frames, Sequence)),
         length=length,
         live=length is None,
         rereadable=not isinstance(frames, Iterator),
     )
 
 
-def _numbered(images: Iterable) -> Iterator[Frame]:
+def _numbered(images: Iterable, copy: bool = False) -> Iterator[Frame]:
     for index, image in enumerate(images):
         name = f"{index:05d}"
-        yield Frame(name, _checked_array(image, name))
+        image = _checked_array(image, name)
+        yield Frame(name, image.copy() if copy else image)
 
 
 def _checked_array(item: object, name: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -41,6 +42,7 @@ class Source:
         live: True if frames come one by one from an iterator of unknown length, perhaps a camera:
             whoever reads them must not hold them back.
         rereadable: False for a one-shot iterator.
+        paths: The files and folders that the frames are read from; empty for arrays.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Source:
     length: int | None = None
     live: bool = False
     rereadable: bool = True
+    paths: tuple[Path, ...] = ()
     _spent: bool = field(default=False, init=False, repr=False)
 
     def __iter__(self) -> Iterator[Frame]:

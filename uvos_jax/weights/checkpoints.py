@@ -2,11 +2,12 @@
 
 This is the only place that imports Orbax. Layout of a checkpoint directory::
 
-    uvos.json   model, hyper-parameters, variant, preprocessing, version, origin
+    uvos.json   model, hyper-parameters, variant, preprocessing, version, origin, SHA-256 of the weights
     weights/    the Orbax tree {"params": ..., "batch_stats": ...}
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -23,6 +24,8 @@ from uvos_jax.models import build, hyper_parameters
 from uvos_jax.weights.convert import expected_variables
 
 _FORMAT = 1
+# Hyper-parameters that say how weights are used, not what they are; all others are fixed by the weights.
+_CHANGEABLE = ("variant", "short_side", "dropout", "axis_name", "dtype")
 
 
 def save(directory: str | Path, name: str, model: nn.Module, variables: dict, origin: str) -> None:
@@ -42,12 +45,14 @@ def save(directory: str | Path, name: str, model: nn.Module, variables: dict, or
     if directory.exists():
         raise UserError(f"'{directory}' exists already; choose a directory that does not.")
     partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
+    variables = jax.tree.map(np.asarray, variables)
     meta = {"format": _FORMAT, "model": name, "variant": model.variant, "hyper_parameters": hyper_parameters(model),
-            "preprocess": dataclasses.asdict(model.preprocess), "origin": origin, "uvos_jax": uvos_jax.__version__}
+            "preprocess": dataclasses.asdict(model.preprocess), "origin": origin,
+            "sha256": _digest(variables), "uvos_jax": uvos_jax.__version__}
     try:
         partial.mkdir(parents=True)
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(partial / "weights", jax.tree.map(np.asarray, variables))
+            checkpointer.save(partial / "weights", variables)
         (partial / "uvos.json").write_text(json.dumps(meta, indent=2) + "\n")
         partial.rename(directory)
     except OSError as error:
@@ -61,7 +66,7 @@ def load(directory: str | Path, **overrides) -> tuple[str, nn.Module, dict]:
 
     Args:
       directory: as written by :func:`save`.
-      **overrides: hyper-parameters to change, e.g. ``variant`` or ``dtype``.
+      **overrides: hyper-parameters to change: ``variant``, ``short_side``, ``dropout``, ``axis_name``, ``dtype``.
 
     Returns:
       ``(name, model, variables)`` with NumPy leaves.
@@ -82,6 +87,10 @@ def load(directory: str | Path, **overrides) -> tuple[str, nn.Module, dict]:
     if version != _FORMAT:
         raise UserError(f"'{directory}' has checkpoint format {version}; this uvos_jax reads {_FORMAT}. Upgrade it.")
     model = build(name, **(hyper | overrides))
+    stored = hyper_parameters(build(name, **hyper))
+    for key, value in hyper_parameters(model).items():
+        if key not in _CHANGEABLE and value != stored[key]:
+            raise UserError(f"The weights in '{directory}' were made with {key}={stored[key]}, not {value}.")
     ill_fitting = UserError(f"The weights in '{directory}' are damaged or do not fit {name} with these"
                             " hyper-parameters; convert or train them again.")
     # NumPy targets: restored on whatever devices this process has, not on those that saved it.
@@ -93,6 +102,15 @@ def load(directory: str | Path, **overrides) -> tuple[str, nn.Module, dict]:
         raise ill_fitting from error
     # Orbax restores the stored shapes without a word where they differ from the asked ones.
     shapes = [jax.tree.map(np.shape, tree) for tree in (variables, target)]
-    if shapes[0] != shapes[1]:
+    if shapes[0] != shapes[1] or meta.get("sha256") != _digest(variables):
         raise ill_fitting
     return name, model, variables
+
+
+def _digest(variables):
+    """SHA-256 over names, shapes and bytes of all leaves: storage does not notice a flipped bit."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
+        digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()

@@ -84,7 +84,9 @@ def convert(expected: dict, state_dict: Mapping[str, np.ndarray], rules: Rules, 
             missing.append(key)
             continue
         used.add(key)
-        theirs = np.asarray(state_dict[key])
+        theirs = state_dict[key]
+        if not isinstance(theirs, np.ndarray) or theirs.dtype.kind not in "fiu" or not np.isfinite(theirs).all():
+            raise UserError(f"'{key}' of this checkpoint for {what} is no array of finite real numbers.")
         wanted = _their_shape(leaf.shape, layout)
         if theirs.shape != wanted:
             misshapen.append(f"{key} {list(theirs.shape)}, not {list(wanted)}")

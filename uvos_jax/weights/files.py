@@ -43,13 +43,14 @@ def read_state_dict(path: str | Path) -> dict:
                 tensors = dict(file)
         else:
             tensors = _read_torch(path)
+        if not isinstance(tensors, Mapping):
+            raise UserError(f"'{path.name}' holds a {type(tensors).__name__}, not a table of named weights.")
+        return _to_numpy(tensors)
     except (UserError, MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # three parsers on a damaged file raise whatever they like
-        raise UserError(f"'{path.name}' cannot be read as weights: {_first_line(error)}.") from error
-    if not isinstance(tensors, Mapping):
-        raise UserError(f"'{path.name}' holds a {type(tensors).__name__}, not a table of named weights.")
-    return _to_numpy(tensors)
+        raise UserError(f"'{path.name}' cannot be read as weights ({type(error).__name__}: {_first_line(error)}).") \
+            from error
 
 
 def _read_torch(path):

@@ -105,7 +105,11 @@ def check(reference: str | Path, manifest: str | Path | None = None, variant: st
       UserError: if a file is missing or not of the format, or the weights do not fit the model.
     """
     tensors, meta = _read_reference(Path(reference))
-    weights = weights_of(_read_manifest(Path(reference), manifest, meta["system"]))
+    content = _read_manifest(Path(reference), manifest, meta["system"])
+    try:
+        weights = weights_of(content)
+    except (TypeError, ValueError, KeyError, AttributeError, re.error) as error:
+        raise UserError(f"The manifest for '{reference}' breaks its rule ({type(error).__name__}: {error}).") from error
     variant = variant or meta["variant"]
     trace = TRACES.get(meta["system"])
     if trace is None:
@@ -120,7 +124,11 @@ def check(reference: str | Path, manifest: str | Path | None = None, variant: st
     expected = {name: value for name, value in tensors.items() if name not in inputs}
     if not expected:
         raise UserError(f"'{reference}' holds no tensor to compare beside its inputs.")
-    made = trace.run(model, jax.tree.map(jax.numpy.asarray, variables), inputs, expected)
+    try:
+        made = trace.run(model, jax.tree.map(jax.numpy.asarray, variables), inputs, expected)
+    except (TypeError, ValueError, IndexError) as error:
+        raise UserError(f"The inputs in '{reference}' do not fit {meta['system']}: they should be NCHW and of one"
+                        " size.") from error
     results = []
     for name, value in expected.items():
         results.append(_compare(name, value, made, meta["tolerance"]))
@@ -133,7 +141,7 @@ def _compare(name, expected, made, tolerance):
     ours = made.get(name, made.get(suffix["base"]))
     if ours is None:
         return Comparison(name, np.nan, tolerance, False, "this model makes no tensor of that name")
-    ours = np.asarray(ours(int(suffix["rows"])) if callable(ours) else ours)
+    ours = np.asarray(ours(int(suffix["rows"]) if suffix["rows"] else None) if callable(ours) else ours)
     if name not in made:
         if suffix["c"]:
             ours = ours[:, :int(suffix["c"])]
@@ -158,8 +166,11 @@ def _read_reference(path):
     lacking = [name for name in _META if name not in tensors]
     if lacking:
         raise UserError(f"'{path}' is no whole-network reference: it lacks {', '.join(lacking)}.")
-    meta = {"system": str(tensors.pop("system")), "variant": str(tensors.pop("variant")),
-            "tolerance": float(tensors.pop("tolerance"))}
+    try:
+        meta = {"system": str(tensors.pop("system")), "variant": str(tensors.pop("variant")),
+                "tolerance": float(tensors.pop("tolerance"))}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"The tolerance in '{path}' is not a number.") from error
     return tensors, meta
 
 

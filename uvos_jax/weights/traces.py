@@ -16,7 +16,8 @@ class Trace(NamedTuple):
     Attributes:
       model: name of the model.
       inputs: names of the input tensors in the file.
-      run: ``(model, variables, inputs, expected) -> {name: NCHW array, or function of the number of rows}``.
+      run: ``(model, variables, inputs, expected) -> {name: array}``, arrays as PyTorch lays them out; in place of an
+        attention matrix a function of how many of its rows are wanted (None: all).
     """
 
     model: str
