@@ -279,3 +279,27 @@ def test_a_reference_of_another_size_made_by_torch(torch, tmp_path, golden):
     assert len(results) == len(tensors) - 2
     for result in results:
         assert result.ok, result
+
+
+@pytest.mark.slow
+def test_attention_matrices_may_be_stored_whole(rerun, ran):
+    def change(tensors):
+        tensors["P_intra"] = np.asarray(ran[2]["P_intra"](None))
+
+    results = rerun(change)
+    assert results["P_intra"].ok and results["P_intra"].error == 0
+
+
+@pytest.mark.slow
+def test_a_tolerance_that_is_no_number_is_refused(rerun):
+    with pytest.raises(UserError, match="not a number"):
+        rerun(lambda tensors: tensors.update(tolerance=np.array("small")))
+
+
+@pytest.mark.parametrize("change", [
+    {"scale": [["(", 2.0]]}, {"scale": 3}, {"alias": {"a.weight": "b.weight"}, "keys": {"a.weight": [1]}},
+    {"keys": {"a.weight": "abc"}}, {"keys": {"a.weight": [-1, 3]}},
+])
+def test_a_manifest_that_breaks_its_rule_is_refused(golden, tmp_path, change):
+    (tmp_path / "m.json").write_text(json.dumps({"keys": {"a.bias": [2]}} | change))
+    assert "breaks its rule" in _refusal(golden / GOLDEN, tmp_path / "m.json")
