@@ -192,7 +192,9 @@ def random_variables(model: nn.Module) -> dict:
     def draw(path, leaf):
         module, name = path[-2].key, path[-1].key
         if name == "kernel":
-            return rng.standard_normal(leaf.shape, np.float32) * np.float32((2 / np.prod(leaf.shape[:-1])) ** 0.5)
+            kernel = rng.standard_normal(leaf.shape, np.float32) * np.float32((2 / np.prod(leaf.shape[:-1])) ** 0.5)
+            # What decides foreground sums to zero, so that it does not win everywhere or nowhere.
+            return kernel - kernel.mean() if leaf.shape[-1] == 1 else kernel
         # Residual branches start small, as trained ones are: a hundred layers at full strength would overflow.
         value = 0.2 if (module, name) == ("bn3", "scale") else float(name in ("scale", "var"))
         return np.full(leaf.shape, value, np.float32)
