@@ -150,7 +150,8 @@ def benchmark(
         ("model", f"{segmenter.name} {segmenter.model.variant}, {precision}, network at {network[0]}x{network[1]}"),
         ("device", f"{device.device_kind} ({device.platform}) x {jax.device_count()}"),
         ("network alone", _seconds(result.network)),
-        ("end to end", f"{_seconds(result.end_to_end)}; JPEG frames to masks and overlay on disk"),
+        ("end to end", f"{_seconds(result.end_to_end)}; JPEG to masks and overlay on disk, references included, over a"
+                       f" video of {result.video_frames} frames"),
         ("arithmetic", f"{result.flops / 1e9:,.0f} GFLOP a frame"),
         ("share of peak", f"{result.share_of_peak:.0%} of a matrix product's {result.peak / 1e9:,.0f} GFLOP/s"),
         ("compilation", f"{result.compile_seconds:.1f} s, once per video size, first chunk included"),

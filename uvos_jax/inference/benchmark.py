@@ -38,7 +38,8 @@ class Benchmark:
 
     Attributes:
       network: resizing, encoding, prediction and fusing, frames on the device already.
-      end_to_end: reading JPEG frames from disk to masks and overlay on disk.
+      end_to_end: a video of ``video_frames`` from JPEG files to masks and overlay on disk, references encoded anew.
+      video_frames: length of that video.
       flops: floating point operations a frame (convolutions and matrix products).
       peak: this device's measured rate of a large matrix product in the same precision, in FLOP/s.
       compile_seconds: of the two compiled functions, once per video size.
@@ -46,6 +47,7 @@ class Benchmark:
 
     network: Timing
     end_to_end: Timing
+    video_frames: int
     flops: int
     peak: float
     compile_seconds: float
@@ -87,7 +89,7 @@ def benchmark(segmenter: Segmenter, native_size: tuple[int, int], *, chunk: int 
                                                      overwrite=True), at_least=2)
     report("timing a matrix product")
     peak = matmul_peak(segmenter.model.dtype)
-    return Benchmark(_per_frame(network, chunk), _per_frame(end_to_end, 2 * chunk), flops // chunk, peak,
+    return Benchmark(_per_frame(network, chunk), _per_frame(end_to_end, 2 * chunk), 2 * chunk, flops // chunk, peak,
                      compile_seconds)
 
 
