@@ -144,6 +144,11 @@ def test_mishaps_end_in_one_sentence_and_exit_code_2(arguments, message, folder,
     assert sorted(tmp_path.rglob("*")) == before  # nothing written
 
 
+def test_no_command_shows_the_help():
+    code, out, err = uvos()
+    assert code == 0 and "segment" in out and not err
+
+
 def test_python_dash_m_is_the_same_command():
     done = subprocess.run([sys.executable, "-m", "uvos_jax", "--help"], capture_output=True, text=True, check=True)
     for command in ("segment", "convert-weights", "parity", "benchmark", "models"):

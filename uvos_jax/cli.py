@@ -20,7 +20,7 @@ _OWN_OPTIONS = {"name": "--model", "model": "--model", "weights": "--weights", "
                 "flip": "--flip"}
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Video object segmentation in JAX: from a video to masks in one command.")
 
 Model = Annotated[str | None, typer.Option("--model", help="System, see 'uvos models'; a checkpoint directory knows.")]
@@ -185,7 +185,7 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a name the terminal cannot show is no reason to fail
     try:
-        code = app(standalone_mode=False)
+        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except UserError as error:
         _fail(str(error))
     except Exception as error:
