@@ -7,6 +7,7 @@ import pytest
 from small_adnet import clip, small_segmenter
 
 from uvos_jax import UserError
+from uvos_jax.inference import job
 from uvos_jax.inference.figures import check_figures, match, spread_points, write_figures
 from uvos_jax.inference.job import check_output, segment_to_folder
 from uvos_jax.video import VideoWriter, open_source, read_mask
@@ -107,6 +108,18 @@ def test_a_second_run_into_the_same_folder_is_refused_while_the_first_one_works(
         yield clip(1)[0]
 
     assert segment_to_folder(segmenter, open_source(frames()), tmp_path / "out")["source"]["frames"] == 2
+
+
+def test_a_run_that_claims_the_folder_after_the_check_is_not_overwritten(segmenter, tmp_path, monkeypatch):
+    def checked_just_before(output, overwrite, source):
+        (tmp_path / "out/masks").mkdir(parents=True)
+        (tmp_path / "out/run.json").write_text('{"finished": false}')
+        return tmp_path / "out"
+
+    monkeypatch.setattr(job, "check_output", checked_just_before)
+    with pytest.raises(UserError, match="Another run is writing"):
+        segment_to_folder(segmenter, open_source(clip(2)), tmp_path / "out")
+    assert not list((tmp_path / "out/masks").iterdir())
 
 
 def test_a_run_without_a_first_frame_leaves_nothing(segmenter, tmp_path):

@@ -75,7 +75,8 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
     """
     output = check_output(output, overwrite, source)
     started = time.perf_counter()
-    replaces = (output / "run.json").exists()
+    # Without leave to replace, a run.json that has appeared since the check makes the claim below fail.
+    replaces = overwrite and (output / "run.json").exists()
     if not replaces:
         _claim(output)
     results = segmenter.run(source, chunk=chunk)
