@@ -1,7 +1,6 @@
 """One video to a folder of results: ``masks/``, ``overlay.mp4`` and ``run.json``."""
 
 import contextlib
-import os
 import platform
 import shutil
 import time
@@ -20,6 +19,7 @@ from uvos_jax.errors import UserError
 from uvos_jax.inference.segmenter import Segmenter, default_chunk
 from uvos_jax.models import hyper_parameters
 from uvos_jax.video import ResultWriter, Source, write_json
+from uvos_jax.video.files import check_folder
 
 _RESULTS = ("masks", "overlay.mp4", "run.json", "debug")
 
@@ -31,11 +31,7 @@ def check_output(output: str | Path, overwrite: bool, source: Source) -> Path:
       UserError: if it cannot be made or written, holds results that may not be replaced, or replacing them would
         delete the source.
     """
-    output = Path(output)
-    parent = next(path for path in (output, *output.absolute().parents) if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        kind = "cannot be written to" if parent.is_dir() else "is a file"
-        raise UserError(f"The output '{output}' is of no use: '{parent}' {kind}; name another folder.")
+    output = check_folder(output)
     there = [output / name for name in _RESULTS if (output / name).exists()]
     if there and not overwrite:
         names = ", ".join(path.name for path in there)

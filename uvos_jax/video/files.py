@@ -23,6 +23,35 @@ def cannot_write(path: str | os.PathLike, error: BaseException) -> UserError:
     return UserError(f"cannot write {quoted(path)}: {reason(error)}.")
 
 
+def check_folder(path: str | os.PathLike) -> Path:
+    """Returns the path of a folder that can be made and written, or says at once why it cannot; makes nothing.
+
+    Args:
+        path: The folder, which need not exist.
+
+    Raises:
+        UserError: It, or the nearest folder above it, cannot be written, or is a file.
+    """
+    folder = Path(path)
+    parent = next(above for above in (folder, *folder.absolute().parents) if above.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        kind = "cannot be written to" if parent.is_dir() else "is a file"
+        raise UserError(f"The output '{folder}' is of no use: '{parent}' {kind}; name another folder.")
+    return folder
+
+
+def make_folder(path: str | os.PathLike) -> None:
+    """Makes a folder and those above it; an existing one is fine.
+
+    Raises:
+        UserError: The operating system refused.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     """Writes ``data`` so that ``path`` holds either its old content or all of the new one.
 

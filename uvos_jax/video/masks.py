@@ -38,7 +38,7 @@ def _voc_palette() -> np.ndarray:
 PALETTE = _voc_palette()
 
 
-def read_mask(path: str | os.PathLike) -> np.ndarray:
+def read_mask(path: str | os.PathLike, numbered: bool = False) -> np.ndarray:
     """Reads the labels of a mask file.
 
     What the pixels mean depends on how they are stored:
@@ -54,6 +54,8 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
 
     Args:
         path: An image file, best a PNG.
+        numbered: The mask is known to hold object numbers, so that grey levels stand for themselves, {0, 2} for
+            object 2 and {0, 255} for void.
 
     Returns:
         uint8 [h, w].
@@ -68,11 +70,11 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
     if mode == "1":
         return pixels.astype(np.uint8)
     if mode == "L":
-        return _labels_of_grey(path, pixels, may_hold_ids=file_format != "JPEG")
+        return _labels_of_grey(path, pixels, file_format != "JPEG", numbered)
     if mode == "LA":
         if pixels[..., 1].min() < 255:
             raise UserError(f"{quoted(path)} is partly transparent, not a plain mask; save it without alpha.")
-        return _labels_of_grey(path, pixels[..., 0], may_hold_ids=False)
+        return _labels_of_grey(path, pixels[..., 0], numbered, numbered)
     raise UserError(
         f"{quoted(path)} is {_kind_of_picture(mode)}, not a label mask; "
         "save it as an indexed (palette) PNG or as one grey channel holding 0/255 or object numbers."
@@ -90,13 +92,25 @@ def write_mask(path: str | os.PathLike, labels: np.ndarray) -> None:
         ValueError: The labels are of another shape, dtype or range.
         UserError: The operating system refused to write the file.
     """
+    write_atomically(path, encode_mask(labels))
+
+
+def encode_mask(labels: np.ndarray) -> bytes:
+    """Returns labels as the content of an indexed PNG with the colours of ``PALETTE``.
+
+    Args:
+        labels: Integer or bool [h, w], 0..255.
+
+    Raises:
+        ValueError: The labels are of another shape, dtype or range.
+    """
     from PIL import Image
 
     image = Image.fromarray(_as_uint8(labels))
     image.putpalette(PALETTE.tobytes())  # makes a grey image an indexed one, with the same bytes
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=_COMPRESS_LEVEL)
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _as_uint8(labels: np.ndarray) -> np.ndarray:
@@ -124,12 +138,14 @@ def _decode(path: Path) -> tuple[np.ndarray, str, str]:
         raise UserError(f"the mask {quoted(path)} cannot be read: {reason(error)}.") from error
 
 
-def _labels_of_grey(path: str | os.PathLike, grey: np.ndarray, may_hold_ids: bool) -> np.ndarray:
+def _labels_of_grey(path: str | os.PathLike, grey: np.ndarray, may_hold_ids: bool, numbered: bool) -> np.ndarray:
     levels = np.flatnonzero(np.bincount(grey.ravel()))
-    if levels.size == 1 or (levels.size == 2 and levels[0] == 0):
+    if not numbered and (levels.size == 1 or (levels.size == 2 and levels[0] == 0)):
         return (grey > 0).astype(np.uint8)
     numbers = levels[levels != VOID]
-    if may_hold_ids and numbers.size >= 2 and numbers[-1] <= _LARGEST_GREY_ID:
+    if may_hold_ids and numbers.size >= 2 - numbered and numbers[-1] <= _LARGEST_GREY_ID:
+        return grey
+    if may_hold_ids and numbered and not numbers.size:
         return grey
     if levels.size <= _FEW_LEVELS and may_hold_ids:
         raise UserError(

@@ -1,0 +1,251 @@
+"""Where the datasets keep their sequences, frames and ground truth."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from uvos_jax.errors import UserError, nearest_hint
+
+IMAGES = (".png", ".bmp", ".jpg", ".jpeg", ".pgm", ".ppm", ".tif", ".tiff", ".gif", ".webp")
+YOUTUBE_OBJECTS = ("aeroplane", "bird", "boat", "car", "cat", "cow", "dog", "horse", "motorbike", "train")
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """A sequence of a dataset.
+
+    Attributes:
+        name: As results name it; it may hold slashes.
+        frames: Names of the frames that count, in order; predictions are called so.
+        truths: Ground-truth file of each frame; empty where the ground truth is not public.
+        images: Image file of each frame; empty where only masks are there.
+        given: Every mask file that is there, by frame; in test splits that of an object's first frame.
+    """
+
+    name: str
+    frames: tuple[str, ...]
+    truths: tuple[Path, ...] = ()
+    images: tuple[Path, ...] = ()
+    given: dict[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class YouTubeVosObject:
+    """An object of a YouTube-VOS video: its number, category, and the names of the frames that show it."""
+
+    number: int
+    category: str
+    frames: tuple[str, ...]
+
+
+def davis(root: Path, year: int, split: str, annotations: str = "Annotations") -> list[Sequence]:
+    """Lists the sequences of a DAVIS split.
+
+    ``root`` holds ``ImageSets/<year>/<split>.txt`` and ``<annotations>/480p/<sequence>/*.png``. The list has a name a
+    line, or the paths of an image and a mask, as that of DAVIS-2016 does.
+
+    Raises:
+        UserError: The folder is laid out otherwise, or sequences of the list have no folder.
+    """
+    root = _inside(root, "DAVIS", "ImageSets")
+    folder = root / "ImageSets" / str(year)
+    listing = folder / f"{split}.txt"
+    if not listing.is_file():
+        known = sorted(path.stem for path in folder.glob("*.txt"))
+        there = f"; it has the splits {', '.join(known)}" if known else ""
+        raise UserError(f"'{root}' has no ImageSets/{year}/{split}.txt{there}: give the folder of DAVIS"
+                        f" with --dataset, and one of its splits with --split.{nearest_hint(split, known)}")
+    names = list(dict.fromkeys(_sequence_of_line(line) for line in listing.read_text().splitlines() if line.strip()))
+    masks, images = _resolution(root / annotations), _resolution(root / "JPEGImages")
+    sequences, absent = [], []
+    for name in names:
+        truths, pictures = _image_files(masks / name), _image_files(images / name)
+        frames = truths if len(truths) > 1 or not pictures else pictures
+        if not frames:
+            absent.append(name)
+        by_name = {path.stem: path for path in pictures}
+        sequences.append(Sequence(name, tuple(path.stem for path in frames), truths if frames is truths else (),
+                                  tuple(by_name[path.stem] for path in frames if path.stem in by_name),
+                                  {path.stem: path for path in truths}))
+    if absent:
+        raise UserError(f"'{listing}' names sequences that have neither masks in '{masks}' nor frames in '{images}':"
+                        f" {', '.join(absent)}.")
+    return sequences
+
+
+def fbms(root: Path, split: str) -> list[Sequence]:
+    """Lists the labelled frames of FBMS-59, as published or as the field's plain ``Annotations/<sequence>/*.png``.
+
+    As published, a sequence has ``GroundTruth/`` with files whose names hold a frame number, in one of two fashions;
+    the frame is the image that carries the same number.
+
+    Raises:
+        UserError: The folder is laid out otherwise, or a labelled frame has no image.
+    """
+    names = {"test": ("Testset", "TestSet", "Test", "test"), "train": ("Trainingset", "TrainingSet", "Train", "train")}
+    if split not in names:
+        raise UserError(f"FBMS-59 has the splits test and train, not '{split}'.")
+    folder = next((root / name for name in names[split] if (root / name).is_dir()), root)
+    raw = [path for path in sorted(folder.iterdir()) if (path / "GroundTruth").is_dir()] if folder.is_dir() else []
+    if raw:
+        return [_fbms_sequence(path) for path in raw]
+    return folders(folder)
+
+
+def youtube_objects(root: Path) -> list[Sequence]:
+    """Lists YouTube-Objects: every folder of masks below one that is called after a class.
+
+    A sequence is named by its path, such as ``cat/0003``; folders side by side such as ``cat_0003`` will do too.
+
+    Raises:
+        UserError: No such folder is there.
+    """
+    sequences = [sequence for sequence in folders(root, nested=True) if youtube_objects_class(sequence.name)]
+    if not sequences:
+        raise UserError(f"'{root}' has no masks in folders of the classes {', '.join(YOUTUBE_OBJECTS)}.")
+    return sequences
+
+
+def youtube_objects_class(name: str) -> str | None:
+    """Returns the class that a sequence's name starts with, or None."""
+    first = re.match(r"[a-z]*", name.lower()).group()
+    return first if first in YOUTUBE_OBJECTS else None
+
+
+def youtube_vos(root: Path, split: str) -> tuple[list[Sequence], dict[str, tuple[YouTubeVosObject, ...]]]:
+    """Lists a split of YouTube-VOS and the objects of its videos, from ``<split>/meta.json``.
+
+    A video's frames are all that any of its objects names. They have ground truth if every one has a mask in
+    ``<split>/Annotations/<video>``; where only the objects' first frames do, as in ``valid``, ``truths`` is empty.
+
+    Raises:
+        UserError: There is no such split, or its ``meta.json`` is not as published.
+    """
+    folder = root / split if (root / split).is_dir() else root
+    meta = folder / "meta.json"
+    if not meta.is_file():
+        splits = sorted(path.parent.name for path in root.glob("*/meta.json"))
+        there = f"; it has the splits {', '.join(splits)}" if splits else ""
+        raise UserError(f"'{folder}' has no meta.json: give the folder of YouTube-VOS with --dataset, and one of its"
+                        f" splits with --split{there}.")
+    try:
+        videos = {str(name): tuple(sorted((YouTubeVosObject(int(number), str(entry["category"]),
+                                                             tuple(map(str, entry["frames"])))
+                                            for number, entry in video["objects"].items()),
+                                           key=lambda item: item.number))
+                  for name, video in json.loads(meta.read_text())["videos"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"'{meta}' is not the meta.json of YouTube-VOS: {error!r}.") from error
+    broken = [name for name, objects in videos.items() if not objects or not all(item.frames for item in objects)]
+    if broken:
+        raise UserError(f"'{meta}' names no object, or an object without frames, in {', '.join(broken)}.")
+    sequences = []
+    for name, objects in sorted(videos.items()):
+        frames = tuple(sorted({frame for item in objects for frame in item.frames}))
+        masks = {path.stem: path for path in _image_files(folder / "Annotations" / name)}
+        images = {path.stem: path for path in _image_files(folder / "JPEGImages" / name)}
+        complete = all(frame in masks for frame in frames)
+        sequences.append(Sequence(name, frames, tuple(masks[frame] for frame in frames) if complete else (),
+                                  tuple(images[frame] for frame in frames if frame in images), masks))
+    return sequences, videos
+
+
+def folders(root: Path, nested: bool = False) -> list[Sequence]:
+    """Lists a folder of masks laid out plainly.
+
+    The masks lie in ``Annotations/``, ``GT/`` or ``GroundTruth/`` of ``root``, or in ``root`` itself: a folder a
+    sequence, or all in one folder as ``<sequence>_<number>.png``. Below ``Annotations`` a folder ``480p`` may stand.
+
+    Args:
+        root: The dataset.
+        nested: Sequences may lie several folders deep; they are named by their path.
+
+    Raises:
+        UserError: There are no masks.
+    """
+    base = next((root / name for name in ("Annotations", "GT", "GroundTruth", "ground-truth") if
+                 (root / name).is_dir()), root)
+    base = _resolution(base)
+    if not base.is_dir():
+        raise UserError(f"The dataset '{root}' is not a folder.")
+    images = _resolution(next((root / name for name in ("JPEGImages", "RGB", "Imgs") if (root / name).is_dir()), root))
+    found = sorted(path for path in (base.rglob("*") if nested else base.glob("*")) if path.is_dir())
+    sequences = []
+    for folder in found:
+        masks = _image_files(folder)
+        if masks and not (base == root and folder == images):
+            name = folder.relative_to(base).as_posix()
+            sequences.append(_with_images(name, masks, images / name))
+    if not sequences:
+        groups: dict[str, list[Path]] = {}
+        for path in _image_files(base):
+            groups.setdefault(re.sub(r"(_gt)?[_-]?\d*(_gt)?$", "", path.stem), []).append(path)
+        sequences = [_with_images(name, tuple(masks), images) for name, masks in sorted(groups.items()) if name]
+    if not sequences:
+        raise UserError(f"'{root}' has no ground-truth masks: neither Annotations/<sequence>/*.png nor GT/*.png.")
+    return sequences
+
+
+def is_fbms(root: Path) -> bool:
+    """Whether a folder looks like FBMS-59 as published, or like the folder of one of its splits."""
+    return any(root.glob("*/GroundTruth")) or any(root.glob("[Tt]*/*/GroundTruth"))
+
+
+def is_fbms_sequence(sequence: Sequence) -> bool:
+    """Whether a sequence is one of FBMS-59 as published, whose masks are read by rules of their own."""
+    folder = sequence.truths[0].parent
+    return folder.name == "GroundTruth" and folder.parent.name == sequence.name
+
+
+def _with_images(name, masks, images):
+    by_name = {path.stem: path for path in _image_files(images)}
+    return Sequence(name, tuple(path.stem for path in masks), masks,
+                    tuple(by_name[path.stem] for path in masks if path.stem in by_name))
+
+
+def _fbms_sequence(folder):
+    images = {_last_number(path.stem): path for path in _image_files(folder)
+              if path.suffix.lower() in (".jpg", ".jpeg", ".png")}
+    truths = {}
+    for path in sorted((folder / "GroundTruth").iterdir()):
+        if path.suffix.lower() not in (".pgm", ".ppm", ".png") or "PROB" in path.stem.upper():
+            continue
+        number = _last_number(path.stem)
+        if number is None or number not in images:
+            raise UserError(f"'{path}' is ground truth of frame {number}, which has no image in '{folder}'.")
+        truths[number] = path
+    if not truths:
+        raise UserError(f"'{folder / 'GroundTruth'}' has no ground-truth masks, .pgm or .ppm.")
+    pictures = tuple(images[number] for number in sorted(truths))
+    return Sequence(folder.name, tuple(path.stem for path in pictures),
+                    tuple(truths[number] for number in sorted(truths)), pictures)
+
+
+def _last_number(stem):
+    """The frame number in a file name of FBMS: the last group of digits, ``_gt`` and the like aside."""
+    numbers = re.findall(r"\d+", stem)
+    return int(numbers[-1]) if numbers else None
+
+
+def _sequence_of_line(line):
+    first = line.split()[0]
+    return Path(first).parent.name if "/" in first else first
+
+
+def _inside(root, name, marker):
+    """``root``, or the folder ``name`` within, whichever holds ``marker``."""
+    if not root.is_dir():
+        raise UserError(f"The dataset '{root}' is not a folder.")
+    return root / name if not (root / marker).exists() and (root / name / marker).exists() else root
+
+
+def _resolution(folder):
+    return folder / "480p" if (folder / "480p").is_dir() else folder
+
+
+def _image_files(folder):
+    if not folder.is_dir():
+        return ()
+    return tuple(sorted(path for path in folder.iterdir()
+                        if path.suffix.lower() in IMAGES and not path.name.startswith(".")))

@@ -1,0 +1,141 @@
+"""Ground truth as the datasets store it. Predictions are read by stricter rules, see ``predictions``."""
+
+from pathlib import Path
+
+import numpy as np
+
+from uvos_jax.errors import UserError
+from uvos_jax.video import read_mask
+
+# A few FBMS sequences are stored with other grey levels; the field's conversion scripts treat them apart.
+_FBMS_THRESHOLD = {"marple7": 0.05, "marple2": 0.4}
+_FBMS_USUAL_THRESHOLD = 0.1
+
+
+def read_foreground(path: Path) -> np.ndarray:
+    """Reads a mask as DAVIS-2016 does: foreground is where any channel but alpha is above 0.
+
+    Returns:
+        bool [h, w].
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    image, mode = pixels(path)
+    if image.ndim == 2:
+        return image > 0
+    return (image[..., :-1] if mode.endswith("A") else image).any(-1)
+
+
+def read_salient(path: Path) -> np.ndarray:
+    """Reads a salient-object mask: above half of the grey range, or any object of an indexed image.
+
+    Returns:
+        bool [h, w].
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    image, mode = pixels(path)
+    if mode in ("P", "1"):
+        return image > 0
+    return _grey(image, mode) > 128
+
+
+def read_objects(path: Path) -> np.ndarray:
+    """Reads object numbers, 255 for void.
+
+    Returns:
+        uint8 [h, w].
+
+    Raises:
+        UserError: The file cannot be read, or is no label image.
+    """
+    return read_mask(path, numbered=True)
+
+
+def read_fbms_foreground(path: Path, sequence: str) -> np.ndarray:
+    """Reads a ground-truth file of FBMS-59 as one foreground, all moving objects merged.
+
+    Objects are grey levels or colours. In the colour files (.ppm) white is the background. Grey is divided by 255
+    and compared with 0.1, 0.05 in marple7 and 0.4 in marple2, as the field's conversion scripts have it.
+
+    Returns:
+        bool [h, w].
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    image, mode = pixels(path)
+    grey = _grey(image, mode) / 255.0
+    if path.suffix.lower() == ".ppm":
+        grey[grey > 0.99] = 0.0
+    return grey > _FBMS_THRESHOLD.get(sequence, _FBMS_USUAL_THRESHOLD)
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """Reads an image as colours.
+
+    Returns:
+        uint8 [h, w, 3].
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Reads (height, width) from the head of an image file.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def pixels(path: Path) -> tuple[np.ndarray, str]:
+    """Reads an image as it is stored.
+
+    Returns:
+        An array [h, w] or [h, w, channels], and Pillow's name of the mode.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return np.array(image), image.mode
+    except Exception as error:  # on broken files Pillow's decoders raise whatever they stumble over
+        raise _unreadable(path, error) from error
+
+
+def _grey(image, mode):
+    """Luma of a grey or colour image, 0..255, as Pillow and OpenCV weigh the channels."""
+    if mode in ("L", "P"):
+        return image.astype(np.float64)
+    if mode == "1":
+        return image * 255.0
+    if mode == "LA":
+        return image[..., 0].astype(np.float64)
+    if image.ndim == 3 and image.shape[2] >= 3:
+        return np.round(image[..., :3] @ np.array([0.299, 0.587, 0.114]))
+    return image * (255.0 / max(np.iinfo(image.dtype).max if image.dtype.kind in "iu" else 1, 1))
+
+
+def _unreadable(path, error):
+    return UserError(f"'{path}' cannot be read as an image: {' '.join(str(error).split())}.")
