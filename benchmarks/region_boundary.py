@@ -121,8 +121,8 @@ def main():
         started = time.perf_counter()
         list(pool.map(score_sequence, sequences))
         together = time.perf_counter() - started
-    print(f"{len(sequences)} sequences: {frames / alone:.0f} frames/s on one process, {frames / together:.0f} on {workers}"
-          f" ({alone / together:.2f} times)")
+    print(f"{len(sequences)} sequences: {frames / alone:.0f} frames/s on one process,"
+          f" {frames / together:.0f} on {workers} ({alone / together:.2f} times)")
 
 
 if __name__ == "__main__":

@@ -172,6 +172,15 @@ def test_2017_semi_refuses_objects_that_the_truth_has_not(tmp_path):
         evaluate("davis2017-semi", tmp_path / "p", tmp_path / "d")
 
 
+@pytest.mark.parametrize(("name", "year"), [("davis2016", 2016), ("davis2017-semi", 2017)])
+def test_sequences_of_which_no_frame_counts_are_refused(tmp_path, name, year):
+    davis(tmp_path / "d", {"bear": [SQUARE] * 3, "bus": [SQUARE] * 2}, year)
+    for sequence in ("bear", "bus"):
+        save_masks(tmp_path / "p" / sequence, [SQUARE] * 3)
+    with pytest.raises(UserError, match=r"do not count, which leaves none in bus\.$"):
+        evaluate(name, tmp_path / "p", tmp_path / "d")
+
+
 @pytest.mark.parametrize("name", ["davis2017-semi", "davis2017-unsup"])
 def test_2017_refuses_a_truth_without_objects(tmp_path, name):
     davis(tmp_path / "d", {"dog": [EMPTY] * 4}, annotations="Annotations")
@@ -340,7 +349,8 @@ def test_2017_semi_on_real_masks(real_data, tmp_path):
     save_masks(tmp_path / "p/bus", masks)
     result = evaluate("davis2017-semi", tmp_path / "p", tmp_path / "d")
     expected = [mean_j_and_f(masks[1:-1] == number, halves[1:-1] == number) for number in (1, 2)]
-    assert np.array(expected) == pytest.approx(np.array([[0.792367254, 0.412490737], [0.720582386, 0.311892782]]), abs=1e-6)
+    written = np.array([(0.792367254, 0.412490737), (0.720582386, 0.311892782)])
+    assert np.array(expected) == pytest.approx(written, abs=1e-6)
     for number, (j, f) in zip("12", expected, strict=True):
         scores = result.sequences["bus"]["objects"][number]
         assert (scores["J"]["mean"], scores["F"]["mean"]) == pytest.approx((j, f), abs=1e-12)

@@ -242,6 +242,17 @@ def test_each_plain_sequence_has_its_own_definition_file(tmp_path):
     assert evaluate("fbms-f", tmp_path / "predictions", tmp_path).scores["F"]["mean"] == 1
 
 
+def test_masks_of_0_and_255_are_no_clusters(tmp_path):
+    # They would score as a background and nothing else; but where there are other labels, 255 is what it is.
+    save_masks(tmp_path / "Annotations" / "x", [OBJECTS] * 2)
+    save_masks(tmp_path / "predictions" / "x", [clusters((0, 255, 255)), clusters((0, 255, 0))])
+    with pytest.raises(UserError, match="x 00000-00001 holds 0 and 255 only"):
+        evaluate("fbms-f", tmp_path / "predictions", tmp_path)
+    save_masks(tmp_path / "predictions" / "x", [clusters((0, 255, 255)), clusters((0, 1, 2))])
+    scores = evaluate("fbms-f", tmp_path / "predictions", tmp_path).scores
+    assert scores["F"]["mean"] == 1 and scores["density"] == 0.75
+
+
 def test_fbms_f_as_published_needs_the_definition_files(tmp_path):
     data = regions(tmp_path, ("x", "y", "z"), as_published=True)
     for name in ("x", "z"):

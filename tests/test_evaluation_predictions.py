@@ -154,7 +154,9 @@ def test_unknown_and_unlisted_things(tmp_path):
     dataset(tmp_path, "bear", "bus")
     (tmp_path / "d/ImageSets/2017/val.txt").write_text("bear\ncow\nbus\nyak\n")
     refused(tmp_path, "names sequences that have neither masks in .* nor frames in .*: cow, yak")
-    refused(tmp_path, "There is no protocol 'davis2017'. Did you mean 'davis2016'.* davis2017-semi, ", "davis2017")
+    (tmp_path / "d/ImageSets/2017/val.txt").write_text("\n\n")
+    refused(tmp_path, r"ImageSets/2017/val\.txt' names no sequence\.$")
+    refused(tmp_path, "There is no protocol 'davis2017'. Did you mean 'davis20.* There are: davis2016, ", "davis2017")
 
 
 def test_an_unknown_sequence_has_the_nearest_named(tmp_path):

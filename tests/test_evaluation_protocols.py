@@ -28,7 +28,8 @@ def test_every_protocol_tells_its_rule_in_one_line():
         assert protocol(name) is row
 
 
-@pytest.mark.parametrize(("wrong", "hint"), [("davis-2016", "davis2016"), ("fbms", "fbms-j"), ("ytvos", None)])
+@pytest.mark.parametrize(("wrong", "hint"), [("davis-2016", "davis2016"), ("davis2017", "davis2017-semi"),
+                                             ("fbms", "fbms-j"), ("ytvos", None)])
 def test_an_unknown_protocol_is_answered_with_the_nearest_and_all(wrong, hint, tmp_path):
     with pytest.raises(UserError) as caught:
         evaluate(wrong, tmp_path, tmp_path)
@@ -89,6 +90,21 @@ def test_youtube_vis_class_aware_and_class_agnostic(tmp_path):
     assert {row[0]: row[1] for row in rows} == {"cat": pytest.approx(0.5 * 51 / 101), "dog": 0}
 
 
+def test_youtube_vis_without_categories_is_scored_as_one(tmp_path):
+    truth = save_truth(tmp_path / "instances.json", TRUTHS)
+    results = [{key: value for key, value in entry.items() if key != "category_id"} | {"score": 1} for entry in TRUTHS]
+    result = evaluate("youtube-vis", save_results(tmp_path / "results.json", results), truth)
+    assert set(result.scores) == {"class_agnostic", "frames_class_agnostic"} and not result.tables
+    assert result.scores["class_agnostic"]["AP"] == pytest.approx(1)
+    # One track without a category among others is a mistake.
+    results[0]["category_id"] = 1
+    with pytest.raises(UserError, match="category_id"):
+        evaluate("youtube-vis", save_results(tmp_path / "results.json", results), truth)
+    # No track at all is a result.
+    result = evaluate("youtube-vis", save_results(tmp_path / "results.json", []), truth)
+    assert result.scores["class_aware"]["AP"] == result.scores["class_agnostic"]["AP"] == 0
+
+
 def test_youtube_vis_of_half_a_track(tmp_path):
     truth = save_truth(tmp_path / "instances.json", [track(1, 1, [LEFT, LEFT])])
     # Half of one frame is missing: 3/4 of the track, found up to IoU 0.75; in frames, IoU 1/2 and 1.
@@ -129,7 +145,7 @@ def test_youtube_vis_refuses(tmp_path):
         (tmp_path / "empty", truth, {}, "no results.json"),
         (results, tmp_path / "empty", {}, "no valid/instances.json"),
         (tmp_path / "none.json", truth, {}, "none.json.*No such file"),
-        (results, truth, {"sequences": ("1",)}, "leave sequences out"),
+        (results, truth, {"sequences": ("1",)}, "leave --sequences out"),
     ]:
         with pytest.raises(UserError, match=message):
             evaluate("youtube-vis", predictions, dataset, **more)

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 
+import cv2
 import numpy as np
 import pytest
 from made_up import davis, rectangle, save_masks
@@ -45,11 +46,12 @@ def test_scores_json(scored_2016, tmp_path):
     for entry in (scores, *scores["sequences"].values()):
         for measure in ("J", "F"):
             assert set(entry[measure]) == {"mean", "recall", "decay"}
-    # J of bear is 1, 1, 1/2, which is not above 1/2; its first quarter is the first two frames, its last the last two.
+    # J of bear is 1, 1, 1/2, which is not above 1/2; the first quarter is the first two frames,
+    # by rounding, and the last quarter the last one.
     assert scores["sequences"]["bear"]["J"] == {"mean": pytest.approx(2.5 / 3), "recall": pytest.approx(2 / 3),
-                                                "decay": pytest.approx(1 - 0.75)}
+                                                "decay": 0.5}
     assert scores["J"] == {"mean": pytest.approx((2.5 / 3 + 1) / 2), "recall": pytest.approx((2 / 3 + 1) / 2),
-                           "decay": pytest.approx(0.125)}
+                           "decay": 0.25}
     assert scores["sequences"]["bmx-bumps"]["T"] is None  # not measured there
     assert isinstance(scores["T"], float) and scores["T"] == scores["sequences"]["bear"]["T"] > 0
 
@@ -58,7 +60,7 @@ def test_csv_files_of_davis_2016(scored_2016, tmp_path):
     write(scored_2016, tmp_path)
     header, row = rows_of(tmp_path / "global_results-val.csv")
     assert header == ["J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay", "T"]
-    assert row[1] == "0.916667" and row[3] == "0.125000"
+    assert row[1] == "0.916667" and row[3] == "0.250000"
     header, *rows = rows_of(tmp_path / "per-sequence_results-val.csv")
     assert header[:2] == ["Sequence", "J-Mean"] and [row[0] for row in rows] == ["bear", "bmx-bumps"]
     assert rows[0][1] == "0.833333" and rows[1][-1] == "nan"
@@ -111,7 +113,7 @@ def test_changed_predictions_give_new_scores_in_the_same_folder(tmp_path):
         save_masks(tmp_path / "predictions" / "cars1", [predicted])
         write(evaluate("fbms-j", tmp_path / "predictions", tmp_path), tmp_path / "out")
         assert json.loads((tmp_path / "out" / "scores.json").read_text())["J"]["mean"] == expected
-        assert (tmp_path / "out" / "per-sequence_results-test.csv").read_text().splitlines()[1] == f"cars1,{expected:.6f},1"
+        assert rows_of(tmp_path / "out" / "per-sequence_results-test.csv")[1] == ["cars1", f"{expected:.6f}", "1"]
 
 
 def test_a_folder_that_cannot_be_made_is_a_users_error(tmp_path):
@@ -153,12 +155,22 @@ def test_table_text_is_aligned():
 def test_the_screen_ends_in_the_line_of_the_dataset_and_then_its_other_scores():
     text = screen(result(scores={"J": {"mean": 0.5, "mean_over_frames": 0.25}}))
     assert text.splitlines() == ["Sequence  J-Mean", "a         0.5000", "all       0.5000", "",
-                                 "J-mean_over_frames  0.2500"]
+                                 "all                  score", "J-mean_over_frames  0.2500"]
 
 
-def test_a_picture_needs_a_curve(tmp_path):
-    scores = {"max_f": 0.8, "max_f_threshold": 0.0, "mae": 0.1}
-    curved = result(scores=scores, curve=([0.5] * 256, [0.9] * 256))
-    assert "pr_curve.png" in {path.name for path in write(curved, tmp_path / "a")}
-    assert (tmp_path / "a" / "pr_curve.png").read_bytes().startswith(b"\x89PNG")
-    assert "pr_curve.png" not in {path.name for path in write(result(), tmp_path / "b")}
+@pytest.mark.parametrize("threshold", [1.0, 0.0])
+def test_the_curves_picture_marks_the_point_of_maximal_f(tmp_path, threshold):
+    # Recall grows from 0 at threshold 1 to 1 at threshold 0.
+    scores = {"max_f": 0.8, "max_f_threshold": threshold, "mae": 0.1}
+    curve = np.linspace(0, 1, 256).tolist(), [0.9] * 256
+    assert tmp_path / "pr_curve.png" in write(result(scores=scores, curve=curve), tmp_path)
+    picture = cv2.imread(str(tmp_path / "pr_curve.png"), cv2.IMREAD_GRAYSCALE)
+    black = cv2.erode((picture < 50).astype(np.uint8), np.ones((7, 7), np.uint8))  # thicker than text and axes
+    rows, columns = np.nonzero(black)
+    columns = columns[rows < picture.shape[0] / 2]  # below is the legend
+    left = columns.mean() < picture.shape[1] / 2
+    assert left == (threshold == 1)
+
+
+def test_no_curve_no_picture(tmp_path):
+    assert "pr_curve.png" not in {path.name for path in write(result(), tmp_path)}

@@ -24,7 +24,7 @@ F = {"perfect": 1.0, "half recall": 1.3 * 0.5 / (0.3 + 0.5), "half precision": 1
 
 def save_maps(folder: Path, maps, names=None) -> None:
     """Writes grey maps [t, h, w] as ``<name>.png``."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, grey in zip(names or [f"{t:05d}" for t in range(len(maps))], maps, strict=True):
         Image.fromarray(np.asarray(grey, np.uint8)).save(folder / f"{name}.png")
 
@@ -108,7 +108,14 @@ def test_soft_maps_come_before_masks(tmp_path):
     assert result.sequences["boat"]["mae"] == 0  # an object number of 1 is as good as 255
 
 
-def test_a_flat_folder_of_ground_truth(tmp_path):
+def test_maps_of_the_first_and_last_frame_are_not_asked_for(tmp_path):
+    save_maps(tmp_path / "predictions" / "bear", [levels((OBJECT, 255))] * 2, ["00001", "00002"])
+    data = davis(tmp_path / "data", {"bear": [OBJECT] * 4}, 2016)
+    assert evaluate("saliency", tmp_path / "predictions", data).scores["mae"] == 0
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_flat_folder_of_ground_truth(tmp_path, flat):
     # As ViSal has it: bitmaps, sparse, sequences told apart by their names alone; grey 128 is background.
     (tmp_path / "GT").mkdir()
     truth = levels((OBJECT, 129), (BESIDE, 128))
@@ -116,7 +123,8 @@ def test_a_flat_folder_of_ground_truth(tmp_path):
         frames = [f"{name}_{number:05d}" for number in (1, 6, 11, 16)]
         for frame in frames:
             Image.fromarray(truth).save(tmp_path / "GT" / f"{frame}.bmp")
-        save_maps(tmp_path / "predictions" / name, [GARBAGE, counted, counted, GARBAGE], frames)
+        folder = tmp_path / "predictions" / ("." if flat else name)
+        save_maps(folder, [GARBAGE, counted, counted, GARBAGE], frames)
     result = evaluate("saliency", tmp_path / "predictions", tmp_path)
     assert {name: entry["mae"] for name, entry in result.sequences.items()} == {"boat": 0, "boat2": 0.125}
     assert result.scores["mae"] == 0.0625

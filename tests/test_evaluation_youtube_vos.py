@@ -168,10 +168,11 @@ def test_an_unknown_split_lists_those_there(two_videos):
 
 @pytest.mark.parametrize(("text", "match"), [
     ("{", "is not the meta.json of YouTube-VOS"),
+    ('{"videos": {}}', "valid/meta.json' names no video"),
     ('{"videos": []}', "is not the meta.json of YouTube-VOS"),
     ('{"videos": {"a": {"objects": {"1": {"category": "dog"}}}}}', "is not the meta.json of YouTube-VOS: .*frames"),
-    ('{"videos": {"a": {"objects": {}}}}', "names no object, or an object without frames, in a"),
-    ('{"videos": {"a": {"objects": {"1": {"category": "dog", "frames": []}}}}}', "an object without frames, in a"),
+    ('{"videos": {"a": {"objects": {}}}}', "names no object, object 0, or an object without frames in a"),
+    ('{"videos": {"a": {"objects": {"1": {"category": "dog", "frames": []}}}}}', "an object without frames in a"),
 ])
 @pytest.mark.filterwarnings("error")
 def test_a_broken_meta_json_is_refused(two_videos, text, match):

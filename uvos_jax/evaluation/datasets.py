@@ -57,6 +57,8 @@ def davis(root: Path, year: int, split: str, annotations: str = "Annotations") -
         raise UserError(f"'{root}' has no ImageSets/{year}/{split}.txt{there}: give the folder of DAVIS"
                         f" with --dataset, and one of its splits with --split.{nearest_hint(split, known)}")
     names = list(dict.fromkeys(_sequence_of_line(line) for line in listing.read_text().splitlines() if line.strip()))
+    if not names:
+        raise UserError(f"'{listing}' names no sequence.")
     masks, images = _resolution(root / annotations), _resolution(root / "JPEGImages")
     sequences, absent = [], []
     for name in names:
@@ -131,15 +133,18 @@ def youtube_vos(root: Path, split: str) -> tuple[list[Sequence], dict[str, tuple
                         f" splits with --split{there}.")
     try:
         videos = {str(name): tuple(sorted((YouTubeVosObject(int(number), str(entry["category"]),
-                                                             tuple(map(str, entry["frames"])))
+                                                             tuple(sorted(map(str, entry["frames"]))))
                                             for number, entry in video["objects"].items()),
                                            key=lambda item: item.number))
                   for name, video in json.loads(meta.read_text())["videos"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"'{meta}' is not the meta.json of YouTube-VOS: {error!r}.") from error
-    broken = [name for name, objects in videos.items() if not objects or not all(item.frames for item in objects)]
+    if not videos:
+        raise UserError(f"'{meta}' names no video.")
+    broken = [name for name, objects in videos.items()
+              if not objects or not all(item.frames and item.number > 0 for item in objects)]
     if broken:
-        raise UserError(f"'{meta}' names no object, or an object without frames, in {', '.join(broken)}.")
+        raise UserError(f"'{meta}' names no object, object 0, or an object without frames in {', '.join(broken)}.")
     sequences = []
     for name, objects in sorted(videos.items()):
         frames = tuple(sorted({frame for item in objects for frame in item.frames}))

@@ -42,13 +42,14 @@ def evaluate_2016(request: Request) -> Result:
     pair of the first frame's truth and the second prediction.
 
     Raises:
-        UserError: See ``predictions``.
+        UserError: See ``predictions``; also for a sequence of fewer than three frames.
     """
     every = datasets.davis(request.dataset, 2016, request.split)
     sequences = request.chosen(every)
     _require_truth(sequences, request)
+    _require_three_frames(sequences)
     files = predictions.find(request.predictions, {item.name: item.frames[1:-1] for item in sequences})
-    # In somebody's own videos, none of which DAVIS-2016 knows, T counts everywhere.
+    # Where no sequence is on the list, as in somebody's own videos, T counts everywhere.
     counted = _T_COUNTS.intersection(item.name for item in every) or {item.name for item in every}
     results = request.each(_score_2016, [(item, files[item.name], request.temporal and item.name in counted)
                                          for item in sequences])
@@ -80,10 +81,12 @@ def evaluate_2017_semi(request: Request) -> Result:
     """Scores J and F on DAVIS-2017, semi-supervised (Pont-Tuset et al., 2017).
 
     Raises:
-        UserError: See ``predictions``; also for more objects than the truth has.
+        UserError: See ``predictions``; also for more objects than the truth has, or none, or a sequence of fewer than
+            three frames.
     """
     sequences = request.chosen(datasets.davis(request.dataset, 2017, request.split))
     _require_truth(sequences, request)
+    _require_three_frames(sequences)
     files = predictions.find(request.predictions, {item.name: item.frames[1:-1] for item in sequences})
     results = request.each(_score_2017_semi, [(item, files[item.name]) for item in sequences])
     return _result_2017("davis2017-semi", RULE_SEMI, request, sequences, results)
@@ -201,3 +204,10 @@ def _require_truth(sequences, request):
     if without:
         raise UserError(f"The {request.split} split has no public ground truth ({', '.join(without)}): pack the results"
                         " for the server with --pack FILE.zip, and leave the scores to it.")
+
+
+def _require_three_frames(sequences):
+    short = [item.name for item in sequences if len(item.frames) < 3]
+    if short:
+        raise UserError("The first and the last frame of a sequence do not count, which leaves none in"
+                        f" {', '.join(short)}.")

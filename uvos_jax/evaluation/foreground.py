@@ -61,7 +61,8 @@ def evaluate_fbms_f(request: Request) -> Result:
     As published, a sequence's ``<sequence>Def.dat`` tells its regions; in a plain layout they are the object numbers.
 
     Raises:
-        UserError: See ``predictions``; also where that file is missing or broken.
+        UserError: See ``predictions``; also where that file is missing or broken, and for a sequence of masks of 0 and
+            255, which mean an object nearly everywhere, but no label here.
     """
     sequences = request.chosen(datasets.fbms(request.dataset, request.split))
     without = [item.name for item in sequences if datasets.is_fbms_sequence(item) and not _definition_file(item)]
@@ -93,6 +94,10 @@ def _score_regions(job):
         read_truth = _read_regions
     pairs = [(prediction, regions) for _, prediction, regions in predictions.pairs(
         sequence, sequence.frames, files, read_truth, _read_clusters, complaints)]
+    labels = np.sum([np.bincount(prediction.ravel(), minlength=256) for prediction, _ in pairs], axis=0)
+    if not complaints.texts() and set(np.flatnonzero(labels)) == {0, ochs_brox.UNLABELLED}:
+        for frame in sequence.frames:
+            complaints.note(frame, "holds 0 and 255 only, and 255 is no label here; write object numbers")
     if not complaints.texts() and not any((regions >= 0).any() for _, regions in pairs):
         complaints.note(sequence.frames[0], "and the other frames have no labelled pixel in the ground truth")
     return None if complaints.texts() else ochs_brox.sequence_regions(pairs), complaints.texts()

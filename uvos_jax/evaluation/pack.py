@@ -97,7 +97,7 @@ def _encode(job):
     encoded = {}
     for frame in sequence.frames:
         if frame == first:
-            encoded[frame] = sequence.given[frame].read_bytes()
+            encoded[frame] = _given(sequence.given[frame])
             continue
         labels = complaints.read(frame, files[frame], predictions.read_objects, shape)
         if labels is None:
@@ -106,6 +106,13 @@ def _encode(job):
             complaints.note(frame, f"holds object {labels.max()}, but {largest} were given")
         encoded[frame] = encode_mask(labels)
     return encoded, complaints.texts()
+
+
+def _given(path):
+    """The content of a given mask: the file's own where it is an indexed PNG already."""
+    labels = truth.read_objects(path)
+    data = path.read_bytes()
+    return data if data.startswith(b"\x89PNG") and truth.pixels(path)[1] == "P" else encode_mask(labels)
 
 
 def _objects(path):

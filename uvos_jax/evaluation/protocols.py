@@ -33,25 +33,30 @@ class Protocol:
 
 
 def _youtube_vis(request: Request) -> Result:
-    """Average precision of tracks, class-aware and class-agnostic, and of the masks of single frames."""
+    """Average precision of tracks, class-aware and class-agnostic, and of the masks of single frames.
+
+    Results in which no track has a category, as of a class-agnostic model, are scored without the class-aware part.
+    """
     if request.only:
         raise UserError("youtube-vis scores all videos of its JSON file together; leave --sequences out.")
     instances, results = _instances(request), _results(request.predictions)
     truth, tracks = youtube_vis.read_json(instances), youtube_vis.read_json(results)
-    scores: dict[str, Any] = {
-        "class_aware": youtube_vis.evaluate_tracks(truth, tracks),
-        "class_agnostic": youtube_vis.evaluate_tracks(truth, tracks, class_agnostic=True),
-        "frames_class_agnostic": youtube_vis.evaluate_frames(truth, tracks),
-    }
-    categories, videos = (scores["class_aware"][key] for key in ("per_category", "per_video"))
+    scores: dict[str, Any] = {}
+    if not tracks or any(isinstance(track, dict) and "category_id" in track for track in tracks):
+        scores["class_aware"] = youtube_vis.evaluate_tracks(truth, tracks)
+    scores["class_agnostic"] = youtube_vis.evaluate_tracks(truth, tracks, class_agnostic=True)
+    scores["frames_class_agnostic"] = youtube_vis.evaluate_frames(truth, tracks)
+    first, tables = next(iter(scores.values())), {}
+    if categories := first["per_category"]:
+        header = ["name", *(key for key in categories[0] if key not in ("id", "name"))]
+        tables[f"per-category_results-{request.split}.csv"] = (
+            header, [[entry[key] for key in header] for entry in categories])
+    by_video = {str(entry.pop("id")): entry for entry in first["per_video"]}
     for part in scores.values():
-        part.pop("per_category")
+        del part["per_category"]
         part.pop("per_video", None)
-    by_video = {str(entry.pop("id")): entry for entry in videos}
-    header = ["name", *(key for key in categories[0] if key not in ("id", "name"))]
-    table = header, [[entry[key] for key in header] for entry in categories]
     return Result("youtube-vis", RULE_YOUTUBE_VIS, request.split, scores, by_video, list(by_video.items()),
-                  tables={f"per-category_results-{request.split}.csv": table})
+                  tables=tables)
 
 
 PROTOCOLS = {
@@ -74,7 +79,9 @@ def protocol(name: str) -> Protocol:
         UserError: There is no such protocol.
     """
     if name not in PROTOCOLS:
-        raise UserError(f"There is no protocol '{name}'.{nearest_hint(name, PROTOCOLS)} There are:"
+        # One that goes on as the name does comes first: davis2017 is meant for davis2017-semi, not for davis2016.
+        likely = [known for known in PROTOCOLS if name and known.startswith(name)] or PROTOCOLS
+        raise UserError(f"There is no protocol '{name}'.{nearest_hint(name, likely)} There are:"
                         f" {', '.join(PROTOCOLS)}.")
     return PROTOCOLS[name]
 

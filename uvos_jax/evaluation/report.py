@@ -126,9 +126,11 @@ def screen(result: Result) -> str:
     overall = flatten(result.scores)
     rows = [{"Sequence": name} | flatten(scores) for name, scores in result.rows]
     columns = {column for row in rows for column in row}
-    rows.append({"Sequence": "all"} | {name: value for name, value in overall.items() if name in columns})
-    rest = [{"": name, "all": value} for name, value in overall.items() if name not in columns]
-    return table_text(rows) + ("\n\n" + table_text(rest).split("\n", 1)[1] if rest else "")
+    shared = {name: value for name, value in overall.items() if name in columns}
+    if shared:
+        rows.append({"Sequence": "all"} | shared)
+    rest = [{"all": name, "score": value} for name, value in overall.items() if name not in columns]
+    return "\n\n".join(table_text(part) for part in (rows, rest) if part)
 
 
 def plain(value: Any) -> Any:
@@ -143,7 +145,9 @@ def plain(value: Any) -> Any:
 
 
 def _cell(value, decimals):
-    return f"{value:.{decimals}f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.{decimals}f}"
+    return "" if value is None else str(value)
 
 
 def _curve_picture(result):

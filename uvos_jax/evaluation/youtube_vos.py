@@ -103,8 +103,10 @@ def _read_truth(path):
 
 
 def _seen_categories(request):
-    meta = request.dataset / "train" / "meta.json"
-    if not meta.is_file():
+    # The dataset may have been given as the folder of the split.
+    places = (request.dataset / "train" / "meta.json", request.dataset.parent / "train" / "meta.json")
+    meta = next((path for path in places if path.is_file()), None)
+    if meta is None:
         return None
     try:
         videos = json.loads(meta.read_text())["videos"].values()
