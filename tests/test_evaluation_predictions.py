@@ -232,3 +232,13 @@ def test_an_antialiased_or_void_mask_is_refused_as_foreground_too(tmp_path):
         tmp_path / "p/bear/00004.png")
     text = refused(tmp_path, "bear 00001-00003 holds 255, which stands for void", "davis2016")
     assert "; bear 00004 has " in text and "threshold it at 128" in text
+
+
+def test_a_dataset_with_gaps_is_refused(tmp_path):
+    root = dataset(tmp_path, "bear", "bus")
+    for name in ("bear", "bus"):
+        save_masks(root / "JPEGImages" / "480p" / name, [SQUARE] * 5)  # any image will do
+        save_masks(tmp_path / "p" / name, [SQUARE] * 5)
+    (root / "Annotations" / "480p" / "bus" / "00001.png").unlink()
+    refused(tmp_path, "^The dataset is not complete, frames have no ground truth: bus 00001.$")
+    assert evaluate("davis2017-semi", tmp_path / "p", root, sequences=("bear",)).scores["J"]["mean"] == 1

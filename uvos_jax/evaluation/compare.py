@@ -89,11 +89,6 @@ class _Kind:
     prediction: Callable[[Path], np.ndarray]
 
 
-def _davis_unsupervised(root, split):
-    year = 2019 if split.startswith("test") else 2017
-    return datasets.davis(root, year, split, "Annotations_unsupervised")
-
-
 def _true_foreground(path, sequence):
     if datasets.is_fbms_sequence(sequence):
         return truth.read_fbms_foreground(path, sequence.name)
@@ -110,7 +105,7 @@ _KINDS = {
                        predictions.read_foreground),
     "davis2017-semi": _Kind(lambda root, split: datasets.davis(root, 2017, split), _true_objects,
                             predictions.read_objects),
-    "davis2017-unsup": _Kind(_davis_unsupervised, _true_objects, predictions.read_objects),
+    "davis2017-unsup": _Kind(datasets.davis_unsupervised, _true_objects, predictions.read_objects),
     "youtube-vos": _Kind(lambda root, split: datasets.youtube_vos(root, split)[0], _true_objects,
                          predictions.read_objects),
     "fbms-j": _Kind(datasets.fbms, _true_foreground, predictions.read_foreground),

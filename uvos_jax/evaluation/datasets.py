@@ -63,7 +63,7 @@ def davis(root: Path, year: int, split: str, annotations: str = "Annotations") -
     sequences, absent = [], []
     for name in names:
         truths, pictures = _image_files(masks / name), _image_files(images / name)
-        frames = truths if len(truths) > 1 or not pictures else pictures
+        frames = truths if len(truths) >= len(pictures) else pictures
         if not frames:
             absent.append(name)
         by_name = {path.stem: path for path in pictures}
@@ -74,6 +74,40 @@ def davis(root: Path, year: int, split: str, annotations: str = "Annotations") -
         raise UserError(f"'{listing}' names sequences that have neither masks in '{masks}' nor frames in '{images}':"
                         f" {', '.join(absent)}.")
     return sequences
+
+
+def check_truth(sequences: list[Sequence], split: str, fewest: int = 1) -> None:
+    """Checks that every frame has ground truth, and that there are as many as a protocol needs.
+
+    Args:
+        sequences: Those to be scored.
+        split: Their split.
+        fewest: Frames; 3 where the first and the last do not count.
+
+    Raises:
+        UserError: The split's ground truth is not public, some of it is missing, or sequences are too short.
+    """
+    gaps = [f"{item.name} {', '.join(frame for frame in item.frames if frame not in item.given)}"
+            for item in sequences if not item.truths and len(item.given) > 1]
+    if gaps:
+        raise UserError(f"The dataset is not complete, frames have no ground truth: {'; '.join(gaps)}.")
+    without = [item.name for item in sequences if not item.truths]
+    if without:
+        raise UserError(f"The {split} split has no public ground truth ({', '.join(without)}): pack the results for the"
+                        " server with --pack FILE.zip, and leave the scores to it.")
+    short = [item.name for item in sequences if len(item.frames) < fewest]
+    if short:
+        raise UserError("The first and the last frame with ground truth do not count, which leaves none in"
+                        f" {', '.join(short)}.")
+
+
+def davis_unsupervised(root: Path, split: str) -> list[Sequence]:
+    """Lists the sequences of a split of the unsupervised DAVIS challenge, whose test lists came in 2019.
+
+    Raises:
+        UserError: See ``davis``.
+    """
+    return davis(root, 2019 if split.startswith("test") else 2017, split, "Annotations_unsupervised")
 
 
 def fbms(root: Path, split: str) -> list[Sequence]:

@@ -3,7 +3,6 @@
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from uvos_jax.errors import UserError
 from uvos_jax.evaluation import datasets, predictions, truth
 from uvos_jax.evaluation.measures import nan_mean, score_all_pairs, score_labels, statistics
 from uvos_jax.evaluation.predictions import Complaints
@@ -46,8 +45,7 @@ def evaluate_2016(request: Request) -> Result:
     """
     every = datasets.davis(request.dataset, 2016, request.split)
     sequences = request.chosen(every)
-    _require_truth(sequences, request)
-    _require_three_frames(sequences)
+    datasets.check_truth(sequences, request.split, fewest=3)
     files = predictions.find(request.predictions, {item.name: item.frames[1:-1] for item in sequences})
     # Where no sequence is on the list, as in somebody's own videos, T counts everywhere.
     counted = _T_COUNTS.intersection(item.name for item in every) or {item.name for item in every}
@@ -85,8 +83,7 @@ def evaluate_2017_semi(request: Request) -> Result:
             three frames.
     """
     sequences = request.chosen(datasets.davis(request.dataset, 2017, request.split))
-    _require_truth(sequences, request)
-    _require_three_frames(sequences)
+    datasets.check_truth(sequences, request.split, fewest=3)
     files = predictions.find(request.predictions, {item.name: item.frames[1:-1] for item in sequences})
     results = request.each(_score_2017_semi, [(item, files[item.name]) for item in sequences])
     return _result_2017("davis2017-semi", RULE_SEMI, request, sequences, results)
@@ -117,9 +114,8 @@ def evaluate_2017_unsupervised(request: Request) -> Result:
     Raises:
         UserError: See ``predictions``.
     """
-    year = 2019 if request.split.startswith("test") else 2017
-    sequences = request.chosen(datasets.davis(request.dataset, year, request.split, "Annotations_unsupervised"))
-    _require_truth(sequences, request)
+    sequences = request.chosen(datasets.davis_unsupervised(request.dataset, request.split))
+    datasets.check_truth(sequences, request.split)
     files = predictions.find(request.predictions, {item.name: item.frames for item in sequences})
     results = request.each(_score_2017_unsupervised, [(item, files[item.name]) for item in sequences])
     return _result_2017("davis2017-unsup", RULE_UNSUPERVISED, request, sequences, results)
@@ -197,17 +193,3 @@ def _half(scores):
 def _read_semi_truth(path):
     labels = truth.read_objects(path)
     return np.where(labels == _VOID, np.uint8(0), labels)
-
-
-def _require_truth(sequences, request):
-    without = [item.name for item in sequences if not item.truths]
-    if without:
-        raise UserError(f"The {request.split} split has no public ground truth ({', '.join(without)}): pack the results"
-                        " for the server with --pack FILE.zip, and leave the scores to it.")
-
-
-def _require_three_frames(sequences):
-    short = [item.name for item in sequences if len(item.frames) < 3]
-    if short:
-        raise UserError("The first and the last frame of a sequence do not count, which leaves none in"
-                        f" {', '.join(short)}.")

@@ -12,7 +12,7 @@ from uvos_jax.evaluation.run import Request, no_progress
 from uvos_jax.video import encode_mask
 from uvos_jax.video.files import cannot_write
 
-_DAVIS = {"davis2017-semi": "Annotations", "davis2017-unsup": "Annotations_unsupervised"}
+_DAVIS = ("davis2017-semi", "davis2017-unsup")
 PACKED = (*_DAVIS, "youtube-vos")
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # so that the same masks make the same file
 
@@ -83,8 +83,10 @@ def _sequences(protocol, request):
         if without:
             raise UserError(f"The masks of the first frames are not in '{request.dataset}': {', '.join(without)}.")
         return sequences, {item.name: item.frames[0] for item in sequences}
-    year = 2019 if protocol == "davis2017-unsup" and request.split.startswith("test") else 2017
-    sequences = datasets.davis(request.dataset, year, request.split, _DAVIS[protocol])
+    if protocol == "davis2017-unsup":
+        sequences = datasets.davis_unsupervised(request.dataset, request.split)
+    else:
+        sequences = datasets.davis(request.dataset, 2017, request.split)
     return sequences, {item.name: None for item in sequences}
 
 

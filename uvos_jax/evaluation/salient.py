@@ -4,7 +4,6 @@ from itertools import chain
 
 import numpy as np
 
-from uvos_jax.errors import UserError
 from uvos_jax.evaluation import datasets, predictions, truth
 from uvos_jax.evaluation.predictions import Complaints
 from uvos_jax.evaluation.report import Result
@@ -33,10 +32,7 @@ def evaluate(request: Request) -> Result:
         UserError: See ``predictions``; also for a sequence of fewer than three labelled frames.
     """
     sequences = request.chosen(_sequences(request))
-    short = [item.name for item in sequences if len(item.truths) < 3]
-    if short:
-        raise UserError("The first and last labelled frame of a sequence do not count, which leaves none in"
-                        f" {', '.join(short)}.")
+    datasets.check_truth(sequences, request.split, fewest=3)
     wanted = {item.name: item.frames[1:-1] for item in sequences}
     files = predictions.find(request.predictions, wanted, ("soft", "masks"))
     results = request.each(_score, [(item, files[item.name]) for item in sequences])
