@@ -263,3 +263,35 @@ def test_help_shows_an_example_and_every_protocol(uvos):
     assert "Example: uvos evaluate davis2016 --predictions results --dataset DAVIS --output scores" in text
     for word in (*PROTOCOLS, "--split", "--sequences", "--pack", "--workers"):
         assert word in text, word
+
+
+def test_what_the_system_refuses_is_one_sentence(uvos, made, monkeypatch):
+    data, predictions = made("davis2016")
+    # Whoever runs this test may be allowed to read everything, so the refusal is made.
+    listed = Path.iterdir
+
+    def refuse(path):
+        if path == predictions / "boat":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    code, _, err = uvos("evaluate", "davis2016", "--predictions", predictions, "--dataset", data, "--workers", "1")
+    assert (code, err) == (2, f"Error: '{predictions / 'boat'}' cannot be used: Permission denied.\n")
+    code, _, err = uvos("evaluate", "davis2016", "--predictions", predictions, "--dataset", data, "--output", "x" * 300)
+    assert code == 2 and err.startswith("Error: ") and "too long" in err
+
+
+def test_compare_prints_a_table_and_writes_the_pictures(uvos, made, tmp_path):
+    data, predictions = made("davis2016")
+    save_masks(tmp_path / "better" / "bear", [TRUTH] * 4)
+    save_masks(tmp_path / "better" / "boat", [HALF] * 4)
+    code, out, _ = uvos("compare", predictions, tmp_path / "better", "--dataset", data, "--workers", "1")
+    assert code == 0
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0] == ["Sequence", "run.7", "better", "Difference"]
+    assert [line[0] for line in lines[1:4]] == ["bear", "boat", "all"] and lines[2][-1] == "0.0000"
+    names = {path.name for path in (tmp_path / "uvos_output" / "compare").iterdir()}
+    assert names == {"comparison.csv", "comparison.json", "differences.png", "worst_frames.png"}
+    code, _, err = uvos("compare", predictions, "--dataset", data)
+    assert code == 2 and "two folders of results" in err

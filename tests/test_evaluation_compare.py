@@ -75,11 +75,11 @@ def test_largest_difference_first_and_ties_by_name(animals, two_runs):
     assert (comparison.overall.scores, comparison.overall.difference) == ((0.625, 0.8125), 0.1875)
 
 
-def test_the_difference_is_that_of_last_and_first(tmp_path, animals, two_runs):
+def test_the_difference_of_three_runs_is_that_of_best_and_worst(tmp_path, animals, two_runs):
     middle = save_run(tmp_path / "middle", {"dog": 0, "cat": 0, "bee": 0, "ant": 4})
     comparison = compare([two_runs[0], middle, two_runs[1]], animals, sequences=("dog", "bee"))
     assert [(row.name, row.scores, row.difference) for row in comparison.rows] == [
-        ("bee", (0.25, 0.0, 1.0), 0.75), ("dog", (1.0, 0.0, 0.5), -0.5)]
+        ("bee", (0.25, 0.0, 1.0), 1.0), ("dog", (1.0, 0.0, 0.5), 1.0)]
     assert comparison.overall.scores == (0.625, 0.0, 0.75)
 
 

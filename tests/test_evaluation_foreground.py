@@ -87,10 +87,19 @@ def test_fbms_frames_are_in_the_order_of_their_numbers(tmp_path):
     assert list(result.frames["dogs01"]) == ["dogs01_8", "dogs01_9", "dogs01_10"]
 
 
+def test_fbms_ground_truth_counted_otherwise_than_the_images_starts_with_the_first(tmp_path):
+    """Labels of frames 0 and 2, images from 3 on: the labels belong to images 3 and 5."""
+    truths = {"cars1_0000_gt.ppm": coloured(TRUTH, {1: (0, 0, 255)}), "cars1_0002_gt.ppm": coloured(EMPTY, {})}
+    fbms(tmp_path / "Testset" / "cars1", ["cars1_03", "cars1_04", "cars1_05"], truths)
+    save_masks(tmp_path / "p" / "cars1", [TRUTH, EMPTY], ["cars1_03", "cars1_05"])
+    result = evaluate("fbms-j", tmp_path / "p", tmp_path)
+    assert result.frames == {"cars1": {"cars1_03": {"J": 1.0}}}
+
+
 def test_fbms_ground_truth_without_its_image_is_refused(tmp_path):
     truths = {"cars1_01.pgm": TRUTH, "cars1_0007_gt.ppm": coloured(EMPTY, {})}
     fbms(tmp_path / "Testset" / "cars1", ["cars1_01"], truths)
-    with pytest.raises(UserError, match="cars1_0007_gt.ppm.* frame 7, which has no image"):
+    with pytest.raises(UserError, match="no image for the ground truth cars1_0007_gt.ppm"):
         evaluate("fbms-j", tmp_path, tmp_path)
     fbms(tmp_path / "other" / "Testset" / "cars4", ["cars4_01"], {"cars4_01_PROB.pgm": TRUTH})
     with pytest.raises(UserError, match="no ground-truth masks"):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import zipfile
 
 import numpy as np
@@ -183,11 +184,20 @@ def test_real_first_frames_of_test_dev(real_data, tmp_path):
     listing = tmp_path / "ImageSets/2017/test-dev.txt"
     listing.parent.mkdir(parents=True)
     listing.write_text("tackle\ninflatable\ndolphins\n")
-    for folder in ("JPEGImages", "Annotations"):
-        (tmp_path / folder).symlink_to(source / folder)
-    found = source / "Annotations/480p"
-    pack("davis2017-semi", found, tmp_path, "test-dev", tmp_path / "out.zip")
-    assert_masks(contents(tmp_path / "out.zip"), labels)
+    (tmp_path / "Annotations").symlink_to(source / "Annotations")
+    for name in ("tackle", "inflatable", "dolphins"):
+        images, masks = tmp_path / "JPEGImages/480p" / name, tmp_path / "p" / name
+        images.mkdir(parents=True)
+        masks.mkdir(parents=True)
+        shutil.copy(source / "JPEGImages/480p" / name / "00000.jpg", images)
+        shutil.copy(source / "Annotations/480p" / name / "00000.png", masks)
+    with pytest.raises(UserError, match="there is one alone of tackle, inflatable, dolphins"):
+        pack("davis2017-semi", tmp_path / "p", tmp_path, "test-dev", tmp_path / "out.zip")
+    for path in [*tmp_path.glob("JPEGImages/480p/*/00000.jpg"), *tmp_path.glob("p/*/00000.png")]:
+        shutil.copy(path, path.with_stem("00001"))
+    pack("davis2017-semi", tmp_path / "p", tmp_path, "test-dev", tmp_path / "out.zip")
+    assert_masks(contents(tmp_path / "out.zip"), labels | {
+        name.replace("00000", "00001"): mask for name, mask in labels.items()})
     assert {mask.shape[1] for mask in labels.values()} == {1301, 910, 854}
 
 

@@ -186,12 +186,12 @@ def test_complaints_about_several_sequences_come_together(tmp_path):
     grey(tmp_path / "p/bus/00004.png", *range(0, 240, 12))
     (tmp_path / "p/bus/00005.png").write_bytes((tmp_path / "p/bus/00006.png").read_bytes()[:100])
     (tmp_path / "p/bus/00006.png").write_text("no picture")
-    text = refused(tmp_path, "p' cannot be scored: ")
+    text = refused(tmp_path, "p' cannot be used: ")
     assert "; bear 00004 holds object number 21; numbers go up to 20, relabel them from 1; " in text
     assert "; bear 00005 holds 255, which stands for void, but a prediction has none; write object numbers" in text
     assert "bear 00001-00003 is 50x40 where the ground truth is 60x40; " in text
     assert "; bus 00003 is an RGB picture, not a label mask; save it as an indexed (palette) PNG" in text
-    assert "; bus 00004 has 20 grey levels, so it was antialiased or saved as JPEG; " in text
+    assert "; bus 00004 has more grey levels than a mask, so it was antialiased or saved as JPEG; " in text
     assert "; bus 00005 cannot be read: " in text and text.endswith("; bus 00006 is not an image file.")
     assert "  " not in text and ".;" not in text
 
@@ -242,3 +242,49 @@ def test_a_dataset_with_gaps_is_refused(tmp_path):
     (root / "Annotations" / "480p" / "bus" / "00001.png").unlink()
     refused(tmp_path, "^The dataset is not complete, frames have no ground truth: bus 00001.$")
     assert evaluate("davis2017-semi", tmp_path / "p", root, sequences=("bear",)).scores["J"]["mean"] == 1
+
+
+def test_files_beside_the_ground_truth_change_nothing(tmp_path):
+    """A picture of the same name, and pictures of other names, are no masks."""
+    root = dataset(tmp_path, "bear", year=2016)
+    save_masks(tmp_path / "p/bear", [EMPTY, SQUARE, EMPTY, SQUARE, EMPTY])
+    expected = evaluate("davis2016", tmp_path / "p", root).scores["J"]["mean"]
+    for name in ("00000", "00002", "preview"):
+        Image.fromarray(255 * SQUARE).save(root / "Annotations/480p/bear" / f"{name}.jpg")
+    assert evaluate("davis2016", tmp_path / "p", root).scores["J"]["mean"] == expected == pytest.approx(2 / 3)
+
+
+def test_jpeg_is_no_ground_truth(tmp_path):
+    (tmp_path / "d/GT/bear").mkdir(parents=True)
+    Image.fromarray(255 * SQUARE).save(tmp_path / "d/GT/bear/00000.jpg")
+    save_masks(tmp_path / "p/bear", [SQUARE])
+    refused(tmp_path, "no ground-truth masks.*a .jpg is not taken for a mask", "fbms-j")
+
+
+def test_missing_annotations_are_not_called_secret(tmp_path):
+    root = dataset(tmp_path, "bear")
+    refused(tmp_path, "has no Annotations_unsupervised/480p", "davis2017-unsup")
+    (root / "Annotations").rename(root / "elsewhere")
+    refused(tmp_path, "has no Annotations/480p, where the ground truth should be")
+
+
+def test_names_with_spaces_and_a_byte_order_mark(tmp_path):
+    root = dataset(tmp_path, "my dog")
+    (root / "ImageSets/2017/val.txt").write_text("\ufeffmy dog\n", encoding="utf-8")
+    save_masks(tmp_path / "p/my dog", [SQUARE] * 5)
+    assert set(evaluate("davis2017-semi", tmp_path / "p", root).sequences) == {"my dog"}
+
+
+def test_a_split_is_a_plain_name(tmp_path):
+    dataset(tmp_path, "bear")
+    refused(tmp_path, "plain name, such as val; got 'a/b'", split="a/b")
+
+
+def test_frames_that_share_a_complaint_are_named_together(tmp_path):
+    dataset(tmp_path, "bear", "bus")
+    for name in ("bear", "bus"):
+        save_masks(tmp_path / "p" / name, [SQUARE] * 5)
+        for frame in ("00001", "00002"):
+            Image.new("RGB", (60, 40)).save(tmp_path / "p" / name / f"{frame}.png")
+    text = refused(tmp_path, "bear 00001-00002, bus 00001-00002 is an RGB picture")
+    assert text.count("RGB") == 1

@@ -37,7 +37,7 @@ def scored_2016(tmp_path):
 
 
 def test_scores_json(scored_2016, tmp_path):
-    path = write(scored_2016, tmp_path / "new" / "out")[-1]
+    path = write(scored_2016, tmp_path / "new" / "out")[0]
     text = path.read_text()
     assert path == tmp_path / "new" / "out" / "scores.json" and "NaN" not in text and text.endswith("\n")
     scores = json.loads(text)
@@ -174,3 +174,12 @@ def test_the_curves_picture_marks_the_point_of_maximal_f(tmp_path, threshold):
 
 def test_no_curve_no_picture(tmp_path):
     assert "pr_curve.png" not in {path.name for path in write(result(), tmp_path)}
+
+
+def test_a_subset_is_marked_and_leaves_the_tables_of_the_whole(tmp_path):
+    write(result(), tmp_path)
+    before = (tmp_path / "global_results-val.csv").read_text()
+    write(result(only=("a",), scores={"J": {"mean": 0.1}}), tmp_path)
+    assert (tmp_path / "global_results-val.csv").read_text() == before
+    assert rows_of(tmp_path / "global_results-val-subset.csv")[1] == ["0.100000"]
+    assert json.loads((tmp_path / "scores.json").read_text())["only"] == ["a"]

@@ -254,3 +254,18 @@ def test_real_masks(tmp_path, real_data):
     assert scores["adnet"]["mae"] == pytest.approx(abs(greys / 255 - truths).mean(), abs=1e-12)
     assert scores["adnet"] == {"mae": pytest.approx(0.047917, abs=1e-6),
                                "max_f": pytest.approx(0.964302, abs=1e-6)}
+
+
+def test_truth_of_zeros_and_ones_and_an_empty_one(tmp_path):
+    save_maps(tmp_path / "d" / "GT" / "bear", [OBJECT] * 4)
+    save_masks(tmp_path / "p" / "bear", [OBJECT] * 4)
+    assert evaluate("saliency", tmp_path / "p", tmp_path / "d").scores["max_f"] == 1
+    save_maps(tmp_path / "d" / "GT" / "bear", [np.zeros_like(OBJECT)] * 4)
+    with pytest.raises(UserError, match="is empty in every frame"):
+        evaluate("saliency", tmp_path / "p", tmp_path / "d")
+
+
+def test_grey_predictions_of_zeros_and_ones_are_masks(tmp_path):
+    save_masks(tmp_path / "d" / "GT" / "bear", [OBJECT] * 4)
+    save_maps(tmp_path / "p" / "bear", [OBJECT] * 4)
+    assert evaluate("saliency", tmp_path / "p", tmp_path / "d").scores["adnet"] == {"mae": 0, "max_f": 1}

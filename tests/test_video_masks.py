@@ -80,15 +80,14 @@ def test_few_grey_levels_that_are_no_numbers_are_named(tmp_path, values):
 
 def test_antialiased_mask_is_refused(tmp_path):
     blurred = np.asarray(Image.fromarray(tiled(0, 255, 0)).resize((100, 36), Image.Resampling.BICUBIC))
-    levels = len(np.unique(blurred))
-    assert levels > 8
+    assert len(np.unique(blurred)) > 8
     path = save(tmp_path / "x.png", blurred)
-    assert_refused(path, rf"x\.png' has {levels} grey levels, so it was antialiased .* threshold it at 128")
+    assert_refused(path, r"x\.png' has more grey levels than a mask, so it was antialiased .* threshold it at 128")
 
 
 def test_jpeg_passes_only_where_nothing_was_lost(tmp_path):
     np.testing.assert_array_equal(read_mask(save(tmp_path / "flat.jpg", tiled(0, 0))), tiled(0, 0))
-    assert_refused(save(tmp_path / "a.jpg", tiled(0, 255)), r"has \d+ grey levels, so .* saved as JPEG")
+    assert_refused(save(tmp_path / "a.jpg", tiled(0, 255)), r"has more grey levels than a mask, so .* saved as JPEG")
     # The blur of small numbers stays among small numbers, and must not pass for objects.
     path = save(tmp_path / "b.jpg", tiled(0, 9, 2, 5), quality=50)
     assert np.asarray(Image.open(path)).max() <= 20
@@ -170,3 +169,30 @@ def test_davis_mask_with_alpha(real_data):
 def test_indexed_mask_of_five_objects(real_data):
     labels = read_mask(real_data / "gold-fish/Annotations/00000.png")
     assert np.unique(labels).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("palette", [
+    [192, 0, 0, 0, 0, 0, 0, 128, 0],  # as a program that reduces colours may number them
+    [255, 255, 255, 0, 0, 0, 128, 0, 0],
+    bytes(reversed(range(256))) * 3,
+])
+def test_indices_that_number_colours_are_refused(tmp_path, palette):
+    image = Image.fromarray(tiled(0, 1, 2))
+    image.putpalette(palette)
+    image.save(tmp_path / "x.png")
+    assert_refused(tmp_path / "x.png", r"x\.png' has a palette whose entry 0 is not the dark background")
+
+
+def test_other_colours_than_ours_are_fine(tmp_path):
+    image = Image.fromarray(tiled(0, 1, 2))
+    image.putpalette([0, 0, 0, 200, 50, 50, 10, 10, 90])
+    image.save(tmp_path / "x.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "x.png"), tiled(0, 1, 2))
+
+
+def test_numbered_grey_levels_stand_for_themselves(tmp_path):
+    for values in ((0, 2), (0, 255), (3, 3), (0, 1, 20, 255)):
+        path = save(tmp_path / "x.png", tiled(*values))
+        np.testing.assert_array_equal(read_mask(path, numbered=True), tiled(*values))
+    with pytest.raises(UserError, match="neither 0/255 nor object numbers"):
+        read_mask(save(tmp_path / "y.png", tiled(0, 100)), numbered=True)

@@ -192,7 +192,7 @@ def evaluate(
         count = pack_results(protocol, predictions, dataset, split, pack, **shown)
         print(f"{pack}: {count} masks, {protocol} {split}")
         return
-    print(f"{protocol}, {split}: {rule}.")
+    print(f"{protocol}, {split}{f', only {sequences}' if sequences else ''}: {rule}.")
     results = predictions.resolve()
     name = results.name if results.is_dir() else results.stem
     output = check_folder(output or Path("uvos_output", f"{protocol}-{name}"))
@@ -254,13 +254,17 @@ def main() -> None:
         code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except UserError as error:
         _fail(str(error))
+    except OSError as error:  # a file or folder that the operating system does not let us use
+        if error.filename is None:
+            raise
+        _fail(f"'{error.filename}' cannot be used: {error.strerror}.")
     except Exception as error:
         # Typer's own complaints about the command line, known by the method they share.
         if not hasattr(error, "format_message"):
             raise
         _fail(error.format_message())
     if code == _INTERRUPTED:
-        print("Interrupted; what was finished is kept.", file=sys.stderr, flush=True)
+        print("Interrupted; what was written is kept.", file=sys.stderr, flush=True)
         # Ctrl-C may come while XLA compiles; Python's own way out would tear down what it still uses, and crash.
         os._exit(_INTERRUPTED)
     raise SystemExit(code or 0)

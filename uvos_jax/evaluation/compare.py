@@ -40,7 +40,9 @@ _PALE = (110, 110, 110)
 
 @dataclass(frozen=True)
 class Row:
-    """Scores of a sequence or of all: one of each run, and how far the last lies above the first."""
+    """Scores of a sequence or of all: one of each run, and how far the second of two lies above the first, or of more
+    the best above the worst.
+    """
 
     name: str
     scores: tuple[float, ...]
@@ -116,9 +118,10 @@ _KINDS = {
 
 def compare(runs: list[Path], dataset: str | Path, protocol: str = "davis2016", split: str | None = None,
             sequences: tuple[str, ...] = (), workers: int = 1, progress: Callable = no_progress) -> Comparison:
-    """Scores folders of results by the same rule, and sorts the sequences by the difference of last and first.
+    """Scores folders of results by the same rule, and sorts the sequences by how much the runs differ.
 
-    A sequence's score is the mean of J and F where the protocol has both, J otherwise; T is left out. Sequences
+    The difference is that of the second run and the first, or of the best and the worst of more than two. A sequence's
+    score is the mean of J and F where the protocol has both, J otherwise; T is left out. Sequences
     without a score come last, and equal differences are in the order of their names.
 
     Args:
@@ -232,8 +235,9 @@ def _names(runs):
 
 def _row(name, entries):
     scores = tuple(map(_score, entries))
+    difference = scores[1] - scores[0] if len(scores) == 2 else max(scores) - min(scores)
     # Rounded, so that a rounding error makes no order and no minus sign.
-    return Row(name, scores, round(scores[-1] - scores[0], 12) + 0.0)
+    return Row(name, scores, round(difference, 12) + 0.0)
 
 
 def _score(entry):

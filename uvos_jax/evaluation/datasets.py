@@ -56,13 +56,17 @@ def davis(root: Path, year: int, split: str, annotations: str = "Annotations") -
         there = f"; it has the splits {', '.join(known)}" if known else ""
         raise UserError(f"'{root}' has no ImageSets/{year}/{split}.txt{there}: give the folder of DAVIS"
                         f" with --dataset, and one of its splits with --split.{nearest_hint(split, known)}")
-    names = list(dict.fromkeys(_sequence_of_line(line) for line in listing.read_text().splitlines() if line.strip()))
+    text = listing.read_text(encoding="utf-8-sig", errors="replace")
+    names = list(dict.fromkeys(_sequence_of_line(line) for line in text.splitlines() if line.strip()))
     if not names:
         raise UserError(f"'{listing}' names no sequence.")
     masks, images = _resolution(root / annotations), _resolution(root / "JPEGImages")
+    hidden = split.startswith("test")  # the truth of these is not public
+    if not masks.is_dir() and not hidden:
+        raise UserError(f"'{root}' has no {annotations}/480p, where the ground truth should be.")
     sequences, absent = [], []
     for name in names:
-        truths, pictures = _image_files(masks / name), _image_files(images / name)
+        truths, pictures = _mask_files(masks / name), _image_files(images / name)
         frames = truths if len(truths) >= len(pictures) else pictures
         if not frames:
             absent.append(name)
@@ -73,6 +77,10 @@ def davis(root: Path, year: int, split: str, annotations: str = "Annotations") -
     if absent:
         raise UserError(f"'{listing}' names sequences that have neither masks in '{masks}' nor frames in '{images}':"
                         f" {', '.join(absent)}.")
+    single = [item.name for item in sequences if len(item.frames) == 1]
+    if hidden and single:
+        raise UserError(f"The frames of the {split} split are those in '{images}', but there is one alone of"
+                        f" {', '.join(single)}.")
     return sequences
 
 
@@ -114,7 +122,7 @@ def fbms(root: Path, split: str) -> list[Sequence]:
     """Lists the labelled frames of FBMS-59, as published or as the field's plain ``Annotations/<sequence>/*.png``.
 
     As published, a sequence has ``GroundTruth/`` with files whose names hold a frame number, in one of two fashions;
-    the frame is the image that carries the same number.
+    the frame is the image that carries the same number, or if they are counted otherwise, stands in the same place.
 
     Raises:
         UserError: The folder is laid out otherwise, or a labelled frame has no image.
@@ -182,7 +190,7 @@ def youtube_vos(root: Path, split: str) -> tuple[list[Sequence], dict[str, tuple
     sequences = []
     for name, objects in sorted(videos.items()):
         frames = tuple(sorted({frame for item in objects for frame in item.frames}))
-        masks = {path.stem: path for path in _image_files(folder / "Annotations" / name)}
+        masks = {path.stem: path for path in _mask_files(folder / "Annotations" / name)}
         images = {path.stem: path for path in _image_files(folder / "JPEGImages" / name)}
         complete = all(frame in masks for frame in frames)
         sequences.append(Sequence(name, frames, tuple(masks[frame] for frame in frames) if complete else (),
@@ -212,17 +220,18 @@ def folders(root: Path, nested: bool = False) -> list[Sequence]:
     found = sorted(path for path in (base.rglob("*") if nested else base.glob("*")) if path.is_dir())
     sequences = []
     for folder in found:
-        masks = _image_files(folder)
+        masks = _mask_files(folder)
         if masks and not (base == root and folder == images):
             name = folder.relative_to(base).as_posix()
             sequences.append(_with_images(name, masks, images / name))
     if not sequences:
         groups: dict[str, list[Path]] = {}
-        for path in _image_files(base):
-            groups.setdefault(re.sub(r"(_gt)?[_-]?\d*(_gt)?$", "", path.stem), []).append(path)
-        sequences = [_with_images(name, tuple(masks), images) for name, masks in sorted(groups.items()) if name]
+        for path in _mask_files(base):
+            groups.setdefault(re.sub(r"(_gt)?[_-]?\d*(_gt)?$", "", path.stem) or root.name, []).append(path)
+        sequences = [_with_images(name, tuple(masks), images) for name, masks in sorted(groups.items())]
     if not sequences:
-        raise UserError(f"'{root}' has no ground-truth masks: neither Annotations/<sequence>/*.png nor GT/*.png.")
+        raise UserError(f"'{root}' has no ground-truth masks: neither Annotations/<sequence>/*.png nor GT/*.png"
+                        " (JPEG changes labels, so a .jpg is not taken for a mask).")
     return sequences
 
 
@@ -246,19 +255,31 @@ def _with_images(name, masks, images):
 def _fbms_sequence(folder):
     images = {_last_number(path.stem): path for path in _image_files(folder)
               if path.suffix.lower() in (".jpg", ".jpeg", ".png")}
-    truths = {}
-    for path in sorted((folder / "GroundTruth").iterdir()):
-        if path.suffix.lower() not in (".pgm", ".ppm", ".png") or "PROB" in path.stem.upper():
-            continue
-        number = _last_number(path.stem)
-        if number is None or number not in images:
-            raise UserError(f"'{path}' is ground truth of frame {number}, which has no image in '{folder}'.")
-        truths[number] = path
+    truths = {_label_number(path): path for path in _mask_files(folder / "GroundTruth")
+              if "PROB" not in path.stem.upper() and _label_number(path) is not None}
     if not truths:
         raise UserError(f"'{folder / 'GroundTruth'}' has no ground-truth masks, .pgm or .ppm.")
+    if not truths.keys() <= images.keys():
+        # Counted otherwise than the images: the first label then belongs to the first image.
+        ordered, first = [images[number] for number in sorted(images, key=lambda number: number or 0)], min(truths)
+        images = {first + position: path for position, path in enumerate(ordered)}
+    absent = [truths[number].name for number in sorted(truths.keys() - images.keys())]
+    if absent:
+        raise UserError(f"'{folder}' has no image for the ground truth {', '.join(absent)}.")
     pictures = tuple(images[number] for number in sorted(truths))
     return Sequence(folder.name, tuple(path.stem for path in pictures),
                     tuple(truths[number] for number in sorted(truths)), pictures)
+
+
+def _label_number(path):
+    """The frame number of a ground-truth file: the second field of a .ppm's name, the last of another's or its first
+    digits, as the field's conversion scripts read it.
+    """
+    fields = path.stem.split("_")
+    if path.suffix.lower() == ".ppm" and len(fields) > 1 and fields[1].isdigit():
+        return int(fields[1])
+    digits = re.search(r"\d+", path.stem)
+    return int(fields[-1]) if fields[-1].isdigit() else int(digits.group()) if digits else None
 
 
 def _last_number(stem):
@@ -268,8 +289,7 @@ def _last_number(stem):
 
 
 def _sequence_of_line(line):
-    first = line.split()[0]
-    return Path(first).parent.name if "/" in first else first
+    return Path(line.split()[0]).parent.name if "/" in line else line.strip()
 
 
 def _inside(root, name, marker):
@@ -286,5 +306,11 @@ def _resolution(folder):
 def _image_files(folder):
     if not folder.is_dir():
         return ()
-    return tuple(sorted(path for path in folder.iterdir()
-                        if path.suffix.lower() in IMAGES and not path.name.startswith(".")))
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith("."))
+    # Of two files of a frame the PNG is taken.
+    by_stem = {path.stem: path for path in sorted(files, key=lambda path: path.suffix.lower() == ".png")}
+    return tuple(by_stem[stem] for stem in sorted(by_stem))
+
+
+def _mask_files(folder):
+    return tuple(path for path in _image_files(folder) if path.suffix.lower() not in (".jpg", ".jpeg"))

@@ -67,8 +67,8 @@ def _score_2016(job):
         values[frame] = np.array(score_labels(prediction.view(np.uint8), foreground.view(np.uint8), 1))
         if with_t:
             masks.append(prediction)
-    if complaints.texts():
-        return None, complaints.texts()
+    if complaints.found():
+        return None, complaints.found()
     region, boundary = _series(values, 1)
     t = _T_FACTOR * nan_mean(sequence_instability(masks)) if with_t else float("nan")
     return ({"J": as_dict(statistics(region[:, 0])), "F": as_dict(statistics(boundary[:, 0])), "T": t},
@@ -92,17 +92,18 @@ def evaluate_2017_semi(request: Request) -> Result:
 def _score_2017_semi(job):
     sequence, files = job
     complaints = Complaints(sequence.name, sequence.frames)
-    objects = int(_read_semi_truth(sequence.truths[0]).max())
+    objects = int(truth.read_objects_without_void(sequence.truths[0]).max())
     if not objects:
         complaints.note(sequence.frames[0], _NO_OBJECT)
     values = {}
-    for frame, prediction, labels in predictions.pairs(sequence, sequence.frames[1:-1], files, _read_semi_truth,
-                                                       predictions.read_objects, complaints):
+    for frame, prediction, labels in predictions.pairs(sequence, sequence.frames[1:-1], files,
+                                                       truth.read_objects_without_void, predictions.read_objects,
+                                                       complaints):
         if prediction.max() > objects:
             complaints.note(frame, f"holds object {prediction.max()}, but the first frame of the truth has {objects}")
         values[frame] = np.array(score_labels(prediction, labels, objects))
-    if complaints.texts():
-        return None, complaints.texts()
+    if complaints.found():
+        return None, complaints.found()
     region, boundary = _series(values, objects)
     return ({str(number + 1): _object_scores(region[:, number], boundary[:, number]) for number in range(objects)},
             _frame_means(values)), []
@@ -138,8 +139,8 @@ def _score_2017_unsupervised(job):
         if complaints.fits(frame, read[index], labels.shape):
             values[frame] = np.array(score_all_pairs(read[index], proposals, labels, objects, labels == _VOID))
         read[index] = None
-    if complaints.texts():
-        return None, complaints.texts()
+    if complaints.found():
+        return None, complaints.found()
     mean = np.mean(list(values.values()), axis=(0, 1))  # J&F of every proposal and object over all frames
     assignment = zip(*linear_sum_assignment(mean.T, maximize=True), strict=True)
     proposal_of = {int(o): int(k) for o, k in assignment}
@@ -188,8 +189,3 @@ def _measures(entry):
 
 def _half(scores):
     return {"mean": (scores["J"]["mean"] + scores["F"]["mean"]) / 2}
-
-
-def _read_semi_truth(path):
-    labels = truth.read_objects(path)
-    return np.where(labels == _VOID, np.uint8(0), labels)

@@ -95,12 +95,12 @@ def _score_regions(job):
     pairs = [(prediction, regions) for _, prediction, regions in predictions.pairs(
         sequence, sequence.frames, files, read_truth, _read_clusters, complaints)]
     labels = np.sum([np.bincount(prediction.ravel(), minlength=256) for prediction, _ in pairs], axis=0)
-    if not complaints.texts() and set(np.flatnonzero(labels)) == {0, ochs_brox.UNLABELLED}:
+    if not complaints.found() and set(np.flatnonzero(labels)) == {0, ochs_brox.UNLABELLED}:
         for frame in sequence.frames:
             complaints.note(frame, "holds 0 and 255 only, and 255 is no label here; write object numbers")
-    if not complaints.texts() and not any((regions >= 0).any() for _, regions in pairs):
+    if not complaints.found() and not any((regions >= 0).any() for _, regions in pairs):
         complaints.note(sequence.frames[0], "and the other frames have no labelled pixel in the ground truth")
-    return None if complaints.texts() else ochs_brox.sequence_regions(pairs), complaints.texts()
+    return None if complaints.found() else ochs_brox.sequence_regions(pairs), complaints.found()
 
 
 def _definition_file(sequence):
@@ -122,7 +122,10 @@ def _read_regions(path):
 
 def _foreground_scores(request, sequences):
     files = predictions.find(request.predictions, {item.name: item.frames for item in sequences})
-    return request.each(_score_foreground, [(item, files[item.name]) for item in sequences])
+    results = request.each(_score_foreground, [(item, files[item.name]) for item in sequences])
+    if not any(results):
+        raise UserError(f"The ground truth in '{request.dataset}' is empty in every frame.")
+    return results
 
 
 def _score_foreground(job):
@@ -134,7 +137,7 @@ def _score_foreground(job):
                                                            predictions.read_foreground, complaints):
         if foreground.any():
             values[frame] = float(jaccard(prediction, foreground))
-    return values, complaints.texts()
+    return values, complaints.found()
 
 
 def _mean(values):

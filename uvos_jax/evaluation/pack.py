@@ -64,7 +64,9 @@ def pack(protocol: str, predicted: str | Path, dataset: str | Path, split: str, 
             count = 0
             for item, masks in zip(sequences, request.each(_encode, jobs), strict=True):
                 for frame, data in masks.items():
-                    packed.writestr(zipfile.ZipInfo(f"{above}{item.name}/{frame}.png", _FIXED_TIME), data)
+                    entry = zipfile.ZipInfo(f"{above}{item.name}/{frame}.png", _FIXED_TIME)
+                    entry.external_attr = 0o644 << 16  # readable by all once unpacked
+                    packed.writestr(entry, data)
                     count += 1
         os.replace(partial, archive)
     except OSError as error:
@@ -107,7 +109,7 @@ def _encode(job):
         if largest is not None and labels.max() > largest:
             complaints.note(frame, f"holds object {labels.max()}, but {largest} were given")
         encoded[frame] = encode_mask(labels)
-    return encoded, complaints.texts()
+    return encoded, complaints.found()
 
 
 def _given(path):

@@ -118,7 +118,7 @@ def read_map(path: Path) -> np.ndarray:
         grey = grey[..., 0]
     elif mode != "L":
         raise UserError(f"is a picture of mode {mode}; a saliency map is one grey channel of 8 bits")
-    return grey * np.uint8(255) if grey.max() <= 1 else grey
+    return grey
 
 
 class Complaints:
@@ -164,9 +164,9 @@ class Complaints:
         """Notes something wrong with a frame."""
         self._found[complaint].append(frame)
 
-    def texts(self) -> list[str]:
-        """Returns a text for every kind of complaint, naming the frames it is about."""
-        return [f"{self._sequence} {ranges(frames, self._frames)} {complaint}"
+    def found(self) -> list[tuple[str, str]]:
+        """Returns, for every kind of complaint, the sequence and frames it is about, and the complaint."""
+        return [(f"{self._sequence} {ranges(frames, self._frames)}", complaint)
                 for complaint, frames in self._found.items()]
 
 

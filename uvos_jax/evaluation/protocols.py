@@ -1,7 +1,8 @@
 """The table of protocols, and ``evaluate``, which scores a folder of results by one of them."""
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,11 @@ def evaluate(name: str, predictions: str | Path, dataset: str | Path, split: str
         UserError: The predictions break a rule of the protocol, or something is missing; all of it is named.
     """
     row = protocol(name)
-    return row.score(Request(Path(predictions), Path(dataset), split or row.split, tuple(sequences), workers, progress,
-                             temporal))
+    if split is not None and not re.fullmatch(r"[\w.-]+", split):
+        raise UserError(f"A split is a plain name, such as {row.split}; got '{split}'.")
+    result = row.score(Request(Path(predictions), Path(dataset), split or row.split, tuple(sequences), workers,
+                               progress, temporal))
+    return replace(result, only=tuple(sequences))
 
 
 def _instances(request):

@@ -29,6 +29,7 @@ class Result:
         frames: J and F of each scored frame of a sequence (means over its objects), for those measures that have them.
         tables: Further CSV files, by name: header and rows.
         curve: Recall and precision to be drawn as a picture, or None.
+        only: The sequences that were chosen; empty if all were scored.
     """
 
     protocol: str
@@ -41,6 +42,7 @@ class Result:
     frames: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     tables: dict[str, tuple[list[str], list[list[Any]]]] = field(default_factory=dict)
     curve: tuple[list[float], list[float]] | None = None
+    only: tuple[str, ...] = ()
 
 
 def as_dict(statistics: Statistics) -> dict[str, float]:
@@ -79,25 +81,27 @@ def write(result: Result, output: Path) -> list[Path]:
     Raises:
         UserError: The operating system refuses.
     """
-    make_folder(output)
-    files = {f"global_results-{result.split}.csv": table_csv([flatten(result.scores)], result.decimals),
-             f"per-sequence_results-{result.split}.csv": table_csv(
+    part = f"{result.split}-subset" if result.only else result.split
+    files = {f"global_results-{part}.csv": table_csv([flatten(result.scores)], result.decimals),
+             f"per-sequence_results-{part}.csv": table_csv(
                  [{"Sequence": name} | flatten(scores) for name, scores in result.rows], result.decimals)}
     if result.frames:
-        files[f"per-frame_results-{result.split}.csv"] = table_csv(
+        files[f"per-frame_results-{part}.csv"] = table_csv(
             [{"Sequence": name, "Frame": frame} | scores for name, frames in result.frames.items()
              for frame, scores in frames.items()], 6)
     for name, (header, rows) in result.tables.items():
         files[name] = table_csv([dict(zip(header, row, strict=True)) for row in rows], result.decimals)
-    for name, text in files.items():
-        write_atomically(output / name, text.encode())
-    paths = [output / name for name in files]
+    contents = {name: text.encode() for name, text in files.items()}
     if result.curve is not None:
-        write_atomically(output / "pr_curve.png", _curve_picture(result))
-        paths.append(output / "pr_curve.png")
-    write_json(output / "scores.json", plain({"protocol": result.protocol, "rule": result.rule, "split": result.split}
-                                             | result.scores | {"sequences": result.sequences}))
-    return [*paths, output / "scores.json"]
+        contents["pr_curve.png"] = _curve_picture(result)
+    head = {"protocol": result.protocol, "rule": result.rule, "split": result.split}
+    if result.only:
+        head["only"] = result.only
+    make_folder(output)
+    write_json(output / "scores.json", plain(head | result.scores | {"sequences": result.sequences}))
+    for name, content in contents.items():
+        write_atomically(output / name, content)
+    return [output / name for name in ("scores.json", *contents)]
 
 
 def table_csv(rows: list[dict[str, Any]], decimals: int) -> str:

@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +53,12 @@ class Request:
             raise UserError(f"The {self.split} split has no sequence '{unknown[0]}'.{nearest_hint(unknown[0], names)}")
         return [sequence for sequence in sequences if not self.only or sequence.name in self.only]
 
-    def each(self, function: Callable[[Any], tuple[Any, list[str]]], jobs: Sequence[Any]) -> list[Any]:
+    def each(self, function: Callable[[Any], tuple[Any, list[tuple[str, str]]]], jobs: Sequence[Any]) -> list[Any]:
         """Scores each job, on ``workers`` processes where there are several; only one sequence a process is in memory.
 
         Args:
-            function: Of the top level of a module. It takes a job and returns its scores and a list of complaints.
+            function: Of the top level of a module. It takes a job and returns its scores and what is wrong, see
+                ``predictions.Complaints.found``.
             jobs: What it takes; small, since it travels to another process.
 
         Returns:
@@ -73,9 +76,12 @@ class Request:
                 context = multiprocessing.get_context("spawn")
                 with ProcessPoolExecutor(workers, context, _single_threaded) as pool:
                     outcomes = [_then(advance, outcome) for outcome in pool.map(function, jobs)]
-        complaints = [text for _, texts in outcomes for text in texts]
-        if complaints:
-            raise UserError(f"'{self.predictions}' cannot be scored: {'; '.join(complaints)}.")
+        frames_by_complaint = defaultdict(list)
+        for frames, complaint in chain.from_iterable(complaints for _, complaints in outcomes):
+            frames_by_complaint[complaint].append(frames)
+        if frames_by_complaint:
+            texts = [f"{', '.join(frames)} {complaint}" for complaint, frames in frames_by_complaint.items()]
+            raise UserError(f"'{self.predictions}' cannot be used: {'; '.join(texts)}.")
         return [scores for scores, _ in outcomes]
 
 

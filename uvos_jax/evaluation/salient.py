@@ -4,6 +4,7 @@ from itertools import chain
 
 import numpy as np
 
+from uvos_jax.errors import UserError
 from uvos_jax.evaluation import datasets, predictions, truth
 from uvos_jax.evaluation.predictions import Complaints
 from uvos_jax.evaluation.report import Result
@@ -37,7 +38,12 @@ def evaluate(request: Request) -> Result:
     files = predictions.find(request.predictions, wanted, ("soft", "masks"))
     results = request.each(_score, [(item, files[item.name]) for item in sequences])
     whole = combine(mean for mean, _ in results)
-    pooled = pooled_f(sum(histogram for _, histogram in results))
+    histogram = sum(histogram for _, histogram in results)
+    if not histogram[0].any():
+        raise UserError(f"The ground truth in '{request.dataset}' is empty in every frame that counts.")
+    if not histogram[:, 2:].any():  # masks of 0 and 1 throughout
+        histogram[:, 255], histogram[:, 1] = histogram[:, 1], 0
+    pooled = pooled_f(histogram)
     by_name = {item.name: {"mae": mean.mae, "max_f": float(mean.f_beta.max()), "adaptive_f": mean.adaptive_f,
                            "s_measure": mean.s_measure}
                for item, (mean, _) in zip(sequences, results, strict=True)}
@@ -76,5 +82,5 @@ def _score(job):
     scored = frames()
     first = next(scored, None)
     if first is None:  # not one could be read, which has been noted
-        return None, complaints.texts()
-    return (sequence_mean(chain([first], scored)), pooled), complaints.texts()
+        return None, complaints.found()
+    return (sequence_mean(chain([first], scored)), pooled), complaints.found()

@@ -6,6 +6,7 @@ import numpy as np
 
 from uvos_jax.errors import UserError
 from uvos_jax.video import read_mask
+from uvos_jax.video.masks import check_palette
 
 # A few FBMS sequences are stored with other grey levels; the field's conversion scripts treat them apart.
 _FBMS_THRESHOLD = {"marple7": 0.05, "marple2": 0.4}
@@ -28,7 +29,9 @@ def read_foreground(path: Path) -> np.ndarray:
 
 
 def read_salient(path: Path) -> np.ndarray:
-    """Reads a salient-object mask: above half of the grey range, or any object of an indexed image.
+    """Reads a salient-object mask: above half of the range in any channel but alpha, or any object of a label image.
+
+    A label image is an indexed one, one of 1 bit, or one of the levels 0 and 1.
 
     Returns:
         bool [h, w].
@@ -39,7 +42,9 @@ def read_salient(path: Path) -> np.ndarray:
     image, mode = pixels(path)
     if mode in ("P", "1"):
         return image > 0
-    return _grey(image, mode) > 128
+    if image.ndim == 3:
+        image = (image[..., :-1] if mode.endswith("A") else image).max(-1)
+    return image > (0 if image.max() <= 1 else 128)
 
 
 def read_objects(path: Path) -> np.ndarray:
@@ -52,6 +57,19 @@ def read_objects(path: Path) -> np.ndarray:
         UserError: The file cannot be read, or is no label image.
     """
     return read_mask(path, numbered=True)
+
+
+def read_objects_without_void(path: Path) -> np.ndarray:
+    """Reads object numbers; void becomes background, as the semi-supervised protocols have it.
+
+    Returns:
+        uint8 [h, w].
+
+    Raises:
+        UserError: The file cannot be read, or is no label image.
+    """
+    labels = read_objects(path)
+    return np.where(labels == 255, np.uint8(0), labels)
 
 
 def read_fbms_foreground(path: Path, sequence: str) -> np.ndarray:
@@ -119,7 +137,11 @@ def pixels(path: Path) -> tuple[np.ndarray, str]:
 
     try:
         with Image.open(path) as image:
-            return np.array(image), image.mode
+            array, mode = np.array(image), image.mode
+            check_palette(image, array, path)
+            return array, mode
+    except UserError:
+        raise
     except Exception as error:  # on broken files Pillow's decoders raise whatever they stumble over
         raise _unreadable(path, error) from error
 

@@ -32,6 +32,8 @@ def evaluate(request: Request) -> Result:
         raise UserError(f"The {request.split} split has masks of first frames only (in {len(without)} videos, such as"
                         f" {without[0]}): pack the results for the server with --pack FILE.zip.")
     files = predictions.find(request.predictions, {item.name: _scored(item, videos[item.name]) for item in sequences})
+    if not any(_scored(item, videos[item.name]) for item in sequences):
+        raise UserError("No video has a frame after its first mask, so there is nothing to score.")
     scored = request.each(_score, [(item, videos[item.name], files[item.name]) for item in sequences])
     results = [scores for scores, _ in scored]
     seen = _seen_categories(request)
@@ -74,8 +76,9 @@ def _score(job):
     largest = max(thing.number for thing in objects)
     numbers = {thing.number for thing in objects}
     values = {number: {} for number in numbers}
-    for frame, prediction, labels in predictions.pairs(sequence, _scored(sequence, objects), files, _read_truth,
-                                                       predictions.read_objects, complaints):
+    for frame, prediction, labels in predictions.pairs(sequence, _scored(sequence, objects), files,
+                                                       truth.read_objects_without_void, predictions.read_objects,
+                                                       complaints):
         strange = sorted(set(np.unique(prediction).tolist()) - numbers - {0})
         if strange:
             complaints.note(frame, f"holds object {strange[0]}, which meta.json does not name")
@@ -84,8 +87,8 @@ def _score(job):
         for thing in objects:
             if frame > thing.frames[0]:
                 values[thing.number][frame] = region[thing.number - 1], boundary[thing.number - 1]
-    if complaints.texts():
-        return None, complaints.texts()
+    if complaints.found():
+        return None, complaints.found()
     scores = {}
     for number, entries in sorted(values.items()):
         region, boundary = np.array(list(entries.values())).reshape(-1, 2).T
@@ -95,11 +98,6 @@ def _score(job):
         there = np.array([entries[frame] for entries in values.values() if frame in entries])
         frames[frame] = {"J": nan_mean(there[:, 0]), "F": nan_mean(there[:, 1])}
     return (scores, frames), []
-
-
-def _read_truth(path):
-    labels = truth.read_objects(path)
-    return np.where(labels == 255, np.uint8(0), labels)
 
 
 def _seen_categories(request):

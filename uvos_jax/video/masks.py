@@ -128,14 +128,39 @@ def _decode(path: Path) -> tuple[np.ndarray, str, str]:
 
     try:
         with Image.open(path) as image:
-            return np.array(image), image.mode, image.format
+            pixels = np.array(image)
+            check_palette(image, pixels, path)
+            return pixels, image.mode, image.format
+    except UserError:
+        raise
     except FileNotFoundError as error:
-        names = os.listdir(path.parent) if path.parent.is_dir() else ()
+        names = [name for name in os.listdir(path.parent) if name != path.name] if path.parent.is_dir() else ()
         raise UserError(f"the mask {quoted(path)} does not exist.{nearest_hint(path.name, names)}") from error
     except Image.UnidentifiedImageError as error:
         raise UserError(f"the mask {quoted(path)} is not an image file.") from error
     except Exception as error:  # on broken files Pillow's decoders raise whatever they stumble over
         raise UserError(f"the mask {quoted(path)} cannot be read: {reason(error)}.") from error
+
+
+def check_palette(image, pixels: np.ndarray, path: str | os.PathLike) -> None:
+    """Raises a UserError for an indexed image whose indices number colours and not objects.
+
+    Programs that reduce a picture to few colours number these as they please. Background is 0 and black in
+    masks, so it tells that entry 0 is bright, or that a pixel has a darker colour.
+
+    Args:
+        image: A Pillow image of any mode.
+        pixels: Its pixels.
+        path: Its file, for the message.
+    """
+    if image.mode != "P":
+        return
+    brightness = np.array(image.getpalette("RGB") or PALETTE.ravel(), int).reshape(-1, 3).sum(1)
+    used = np.flatnonzero(np.bincount(pixels.ravel()))
+    used = used[used < len(brightness)]
+    if brightness[0] > 3 * 128 or (brightness[used] < brightness[0]).any():
+        raise UserError(f"{quoted(path)} has a palette whose entry 0 is not the dark background, so its indices number "
+                        "colours, not objects; save it with object numbers as indices, and black as entry 0.")
 
 
 def _labels_of_grey(path: str | os.PathLike, grey: np.ndarray, may_hold_ids: bool, numbered: bool) -> np.ndarray:
@@ -154,7 +179,7 @@ def _labels_of_grey(path: str | os.PathLike, grey: np.ndarray, may_hold_ids: boo
             "threshold it at 128, or save it as an indexed (palette) PNG of object numbers."
         )
     raise UserError(
-        f"{quoted(path)} has {levels.size} grey levels, so it was antialiased or saved as JPEG; "
+        f"{quoted(path)} has more grey levels than a mask, so it was antialiased or saved as JPEG; "
         "threshold it at 128 (or save with nearest-neighbour resizing) and save again as PNG."
     )
 
