@@ -5,22 +5,26 @@
 The straightforward one works on whole frames: two boundary maps, and two dilations by a disk with OpenCV, per object
 and frame, as the published tools do. FOLDER holds one folder of masks a sequence, such as DAVIS/Annotations/480p, and
 the prediction of a frame is the mask before it; without it, deforming blobs at 480x854 are made up. Both get the same
-masks and cores, in turns; the second part scores several sequences on one and on all cores.
+masks and cores, in turns. The second part scores sequences from PNG files, decoding included, on one process and on
+one for each core.
 """
 
 import argparse
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
 
 from uvos_jax.evaluation.measures import boundary_radius, score_labels
+from uvos_jax.evaluation.protocols import evaluate
 from uvos_jax.evaluation.run import default_workers
 from uvos_jax.evaluation.truth import read_foreground
+from uvos_jax.video import write_mask
+
+_COPIES = 8  # of each sequence, so that starting the processes weighs little
 
 
 def boundary_map(mask):
@@ -73,17 +77,26 @@ def made_up(objects, frames=40, seed=0):
     return labels
 
 
-def score_sequence(labels):
-    cv2.setNumThreads(1)
-    for t in range(1, len(labels)):
-        ours(labels[t - 1], labels[t], int(labels.max()))
+def write_dataset(root, sequences):
+    """Writes the masks, each sequence several times, as truth and, a frame late, as prediction."""
+    names = [f"s{copy}-{index}" for copy in range(_COPIES) for index in range(len(sequences))]
+    listing = root / "ImageSets" / "2016" / "val.txt"
+    listing.parent.mkdir(parents=True)
+    listing.write_text("\n".join(names))
+    for name in names:
+        labels = sequences[int(name.rpartition("-")[2])]
+        for folder, masks in (("Annotations", labels), ("predictions", np.roll(labels, 1, axis=0))):
+            (root / folder / name).mkdir(parents=True)
+            for t, mask in enumerate(masks):
+                write_mask(root / folder / name / f"{t:05d}.png", mask)
+    return root, names
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--masks", type=Path)
     parser.add_argument("--objects", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
     if options.masks:
         folders = sorted(path for path in options.masks.iterdir() if path.is_dir())[:8]
@@ -110,19 +123,17 @@ def main():
         print(f"  {function.__name__:<16} {1 / statistics.median(times):7.0f} frames/s")
     print(f"  ratio            {statistics.median(ratios):7.2f}  ({min(ratios):.2f} to {max(ratios):.2f})")
 
-    frames = sum(len(labels) - 1 for labels in sequences)
-    started = time.perf_counter()
-    for labels in sequences:
-        score_sequence(labels)
-    alone = time.perf_counter() - started
-    workers = default_workers()
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        list(pool.map(score_sequence, [labels[:2] for labels in sequences]))  # starts the processes
-        started = time.perf_counter()
-        list(pool.map(score_sequence, sequences))
-        together = time.perf_counter() - started
-    print(f"{len(sequences)} sequences: {frames / alone:.0f} frames/s on one process,"
-          f" {frames / together:.0f} on {workers} ({alone / together:.2f} times)")
+    with TemporaryDirectory() as folder:
+        root, names = write_dataset(Path(folder), sequences)
+        frames = sum(len(labels) - 2 for labels in sequences) * _COPIES
+        seconds = {}
+        for workers in (1, default_workers()):
+            started = time.perf_counter()
+            evaluate("davis2016", root / "predictions", root, workers=workers, temporal=False)
+            seconds[workers] = time.perf_counter() - started
+        rates = ", ".join(f"{frames / spent:.0f} on {workers}" for workers, spent in seconds.items())
+        print(f"{len(names)} sequences from disk, frames/s by processes: {rates}"
+              f" ({seconds[1] / min(seconds.values()):.2f} times)")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Masks as packed bits: 64 pixels of a row a word, so that a few word operations handle a whole frame.
 
-Bit i of word j is column 64 j + i. The bits beyond the width are zero in every packed mask and contour;
-``dilate`` may set them, which is harmless because its result is only ever intersected with a contour.
+Bit i of word j is column 64 j + i. A row ends in a spare word, and all bits beyond the width are zero. So rows can be
+shifted as one long line: what leaves a row gets lost in the spare word before it reaches the next one.
 """
 
 import math
@@ -19,11 +19,10 @@ def pack(masks: np.ndarray) -> np.ndarray:
         masks: bool [..., h, w].
 
     Returns:
-        uint64 [..., h, ceil(w / 64)].
+        uint64 [..., h, ceil(w / 64) + 1].
     """
     packed = np.packbits(masks, axis=-1, bitorder="little")
-    words = -(-masks.shape[-1] // _WORD)
-    padded = np.zeros((*packed.shape[:-1], words * 8), np.uint8)
+    padded = np.zeros((*packed.shape[:-1], _words(masks.shape[-1]) * 8), np.uint8)
     padded[..., : packed.shape[-1]] = packed
     return padded.view("<u8")
 
@@ -38,10 +37,10 @@ def pack_label(labels: np.ndarray, number: int) -> np.ndarray:
         number: The label.
 
     Returns:
-        uint64 [h, ceil(w / 64)].
+        uint64 [h, ceil(w / 64) + 1].
     """
     height, width = labels.shape
-    words = -(-width // _WORD)
+    words = _words(width)
     rows = max(1, _BLOCK // (words * _WORD))
     block = np.zeros((rows, words * _WORD), bool)
     packed = np.empty((height, words), "<u8")
@@ -72,7 +71,10 @@ def contour(packed: np.ndarray, width: int) -> np.ndarray:
     Returns:
         uint64 [..., h, words].
     """
-    east = _from_right(packed)
+    line = packed.ravel()
+    east = line >> np.uint64(1)
+    east[:-1] |= line[1:] << np.uint64(_WORD - 1)
+    east = east.reshape(packed.shape)
     south, south_east = np.zeros_like(packed), np.zeros_like(packed)
     south[..., :-1, :] = packed[..., 1:, :]
     south_east[..., :-1, :] = east[..., 1:, :]
@@ -82,6 +84,7 @@ def contour(packed: np.ndarray, width: int) -> np.ndarray:
     last = np.uint64(1 << bit)
     marked[..., word] = (marked[..., word] & ~last) | ((packed[..., word] ^ south[..., word]) & last)
     marked[..., -1, word] &= ~last
+    marked[..., -1] = 0  # the first pixel of the next row has come into the spare word
     return marked
 
 
@@ -96,21 +99,26 @@ def dilate(packed: np.ndarray, radius: int) -> np.ndarray:
         radius: In pixels, 0 or more.
 
     Returns:
-        uint64 [..., h, words]; bits beyond the width may be set.
+        uint64 [..., h, words]; bits beyond the width may be set, which is harmless where the result is only
+        intersected with a contour.
     """
-    height = packed.shape[-2]
-    result = np.zeros_like(packed)
-    widened, half_width = packed, 0
+    *leading, height, words = packed.shape
+    # Rows below keep the masks apart, and from 64 pixels on one spare word is too little to keep the rows apart.
+    width = words + radius // _WORD
+    roomy = np.zeros((*leading, height + radius, width), np.uint64)
+    roomy[..., :height, :words] = packed
+    widened, half_width = roomy.ravel(), 0
+    result = np.zeros_like(widened)
     for offset in range(radius, -1, -1):
         wanted = math.isqrt(radius**2 - offset**2)
         while half_width < wanted:
             # A segment of 2 w + 1 pixels may be moved by as many without leaving a gap.
             step = min(wanted - half_width, 2 * half_width + 1, _WORD - 1)
             widened, half_width = _widen(widened, step), half_width + step
-        if offset < height:
-            result[..., offset:, :] |= widened[..., : height - offset, :]
-            result[..., : height - offset, :] |= widened[..., offset:, :]
-    return result
+        moved = offset * width
+        result[moved:] |= widened[: result.size - moved]
+        result[: result.size - moved] |= widened[moved:]
+    return result.reshape(roomy.shape)[..., :height, :words]
 
 
 def crop(masks: np.ndarray, width: int) -> tuple[np.ndarray, int]:
@@ -128,25 +136,22 @@ def crop(masks: np.ndarray, width: int) -> tuple[np.ndarray, int]:
     used = np.bitwise_or.reduce(masks, axis=0)
     rows, words = np.flatnonzero(used.any(1)), np.flatnonzero(used.any(0))
     if not rows.size:
-        return masks[:, :1, :1], min(width, _WORD)
+        return masks[:, :1, -2:], min(width, _WORD)
     left = max(words[0] - 1, 0)
     cropped = masks[:, max(rows[0] - 1, 0) : rows[-1] + 2, left : words[-1] + 2]
-    return cropped, min(width - left * _WORD, cropped.shape[-1] * _WORD)
+    return np.ascontiguousarray(cropped), min(width - left * _WORD, cropped.shape[-1] * _WORD - 1)
 
 
-def _from_right(packed):
-    """Every pixel takes the value of its right neighbour."""
-    moved = packed >> np.uint64(1)
-    moved[..., :-1] |= packed[..., 1:] << np.uint64(_WORD - 1)
-    return moved
+def _words(width):
+    return -(-width // _WORD) + 1
 
 
-def _widen(packed, step):
+def _widen(line, step):
     """Adds to every set pixel those ``step`` columns to its left and right, 0 < step < 64."""
     near, far = np.uint64(step), np.uint64(_WORD - step)
-    wide = packed >> near
-    wide |= packed << near
-    wide |= packed
-    wide[..., :-1] |= packed[..., 1:] << far
-    wide[..., 1:] |= packed[..., :-1] >> far
+    wide = line >> near
+    wide |= line << near
+    wide |= line
+    wide[:-1] |= line[1:] << far
+    wide[1:] |= line[:-1] >> far
     return wide
