@@ -67,11 +67,6 @@ def read_json(path: str | os.PathLike) -> dict | list:
         raise UserError(f"{quoted(path)} is not JSON: {reason(error)}.") from error
 
 
-def check(truth: dict, results: list, class_agnostic: bool = False) -> None:
-    """Raises the UserError that ``evaluate_tracks``, with the same arguments, would raise before it starts."""
-    _read_results(results, _read_truth(truth, class_agnostic), class_agnostic, per_frame=False)
-
-
 def evaluate_tracks(truth: dict, results: list, class_agnostic: bool = False) -> dict:
     """Computes average precision and recall of tracks.
 
