@@ -286,7 +286,7 @@ def test_youtube_objects_has_two_means(tmp_path, flat):
         save_masks(predictions / name(sequence), predicted, frames)
     result = evaluate("youtube-objects", predictions, data)
     assert result.scores["J"] == {
-        "mean_over_sequences": pytest.approx((0.75 + 1 + 0.25) / 3),
+        "mean": pytest.approx((0.75 + 1 + 0.25) / 3),
         "mean_over_classes": (0.875 + 0.25) / 2,
         "classes": {"cat": 0.875, "dog": 0.25},
     }

@@ -242,8 +242,7 @@ def _row(name, entries):
 
 def _score(entry):
     """J&F, or J, of a sequence or of a dataset; of the two means of YouTube-Objects that over sequences."""
-    region = entry["J"]
-    mean = region.get("mean", region.get("mean_over_sequences"))
+    mean = entry["J"]["mean"]
     return (mean + entry["F"]["mean"]) / 2 if "F" in entry else mean
 
 

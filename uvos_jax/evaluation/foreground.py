@@ -49,7 +49,7 @@ def evaluate_youtube_objects(request: Request) -> Result:
                for item, result in zip(sequences, results, strict=True)}
     classes = {name: nan_mean([entry["J"]["mean"] for entry in by_name.values() if entry["class"] == name])
                for name in datasets.YOUTUBE_OBJECTS if any(entry["class"] == name for entry in by_name.values())}
-    scores = {"J": {"mean_over_sequences": nan_mean([entry["J"]["mean"] for entry in by_name.values()]),
+    scores = {"J": {"mean": nan_mean([entry["J"]["mean"] for entry in by_name.values()]),
                     "mean_over_classes": nan_mean(list(classes.values())), "classes": classes}}
     return Result("youtube-objects", RULE_YOUTUBE_OBJECTS, request.split, scores, by_name, list(by_name.items()),
                   frames=_frames(sequences, results))
