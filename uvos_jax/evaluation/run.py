@@ -5,13 +5,16 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from uvos_jax.errors import UserError, nearest_hint
+
+# Read by the libraries behind NumPy when they are loaded.
+_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def no_progress(total: int) -> AbstractContextManager[Callable[[], None]]:
@@ -74,7 +77,7 @@ class Request:
             else:
                 # Forking a process that has threads (a progress bar is one) can deadlock, so workers start afresh.
                 context = multiprocessing.get_context("spawn")
-                with ProcessPoolExecutor(workers, context, _single_threaded) as pool:
+                with _one_thread_each(), ProcessPoolExecutor(workers, context, _single_threaded) as pool:
                     outcomes = [_then(advance, outcome) for outcome in pool.map(function, jobs)]
         frames_by_complaint = defaultdict(list)
         for frames, complaint in chain.from_iterable(complaints for _, complaints in outcomes):
@@ -95,7 +98,22 @@ def _then(advance, outcome):
     return outcome
 
 
+@contextmanager
+def _one_thread_each():
+    """The processes are the parallelism: those started meanwhile get matrix products of one thread."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _single_threaded():
     import cv2
 
-    cv2.setNumThreads(1)  # the processes are the parallelism
+    cv2.setNumThreads(1)
