@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from uvos_jax.video import write_mask
@@ -30,3 +31,15 @@ def rectangle(top: int, bottom: int, left: int, right: int, size=(40, 60), numbe
     labels = np.zeros(size, np.uint8)
     labels[top:bottom, left:right] = number
     return labels
+
+
+def shifted(mask: np.ndarray) -> np.ndarray:
+    """The mask moved 5 pixels to the right."""
+    moved = np.zeros_like(mask)
+    moved[:, 5:] = mask[:, :-5]
+    return moved
+
+
+def eroded(mask: np.ndarray, size: int = 13) -> np.ndarray:
+    """The mask eroded by a square."""
+    return cv2.erode(mask, np.ones((size, size), np.uint8))

@@ -3,10 +3,9 @@
 import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
-from made_up import rectangle
+from made_up import eroded, rectangle, shifted
 from pycocotools import mask as mask_utils
 
 from uvos_jax.errors import UserError
@@ -174,14 +173,6 @@ def _average_precision(ious: list[float], objects: int, threshold: float) -> flo
 
 
 def test_real_masks(tmp_path, real_data):
-    def shifted(mask):
-        moved = np.zeros_like(mask)
-        moved[:, 5:] = mask[:, :-5]
-        return moved
-
-    def eroded(mask):
-        return cv2.erode(mask, np.ones((13, 13), np.uint8))
-
     truths, results, ious = [], [], {1: [], 2: []}
     # Best score first, so that the detections of a category are in order.
     for number, (name, category, change, score) in enumerate([("bear", 1, shifted, 0.9), ("bmx-bumps", 2, eroded, 0.8),

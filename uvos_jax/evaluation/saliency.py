@@ -30,15 +30,8 @@ class FrameSaliency(NamedTuple):
     s_measure: float
 
 
-class SequenceSaliency(NamedTuple):
-    """Means of the frames' scores."""
-
-    mae: float
-    precision: np.ndarray
-    recall: np.ndarray
-    f_beta: np.ndarray
-    adaptive_f: float
-    s_measure: float
+class SequenceSaliency(FrameSaliency):
+    """Means of the frames' scores, under the same names."""
 
 
 class DatasetSaliency(NamedTuple):
