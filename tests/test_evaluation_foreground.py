@@ -317,3 +317,11 @@ def test_real_masks(tmp_path, real_data):
     assert scores["mean_over_frames"] == pytest.approx(np.mean(np.concatenate(expected)), abs=1e-12)
     assert scores["mean"] == pytest.approx(0.742977, abs=1e-6)
     assert scores["mean_over_frames"] == pytest.approx(0.794618, abs=1e-6)
+
+
+def test_fbms_label_of_a_lost_image_is_not_given_to_another(tmp_path):
+    """The labels count as the images do, so that the image of label 5 is missing, not counted otherwise."""
+    truths = {f"cars1_{number:02d}.pgm": TRUTH for number in (1, 5, 7)}
+    fbms(tmp_path / "Testset" / "cars1", [f"cars1_{number:02d}" for number in (1, 2, 3, 4, 6, 7)], truths)
+    with pytest.raises(UserError, match="no image for the ground truth cars1_05.pgm"):
+        evaluate("fbms-j", tmp_path, tmp_path)

@@ -288,3 +288,13 @@ def test_frames_that_share_a_complaint_are_named_together(tmp_path):
             Image.new("RGB", (60, 40)).save(tmp_path / "p" / name / f"{frame}.png")
     text = refused(tmp_path, "bear 00001-00002, bus 00001-00002 is an RGB picture")
     assert text.count("RGB") == 1
+
+
+def test_numbers_without_leading_zeros_are_in_order(tmp_path):
+    """The first and last frame, which do not count, are 1 and 12, not 1 and 9."""
+    root = dataset(tmp_path, "bear", frames=0, year=2016)
+    names = [str(number) for number in range(1, 13)]
+    save_masks(root / "Annotations/480p/bear", [SQUARE] * 12, names)
+    save_masks(tmp_path / "p/bear", [EMPTY, *[SQUARE] * 10, EMPTY], names)
+    result = evaluate("davis2016", tmp_path / "p", root)
+    assert list(result.frames["bear"]) == names[1:-1] and result.scores["J"]["mean"] == 1

@@ -19,6 +19,7 @@ from uvos_jax.evaluation.report import Result, plain, table_csv
 from uvos_jax.evaluation.run import no_progress
 from uvos_jax.video import draw_overlay, write_json
 from uvos_jax.video.files import make_folder, write_atomically
+from uvos_jax.video.image_files import read_image
 
 _MOST_BARS = 40  # sequences in the bar picture
 _WORST = 8  # rows of the grid
@@ -277,8 +278,8 @@ def _bars(comparison):
                   color=_colour(index))
     axes.set_yticks(places, [_shortened(row.name, lambda text: len(text) <= 36) for row in rows], parse_math=False)
     right = axes.secondary_yaxis("right")
-    right.set_yticks(places, [f"{row.difference:+.3f}" for row in rows], family="monospace")
-    right.set_ylabel("last run − first run" if runs > 2 else "difference")
+    right.set_yticks(places, [f"{row.difference:{'+' if runs == 2 else ''}.3f}" for row in rows], family="monospace")
+    right.set_ylabel("second − first" if runs == 2 else "best − worst")
     for side in (axes, right):
         side.tick_params(axis="y", length=0)
         for spine in ("top", "right", "left"):
@@ -347,7 +348,7 @@ def _cells(comparison, sequence, found, frame):
     height, width = labels[0].shape
     size = (_CELL, max(round(height * _CELL / width), 1))
     path = {path.stem: path for path in sequence.images}.get(frame)
-    image = np.zeros((height, width, 3), np.uint8) if path is None else truth.read_rgb(path)
+    image = np.zeros((height, width, 3), np.uint8) if path is None else read_image(path)
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if image.shape[1] > _CELL else cv2.INTER_LINEAR)
     # Drawn at the final size, so that the outlines stay a pixel wide.
     return [draw_overlay(image, cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT))

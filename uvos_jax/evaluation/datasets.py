@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.video.image_files import natural_sort
 
 IMAGES = (".png", ".bmp", ".jpg", ".jpeg", ".pgm", ".ppm", ".tif", ".tiff", ".gif", ".webp")
 YOUTUBE_OBJECTS = ("aeroplane", "bird", "boat", "car", "cat", "cow", "dog", "horse", "motorbike", "train")
@@ -254,15 +255,15 @@ def _with_images(name, masks, images):
 
 def _fbms_sequence(folder):
     images = {_last_number(path.stem): path for path in _image_files(folder)
-              if path.suffix.lower() in (".jpg", ".jpeg", ".png")}
+              if path.suffix.lower() in (".jpg", ".jpeg", ".png") and _last_number(path.stem) is not None}
     truths = {_label_number(path): path for path in _mask_files(folder / "GroundTruth")
               if "PROB" not in path.stem.upper() and _label_number(path) is not None}
     if not truths:
         raise UserError(f"'{folder / 'GroundTruth'}' has no ground-truth masks, .pgm or .ppm.")
-    if not truths.keys() <= images.keys():
+    first = min(truths)
+    if first not in images:
         # Counted otherwise than the images: the first label then belongs to the first image.
-        ordered, first = [images[number] for number in sorted(images, key=lambda number: number or 0)], min(truths)
-        images = {first + position: path for position, path in enumerate(ordered)}
+        images = {first + position: images[number] for position, number in enumerate(sorted(images))}
     absent = [truths[number].name for number in sorted(truths.keys() - images.keys())]
     if absent:
         raise UserError(f"'{folder}' has no image for the ground truth {', '.join(absent)}.")
@@ -304,12 +305,15 @@ def _resolution(folder):
 
 
 def _image_files(folder):
+    return tuple(natural_sort(images_by_stem(folder).values()))
+
+
+def images_by_stem(folder: Path) -> dict[str, Path]:
+    """Lists the image files of a folder by name without suffix; of two of a name the PNG is taken, as masks are."""
     if not folder.is_dir():
-        return ()
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith("."))
-    # Of two files of a frame the PNG is taken.
-    by_stem = {path.stem: path for path in sorted(files, key=lambda path: path.suffix.lower() == ".png")}
-    return tuple(by_stem[stem] for stem in sorted(by_stem))
+        return {}
+    files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith(".")]
+    return {path.stem: path for path in sorted(files, key=lambda path: path.suffix.lower() == ".png")}
 
 
 def _mask_files(folder):

@@ -9,6 +9,7 @@ from uvos_jax.evaluation.predictions import Complaints
 from uvos_jax.evaluation.report import Result
 from uvos_jax.evaluation.run import Request
 from uvos_jax.video import read_mask
+from uvos_jax.video.image_files import read_image
 
 RULE_FBMS_J = ("all moving objects merged to one foreground; J over the labelled frames, first and last included,"
                " frames with empty truth left out; mean over the frames of a sequence, then over sequences (J over all"
@@ -89,7 +90,7 @@ def _score_regions(job):
         definition = ochs_brox.read_definition(file)
 
         def read_truth(path):
-            return ochs_brox.region_numbers(truth.read_rgb(path), definition.colours)
+            return ochs_brox.region_numbers(read_image(path), definition.colours)
     else:
         read_truth = _read_regions
     pairs = [(prediction, regions) for _, prediction, regions in predictions.pairs(

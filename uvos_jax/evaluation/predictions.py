@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from uvos_jax.errors import UserError
-from uvos_jax.evaluation.datasets import IMAGES, Sequence
+from uvos_jax.evaluation.datasets import Sequence, images_by_stem
 from uvos_jax.evaluation.truth import pixels
 from uvos_jax.video import read_mask
 
@@ -50,7 +50,7 @@ def find(root: Path, wanted: Mapping[str, Iterable[str]], subfolders: tuple[str,
                 absent.append(name)
                 continue
             folder = base
-        there = _by_stem(folder)
+        there = images_by_stem(folder)
         files[name] = {frame: there[frame] for frame in frames if frame in there}
         missing = [frame for frame in frames if frame not in there]
         if missing and len(missing) == len(frames) and there:
@@ -198,18 +198,10 @@ def _folder(base, name, subfolders, alone):
     candidates = [*(base / name / sub for sub in subfolders), base / name]
     if alone:
         candidates += [*(base / sub for sub in subfolders), base]
-    return next((path for path in candidates if path.is_dir() and _by_stem(path)), None)
+    return next((path for path in candidates if path.is_dir() and images_by_stem(path)), None)
 
 
 def _flat(base, wanted):
     """The masks of all sequences in one folder, where their names tell the sequences apart."""
     names = [frame for frames in wanted.values() for frame in frames]
-    return _by_stem(base) if len(set(names)) == len(names) else {}
-
-
-def _by_stem(folder):
-    if not folder.is_dir():
-        return {}
-    files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith(".")]
-    # A mask saved as PNG comes before a picture of the same name.
-    return {path.stem: path for path in sorted(files, key=lambda path: path.suffix.lower() == ".png")}
+    return images_by_stem(base) if len(set(names)) == len(names) else {}

@@ -1,5 +1,6 @@
 """Ground truth as the datasets store it. Predictions are read by stricter rules, see ``predictions``."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -91,37 +92,14 @@ def read_fbms_foreground(path: Path, sequence: str) -> np.ndarray:
     return grey > _FBMS_THRESHOLD.get(sequence, _FBMS_USUAL_THRESHOLD)
 
 
-def read_rgb(path: Path) -> np.ndarray:
-    """Reads an image as colours.
-
-    Returns:
-        uint8 [h, w, 3].
-
-    Raises:
-        UserError: The file cannot be read.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except Exception as error:
-        raise _unreadable(path, error) from error
-
-
 def image_size(path: Path) -> tuple[int, int]:
     """Reads (height, width) from the head of an image file.
 
     Raises:
         UserError: The file cannot be read.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except Exception as error:
-        raise _unreadable(path, error) from error
+    with _opened(path) as image:
+        return image.height, image.width
 
 
 def pixels(path: Path) -> tuple[np.ndarray, str]:
@@ -133,17 +111,10 @@ def pixels(path: Path) -> tuple[np.ndarray, str]:
     Raises:
         UserError: The file cannot be read.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            array, mode = np.array(image), image.mode
-            check_palette(image, array, path)
-            return array, mode
-    except UserError:
-        raise
-    except Exception as error:  # on broken files Pillow's decoders raise whatever they stumble over
-        raise _unreadable(path, error) from error
+    with _opened(path) as image:
+        array = np.array(image)
+        check_palette(image, array, path)
+        return array, image.mode
 
 
 def _grey(image, mode):
@@ -159,5 +130,14 @@ def _grey(image, mode):
     return image * (255.0 / max(np.iinfo(image.dtype).max if image.dtype.kind in "iu" else 1, 1))
 
 
-def _unreadable(path, error):
-    return UserError(f"'{path}' cannot be read as an image: {' '.join(str(error).split())}.")
+@contextmanager
+def _opened(path):
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            yield image
+    except UserError:
+        raise
+    except Exception as error:  # on broken files Pillow's decoders raise whatever they stumble over
+        raise UserError(f"'{path}' cannot be read as an image: {' '.join(str(error).split())}.") from error
