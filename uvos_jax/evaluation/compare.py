@@ -9,9 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from uvos_jax.data import layouts, truth
+from uvos_jax.data.layouts import Sequence
 from uvos_jax.errors import UserError
-from uvos_jax.evaluation import datasets, predictions, truth
-from uvos_jax.evaluation.datasets import Sequence
+from uvos_jax.evaluation import predictions
 from uvos_jax.evaluation.measures import nan_mean
 from uvos_jax.evaluation.protocols import evaluate
 from uvos_jax.evaluation.protocols import protocol as protocol_row
@@ -93,7 +94,7 @@ class _Kind:
 
 
 def _true_foreground(path, sequence):
-    if datasets.is_fbms_sequence(sequence):
+    if layouts.is_fbms_sequence(sequence):
         return truth.read_fbms_foreground(path, sequence.name)
     return truth.read_foreground(path)
 
@@ -104,15 +105,15 @@ def _true_objects(path, sequence):
 
 # The protocols that score single frames.
 _KINDS = {
-    "davis2016": _Kind(lambda root, split: datasets.davis(root, 2016, split), _true_foreground,
+    "davis2016": _Kind(lambda root, split: layouts.davis(root, 2016, split), _true_foreground,
                        predictions.read_foreground),
-    "davis2017-semi": _Kind(lambda root, split: datasets.davis(root, 2017, split), _true_objects,
+    "davis2017-semi": _Kind(lambda root, split: layouts.davis(root, 2017, split), _true_objects,
                             predictions.read_objects),
-    "davis2017-unsup": _Kind(datasets.davis_unsupervised, _true_objects, predictions.read_objects),
-    "youtube-vos": _Kind(lambda root, split: datasets.youtube_vos(root, split)[0], _true_objects,
+    "davis2017-unsup": _Kind(layouts.davis_unsupervised, _true_objects, predictions.read_objects),
+    "youtube-vos": _Kind(lambda root, split: layouts.youtube_vos(root, split)[0], _true_objects,
                          predictions.read_objects),
-    "fbms-j": _Kind(datasets.fbms, _true_foreground, predictions.read_foreground),
-    "youtube-objects": _Kind(lambda root, split: datasets.youtube_objects(root), _true_foreground,
+    "fbms-j": _Kind(layouts.fbms, _true_foreground, predictions.read_foreground),
+    "youtube-objects": _Kind(lambda root, split: layouts.youtube_objects(root), _true_foreground,
                              predictions.read_foreground),
 }
 

@@ -3,7 +3,8 @@
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from uvos_jax.evaluation import datasets, predictions, truth
+from uvos_jax.data import layouts, truth
+from uvos_jax.evaluation import predictions
 from uvos_jax.evaluation.measures import nan_mean, score_all_pairs, score_labels, statistics
 from uvos_jax.evaluation.predictions import Complaints
 from uvos_jax.evaluation.report import Result, as_dict, mean_of
@@ -43,9 +44,9 @@ def evaluate_2016(request: Request) -> Result:
     Raises:
         UserError: See ``predictions``; also for a sequence of fewer than three frames.
     """
-    every = datasets.davis(request.dataset, 2016, request.split)
+    every = layouts.davis(request.dataset, 2016, request.split)
     sequences = request.chosen(every)
-    datasets.check_truth(sequences, request.split, fewest=3)
+    layouts.check_truth(sequences, request.split, fewest=3)
     files = predictions.find(request.predictions, {item.name: item.frames[1:-1] for item in sequences})
     # Where no sequence is on the list, as in somebody's own videos, T counts everywhere.
     counted = _T_COUNTS.intersection(item.name for item in every) or {item.name for item in every}
@@ -82,8 +83,8 @@ def evaluate_2017_semi(request: Request) -> Result:
         UserError: See ``predictions``; also for more objects than the truth has, or none, or a sequence of fewer than
             three frames.
     """
-    sequences = request.chosen(datasets.davis(request.dataset, 2017, request.split))
-    datasets.check_truth(sequences, request.split, fewest=3)
+    sequences = request.chosen(layouts.davis(request.dataset, 2017, request.split))
+    layouts.check_truth(sequences, request.split, fewest=3)
     files = predictions.find(request.predictions, {item.name: item.frames[1:-1] for item in sequences})
     results = request.each(_score_2017_semi, [(item, files[item.name]) for item in sequences])
     return _result_2017("davis2017-semi", RULE_SEMI, request, sequences, results)
@@ -115,8 +116,8 @@ def evaluate_2017_unsupervised(request: Request) -> Result:
     Raises:
         UserError: See ``predictions``.
     """
-    sequences = request.chosen(datasets.davis_unsupervised(request.dataset, request.split))
-    datasets.check_truth(sequences, request.split)
+    sequences = request.chosen(layouts.davis_unsupervised(request.dataset, request.split))
+    layouts.check_truth(sequences, request.split)
     files = predictions.find(request.predictions, {item.name: item.frames for item in sequences})
     results = request.each(_score_2017_unsupervised, [(item, files[item.name]) for item in sequences])
     return _result_2017("davis2017-unsup", RULE_UNSUPERVISED, request, sequences, results)

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from uvos_jax.data import layouts, truth
 from uvos_jax.errors import UserError
-from uvos_jax.evaluation import datasets, ochs_brox, predictions, truth
+from uvos_jax.evaluation import ochs_brox, predictions
 from uvos_jax.evaluation.measures import jaccard, nan_mean
 from uvos_jax.evaluation.predictions import Complaints
 from uvos_jax.evaluation.report import Result
@@ -29,7 +30,7 @@ def evaluate_fbms_j(request: Request) -> Result:
     Raises:
         UserError: See ``predictions``.
     """
-    sequences = request.chosen(datasets.fbms(request.dataset, request.split))
+    sequences = request.chosen(layouts.fbms(request.dataset, request.split))
     results = _foreground_scores(request, sequences)
     by_name = {item.name: _mean(result) for item, result in zip(sequences, results, strict=True)}
     scores = {"J": {"mean": nan_mean([entry["J"]["mean"] for entry in by_name.values()]),
@@ -44,12 +45,12 @@ def evaluate_youtube_objects(request: Request) -> Result:
     Raises:
         UserError: See ``predictions``.
     """
-    sequences = request.chosen(datasets.youtube_objects(request.dataset))
+    sequences = request.chosen(layouts.youtube_objects(request.dataset))
     results = _foreground_scores(request, sequences)
-    by_name = {item.name: {"class": datasets.youtube_objects_class(item.name)} | _mean(result)
+    by_name = {item.name: {"class": layouts.youtube_objects_class(item.name)} | _mean(result)
                for item, result in zip(sequences, results, strict=True)}
     classes = {name: nan_mean([entry["J"]["mean"] for entry in by_name.values() if entry["class"] == name])
-               for name in datasets.YOUTUBE_OBJECTS if any(entry["class"] == name for entry in by_name.values())}
+               for name in layouts.YOUTUBE_OBJECTS if any(entry["class"] == name for entry in by_name.values())}
     scores = {"J": {"mean": nan_mean([entry["J"]["mean"] for entry in by_name.values()]),
                     "mean_over_classes": nan_mean(list(classes.values())), "classes": classes}}
     return Result("youtube-objects", RULE_YOUTUBE_OBJECTS, request.split, scores, by_name, list(by_name.items()),
@@ -65,8 +66,8 @@ def evaluate_fbms_f(request: Request) -> Result:
         UserError: See ``predictions``; also where that file is missing or broken, and for a sequence of masks of 0 and
             255, which mean an object nearly everywhere, but no label here.
     """
-    sequences = request.chosen(datasets.fbms(request.dataset, request.split))
-    without = [item.name for item in sequences if datasets.is_fbms_sequence(item) and not _definition_file(item)]
+    sequences = request.chosen(layouts.fbms(request.dataset, request.split))
+    without = [item.name for item in sequences if layouts.is_fbms_sequence(item) and not _definition_file(item)]
     if without:
         raise UserError("The ground truth as published is read by a file <sequence>Def.dat beside it, which is missing"
                         f" in {', '.join(without)}.")
@@ -132,7 +133,7 @@ def _foreground_scores(request, sequences):
 def _score_foreground(job):
     sequence, files = job
     complaints = Complaints(sequence.name, sequence.frames)
-    values, fbms = {}, datasets.is_fbms_sequence(sequence)
+    values, fbms = {}, layouts.is_fbms_sequence(sequence)
     read_truth = (lambda path: truth.read_fbms_foreground(path, sequence.name)) if fbms else truth.read_foreground
     for frame, prediction, foreground in predictions.pairs(sequence, sequence.frames, files, read_truth,
                                                            predictions.read_foreground, complaints):

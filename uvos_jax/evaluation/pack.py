@@ -5,8 +5,9 @@ import os
 import zipfile
 from pathlib import Path
 
+from uvos_jax.data import layouts, truth
 from uvos_jax.errors import UserError
-from uvos_jax.evaluation import datasets, predictions, truth
+from uvos_jax.evaluation import predictions
 from uvos_jax.evaluation.predictions import Complaints
 from uvos_jax.evaluation.run import Request, no_progress
 from uvos_jax.video import encode_mask
@@ -80,15 +81,15 @@ def pack(protocol: str, predicted: str | Path, dataset: str | Path, split: str, 
 def _sequences(protocol, request):
     """The sequences, and for each the frame whose mask is given (None where every frame is predicted)."""
     if protocol == "youtube-vos":
-        sequences, _ = datasets.youtube_vos(request.dataset, request.split)
+        sequences, _ = layouts.youtube_vos(request.dataset, request.split)
         without = [item.name for item in sequences if item.frames[0] not in item.given]
         if without:
             raise UserError(f"The masks of the first frames are not in '{request.dataset}': {', '.join(without)}.")
         return sequences, {item.name: item.frames[0] for item in sequences}
     if protocol == "davis2017-unsup":
-        sequences = datasets.davis_unsupervised(request.dataset, request.split)
+        sequences = layouts.davis_unsupervised(request.dataset, request.split)
     else:
-        sequences = datasets.davis(request.dataset, 2017, request.split)
+        sequences = layouts.davis(request.dataset, 2017, request.split)
     return sequences, {item.name: None for item in sequences}
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from uvos_jax.data.layouts import Sequence, images_by_stem
+from uvos_jax.data.truth import pixels
 from uvos_jax.errors import UserError
-from uvos_jax.evaluation.datasets import Sequence, images_by_stem
-from uvos_jax.evaluation.truth import pixels
 from uvos_jax.video import read_mask
 
 _LARGEST_NUMBER = 20  # of a proposal or object, by the rule of DAVIS

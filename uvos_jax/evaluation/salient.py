@@ -4,8 +4,9 @@ from itertools import chain
 
 import numpy as np
 
+from uvos_jax.data import layouts, truth
 from uvos_jax.errors import UserError
-from uvos_jax.evaluation import datasets, predictions, truth
+from uvos_jax.evaluation import predictions
 from uvos_jax.evaluation.predictions import Complaints
 from uvos_jax.evaluation.report import Result
 from uvos_jax.evaluation.run import Request
@@ -25,7 +26,7 @@ RULE = ("labelled frames 2 to N-1 of each sequence; truth is above 128; each pre
 
 
 def evaluate(request: Request) -> Result:
-    """Scores saliency maps (8-bit grey, or masks) against any of the layouts that ``datasets`` knows.
+    """Scores saliency maps (8-bit grey, or masks) against any of the layouts that ``layouts`` knows.
 
     Maps of a sequence are looked for in its folder ``soft``, then ``masks``, then in the folder itself.
 
@@ -33,7 +34,7 @@ def evaluate(request: Request) -> Result:
         UserError: See ``predictions``; also for a sequence of fewer than three labelled frames.
     """
     sequences = request.chosen(_sequences(request))
-    datasets.check_truth(sequences, request.split, fewest=3)
+    layouts.check_truth(sequences, request.split, fewest=3)
     wanted = {item.name: item.frames[1:-1] for item in sequences}
     files = predictions.find(request.predictions, wanted, ("soft", "masks"))
     results = request.each(_score, [(item, files[item.name]) for item in sequences])
@@ -58,16 +59,16 @@ def evaluate(request: Request) -> Result:
 
 def _sequences(request):
     if (request.dataset / "ImageSets" / "2016").is_dir() or (request.dataset / "DAVIS").is_dir():
-        return datasets.davis(request.dataset, 2016, request.split)
-    if datasets.is_fbms(request.dataset):
-        return datasets.fbms(request.dataset, request.split)
-    return datasets.folders(request.dataset)
+        return layouts.davis(request.dataset, 2016, request.split)
+    if layouts.is_fbms(request.dataset):
+        return layouts.fbms(request.dataset, request.split)
+    return layouts.folders(request.dataset)
 
 
 def _score(job):
     sequence, files = job
     complaints = Complaints(sequence.name, sequence.frames)
-    fbms = datasets.is_fbms_sequence(sequence)
+    fbms = layouts.is_fbms_sequence(sequence)
     pooled = np.zeros((2, 256), np.int64)
 
     def read_truth(path):

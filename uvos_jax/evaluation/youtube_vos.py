@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 
+from uvos_jax.data import layouts, truth
 from uvos_jax.errors import UserError
-from uvos_jax.evaluation import datasets, predictions, truth
+from uvos_jax.evaluation import predictions
 from uvos_jax.evaluation.measures import nan_mean, score_labels
 from uvos_jax.evaluation.predictions import Complaints
 from uvos_jax.evaluation.report import Result, mean_of
@@ -25,7 +26,7 @@ def evaluate(request: Request) -> Result:
     Raises:
         UserError: See ``predictions``; also where only first frames have a mask, as in ``valid``.
     """
-    every, videos = datasets.youtube_vos(request.dataset, request.split)
+    every, videos = layouts.youtube_vos(request.dataset, request.split)
     sequences = request.chosen(every)
     without = [item.name for item in sequences if not item.truths]
     if without:

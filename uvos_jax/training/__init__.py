@@ -1,0 +1,1 @@
+"""Training: state, step, launchers, loop; takes any iterator of NumPy batches."""
