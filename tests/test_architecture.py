@@ -73,7 +73,8 @@ def test_no_file_grows_past_a_few_hundred_lines():
 
 @pytest.mark.parametrize(("code", "absent"), [
     ("import uvos_jax", ("jax", "numpy", "cv2", "tensorflow", "torch")),
-    ("import uvos_jax.evaluation.protocols", ("jax", "tensorflow", "tensorflow_datasets", "torch", "av", "PIL", "matplotlib", "pycocotools")),
+    ("import uvos_jax.evaluation.protocols",
+     ("jax", "tensorflow", "tensorflow_datasets", "torch", "av", "PIL", "matplotlib", "pycocotools")),
     ("import uvos_jax.video", ("jax", "tensorflow", "torch", "av", "PIL")),
     ("import uvos_jax.cli", ("jax", "cv2", "tensorflow", "torch")),
     ("import uvos_jax; uvos_jax.load", ("tensorflow", "torch", "matplotlib", "av")),
