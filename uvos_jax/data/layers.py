@@ -1,0 +1,197 @@
+"""Painting textured, deforming layers over each other, with the exact motion of every visible surface point.
+
+A point p of a layer's surface is seen at X(p, t) = A(t) (p + d(p, t)): A is the affine map of the layer's pose and the
+camera, d a sum of travelling sine waves. Painting needs p for every pixel X: the affine map is inverted, then
+p <- q - d(p, t) is repeated, which converges since d changes less than p does. Colour, outline and label are functions
+of p alone, so the motion of the pixel is X(p, t + 1) - X(p, t), with no estimate in it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+# The repetition stops when no point moves by more (pixels); what is left is then below 1e-3.
+_TOLERANCE = 3e-4
+# Good enough for the exposures that are only blurred into a frame.
+_SLOPPY = 0.05
+
+
+@dataclass(frozen=True)
+class Swing:
+    """Sines over time, added to an offset: a path that is smooth and stays in bounds for ever.
+
+    Attributes:
+        offset: float [k].
+        amplitude: float [n, k].
+        rate: float [n, k], radians a frame.
+        phase: float [n, k], radians.
+    """
+
+    offset: np.ndarray
+    amplitude: np.ndarray
+    rate: np.ndarray
+    phase: np.ndarray
+
+    def __call__(self, time: float) -> np.ndarray:
+        """Returns the position at a time in frames, float [k]."""
+        return self.offset + (self.amplitude * np.sin(self.rate * time + self.phase)).sum(0)
+
+
+@dataclass(frozen=True)
+class Ripples:
+    """A smooth deformation d(p, t) of a surface: sine waves that travel over it.
+
+    Attributes:
+        wave: float [n, 2], wave vectors in radians a pixel.
+        amplitude: float [n, 2], in pixels; the sum of |amplitude| |wave| must stay below 1.
+        rate: float [n], radians a frame.
+        phase: float [n], radians.
+    """
+
+    wave: np.ndarray
+    amplitude: np.ndarray
+    rate: np.ndarray
+    phase: np.ndarray
+
+    def reach(self) -> float:
+        """Returns a bound on how far a point is moved, in pixels."""
+        return float(np.abs(self.amplitude).sum())
+
+    def __call__(self, x: np.ndarray, y: np.ndarray, time: float) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the displacement (dx, dy) of the points (x, y), float32 arrays of any one shape."""
+        dx, dy = np.zeros_like(x), np.zeros_like(y)
+        for (wx, wy), (ax, ay), rate, phase in zip(self.wave, self.amplitude, self.rate, self.phase, strict=True):
+            # Python numbers, which leave float32 as it is.
+            height = np.sin(x * float(wx) + (y * float(wy) + float(rate * time + phase)))
+            dx += float(ax) * height
+            dy += float(ay) * height
+        return dx, dy
+
+    def undo(self, x: np.ndarray, y: np.ndarray, time: float, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the points that the deformation moves to (x, y), repeating until they move by less (pixels)."""
+        px, py = x, y
+        for _ in range(100):
+            dx, dy = self(px, py, time)
+            nx, ny = x - dx, y - dy
+            change = max(np.abs(nx - px).max(), np.abs(ny - py).max())
+            px, py = nx, ny
+            if change < tolerance:
+                break
+        return px, py
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One sheet of surface. Its points are in pixels of the sheet, (0, 0) being wherever its pose puts it.
+
+    Attributes:
+        label: What its pixels are, 0 for scenery; None for a shadow, which darkens what is behind and hides nothing.
+        colour: uint8 [h, w, 3], RGB.
+        distance: float32 [h, w], pixels to the outline, negative inside; None for a layer that fills the frame.
+        origin: (x, y), column and row of surface point (0, 0).
+        pose: Affine map from surface to frame at a time in frames, float [3, 3].
+        ripples: Its deformation, if it has one.
+        softness: Width of its edge in pixels.
+        opacity: 1 hides what is behind.
+    """
+
+    label: int | None
+    colour: np.ndarray
+    distance: np.ndarray | None
+    origin: tuple[float, float]
+    pose: Callable[[float], np.ndarray]
+    ripples: Ripples | None = None
+    softness: float = 1.0
+    opacity: float = 1.0
+
+
+@dataclass
+class Truth:
+    """Labels uint8 [h, w] and flow float32 [h, w, 2] of the frame that is being painted."""
+
+    labels: np.ndarray
+    flow: np.ndarray
+
+
+def project(layer: Layer, x: np.ndarray, y: np.ndarray, time: float) -> tuple[np.ndarray, np.ndarray]:
+    """Computes where surface points are seen.
+
+    Args:
+        layer: The layer that they belong to.
+        x: float32, any shape: surface coordinates in pixels.
+        y: The same.
+        time: In frames.
+
+    Returns:
+        Column and row in the frame, float32 of that shape.
+    """
+    if layer.ripples is not None:
+        dx, dy = layer.ripples(x, y, time)
+        x, y = x + dx, y + dy
+    return _apply(layer.pose(time), x, y)
+
+
+def paint(canvas: np.ndarray, layer: Layer, time: float, truth: Truth | None = None) -> None:
+    """Paints a layer over what is on the canvas, and notes its labels and flow where it is seen.
+
+    Args:
+        canvas: float32 [h, w, 3], changed in place.
+        layer: What to paint.
+        time: In frames.
+        truth: Changed in place, if given.
+    """
+    pose = layer.pose(time)
+    box = _box(layer, pose, canvas.shape[:2])
+    if box is None:
+        return
+    rows, columns = box
+    x = np.arange(columns.start, columns.stop, dtype=np.float32)[None]
+    y = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None]
+    px, py = _apply(np.linalg.inv(pose), x, y)
+    if layer.ripples is not None:
+        px, py = layer.ripples.undo(px, py, time, _SLOPPY if truth is None else _TOLERANCE)
+    at_x, at_y = px + float(layer.origin[0]), py + float(layer.origin[1])
+    colour = cv2.remap(layer.colour, at_x, at_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    if layer.distance is None:
+        canvas[rows, columns] = colour
+        seen = np.s_[:]
+    else:
+        far = float(layer.softness + 4)
+        distance = cv2.remap(
+            layer.distance, at_x, at_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=far
+        )
+        scale = float(np.sqrt(abs(np.linalg.det(pose[:2, :2]))) / layer.softness)
+        cover = np.clip(0.5 - scale * distance, 0, 1)[..., None] * np.float32(layer.opacity)
+        behind = canvas[rows, columns]
+        behind += cover * (colour - behind)
+        seen = distance < 0
+    if truth is None or layer.label is None:
+        return
+    truth.labels[rows, columns][seen] = layer.label
+    next_x, next_y = project(layer, px[seen], py[seen], time + 1)
+    here_x, here_y = np.broadcast_to(x, px.shape)[seen], np.broadcast_to(y, py.shape)[seen]
+    truth.flow[rows, columns][seen] = np.stack([next_x - here_x, next_y - here_y], -1)
+
+
+def _apply(matrix: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Applies an affine map to float32 coordinates, which stay float32."""
+    (a, b, c), (d, e, f) = matrix[:2].tolist()
+    return x * a + (y * b + c), x * d + (y * e + f)
+
+
+def _box(layer: Layer, pose: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice] | None:
+    """The rows and columns of the frame that a layer can touch; None if it is out of sight."""
+    if layer.distance is None:
+        return slice(0, size[0]), slice(0, size[1])
+    height, width = layer.distance.shape
+    reach = layer.ripples.reach() if layer.ripples is not None else 0.0
+    left, top = -layer.origin[0] - reach, -layer.origin[1] - reach
+    right, bottom = left + width - 1 + 2 * reach, top + height - 1 + 2 * reach
+    corners = pose @ np.array([[left, right, left, right], [top, top, bottom, bottom], [1, 1, 1, 1]])
+    low = np.maximum(np.floor(corners[:2].min(1)), 0).astype(int)
+    high = np.minimum(np.ceil(corners[:2].max(1)) + 1, size[::-1]).astype(int)
+    if (low >= high).any():
+        return None
+    return slice(low[1], high[1]), slice(low[0], high[0])
