@@ -27,7 +27,7 @@ from uvos_jax.nn.aspp import ASPP
 from uvos_jax.nn.layers import BatchNorm, Conv, leaky_relu
 from uvos_jax.ops.attention import tiled_attention
 from uvos_jax.ops.losses import binary_cross_entropy
-from uvos_jax.ops.preprocess import Preprocess
+from uvos_jax.ops.preprocess import Preprocess, preprocess
 from uvos_jax.ops.resize import resize_bilinear
 
 VARIANTS = ("paper", "official")
@@ -66,6 +66,7 @@ class ADNet(nn.Module):
       short_side: the network's shorter side at scale 1, in pixels.
       axis_name: mapped axis over which batch norm statistics are shared in training.
       dtype: type of the computation; normalisation, softmax and losses stay float32.
+      remat: whether training computes the backbone's blocks twice to save memory, see ``ResNet``.
     """
 
     variant: str = "paper"
@@ -80,6 +81,7 @@ class ADNet(nn.Module):
     short_side: int = 481
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     # Means of the Caffe ImageNet models, as the published code subtracts them.
     PREPROCESS = Preprocess("BGR", 1.0, (104.00698793, 116.66876762, 122.67891434), (1.0, 1.0, 1.0))
@@ -89,7 +91,7 @@ class ADNet(nn.Module):
         channels = 1 if self.net == "base" else self.embedding
         self.backbone = resnet.ResNet(
             self.depths, self.width, self.deep_stem, ceil_pool=True, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4),
-            multi_grid=(1, 2, 4), **norm)
+            multi_grid=(1, 2, 4), remat=self.remat, **norm)
         self.aspp = ASPP(self.aspp_features, (12, 24, 36), leaky_relu, **norm)
         self.embed = Conv(channels, 1, use_bias=True, dtype=self.dtype)
         self.aux_conv = Conv(self.aspp_features, dtype=self.dtype)
@@ -165,12 +167,26 @@ class ADNet(nn.Module):
         return outputs, stages | diffused | {"aux": aux}
 
     @nn.nowrap
+    def training_batch(self, clip: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """What ``__call__`` and ``loss`` take, from clips of two frames: the anchor and the frame to be segmented.
+
+        Args:
+          clip: ``{"frames": [b, 2, h, w, 3] uint8 RGB, "labels": [b, 2, h, w] uint8}``; any object is foreground,
+            255 is void. Sides ``8 k + 1`` align best.
+        """
+        frames, labels = clip["frames"], clip["labels"][:, 1, ..., None]
+        size = frames.shape[2:4]
+        anchor, frame = (preprocess(frames[:, i], size, self.preprocess) for i in range(2))
+        void = labels == 255
+        return {"anchor": anchor, "frame": frame, "mask": (labels > 0) & ~void, "valid": ~void}
+
+    @nn.nowrap
     def loss(self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], step: jax.Array):
         """Binary cross-entropy on logits brought to the mask's size (Sec. 4); the base net adds 0.4 auxiliary loss.
 
         Args:
           outputs: of ``__call__``.
-          batch: with ``"mask"``, ``[b, H, W, 1]`` bool or in [0, 1].
+          batch: with ``"mask"``, ``[b, H, W, 1]`` bool or in [0, 1]; and ``"valid"``, bool, if not every pixel counts.
           step: unused.
 
         Returns:
@@ -179,7 +195,7 @@ class ADNet(nn.Module):
         del step
         size = batch["mask"].shape[1:3]
         parts = {name: binary_cross_entropy(resize_bilinear(logits.astype(jnp.float32), size, align_corners=True),
-                                            batch["mask"])
+                                            batch["mask"], batch.get("valid"))
                  for name, logits in outputs.items()}
         # The paper does not mention the auxiliary head; 0.4 is what PSPNet and DeepLab training uses.
         return sum(value * (0.4 if name == "aux_logits" else 1.0) for name, value in parts.items()), parts

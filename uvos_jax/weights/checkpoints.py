@@ -25,7 +25,7 @@ from uvos_jax.weights.convert import expected_variables
 
 _FORMAT = 1
 # Hyper-parameters that say how weights are used, not what they are; all others are fixed by the weights.
-_CHANGEABLE = ("variant", "short_side", "dropout", "axis_name", "dtype")
+_CHANGEABLE = ("variant", "short_side", "dropout", "axis_name", "dtype", "remat")
 
 
 def save(directory: str | Path, name: str, model: nn.Module, variables: dict, origin: str) -> None:
@@ -48,11 +48,11 @@ def save(directory: str | Path, name: str, model: nn.Module, variables: dict, or
     variables = jax.tree.map(np.asarray, variables)
     meta = {"format": _FORMAT, "model": name, "variant": model.variant, "hyper_parameters": hyper_parameters(model),
             "preprocess": dataclasses.asdict(model.preprocess), "origin": origin,
-            "sha256": _digest(variables), "uvos_jax": uvos_jax.__version__}
+            "sha256": digest(variables), "uvos_jax": uvos_jax.__version__}
     try:
         partial.mkdir(parents=True)
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(partial / "weights", variables)
+        with checkpointer() as writer:
+            writer.save(partial / "weights", variables)
         (partial / "uvos.json").write_text(json.dumps(meta, indent=2) + "\n")
         partial.rename(directory)
     except OSError as error:
@@ -66,7 +66,8 @@ def load(directory: str | Path, **overrides) -> tuple[str, nn.Module, dict]:
 
     Args:
       directory: as written by :func:`save`.
-      **overrides: hyper-parameters to change: ``variant``, ``short_side``, ``dropout``, ``axis_name``, ``dtype``.
+      **overrides: hyper-parameters to change: ``variant``, ``short_side``, ``dropout``, ``axis_name``, ``dtype``,
+        ``remat``.
 
     Returns:
       ``(name, model, variables)`` with NumPy leaves.
@@ -96,21 +97,29 @@ def load(directory: str | Path, **overrides) -> tuple[str, nn.Module, dict]:
     # NumPy targets: restored on whatever devices this process has, not on those that saved it.
     target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), expected_variables(model))
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            variables = checkpointer.restore(directory / "weights", target)
+        with checkpointer() as reader:
+            variables = reader.restore(directory / "weights", target)
     except Exception as error:  # Orbax raises many kinds for a missing, torn or ill-fitting tree
         raise ill_fitting from error
     # Orbax restores the stored shapes without a word where they differ from the asked ones.
     shapes = [jax.tree.map(np.shape, tree) for tree in (variables, target)]
-    if shapes[0] != shapes[1] or meta.get("sha256") != _digest(variables):
+    if shapes[0] != shapes[1] or meta.get("sha256") != digest(variables):
         raise ill_fitting
     return name, model, variables
 
 
-def _digest(variables):
-    """SHA-256 over names, shapes and bytes of all leaves: storage does not notice a flipped bit."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
-        digest.update(np.ascontiguousarray(leaf))
-    return digest.hexdigest()
+def digest(tree) -> str:
+    """SHA-256 over names, shapes and bytes of all leaves of a tree of arrays: storage does not notice a flipped bit."""
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        sha.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
+        sha.update(np.ascontiguousarray(leaf))
+    return sha.hexdigest()
+
+
+def checkpointer() -> ocp.StandardCheckpointer:
+    """Orbax for this process alone: trees are whole in every process, so that none has to wait for another."""
+    me = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me},
+                                                 barrier_sync_key_prefix=f"process{me}")
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
