@@ -1,0 +1,259 @@
+"""Batches: the same whoever computes them, and what is in them."""
+
+import re
+from itertools import islice
+
+import cv2
+import numpy as np
+import pytest
+from made_up import rectangle
+
+from uvos_jax.cli import app
+from uvos_jax.data.clips import make_clips, part, relabel
+from uvos_jax.data.pictures import contact_sheet, flow_to_rgb
+from uvos_jax.data.pipeline import batches, from_config
+from uvos_jax.data.sampling import generator
+from uvos_jax.data.store import MemoryStore
+from uvos_jax.errors import UserError
+from uvos_jax.video import read_mask
+
+SIZE = (40, 60)
+
+
+def _store(name="made up", videos=3, length=5, flow=True):
+    clips = []
+    for v in range(videos):
+        coarse = np.random.default_rng(v).integers(0, 256, (length, 5, 7, 3)).astype(np.uint8)
+        frames = np.stack([cv2.resize(frame, SIZE[::-1], interpolation=cv2.INTER_CUBIC) for frame in coarse])
+        labels = np.stack([np.maximum(rectangle(5 + t, 20 + t, 8, 25), rectangle(10, 30, 35 + t, 50, number=2))
+                           for t in range(length)])
+        clips.append((f"video{v}", frames, labels, np.full((*labels.shape, 2), (2, -1), np.float32) if flow else None))
+    return MemoryStore(name, clips)
+
+
+RECIPES = {
+    "pair": {"recipe": {"name": "pair"}, "geometry": {"kind": "foreground_crop"}, "objects": "foreground"},
+    "references": {"recipe": {"name": "references", "count": 3}, "flow": True,
+                   "geometry": {"kind": "margin_crop", "margin": 5, "independent": True},
+                   "colour": {"brightness": (0.5, 1.5), "sharpness": (0, 3), "independent": True}},
+    "sequence": {"recipe": {"name": "sequence"}, "objects": 4,
+                 "geometry": {"kind": "random_crop", "balanced": True}},
+    "still": {"recipe": {"name": "still", "length": 3}, "colour": {"contrast": (0.5, 1.5)},
+              "geometry": {"kind": "random_crop", "scale": (0.7, 1.3), "independent": True}},
+}
+
+
+def _clips(name="pair", store=None, size=(33, 41), batch_size=4, seed=0, **changes):
+    settings = RECIPES[name] | changes
+    parts = [part(store or _store(), settings.pop("recipe"))] if "parts" not in settings else settings.pop("parts")
+    return make_clips(parts, size=size, batch_size=batch_size, seed=seed,
+                      **{key: value for key, value in settings.items() if key != "recipe"})
+
+
+def _same(first, second):
+    assert first.keys() == second.keys()
+    for key in first:
+        np.testing.assert_array_equal(first[key], second[key], err_msg=key)
+
+
+def _different(first, second):
+    return any(not np.array_equal(first[key], second[key]) for key in first if key != "example")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_batch_is_a_function_of_its_step(name):
+    clips = _clips(name)
+    forth = [clips.batch(step) for step in range(4)]
+    again = _clips(name)  # another object, another order
+    for step in (2, 0, 3, 1):
+        _same(again.batch(step), forth[step])
+    _same(again.example(3, 1), {key: value[1] for key, value in forth[3].items()})
+    assert _different(forth[0], forth[1]) and _different(_clips(name, seed=1).batch(0), forth[0])
+    length = {"pair": 2, "references": 4, "sequence": 4, "still": 3}[name]
+    assert forth[2]["frames"].shape == (4, length, 33, 41, 3) and forth[2]["frames"].dtype == np.uint8
+    assert forth[2]["labels"].shape == (4, length, 33, 41) and forth[2]["labels"].dtype == np.uint8
+    assert forth[2]["example"].tolist() == [8, 9, 10, 11] and forth[2]["example"].dtype == np.int64
+    assert ("flow" in forth[2]) == (name == "references")
+    if name == "references":
+        assert forth[2]["flow"].shape == (4, 4, 33, 41, 2) and forth[2]["flow"].dtype == np.float32
+
+
+@pytest.mark.parametrize("engine", ["threads", "tensorflow"])
+@pytest.mark.parametrize("name", ["references", "sequence"])
+def test_engines_workers_and_processes_agree(engine, name):
+    if engine == "tensorflow":
+        pytest.importorskip("tensorflow")
+    clips = _clips(name)
+    expected = [clips.batch(step) for step in range(2, 6)]
+    for workers in (1, 3):
+        for batch, whole in zip(batches(clips, 2, workers=workers, engine=engine), expected, strict=False):
+            _same(batch, whole)
+    shares = [islice(batches(clips, 2, index, 2, workers=2, engine=engine), 4) for index in range(2)]
+    for whole, *pieces in zip(expected, *shares, strict=True):
+        _same({key: np.concatenate([piece[key] for piece in pieces]) for key in whole}, whole)
+    with pytest.raises(UserError, match="4 cannot be divided among 3"):
+        batches(clips, process_count=3)
+
+
+@pytest.mark.parametrize("engine", ["threads", "tensorflow"])
+def test_a_broken_frame_is_named(engine):
+    if engine == "tensorflow":
+        pytest.importorskip("tensorflow")
+    store = _store()
+    whole = store.image
+
+    def broken(v, t, reduce=1):
+        if (v, t) == (1, 3):
+            raise UserError("an image cannot be decoded.")
+        return whole(v, t, reduce)
+
+    store.image = broken
+    with pytest.raises(UserError, match=r"made up: video1, frames 0, 3: an image cannot be decoded"):
+        list(islice(batches(_clips(store=store), engine=engine), 5))
+
+
+def test_every_frame_is_target_once_an_epoch():
+    clips = _clips("pair", batch_size=5)
+    targets = [clips.describe(step, place) for step in range(6) for place in range(5)]
+    for epoch in (targets[:15], targets[15:]):
+        assert sorted(epoch) == sorted(f"made up: video{v}, frames 0, {t}" for v in range(3) for t in range(5))
+
+
+def test_a_mixture_keeps_its_shares():
+    video, images = _store(), _store("images", videos=7, length=1)
+    parts = [part(video, {"name": "references", "count": 1}, 1, only=["video1"]),
+             part(images, {"name": "still", "length": 2}, 2)]
+    clips = _clips(parts=parts, batch_size=3)
+    for step in range(10):
+        sources = sorted(clips.describe(step, place).split(",")[0] for place in range(3))
+        assert sources[2] == "made up: video1" and all(source.startswith("images: ") for source in sources[:2])
+
+
+def test_identity_leaves_frames_labels_and_flow_alone():
+    store = _store()
+    clips = _clips("sequence", size=SIZE, geometry={"kind": "resize"}, objects=None, flow=True, store=store)
+    for place in range(4):
+        example, said = clips.example(0, place), clips.describe(0, place)
+        v, *frames = (int(number) for number in re.findall(r"\d+", said))
+        np.testing.assert_array_equal(example["frames"], [store.image(v, t) for t in frames])
+        np.testing.assert_array_equal(example["labels"], [store.labels(v, t) for t in frames])
+        np.testing.assert_array_equal(example["flow"], [store.flow(v, t) for t in frames])
+
+
+def test_frames_and_labels_stay_together():
+    # The pictures are the labels themselves, so that they can be compared after any geometry.
+    labels = _store().labels(0, 0)
+    frames = np.repeat((labels * 100)[None, ..., None], 3, -1)
+    store = MemoryStore("labels", [("one", frames, labels[None], None)])
+    for name, geometry in {"still": RECIPES["still"]["geometry"] | {"fill": (0, 0, 0), "fill_label": 0},
+                           "pair": {"kind": "foreground_crop", "fill": (0, 0, 0), "fill_label": 0}}.items():
+        clips = _clips(name, store=store, geometry=geometry, colour=None, objects=None, size=(64, 64))
+        for place in range(4):
+            example = clips.example(1, place)
+            shown = np.round(example["frames"][..., 0] / 100)
+            assert (shown == example["labels"]).mean() > 0.97  # all but edges
+        if name == "still":
+            assert _different({"labels": example["labels"][0]}, {"labels": example["labels"][1]})  # each its own map
+
+
+def test_relabel():
+    labels = np.zeros((2, 4, 6), np.uint8)
+    labels[0, 0, :3], labels[1, 1, :3], labels[:, 2, :3], labels[:, 3, 5] = 4, 9, 30, 255
+    assert relabel(generator(0), labels, None) is labels
+    np.testing.assert_array_equal(relabel(generator(0), labels, "foreground"),
+                                  np.where(labels == 255, 255, labels > 0))
+    orders = set()
+    for seed in range(60):
+        found = relabel(generator(seed), labels, 5)
+        names = [found[0, 0, 0], found[1, 1, 0], found[0, 2, 0]]
+        orders.add(tuple(names))
+        assert sorted(names) == [1, 2, 3] and (found[:, 3, 5] == 255).all()
+        np.testing.assert_array_equal(found > 0, labels > 0)
+        # Two of three are kept, the third is void, in every frame the same.
+        capped = relabel(generator(seed), labels, 2)
+        assert sorted([capped[0, 0, 0], capped[1, 1, 0], capped[0, 2, 0]]) == [1, 2, 255]
+        assert capped[0, 2, 0] == capped[1, 2, 0]
+        # Object 9 is not in the first frame, so a network that follows objects does not know it.
+        followed = relabel(generator(seed), labels, 5, follow=True)
+        assert followed[1, 1, 0] == 0 and sorted([followed[0, 0, 0], followed[0, 2, 0]]) == [1, 2]
+    assert len(orders) == 6
+
+
+def test_configuration_mistakes_are_named():
+    made_up = {"name": "synthetic", "count": 2, "length": 2, "size": (48, 64)}
+    good = {"mixture": [made_up], "size": (32, 32), "batch_size": 2, "seed": 0}
+    for change, message in [
+        ({"batchsize": 2}, "data configuration knows no 'batchsize'.*Did you mean 'batch_size'"),
+        ({"mixture": []}, "empty mixture"),
+        ({"size": None}, "does not say 'size'"),
+        ({"size": (0, 3)}, "size must be a whole number of at least 1, not 0"),
+        ({"seed": -1}, "seed must be"),
+        ({"recipe": {"name": "pairs"}}, "no recipe 'pairs'.*Did you mean 'pair'"),
+        ({"recipe": {"name": "sequence", "gap": 2}}, "recipe sequence configuration knows no 'gap'"),
+        ({"recipe": {"name": "still", "length": 0}}, "at least 1"),
+        ({"geometry": {"kind": "resise"}}, "no geometry 'resise'.*Did you mean 'resize'"),
+        ({"geometry": {"kind": "resize", "scale": 2}}, "geometry resize configuration knows no 'scale'"),
+        ({"colour": {"contrst": (1, 2)}}, "colour configuration knows no 'contrst'.*Did you mean 'contrast'"),
+        ({"colour": {"contrast": (1.5, 0.5)}}, "colour contrast must be a range"),
+        ({"objects": 0}, "objects must be"),
+        ({"mixture": [made_up | {"share": 0.5}]}, "share of synthetic must be a whole number"),
+        ({"mixture": [made_up | {"only": ["x"]}]}, "no sequence 'x'"),
+        ({"mixture": [made_up, made_up | {"recipe": {"name": "still"}}]}, "clips of one length"),
+        ({"mixture": [{"name": "davis2016"}]}, "give it by --data-dir"),
+        ({"mixture": [made_up | {"name": "davis2016"}]}, "'count' is for the made-up dataset"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            from_config(good | change)
+    with pytest.raises(UserError, match="Flow is asked for, but made up has none"):
+        _clips(store=_store(flow=False), flow=True)
+
+
+def test_synthetic_clips_from_a_config_dict():
+    pytest.importorskip("uvos_jax.data.synthetic")
+    ml_collections = pytest.importorskip("ml_collections")
+    config = ml_collections.ConfigDict({
+        "mixture": ({"name": "synthetic", "count": 3, "length": 3, "size": (48, 64)},), "size": (48, 64),
+        "recipe": {"name": "references", "count": 2}, "flow": True, "batch_size": 2, "seed": 0})
+    clips = from_config(config)
+    batch = clips.batch(0)
+    assert batch["frames"].shape == (2, 3, 48, 64, 3) and batch["flow"].shape == (2, 3, 48, 64, 2)
+    _same(from_config(config).batch(0), batch)
+    from uvos_jax.data.synthetic import make_clip
+
+    v, *frames = map(int, re.findall(r"\d+", clips.describe(0, 1)))
+    np.testing.assert_array_equal(batch["frames"][1], make_clip(v, 3, (48, 64)).frames[frames])
+
+
+def test_real_frames(real_data):
+    clips = []
+    for name in ("bear", "surf"):
+        paths = sorted((real_data / "davis2016/JPEGImages/480p" / name).iterdir())[:4]
+        clips.append((name, np.stack([cv2.imread(str(path))[..., ::-1] for path in paths]),
+                      np.stack([read_mask(real_data / "davis2016/Annotations/480p" / name / f"{path.stem}.png")
+                                for path in paths]), None))
+    store = MemoryStore("davis2016", clips)
+    for name in RECIPES:
+        batch = _clips(name, store=store, size=(161, 241), flow=False).batch(0)
+        foreground = (batch["labels"] > 0) & (batch["labels"] < 255)
+        assert foreground.any((1, 2, 3)).all()  # both sequences show their object in every frame
+        assert batch["frames"].std((2, 3, 4)).min() > 10
+
+
+def test_contact_sheet_and_flow_colours():
+    batch = _clips("references").batch(0)
+    sheet = contact_sheet(batch, width=41)
+    assert sheet.shape == (4 * 33 + 3 * 4, 8 * 41 + 7 * 4, 3) and sheet.dtype == np.uint8
+    unlabelled = contact_sheet(batch | {"labels": np.zeros_like(batch["labels"])}, width=41)
+    np.testing.assert_array_equal(unlabelled[:33, :41], batch["frames"][0, 0])
+    assert (sheet != unlabelled).any()
+    # Red is to the right, and the opposite direction has the opposite colour; still is white.
+    right, left, up, still = flow_to_rgb(np.array([[[5, 0], [-5, 0], [0, -5], [0, 0]]], np.float32))[0].astype(int)
+    assert right[0] == 255 and right[1:].max() < 10
+    assert left[0] < 10 and left[1:].min() > 190
+    assert up.argmax() == 2 and still.tolist() == [255] * 3
+
+
+def test_benchmark_command_names_a_missing_dataset(tmp_path):
+    for arguments, message in ((["--data-dir", str(tmp_path)], "no dataset 'davis2016'"), ([], "--data-dir")):
+        with pytest.raises(UserError, match=message):
+            app(args=["benchmark", "--data", "davis2016", *arguments], standalone_mode=False)

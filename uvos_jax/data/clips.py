@@ -1,0 +1,272 @@
+"""Training examples: sampling, decoding, geometry, colour and labels put together, by the number of an example.
+
+Examples are NumPy:
+
+- ``"frames"``: uint8 [t, h, w, 3], RGB;
+- ``"labels"``: uint8 [t, h, w], 0 background, ids, 255 void;
+- ``"flow"``: float32 [t, h, w, 2], (dx, dy) in pixels to the following frame of the video, if asked for;
+- ``"example"``: int64, global number of the example.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+
+from uvos_jax.data import colour as colours
+from uvos_jax.data.geometry import KINDS, reduction, warp_flow, warp_image, warp_labels
+from uvos_jax.data.sampling import EXAMPLE, RECIPES, choose_videos, generator, item_of, part_of
+from uvos_jax.data.store import VOID
+from uvos_jax.errors import UserError, nearest_hint
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A dataset of a mixture; made by ``part``.
+
+    Attributes:
+        store: See ``uvos_jax.data.store``.
+        what: Its name and split, for messages.
+        share: Examples of it in a cycle of the mixture.
+        recipe: Name in ``RECIPES``.
+        options: All options of the recipe.
+        items: int [n, 2], video and the recipe's item.
+    """
+
+    store: Any
+    what: str
+    share: int
+    recipe: str
+    options: dict
+    items: np.ndarray = field(repr=False)
+
+
+def part(store: Any, recipe: dict, share: int = 1, split: str = "", exclude: Sequence[str] = (),
+         only: Sequence[str] = ()) -> Part:
+    """Prepares a dataset for a mixture.
+
+    Args:
+        store: See ``uvos_jax.data.store``.
+        recipe: ``{"name": ..., option: value}``, see ``RECIPES``.
+        share: Whole number of examples in a cycle of the mixture.
+        split: Its split, for messages.
+        exclude: Sequences to leave out.
+        only: Sequences to keep; all if empty.
+
+    Raises:
+        UserError: There is no such recipe, option or sequence, or nothing to learn from.
+    """
+    what = f"{store.name} {split}".strip()
+    if not (isinstance(share, int) and share >= 1):
+        raise UserError(f"The share of {what} must be a whole number of at least 1, not {share!r}.")
+    name, options = _named(recipe, RECIPES, "recipe", {row: RECIPES[row].options for row in RECIPES})
+    if any(isinstance(value, int) and value < 1 for value in options.values() if not isinstance(value, bool)):
+        raise UserError(f"The numbers of the recipe {name} must be at least 1; they are {options}.")
+    items = [(v, item) for v in choose_videos(store.videos, what, exclude, only)
+             for item in RECIPES[name].items(store.videos[v], options)]
+    if not items:
+        raise UserError(f"No frame of {what} has the labels that the recipe {name} needs.")
+    return Part(store, what, share, name, options, np.array(items, np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class Clips:
+    """Training examples by their number; made by ``make_clips`` or ``from_config``.
+
+    Attributes:
+        parts: The mixture.
+        size: Height and width of the frames.
+        batch_size: Examples of a step, of all processes together.
+        seed: Seed of everything random.
+        length: Frames of a clip.
+        kind: Name in ``geometry.KINDS``.
+        geometry: All its options.
+        independent: Whether each frame of a clip has a map of its own.
+        fill: Colour outside the frame, RGB.
+        fill_label: Label outside the frame.
+        colour: Ranges, see ``colour.draw``.
+        independent_colour: Whether each frame of a clip has changes of its own.
+        flow: Whether examples have optical flow.
+        objects: None, "foreground" or the largest number of objects, see ``relabel``.
+    """
+
+    parts: tuple[Part, ...]
+    size: tuple[int, int]
+    batch_size: int
+    seed: int
+    length: int
+    kind: str
+    geometry: dict
+    independent: bool
+    fill: tuple[int, int, int]
+    fill_label: int
+    colour: dict
+    independent_colour: bool
+    flow: bool
+    objects: str | int | None
+
+    def batch(self, step: int) -> Batch:
+        """Returns the whole batch of a step, see the module's text."""
+        return stack([self.example(step, place) for place in range(self.batch_size)])
+
+    def describe(self, step: int, place: int) -> str:
+        """Names the dataset, the video and the frames of an example."""
+        chosen, v, frames, _ = self._choose(step, place)
+        return f"{chosen.what}: {chosen.store.videos[v].name}, frames {', '.join(map(str, frames))}"
+
+    def example(self, step: int, place: int) -> Batch:
+        """Returns one example of a batch, without the batch axis.
+
+        Args:
+            step: Step of the training, 0 or more.
+            place: Place in the global batch, 0 to ``batch_size - 1``.
+        """
+        chosen, v, indices, rng = self._choose(step, place)
+        store, size = chosen.store, self.size
+        # A frame may be in a clip several times.
+        sources = {t: store.labels(v, t) for t in dict.fromkeys(indices)}
+        labels = np.stack([sources[t] for t in indices])
+        draw, options = KINDS[self.kind].draw, self.geometry
+        if self.independent:
+            maps = [draw(rng, labels[i:i + 1], size, **options) for i in range(len(indices))]
+        else:
+            maps = [draw(rng, labels, size, **options)] * len(indices)
+        images, frames = {}, []
+        for t, matrix in zip(indices, maps, strict=True):
+            reduce = reduction(matrix)
+            if (t, reduce) not in images:
+                images[t, reduce] = store.image(v, t, reduce)
+            frames.append(warp_image(images[t, reduce], matrix, size, self.fill, reduce))
+        if self.colour:
+            factors = [colours.draw(rng, self.colour) for _ in (indices if self.independent_colour else (0,))]
+            frames = [colours.jitter(frame, factors[i % len(factors)]) for i, frame in enumerate(frames)]
+        warped = np.stack([warp_labels(sources[t], matrix, size, self.fill_label)
+                           for t, matrix in zip(indices, maps, strict=True)])
+        example = {"frames": np.stack(frames),
+                   "labels": relabel(rng, warped, self.objects, chosen.recipe == "sequence"),
+                   "example": np.int64(step * self.batch_size + place)}
+        if self.flow:
+            example["flow"] = np.stack([self._flow(store, v, t, matrix)
+                                        for t, matrix in zip(indices, maps, strict=True)])
+        return example
+
+    def _choose(self, step: int, place: int) -> tuple[Part, int, list[int], np.random.Generator]:
+        """Returns the part, video and frames of an example, and random numbers for the rest."""
+        index, visit = part_of(self.seed, step * self.batch_size + place, tuple(part.share for part in self.parts))
+        chosen = self.parts[index]
+        v, item = map(int, chosen.items[item_of(self.seed, index, visit, len(chosen.items))])
+        rng = generator(self.seed, EXAMPLE, step, place)
+        frames = RECIPES[chosen.recipe].frames(rng, chosen.store.videos[v], item, **chosen.options)
+        return chosen, v, frames, rng
+
+    def _flow(self, store: Any, v: int, t: int, matrix: np.ndarray) -> np.ndarray:
+        flow = store.flow(v, t)
+        if flow is None:  # such as that of a last frame
+            return np.zeros((*self.size, 2), np.float32)
+        return warp_flow(flow, matrix, self.size)
+
+
+def relabel(rng: np.random.Generator, labels: np.ndarray, objects: str | int | None, follow: bool = False
+            ) -> np.ndarray:
+    """Numbers the objects of a clip anew, so that a network learns nothing from their numbers.
+
+    Args:
+        rng: Random numbers.
+        labels: uint8 [t, h, w] with 255 for void.
+        objects: None leaves the numbers as they are, "foreground" makes all of them 1, and a number n gives the
+            clip's objects the numbers 1 to at most n in random order. Objects beyond n become void, as a network
+            with n slots should neither find them nor learn that they are background.
+        follow: Whether objects are given in the first frame and followed. Those not in it are then background, as
+            they are in a test.
+
+    Returns:
+        uint8 [t, h, w].
+    """
+    if objects is None:
+        return labels
+    table = np.zeros(256, np.uint8)
+    table[VOID] = VOID
+    if objects == "foreground":
+        table[1:VOID] = 1
+    else:
+        present = np.bincount((labels[0] if follow else labels).ravel(), minlength=256)
+        ids = rng.permutation(np.flatnonzero(present[1:VOID]) + 1)
+        table[ids] = VOID
+        table[ids[:objects]] = np.arange(1, len(ids[:objects]) + 1)
+    return cv2.LUT(labels.reshape(-1, labels.shape[-1]), table).reshape(labels.shape)
+
+
+def make_clips(parts: Sequence[Part], size: tuple[int, int], batch_size: int, seed: int, geometry: dict,
+               colour: dict | None = None, flow: bool = False, objects: str | int | None = None) -> Clips:
+    """Checks and completes a description of training examples.
+
+    Args:
+        parts: The mixture; their recipes give clips of one length.
+        size: Height and width of the frames.
+        batch_size: Examples of a step, of all processes together.
+        seed: Seed of everything random, 0 or more.
+        geometry: ``{"kind": ..., option: value}``, see ``geometry.KINDS``; also ``"independent"``, ``"fill"`` and
+            ``"fill_label"``.
+        colour: Ranges of changes, see ``colour.draw``; also ``"independent"``.
+        flow: Whether examples have optical flow; every dataset must.
+        objects: See ``relabel``.
+
+    Raises:
+        UserError: Something of it does not fit.
+    """
+    lengths = [RECIPES[part.recipe].length(part.options) for part in parts]
+    if len(set(lengths)) > 1:
+        raise UserError("The recipes of a mixture must give clips of one length; here " + ", ".join(
+            f"{part.recipe} of {part.what} gives {length} frames"
+            for part, length in zip(parts, lengths, strict=True)) + ".")
+    without = [part.what for part in parts if flow and not part.store.has_flow]
+    if without:
+        raise UserError(f"Flow is asked for, but {', '.join(without)} has none; convert it with flow, or set flow to "
+                        "False.")
+    for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0), *(("size", side, 1) for side in size)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise UserError(f"The data's {name} must be a whole number of at least {least}, not {value!r}.")
+    if not (objects in (None, "foreground") or (isinstance(objects, int) and 1 <= objects < VOID)):
+        raise UserError(f"The data's objects must be None, 'foreground' or the largest number of objects (1 to 254), "
+                        f"not {objects!r}.")
+    shared = {row: KINDS[row].options | {"independent": False, "fill": KINDS[row].fill,
+                                         "fill_label": KINDS[row].fill_label} for row in KINDS}
+    kind, options = _named(geometry, KINDS, "geometry", shared, key="kind")
+    tones = check_options(colour or {}, dict.fromkeys(colours.CHANGES) | {"independent": False}, "colour")
+    for name, value in tones.items():
+        if name in colours.CHANGES and not (value is None or (len(value) == 2 and 0 <= value[0] <= value[1])):
+            raise UserError(f"The data's colour {name} must be a range (smallest, largest) of 0 or more, "
+                            f"not {value!r}.")
+    return Clips(tuple(parts), tuple(map(int, size)), int(batch_size), int(seed), lengths[0],
+                 kind=kind, independent=options.pop("independent"), fill=tuple(options.pop("fill")),
+                 fill_label=options.pop("fill_label"), geometry=options,
+                 independent_colour=tones.pop("independent"),
+                 colour={name: tuple(value) for name, value in tones.items() if value is not None},
+                 flow=bool(flow), objects=objects)
+
+
+def stack(examples: Sequence[Batch]) -> Batch:
+    """Puts examples into a batch."""
+    return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+
+
+def _named(given: dict, table: dict, what: str, defaults: dict[str, dict], key: str = "name") -> tuple[str, dict]:
+    """Returns the name in a dict such as {"name": ..., option: value}, and all options of that name."""
+    name = given.get(key)
+    if name not in table:
+        raise UserError(f"There is no {what} '{name}'; choose {', '.join(table)}.{nearest_hint(str(name), table)}")
+    return name, check_options({option: value for option, value in given.items() if option != key}, defaults[name],
+                          f"{what} {name}")
+
+
+def check_options(given: dict, defaults: dict, what: str) -> dict:
+    """Returns the defaults, updated; what is not among them is a mistake."""
+    for key in given:
+        if key not in defaults:
+            raise UserError(f"The {what} configuration knows no '{key}'; it knows {', '.join(defaults) or 'nothing'}."
+                            f"{nearest_hint(str(key), defaults)}")
+    return defaults | given
