@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, nearest_hint
 from uvos_jax.progress import progress
 
 # What --set may not name, because load() or the command has a word of its own for it.
@@ -98,6 +98,27 @@ def convert_weights(
     print(f"{to}: {model}, variant {module.variant}, {parameter_count(variables):,} parameters")
 
 
+@app.command("convert-data", epilog="Example: uvos convert-data davis2016 --source DAVIS --data-dir data")
+def convert_data(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="davis2016, davis2017, youtube_vos, youtube_vis, duts,"
+                                        " msra10k, fbms59, youtube_objects, visal, segtrack_v2, synthetic or folder"
+                                        " (your own); with a config, davis2017/semi or folder/MYNAME.")],
+    data_dir: Annotated[Path, typer.Option("--data-dir", help="Where converted datasets are kept.")],
+    source: Annotated[Path | None, typer.Option("--source", help="The dataset as published, unpacked.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a converted dataset.")] = False,
+    workers: Workers = None,
+) -> None:
+    """Checks every file of a dataset and converts it for training."""
+    from uvos_jax.data.convert import convert
+
+    for row in convert(name, source, data_dir, overwrite, workers or _cores(), progress):
+        for note in row.notes:
+            print(f"{row.name}: {note}")
+        for split, (videos, frames, labelled) in row.splits.items():
+            print(f"{row.name} {split}: {videos} videos, {frames} frames, {labelled} of them with ground truth")
+        print(f"{row.folder}")
+
+
 @app.command(epilog="Example: uvos parity tests/golden/adnet_a.npz")
 def parity(
     reference: Annotated[Path, typer.Argument(metavar="FILE.npz", help="Reference tensors.")],
@@ -130,8 +151,17 @@ def benchmark(
     scales: Annotated[str, typer.Option("--scales", help="Scales to average.")] = "1",
     flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored frames too.")] = False,
     hyper: Set = None,
+    data: Annotated[str | None, typer.Option("--data", metavar="NAME", help="Measure how fast a converted dataset is"
+                                             " read and augmented, and no model.")] = None,
+    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="With --data: where converted datasets"
+                                                  " are.")] = None,
+    split: Annotated[str, typer.Option("--split", help="With --data: its split.")] = "train",
+    workers: Workers = None,
 ) -> None:
-    """Measures seconds a frame, FLOPs and the share of this device's matrix product rate."""
+    """Measures seconds a frame, FLOPs and the share of this device's matrix product rate; or training data's rate."""
+    if data:
+        _benchmark_data(data, data_dir, split, workers)
+        return
     import jax
 
     from uvos_jax.inference import load
@@ -226,6 +256,40 @@ def compare(
     print(f"{output}: {', '.join(path.name for path in written)}")
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+             epilog="Example: uvos train --config configs/adnet.py --workdir runs/adnet --data-dir data"
+                    " --config.batch_size=16")
+def train(
+    context: typer.Context,
+    config: Annotated[str, typer.Option("--config", metavar="FILE.py[:PRESET]", help="The configuration;"
+                                        " --config.key=value changes a value of it.")],
+    workdir: Annotated[Path, typer.Option("--workdir", help="The run: log, checkpoints, weights. Given again, the run"
+                                                            " goes on.")],
+    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Converted datasets, see 'uvos convert-data'.")
+                        ] = None,
+    profile: Annotated[int, typer.Option("--profile", min=0, help="Trace so many steps into WORKDIR/profile.")] = 0,
+) -> None:
+    """Trains a model; the same command goes on after any interruption."""
+    from uvos_jax.training.config import load_config
+    from uvos_jax.video.files import check_folder
+
+    for argument in context.args:
+        if not argument.startswith("--config."):
+            raise UserError(f"'uvos train' has no option '{argument}'."
+                            f"{nearest_hint(argument, ('--config', '--workdir', '--data-dir', '--profile'))}"
+                            " Values of the configuration are changed by --config.key=value.")
+    settings = load_config(config, [argument.removeprefix("--config.") for argument in context.args])
+    check_folder(workdir)
+    from uvos_jax.training.loop import Stopped
+    from uvos_jax.training.loop import train as run
+
+    try:
+        run(settings, workdir, data_dir, profile=profile)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr, flush=True)
+        raise SystemExit(stopped.code) from None
+
+
 @app.command(epilog="Example: uvos models")
 def models() -> None:
     """Lists the systems: task, inputs, variants, parameters, weights."""
@@ -273,6 +337,22 @@ def main() -> None:
 def _fail(sentence: str) -> None:
     print(f"Error: {' '.join(sentence.split())}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def _benchmark_data(name: str, data_dir: Path | None, split: str, workers: int | None) -> None:
+    from uvos_jax.data.benchmark import measure
+    from uvos_jax.data.pipeline import default_workers
+    from uvos_jax.data.store import open_store
+
+    if data_dir is None:
+        raise UserError("--data wants --data-dir too, the folder that 'uvos convert-data' wrote to.")
+    store, workers = open_store(data_dir, name, split), workers or default_workers()
+    print(f"{name} {split}: {len(store.videos)} sequences, {sum(video.length for video in store.videos)} frames; "
+          f"{workers} workers, median batch")
+    for rate in measure(store, workers):
+        height, width = rate.size
+        print(f"{rate.recipe:<10} {rate.examples_per_second:6.1f} examples/s of {rate.frames} frames {height}x{width}",
+              flush=True)
 
 
 def _names(text: str | None) -> tuple[str, ...]:

@@ -49,25 +49,15 @@ def davis(root: Path, year: int, split: str, annotations: str = "Annotations") -
     Raises:
         UserError: The folder is laid out otherwise, or sequences of the list have no folder.
     """
-    root = _inside(root, "DAVIS", "ImageSets")
-    folder = root / "ImageSets" / str(year)
-    listing = folder / f"{split}.txt"
-    if not listing.is_file():
-        known = sorted(path.stem for path in folder.glob("*.txt"))
-        there = f"; it has the splits {', '.join(known)}" if known else ""
-        raise UserError(f"'{root}' has no ImageSets/{year}/{split}.txt{there}: give the folder of DAVIS"
-                        f" with --dataset, and one of its splits with --split.{nearest_hint(split, known)}")
-    text = listing.read_text(encoding="utf-8-sig", errors="replace")
-    names = list(dict.fromkeys(_sequence_of_line(line) for line in text.splitlines() if line.strip()))
-    if not names:
-        raise UserError(f"'{listing}' names no sequence.")
-    masks, images = _resolution(root / annotations), _resolution(root / "JPEGImages")
+    root = inside(root, "DAVIS", "ImageSets")
+    names = list(dict.fromkeys(davis_names(root, year, split)))
+    masks, images = resolution(root / annotations), resolution(root / "JPEGImages")
     hidden = split.startswith("test")  # the truth of these is not public
     if not masks.is_dir() and not hidden:
         raise UserError(f"'{root}' has no {annotations}/480p, where the ground truth should be.")
     sequences, absent = [], []
     for name in names:
-        truths, pictures = _mask_files(masks / name), _image_files(images / name)
+        truths, pictures = mask_files(masks / name), _image_files(images / name)
         frames = truths if len(truths) >= len(pictures) else pictures
         if not frames:
             absent.append(name)
@@ -76,13 +66,44 @@ def davis(root: Path, year: int, split: str, annotations: str = "Annotations") -
                                   tuple(by_name[path.stem] for path in frames if path.stem in by_name),
                                   {path.stem: path for path in truths}))
     if absent:
-        raise UserError(f"'{listing}' names sequences that have neither masks in '{masks}' nor frames in '{images}':"
-                        f" {', '.join(absent)}.")
+        raise UserError(f"'{root / 'ImageSets' / str(year) / split}.txt' names sequences that have neither masks in"
+                        f" '{masks}' nor frames in '{images}': {', '.join(absent)}.")
     single = [item.name for item in sequences if len(item.frames) == 1]
     if hidden and single:
         raise UserError(f"The frames of the {split} split are those in '{images}', but there is one alone of"
                         f" {', '.join(single)}.")
     return sequences
+
+
+def davis_names(root: Path, year: int, split: str) -> list[str]:
+    """Reads the list of a DAVIS split, ``ImageSets/<year>/<split>.txt``.
+
+    A line is a name, or the paths of an image and a mask, as in DAVIS-2016; there a sequence has a line a frame.
+
+    Returns:
+        Names in the order of the list; a name that stands alone on two lines is there twice.
+
+    Raises:
+        UserError: There is no such list, or it is empty.
+    """
+    folder = root / "ImageSets" / str(year)
+    listing = folder / f"{split}.txt"
+    if not listing.is_file():
+        known = sorted(path.stem for path in folder.glob("*.txt"))
+        there = f"; it has the splits {', '.join(known)}" if known else ""
+        raise UserError(f"'{root}' has no ImageSets/{year}/{split}.txt{there}: give the folder of DAVIS"
+                        f" with --dataset, and one of its splits with --split.{nearest_hint(split, known)}")
+    names = names_in_list(listing)
+    if not names:
+        raise UserError(f"'{listing}' names no sequence.")
+    return names
+
+
+def names_in_list(listing: Path) -> list[str]:
+    """Reads a list of sequences, see ``davis_names``; it may be empty."""
+    lines = [line for line in listing.read_text(encoding="utf-8-sig", errors="replace").splitlines() if line.strip()]
+    paths = dict.fromkeys(_sequence_of_line(line) for line in lines if "/" in line)
+    return [*paths, *(_sequence_of_line(line) for line in lines if "/" not in line)]
 
 
 def check_truth(sequences: list[Sequence], split: str, fewest: int = 1) -> None:
@@ -128,14 +149,28 @@ def fbms(root: Path, split: str) -> list[Sequence]:
     Raises:
         UserError: The folder is laid out otherwise, or a labelled frame has no image.
     """
+    folder = fbms_folder(root, split)
+    raw = fbms_raw_folders(folder)
+    if raw:
+        return [fbms_sequence(path) for path in raw]
+    return folders(folder)
+
+
+def fbms_folder(root: Path, split: str) -> Path:
+    """Returns the folder of a split of FBMS-59, ``root`` itself if it has none.
+
+    Raises:
+        UserError: There is no such split.
+    """
     names = {"test": ("Testset", "TestSet", "Test", "test"), "train": ("Trainingset", "TrainingSet", "Train", "train")}
     if split not in names:
         raise UserError(f"FBMS-59 has the splits test and train, not '{split}'.")
-    folder = next((root / name for name in names[split] if (root / name).is_dir()), root)
-    raw = [path for path in sorted(folder.iterdir()) if (path / "GroundTruth").is_dir()] if folder.is_dir() else []
-    if raw:
-        return [_fbms_sequence(path) for path in raw]
-    return folders(folder)
+    return next((root / name for name in names[split] if (root / name).is_dir()), root)
+
+
+def fbms_raw_folders(folder: Path) -> list[Path]:
+    """Lists the sequences of a split of FBMS-59 that are as published, each with a folder ``GroundTruth``."""
+    return [path for path in sorted(folder.iterdir()) if (path / "GroundTruth").is_dir()] if folder.is_dir() else []
 
 
 def youtube_objects(root: Path) -> list[Sequence]:
@@ -191,7 +226,7 @@ def youtube_vos(root: Path, split: str) -> tuple[list[Sequence], dict[str, tuple
     sequences = []
     for name, objects in sorted(videos.items()):
         frames = tuple(sorted({frame for item in objects for frame in item.frames}))
-        masks = {path.stem: path for path in _mask_files(folder / "Annotations" / name)}
+        masks = {path.stem: path for path in mask_files(folder / "Annotations" / name)}
         images = {path.stem: path for path in _image_files(folder / "JPEGImages" / name)}
         complete = all(frame in masks for frame in frames)
         sequences.append(Sequence(name, frames, tuple(masks[frame] for frame in frames) if complete else (),
@@ -214,26 +249,36 @@ def folders(root: Path, nested: bool = False) -> list[Sequence]:
     """
     base = next((root / name for name in ("Annotations", "GT", "GroundTruth", "ground-truth") if
                  (root / name).is_dir()), root)
-    base = _resolution(base)
+    base = resolution(base)
     if not base.is_dir():
         raise UserError(f"The dataset '{root}' is not a folder.")
-    images = _resolution(next((root / name for name in ("JPEGImages", "RGB", "Imgs") if (root / name).is_dir()), root))
+    images = image_folder(root)
     found = sorted(path for path in (base.rglob("*") if nested else base.glob("*")) if path.is_dir())
     sequences = []
     for folder in found:
-        masks = _mask_files(folder)
+        masks = mask_files(folder)
         if masks and not (base == root and folder == images):
             name = folder.relative_to(base).as_posix()
             sequences.append(_with_images(name, masks, images / name))
     if not sequences:
         groups: dict[str, list[Path]] = {}
-        for path in _mask_files(base):
-            groups.setdefault(re.sub(r"(_gt)?[_-]?\d*(_gt)?$", "", path.stem) or root.name, []).append(path)
+        for path in mask_files(base):
+            groups.setdefault(sequence_of_stem(path.stem) or root.name, []).append(path)
         sequences = [_with_images(name, tuple(masks), images) for name, masks in sorted(groups.items())]
     if not sequences:
         raise UserError(f"'{root}' has no ground-truth masks: neither Annotations/<sequence>/*.png nor GT/*.png"
                         " (JPEG changes labels, so a .jpg is not taken for a mask).")
     return sequences
+
+
+def image_folder(root: Path) -> Path:
+    """Returns the folder of the images beside those of ``folders``, ``root`` itself if there is no other."""
+    return resolution(next((root / name for name in ("JPEGImages", "RGB", "Imgs") if (root / name).is_dir()), root))
+
+
+def sequence_of_stem(stem: str) -> str:
+    """The sequence in a file name such as ``boat2_0001`` or ``boat2_0001_gt``, in layouts of one folder for all."""
+    return re.sub(r"(_gt)?[_-]?\d*(_gt)?$", "", stem)
 
 
 def is_fbms(root: Path) -> bool:
@@ -253,10 +298,15 @@ def _with_images(name, masks, images):
                     tuple(by_name[path.stem] for path in masks if path.stem in by_name))
 
 
-def _fbms_sequence(folder):
+def fbms_sequence(folder: Path) -> Sequence:
+    """Lists the labelled frames of a sequence of FBMS-59 as published, see ``fbms``.
+
+    Raises:
+        UserError: It has no ground truth, or a labelled frame has no image.
+    """
     images = {_last_number(path.stem): path for path in _image_files(folder)
               if path.suffix.lower() in (".jpg", ".jpeg", ".png") and _last_number(path.stem) is not None}
-    truths = {_label_number(path): path for path in _mask_files(folder / "GroundTruth")
+    truths = {_label_number(path): path for path in mask_files(folder / "GroundTruth")
               if "PROB" not in path.stem.upper() and _label_number(path) is not None}
     if not truths:
         raise UserError(f"'{folder / 'GroundTruth'}' has no ground-truth masks, .pgm or .ppm.")
@@ -293,14 +343,19 @@ def _sequence_of_line(line):
     return Path(line.split()[0]).parent.name if "/" in line else line.strip()
 
 
-def _inside(root, name, marker):
-    """``root``, or the folder ``name`` within, whichever holds ``marker``."""
+def inside(root: Path, name: str, marker: str) -> Path:
+    """Returns ``root``, or the folder ``name`` within, whichever holds ``marker``.
+
+    Raises:
+        UserError: ``root`` is no folder.
+    """
     if not root.is_dir():
         raise UserError(f"The dataset '{root}' is not a folder.")
     return root / name if not (root / marker).exists() and (root / name / marker).exists() else root
 
 
-def _resolution(folder):
+def resolution(folder: Path) -> Path:
+    """Returns the folder ``480p`` within, where there is one."""
     return folder / "480p" if (folder / "480p").is_dir() else folder
 
 
@@ -316,5 +371,6 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted(files, key=lambda path: path.suffix.lower() == ".png")}
 
 
-def _mask_files(folder):
+def mask_files(folder: Path) -> tuple[Path, ...]:
+    """Lists the image files of a folder that can be masks, in natural order; a JPEG cannot."""
     return tuple(path for path in _image_files(folder) if path.suffix.lower() not in (".jpg", ".jpeg"))

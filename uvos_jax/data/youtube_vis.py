@@ -1,0 +1,150 @@
+"""YouTube-VIS: videos whose objects are listed in JSON, as run lengths or polygons."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from uvos_jax.data.listing import Listing, VideoFiles, make_listing, make_video, named, stack_masks
+from uvos_jax.errors import UserError
+
+_LARGEST_NUMBER = 254
+
+
+class Segments(NamedTuple):
+    """The objects of a frame, as the JSON file has them.
+
+    Attributes:
+        where: The annotation file and video, for messages.
+        size: (height, width).
+        objects: Numbers, and run lengths (compressed or not) or lists of polygons.
+    """
+
+    where: str
+    size: tuple[int, int]
+    objects: tuple[tuple[int, Any], ...]
+
+
+def list_youtube_vis(root: Path, config: str | None = None) -> Listing:
+    """YouTube-VIS: ``<split>/JPEGImages`` with ``<split>/instances.json`` (2021) or ``<split>.json`` (2019).
+
+    The objects of a video are numbered 1, 2, .. in the order of the file; of objects that overlap the smaller one is
+    on top. A crowd is void. Videos without annotations, as all of valid and test, have no labels.
+    """
+    splits, faults = {}, []
+    for split in ("train", "valid", "test"):
+        places = (root / split / "instances.json", root / split / f"{split}.json", root / f"{split}.json",
+                  root / "annotations" / f"instances_{split}.json", root / "annotations" / f"{split}.json")
+        path = next((place for place in places if place.is_file()), None)
+        if path:
+            splits[split] = _videos(path, root / split / "JPEGImages", faults)
+    if not splits:
+        raise UserError(f"'{root}' has neither <split>/instances.json nor <split>.json of train, valid or test: give"
+                        " the folder of YouTube-VIS with --source.")
+    return make_listing(splits, faults)
+
+
+def read_segments(segments: Segments) -> np.ndarray:
+    """Draws the objects of a frame.
+
+    Returns:
+        uint8 [h, w], the smaller of two objects on top.
+
+    Raises:
+        UserError: A mask is not as the format has it.
+    """
+    from pycocotools import mask as mask_utils
+
+    height, width = segments.size
+    masks = []
+    for number, segmentation in segments.objects:
+        try:
+            if isinstance(segmentation, list):
+                if not all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation):
+                    raise ValueError("has a polygon that is not x, y, x, y .. of 3 points or more")
+                rle = mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
+            else:
+                rle = _checked(segmentation, height, width, mask_utils)
+            masks.append((number, mask_utils.decode(rle).astype(bool)))
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            raise UserError(f"{segments.where}, object {number}: its mask cannot be read:"
+                            f" {' '.join(str(error).split())}.") from error
+    return stack_masks(masks, segments.size)
+
+
+def _checked(rle, height, width, mask_utils):
+    if list(rle["size"]) != [height, width]:
+        raise ValueError(f"its size is {rle['size']}, that of the video {[height, width]}")
+    if isinstance(rle["counts"], list):
+        if sum(rle["counts"]) != height * width:
+            raise ValueError(f"its runs do not sum to the {height * width} pixels of the frame")
+        return mask_utils.frPyObjects(rle, height, width)
+    counts = rle["counts"].encode() if isinstance(rle["counts"], str) else rle["counts"]
+    # pycocotools takes runs that end too early. Usually the runs are as itself writes them, which is quickly seen.
+    if mask_utils.encode(mask_utils.decode(rle))["counts"] != counts and _pixels(counts) != height * width:
+        raise ValueError(f"its runs do not sum to the {height * width} pixels of the frame")
+    return rle
+
+
+def _pixels(counts: bytes) -> int:
+    """The sum of compressed runs.
+
+    A number has 5 bits to a character, lowest first, at codes from 48, 32 more if others follow, the highest bit being
+    the sign; from the fourth on they are differences to the run before the last.
+    """
+    runs, value, place = [], 0, 0
+    for character in counts:
+        code = character - 48
+        value |= (code & 31) << place
+        place += 5
+        if not code & 32:
+            value -= (code >> 4 & 1) << place
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value, place = 0, 0
+    return sum(runs) if not place else -1
+
+
+def _videos(path: Path, images: Path, faults: list[str]) -> list[VideoFiles | None]:
+    try:
+        content = json.loads(path.read_bytes())
+        names = {entry["id"]: str(entry["name"]) for entry in content.get("categories") or ()}
+        by_video = defaultdict(list)
+        for entry in content.get("annotations") or ():
+            by_video[entry["video_id"]].append((names.get(entry.get("category_id"), "object"), entry["segmentations"],
+                                                bool(entry.get("iscrowd"))))
+        videos = [([str(name) for name in entry["file_names"]], (int(entry["height"]), int(entry["width"])),
+                   by_video[entry["id"]]) for entry in content["videos"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"'{path}' is not the annotation file of YouTube-VIS: {error!r}.") from error
+    return [_video(path, images, files, size, tracks, faults) for files, size, tracks in videos if files]
+
+
+def _video(path, images, files, size, tracks, faults):
+    name = files[0].rpartition("/")[0] or Path(files[0]).stem
+    where = f"'{path}', video {name}"
+    wrong = [at for at, (_, masks, _) in enumerate(tracks, 1)
+             if not isinstance(masks, list) or len(masks) != len(files)]
+    if wrong:
+        faults.append(f"{where}: objects {named(wrong)} have not one mask for each of the {len(files)} frames")
+        return None
+    number, numbers, categories = 0, [], {}
+    for category, _, crowd in tracks:
+        number += not crowd
+        numbers.append(255 if crowd else number)
+        if not crowd:
+            categories[str(number)] = category
+    if number > _LARGEST_NUMBER:
+        faults.append(f"{where}: more than {_LARGEST_NUMBER} objects")
+        return None
+    stems = [Path(file).stem for file in files]
+    masks = {stem: Segments(f"{where}, frame {stem}", size, tuple(
+        (number, masks[t]) for number, (_, masks, _) in zip(numbers, tracks, strict=True) if masks[t]))
+        for t, stem in enumerate(stems)} if tracks else {}
+    there = {stem: images / file for stem, file in zip(stems, files, strict=True) if (images / file).is_file()}
+    missing = [file for file in files if not (images / file).is_file()]
+    if missing and there:
+        faults.append(f"{name} has no image {named(missing)} in '{images}'")
+        masks = {stem: mask for stem, mask in masks.items() if stem in there}
+    return make_video(name, there, masks, read_segments, faults, images / name, needed=(), categories=categories)
