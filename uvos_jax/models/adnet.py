@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from uvos_jax.nn import resnet
 from uvos_jax.nn.aspp import ASPP
-from uvos_jax.nn.layers import BatchNorm, Conv, leaky_relu
+from uvos_jax.nn.layers import BatchNorm, Conv, leaky_relu, torch_default
 from uvos_jax.ops.attention import tiled_attention
 from uvos_jax.ops.losses import binary_cross_entropy
 from uvos_jax.ops.preprocess import Preprocess, preprocess
@@ -93,14 +93,15 @@ class ADNet(nn.Module):
             self.depths, self.width, self.deep_stem, ceil_pool=True, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4),
             multi_grid=(1, 2, 4), remat=self.remat, **norm)
         self.aspp = ASPP(self.aspp_features, (12, 24, 36), leaky_relu, **norm)
-        self.embed = Conv(channels, 1, use_bias=True, dtype=self.dtype)
+        head = {"use_bias": True, "dtype": self.dtype, "kernel_init": torch_default}
+        self.embed = Conv(channels, 1, **head)
         self.aux_conv = Conv(self.aspp_features, dtype=self.dtype)
         self.aux_bn = BatchNorm(**norm)
-        self.aux_embed = Conv(channels, 1, use_bias=True, dtype=self.dtype)
+        self.aux_embed = Conv(channels, 1, **head)
         if self.net != "base":
-            self.cls_conv1 = Conv(self.hidden, 1, use_bias=True, dtype=self.dtype)
+            self.cls_conv1 = Conv(self.hidden, 1, **head)
             self.cls_bn = BatchNorm(**norm)
-            self.cls_conv2 = Conv(1, 1, use_bias=True, dtype=self.dtype)
+            self.cls_conv2 = Conv(1, 1, **head)
         self.drop = nn.Dropout(self.dropout, broadcast_dims=(1, 2))
 
     def encode(self, inputs: Mapping[str, jax.Array]) -> Features:

@@ -1,5 +1,7 @@
 """Convolution and batch norm with PyTorch's conventions, and their name rules for PyTorch checkpoints."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,9 @@ from jax import lax
 from uvos_jax.ops.conv import conv2d
 
 # Kaiming normal over the fan-out: what ResNets are started with.
-_conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+# Uniform within 1 / sqrt(fan-in), PyTorch's own; what ends in one channel needs it, whose fan-out is 1.
+torch_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Conv(nn.Module):
@@ -22,6 +26,7 @@ class Conv(nn.Module):
       groups: channel groups.
       use_bias: whether a bias is added.
       dtype: type of the computation; parameters stay float32.
+      kernel_init: initialiser of the kernel; biases start at 0.
     """
 
     features: int
@@ -31,12 +36,13 @@ class Conv(nn.Module):
     groups: int = 1
     use_bias: bool = False
     dtype: jnp.dtype = jnp.float32
+    kernel_init: Callable = kaiming_fan_out
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[b, h, w, c] -> [b, ceil(h / stride), ceil(w / stride), features]``."""
         shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", _conv_init, shape, jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         x = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, dilation=self.dilation,
                    groups=self.groups)
         if self.use_bias:

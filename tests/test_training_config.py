@@ -1,0 +1,167 @@
+"""Configurations: files, presets, overrides, and what is said about mistakes."""
+
+import subprocess
+import sys
+
+import pytest
+from ml_collections import ConfigDict
+
+from uvos_jax.errors import UserError
+from uvos_jax.training.config import CHANGEABLE, changed_keys, check, config_hash, load_config, override, plain
+
+FILE = '''
+from ml_collections import ConfigDict
+from configs import common
+
+def get_config(arg="full"):
+    steps = {"full": 1000, "tiny": 3}[arg]
+    return ConfigDict({
+        "model": {"name": "adnet", "short_side": 65, "depths": (1, 1, 1, 1)},
+        "batch_size": common.BATCH, "optimizer": {"name": "sgd", "clip_norm": None, "momentum": 0.9},
+        "schedule": {"name": "poly", "lr": 1e-3}, "data": {"size": (65, 65), "flow": False},
+        "phases": [{"name": "a", "steps": steps}, {"name": "b", "steps": 7}],
+    })
+'''
+
+
+@pytest.fixture
+def file(tmp_path):
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "common.py").write_text("BATCH = 6\n")
+    (folder / "mine.py").write_text(FILE)
+    return folder / "mine.py"
+
+
+def test_a_file_and_its_preset(file):
+    full, tiny = load_config(str(file)), load_config(f"{file}:tiny")
+    assert full["phases"][0]["steps"] == 1000 and tiny["phases"][0]["steps"] == 3
+    assert full["batch_size"] == 6
+    assert full["seed"] == 0 and full["launcher"] == "pmap" and full["validate"] is None  # defaults
+    assert full["data"]["size"] == [65, 65]
+
+
+def test_neighbours_are_imported_from_the_files_own_folder(file, tmp_path):
+    other = tmp_path / "elsewhere" / "configs"
+    other.mkdir(parents=True)
+    (other / "common.py").write_text("BATCH = 17\n")
+    (other / "mine.py").write_text(FILE)
+    modules, path = set(sys.modules), list(sys.path)
+    assert load_config(str(other / "mine.py"))["batch_size"] == 17
+    assert load_config(str(file))["batch_size"] == 6
+    assert load_config(str(other / "mine.py"))["batch_size"] == 17
+    assert sys.path == path and "configs" not in set(sys.modules) - modules
+
+
+@pytest.mark.parametrize(("entry", "where", "value"), [
+    ("batch_size=12", ("batch_size",), 12),
+    ("optimizer.clip_norm=1", ("optimizer", "clip_norm"), 1),
+    ("optimizer.clip_norm=None", ("optimizer", "clip_norm"), None),
+    ("optimizer.momentum=0", ("optimizer", "momentum"), 0.0),
+    ("schedule.lr=2.5e-4", ("schedule", "lr"), 2.5e-4),
+    ("launcher=jit", ("launcher",), "jit"),
+    ("schedule.name='cosine'", ("schedule", "name"), "cosine"),
+    ("model.name=2016", ("model", "name"), "2016"),
+    ("data.flow=True", ("data", "flow"), True),
+    ("data.size=(97, 81)", ("data", "size"), [97, 81]),
+    ("phases.1.steps=9", ("phases", 1, "steps"), 9),
+    ("ema_decay=0.99", ("ema_decay",), 0.99),
+    ("data_dir=/data/a=b", ("data_dir",), "/data/a=b"),
+])
+def test_overrides(file, entry, where, value):
+    found = load_config(str(file), [entry])
+    for key in where:
+        found = found[key]
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(("entry", "message"), [
+    ("batch_sise=12", "no 'batch_sise'.* Did you mean 'batch_size'"),
+    ("optimizer.momentun=0.8", "optimizer has no momentun.* Did you mean 'momentum'"),
+    ("phases.2.steps=9", "phases has no 2"),
+    ("seed.a=1", "seed has no a"),
+    ("batch_size=2.5", "wants a whole number"),
+    ("batch_size=True", "wants a whole number"),
+    ("batch_size=many", "wants a whole number"),
+    ("data.flow=1", "wants True or False"),
+    ("schedule.lr=fast", "wants a number"),
+    ("data=3", "wants a dict"),
+    ("data.size=7", "wants a list"),
+    ("batch_size", "wants a value"),
+    ("batch_size=0", "batch_size must be a whole number above 0"),
+    ("launcher=pmapp", "Did you mean 'pmap'"),
+    ("seed=-1", "seed must be"),
+    ("ema_decay=1.5", "ema_decay"),
+    ("validate={'every': 5, 'spilt': 'val'}", "no key 'spilt'.* Did you mean 'split'"),
+    ("phases=[]", "at least one phase"),
+    ("phases=[{'steps': 0}]", "phases.0 .*needs steps"),
+    ("phases=[{'steps': 1, 'optimiser': {}}]", "Did you mean 'optimizer'"),
+])
+def test_mistakes_are_named(file, entry, message):
+    with pytest.raises(UserError, match=message):
+        load_config(str(file), [entry])
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    (None, "no configuration file"),
+    ("x = 1\n", "get_config"),
+    ("def get_config():\n    return 3\n", "must return"),
+    ("def get_config():\n    return {'model': {'name': 'adnet'}}\n", "lacks 'phases'"),
+    ("def get_config(:\n", "SyntaxError"),
+    ("import no_such_module_at_all\n", "no_such_module_at_all"),
+])
+def test_a_file_that_is_none(tmp_path, text, message):
+    path = tmp_path / "bad.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_config(str(path))
+    with pytest.raises(UserError):
+        load_config(f"{path}:preset")
+
+
+def test_an_unknown_preset_is_the_users_error(file):
+    with pytest.raises(UserError, match="mine.py:huge"):
+        load_config(f"{file}:huge")
+
+
+def test_what_may_change_on_the_way(file):
+    config = load_config(str(file))
+    other = load_config(str(file), ["log_every=3", "launcher=jit", "keep=9", "checkpoint_every=2", "data_dir=/x",
+                                    "validate={'every': 3}"])
+    assert set(CHANGEABLE) == {"log_every", "launcher", "keep", "checkpoint_every", "data_dir", "validate"}
+    assert changed_keys(config, other) == [] and config_hash(config) == config_hash(other)
+    for entry in ("seed=1", "batch_size=8", "phases.1.steps=8", "model.short_side=97", "data.flow=True",
+                  "precision=bfloat16", "accumulate=2", "ema_decay=0.5"):
+        other = load_config(str(file), [entry])
+        assert changed_keys(config, other) == [entry.partition("=")[0]]
+        assert config_hash(config) != config_hash(other)
+
+
+def test_plain_and_check_take_config_dicts_and_leave_them_alone(file):
+    given = ConfigDict({"a": {"b": (1, {"c": 2})}})
+    made = plain(given)
+    assert made == {"a": {"b": [1, {"c": 2}]}}
+    override(made, "a.b.1.c=5")
+    assert given.a.b[1]["c"] == 2
+    once = load_config(str(file))
+    assert check(once) == once and check(ConfigDict(once)) == once
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--config", "{file}", "--config.bach_size=3"], "Did you mean 'batch_size'?"),
+    (["--config", "{file}:no", "--workdir", "{tmp}/w"], "cannot be read"),
+    (["--config", "{file}", "--wrokdir=x"], "Did you mean '--workdir'?"),
+    (["--config", "{tmp}/none.py"], "no configuration file"),
+    (["--config", "{file}", "--config.model.name=adnot"], "Did you mean 'adnet'?"),
+    (["--config", "{file}", "--config.model.short_side=-4"], "short_side"),
+    (["--config", "{file}", "--config.schedule.name=polly"], "polly"),
+])
+def test_the_command_line_answers_in_one_sentence(file, tmp_path, arguments, message):
+    arguments = [text.format(file=file, tmp=tmp_path) for text in arguments]
+    if "--workdir" not in arguments:
+        arguments += ["--workdir", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-m", "uvos_jax", "train", *arguments], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr and done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,120 @@
+"""Validation is inference and evaluation as users get them."""
+
+import json
+
+import numpy as np
+import pytest
+from made_up import rectangle
+from small_adnet import clip, small_segmenter
+
+from uvos_jax.data.store import MemoryStore
+from uvos_jax.errors import UserError
+from uvos_jax.evaluation.protocols import evaluate
+from uvos_jax.training.validate import choose, validate
+from uvos_jax.video import write_mask
+
+SIZE = (48, 72)
+
+
+def held_back(count=3):
+    """Short videos with a truth that the random network half meets, of different lengths."""
+    videos = []
+    for v in range(count):
+        length = 4 + v
+        labels = np.stack([rectangle(10, 40, 5 + 5 * t, 40 + 5 * t, SIZE, number=1 + v % 2) for t in range(length)])
+        videos.append((f"video{v}", clip(length, SIZE, seed=v), labels, None))
+    return MemoryStore("held-back", videos), videos
+
+
+def test_it_equals_segmenting_and_scoring_by_the_command_line_tools(tmp_path):
+    import cv2
+
+    segmenter = small_segmenter()
+    store, videos = held_back()
+    scores, panel = validate(segmenter, store, choose(store, None))
+    # The same by hand: results on disk, scored by the davis2016 protocol.
+    root = tmp_path / "DAVIS"
+    listing = root / "ImageSets" / "2016" / "val.txt"
+    listing.parent.mkdir(parents=True)
+    listing.write_text("".join(f"{name}\n" for name, *_ in videos))
+    for name, frames, labels, _ in videos:
+        for folder in (root / "JPEGImages" / "480p" / name, root / "Annotations" / "480p" / name,
+                       tmp_path / "results" / name):
+            folder.mkdir(parents=True)
+        masks = segmenter.segment(frames)
+        for t in range(len(frames)):
+            cv2.imwrite(str(root / "JPEGImages" / "480p" / name / f"{t:05d}.jpg"), frames[t])
+            cv2.imwrite(str(root / "Annotations" / "480p" / name / f"{t:05d}.png"),
+                        np.where(labels[t] > 0, 255, 0).astype(np.uint8))
+            write_mask(tmp_path / "results" / name / f"{t:05d}.png", masks[t])
+    result = evaluate("davis2016", tmp_path / "results", root, "val", workers=1)
+    for measure in "JF":
+        assert scores[measure] == pytest.approx(result.scores[measure]["mean"], abs=1e-12)
+        assert 0 < scores[measure] < 1
+        for name, *_ in videos:
+            assert scores["sequences"][name][measure] == pytest.approx(result.sequences[name][measure]["mean"],
+                                                                       abs=1e-12)
+    assert scores["J&F"] == pytest.approx((scores["J"] + scores["F"]) / 2)
+    json.dumps(scores)  # goes into the log
+    assert panel.dtype == np.uint8 and panel.ndim == 3 and panel.shape[2] == 3
+
+
+class Oracle:
+    """Answers with what it is told to."""
+
+    def __init__(self, answers):
+        self.answers = list(answers)
+
+    def segment(self, frames):
+        return self.answers.pop(0)
+
+
+def test_first_and_last_frame_void_and_unlabelled_frames_do_not_count():
+    _, videos = held_back(1)
+    name, frames, labels, _ = videos[0]
+    frames, labels = np.concatenate([frames] * 2), np.concatenate([labels] * 2)  # 8 frames
+    answer = (labels > 0).astype(np.uint8)
+    answer[0], answer[-1] = 0, 0  # do not count
+    labels[3] = 255  # no truth at all
+    answer[3] = 1
+    labels[4, :5] = 255  # void above the object
+    answer[4, :5] = 1
+    store = MemoryStore("held-back", [(name, frames, labels, None)])
+    scores, _ = validate(Oracle([answer]), store, choose(store, None))
+    assert scores["J"] == 1.0 and scores["F"] == 1.0
+    wrong = answer.copy()
+    wrong[2] = 0
+    scores, _ = validate(Oracle([wrong]), store, choose(store, None))
+    assert scores["J"] == pytest.approx(4 / 5)  # frames 1, 2, 4, 5, 6
+
+
+def test_processes_share_the_videos(monkeypatch):
+    store, videos = held_back(3)
+    answers = [rectangle(12, 38, 8, 45, SIZE)[None].repeat(len(frames), 0) for _, frames, _, _ in videos]
+    alone, _ = validate(Oracle(answers), store, choose(store, None))
+    from jax.experimental import multihost_utils
+
+    mine = []
+
+    def gather(values):
+        mine.append(np.asarray(values))
+        return np.stack([values, np.zeros_like(values)])
+
+    monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+    validate(Oracle([answers[0], answers[2]]), store, choose(store, None), 0, 2)
+    validate(Oracle([answers[1]]), store, choose(store, None), 1, 2)
+    assert all(values.dtype == np.uint32 for values in mine)  # JAX would round float64
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda values: np.stack(mine))
+    together, _ = validate(Oracle([answers[1]]), store, choose(store, None), 1, 2)
+    assert together == alone
+
+
+def test_sequences_are_chosen_by_name():
+    store, _ = held_back()
+    assert choose(store, ["video2", "video0"]) == (0, 2)
+    assert choose(store, []) == choose(store, None) == (0, 1, 2)
+    with pytest.raises(UserError, match="no sequence 'vidoe1'.* Did you mean 'video1'"):
+        choose(store, ["vidoe1"])
+    short = MemoryStore("short", [("pair", clip(2, SIZE), np.zeros((2, *SIZE), np.uint8), None)])
+    with pytest.raises(UserError, match="'pair' of 'short' cannot be validated on"):
+        choose(short, None)

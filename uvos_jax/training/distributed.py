@@ -1,0 +1,63 @@
+"""Joins the processes of a run on several hosts."""
+
+import os
+
+import jax
+
+from uvos_jax.errors import UserError
+
+_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def initialize() -> None:
+    """Makes this process one of many, as the environment says; call it before anything else touches a device.
+
+    With ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` these count.
+    Otherwise JAX looks for a cluster it knows (TPU pods, SLURM, Open MPI, Kubernetes). Finding nothing, the process
+    stays alone. Processes on CPUs talk by gloo, JAX's default. A second call does nothing.
+
+    Raises:
+      UserError: the variables are incomplete or make no sense, or the process can no longer join others.
+    """
+    if jax.distributed.is_initialized():
+        return
+    given = {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
+    if given:
+        _join(given)
+        return
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        if "coordinator_address" not in str(error):
+            raise
+    except RuntimeError as error:
+        # JAX runs already, as in a notebook. That is too late to join others, and fine where there are none.
+        if _cluster_size() > 1:
+            raise UserError("This process belongs to a cluster job, but JAX was used before it could join the others;"
+                            " call uvos_jax.training.distributed.initialize() first.") from error
+
+
+def _join(given):
+    missing = [name for name in _VARIABLES if name not in given]
+    if missing:
+        raise UserError(f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} set, but {' and '.join(missing)}"
+                        f" {'is' if len(missing) == 1 else 'are'} not; set all three, or none for a single process.")
+    address, *numbers = (given[name] for name in _VARIABLES)
+    if not address.rpartition(":")[0] or not address.rpartition(":")[2].isdecimal():
+        raise UserError(f"JAX_COORDINATOR_ADDRESS must be host:port, such as 10.0.0.1:1234, not '{address}'.")
+    if not all(number.isdecimal() for number in numbers) or not int(numbers[1]) < int(numbers[0]):
+        raise UserError("JAX_NUM_PROCESSES must be a positive number and JAX_PROCESS_ID one from 0 to one less,"
+                        f" not '{numbers[0]}' and '{numbers[1]}'.")
+    try:
+        jax.distributed.initialize(address, int(numbers[0]), int(numbers[1]), cluster_detection_method="deactivate")
+    except RuntimeError as error:
+        if "before" not in str(error):
+            raise
+        raise UserError("JAX_COORDINATOR_ADDRESS is set, but JAX was used before this process could join the others;"
+                        " call uvos_jax.training.distributed.initialize() first.") from error
+
+
+def _cluster_size():
+    """Processes of the surrounding job, as far as environment variables tell."""
+    sizes = [int(os.environ.get(name, "1")) for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
+    return max(*sizes, len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")))

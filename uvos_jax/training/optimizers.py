@@ -1,0 +1,187 @@
+"""Learning-rate schedules and optimisers that follow PyTorch's update rules, with parameter groups.
+
+All five papers trained in PyTorch, so their learning rates and decays mean what ``torch.optim`` makes of them:
+``sgd`` and ``adam`` add ``weight_decay * parameter`` to the gradient (coupled decay), ``adamw`` shrinks the parameter
+beside the step, momentum has no dampening, and the learning rate multiplies the finished momentum buffer.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from uvos_jax.errors import UserError, nearest_hint
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+_SCHEDULES = ("constant", "poly", "cosine", "one_cycle")
+_SCHEDULE_KEYS = ("name", "lr", "peak", "steps", "warmup", "end", "power", "pct_start", "div_factor",
+                  "final_div_factor")
+_OPTIMIZERS = ("sgd", "adam", "adamw")
+_OPTIMIZER_KEYS = ("name", "momentum", "b1", "b2", "eps", "weight_decay", "clip_norm", "groups")
+_GROUP_KEYS = ("match", "lr", "decay")
+
+
+class OptimizerState(NamedTuple):
+    """What an optimiser of :func:`make_optimizer` remembers.
+
+    Attributes:
+      count: int32 ``[]``, updates made so far; the schedule's position.
+      inner: optax's moments, by path of the parameter; frozen parameters have none.
+    """
+
+    count: jax.Array
+    inner: Any
+
+
+def schedule(config: Mapping, total_steps: int) -> Schedule:
+    """Returns the learning rate as a function of the number of updates already made.
+
+    ``poly`` is ``lr (1 - t / steps)^power``, never below ``end`` (DeepLab's rule; the papers' horizon may lie past the
+    end of training); ``cosine`` falls from ``lr`` to ``end`` as ``CosineAnnealingLR``; ``one_cycle`` rises from
+    ``lr / div_factor`` over ``pct_start`` of the steps and falls to ``lr / (div_factor final_div_factor)``, both along
+    a cosine, as ``OneCycleLR``. Past the horizon the last value stays.
+
+    Args:
+      config: ``{"name": one of constant, poly, cosine, one_cycle; "lr" (or "peak"); "steps": horizon, by default
+        total_steps; "warmup": 0, first steps, in which the rate rises linearly from 0, the rest follows over the
+        remaining horizon; "end": 0.0; "power": 0.9; "pct_start": 0.3; "div_factor": 25.0; "final_div_factor": 1e4}``.
+      total_steps: steps of the phase.
+
+    Raises:
+      UserError: an unknown name or key, or a number that makes no schedule.
+    """
+    config = _checked(config, _SCHEDULE_KEYS, "schedule")
+    name = _one_of(config.get("name"), _SCHEDULES, "schedule.name")
+    peak = config.get("lr", config.get("peak"))
+    if not isinstance(peak, int | float) or peak <= 0 or {"lr", "peak"} <= set(config):
+        raise UserError(f"schedule.lr (or schedule.peak, not both) must be a positive number, not {peak!r}.")
+    steps, warmup = config.get("steps") or total_steps, config.get("warmup") or 0
+    if warmup < 0 or steps <= warmup:
+        raise UserError(f"schedule.steps ({steps}) must be more than schedule.warmup ({warmup}).")
+    if name == "one_cycle":
+        if warmup:
+            raise UserError("The one_cycle schedule rises by itself; set schedule.warmup to 0 and use"
+                            " schedule.pct_start.")
+        return _one_cycle(peak, steps, config.get("pct_start", 0.3), config.get("div_factor", 25.0),
+                          config.get("final_div_factor", 1e4))
+    end, power = config.get("end") or 0.0, config.get("power", 0.9)
+
+    def rate(count):
+        count = jnp.asarray(count, jnp.float32)
+        t = jnp.clip((count - warmup) / (steps - warmup), 0.0, 1.0)
+        value = {"constant": lambda: jnp.full_like(t, peak),
+                 "poly": lambda: jnp.maximum(peak * (1 - t) ** power, end),
+                 "cosine": lambda: end + (peak - end) * (1 + jnp.cos(jnp.pi * t)) / 2}[name]()
+        return jnp.where(count < warmup, peak * count / max(warmup, 1), value)
+
+    return rate
+
+
+def _one_cycle(peak, steps, pct_start, div_factor, final_div_factor):
+    start, end = peak / div_factor, peak / div_factor / final_div_factor
+    top = pct_start * steps - 1  # PyTorch's last position of the rise; the first is 0
+    if not (0 < top < steps - 1):
+        raise UserError(f"schedule.pct_start {pct_start} leaves no room to rise and to fall in {steps} steps.")
+
+    def between(a, b, t):
+        return b + (a - b) / 2 * (1 + jnp.cos(jnp.pi * jnp.clip(t, 0.0, 1.0)))
+
+    def rate(count):
+        count = jnp.asarray(count, jnp.float32)
+        return jnp.where(count <= top, between(start, peak, count / top),
+                         between(peak, end, (count - top) / (steps - 1 - top)))
+
+    return rate
+
+
+def make_optimizer(config: Mapping, schedule: Schedule, params: Mapping) -> optax.GradientTransformation:
+    """Builds the optimiser of a phase.
+
+    An update is: gradients of all trainable parameters clipped together to ``clip_norm``, coupled decay, moments,
+    decoupled decay (``adamw``), learning rate times the group's multiplier. Frozen parameters get an update of exactly
+    zero, have no moments and do not count in the norm.
+
+    Args:
+      config: ``{"name": "sgd" | "adam" | "adamw", "momentum": 0.9, "b1": 0.9, "b2": 0.999, "eps": 1e-8,
+        "weight_decay": 0.0, "clip_norm": None, "groups": []}``. A group is ``{"match": regular expression on the
+        whole path "module/name/kernel", "lr": multiplier (0 freezes), "decay": bool}``; the first that matches counts,
+        a parameter that none matches has ``lr`` 1 and decays.
+      schedule: learning rate by number of updates, see :func:`schedule`.
+      params: nested dict of arrays or ``ShapeDtypeStruct``s; only its paths are read.
+
+    Raises:
+      UserError: an unknown name or key, or a group without a parameter.
+    """
+    config = _checked(config, _OPTIMIZER_KEYS, "optimizer")
+    name = _one_of(config.get("name"), _OPTIMIZERS, "optimizer.name")
+    groups = _assign([_checked(group, _GROUP_KEYS, "optimizer.groups") for group in config.get("groups") or ()],
+                     list(flatten_dict(params, sep="/")))
+    multipliers = {path: group.get("lr", 1.0) for path, group in groups.items() if group.get("lr", 1.0) != 0}
+    if not multipliers:
+        raise UserError("optimizer.groups freezes every parameter; leave one group with an lr other than 0.")
+    decay = optax.add_decayed_weights(config.get("weight_decay") or 0.0,
+                                      {path: bool(groups[path].get("decay", True)) for path in multipliers})
+    adam = optax.scale_by_adam(config.get("b1", 0.9), config.get("b2", 0.999), config.get("eps", 1e-8))
+    rule = {"sgd": (decay, optax.trace(config.get("momentum", 0.9))), "adam": (decay, adam), "adamw": (adam, decay)}
+    clip = [optax.clip_by_global_norm(config["clip_norm"])] if config.get("clip_norm") else []
+    inner = optax.chain(*clip, *rule[name])
+
+    def trainable(tree):
+        flat = flatten_dict(tree, sep="/")
+        return {path: flat[path] for path in multipliers}
+
+    def init(params):
+        return OptimizerState(jnp.zeros([], jnp.int32), inner.init(trainable(params)))
+
+    def update(grads, state, params):
+        updates, moments = inner.update(trainable(grads), state.inner, trainable(params))
+        rate = schedule(state.count)
+        full = {path: -(rate * multipliers[path]) * updates[path] if path in multipliers else jnp.zeros_like(grad)
+                for path, grad in flatten_dict(grads, sep="/").items()}
+        return unflatten_dict(full, sep="/"), OptimizerState(state.count + 1, moments)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _assign(groups, paths):
+    """The first group that matches each path, or an empty one; every group must get a path."""
+    first, matched = {}, set()
+    for path in paths:
+        hits = [i for i, group in enumerate(groups) if _pattern(group).fullmatch(path)]
+        matched.update(hits)
+        first[path] = hits[0] if hits else None
+    for i, group in enumerate(groups):
+        if i not in matched:
+            raise UserError(f"optimizer.groups: '{group['match']}' matches no parameter; it must match a whole path"
+                            f" such as '{paths[0]}'.{nearest_hint(group['match'], paths)}")
+        if i not in first.values():
+            raise UserError(f"optimizer.groups: every parameter that '{group['match']}' matches belongs to an"
+                            " earlier group; put the special group before the general one.")
+    return {path: groups[i] if i is not None else {} for path, i in first.items()}
+
+
+def _pattern(group):
+    try:
+        return re.compile(group["match"])
+    except (KeyError, TypeError, re.error) as error:
+        raise UserError(f"optimizer.groups: {group} needs a regular expression under 'match'.") from error
+
+
+def _checked(config, known, what):
+    """``config`` (a ConfigDict or a dict) as a dict whose keys are all known."""
+    config = {key: config[key] for key in config}
+    for key in config:
+        if key not in known:
+            raise UserError(f"{what} has no setting '{key}'.{nearest_hint(key, known)} Known: {', '.join(known)}.")
+    return config
+
+
+def _one_of(name, known, what):
+    if name not in known:
+        raise UserError(f"{what} must be one of {', '.join(known)}, not {name!r}.{nearest_hint(str(name), known)}")
+    return name

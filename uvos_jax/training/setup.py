@@ -1,0 +1,126 @@
+"""What a phase runs: its model, optimiser and compiled step, and the state it begins with."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from uvos_jax.errors import UserError
+from uvos_jax.models import build
+from uvos_jax.training.launch import Launcher
+from uvos_jax.training.optimizers import make_optimizer, schedule
+from uvos_jax.training.phases import Phase, carry
+from uvos_jax.training.state import TrainState, create_state
+from uvos_jax.training.step import make_train_step
+from uvos_jax.weights import backbone_from_torch, checkpoints, from_torch, read_state_dict
+from uvos_jax.weights.convert import expected_variables
+
+
+class Setup(NamedTuple):
+    """The parts of a phase.
+
+    Attributes:
+      model: with the phase's fields and the run's precision.
+      tx: optimiser.
+      schedule: learning rate by updates of the phase.
+      state: shapes of the training state.
+    """
+
+    model: nn.Module
+    tx: optax.GradientTransformation
+    schedule: Callable
+    state: TrainState
+
+
+def setup(config: dict[str, Any], phase: Phase) -> Setup:
+    """Builds the parts of a phase; computes nothing.
+
+    Raises:
+      UserError: if the configuration's model, optimiser or schedule cannot be used.
+    """
+    fields = {key: value for key, value in phase.model.items() if key != "name"}
+    model = build(phase.model["name"], **({"dtype": config["precision"]} | fields))
+    expected = expected_variables(model)
+    rate = schedule(phase.schedule, phase.stop - phase.start)
+    tx = make_optimizer(phase.optimizer, rate, expected["params"])
+    state = jax.eval_shape(lambda: create_state(model, tx, None, config["seed"], bool(config["ema_decay"])))
+    return Setup(model, tx, rate, state)
+
+
+def compile_step(config: dict[str, Any], phase: Phase, parts: Setup, launcher: Launcher) -> Callable:
+    """The phase's step for a launcher: ``(placed state, placed batch) -> (state, metrics)``."""
+    return launcher.compile(lambda axis_name: make_train_step(
+        parts.model, parts.tx, parts.schedule, batch_norm=phase.batch_norm, accumulate=config["accumulate"],
+        ema_decay=config["ema_decay"] or None, axis_name=axis_name))
+
+
+def first_state(config: dict[str, Any], parts: Setup) -> TrainState:
+    """The state of step 0 as NumPy arrays: random by the seed, with the pretrained parts of ``init``.
+
+    Raises:
+      UserError: if the pretrained weights cannot be read or do not fit.
+    """
+    start = {"backbone": "", "weights": ""} | config["init"]
+    variables = None
+    if start["weights"] or start["backbone"]:
+        variables = _drawn(config, parts)
+    if start["weights"]:
+        variables = _pretrained(start["weights"], config, variables)
+    if start["backbone"]:
+        variables = backbone_from_torch(variables, read_state_dict(start["backbone"]))
+    return _state(config, parts, variables)
+
+
+def next_state(config: dict[str, Any], parts: Setup, phase: Phase, before: TrainState) -> TrainState:
+    """The state at the start of a later phase: a new optimiser, all else carried over (see ``phases.carry``).
+
+    Args:
+      config: checked.
+      parts: of the phase that begins.
+      phase: which begins.
+      before: NumPy state at the end of the one before.
+    """
+    expected = {"params": parts.state.params, "batch_stats": parts.state.batch_stats}
+    variables = carry({"params": before.params, "batch_stats": before.batch_stats}, expected,
+                      lambda: _drawn(config, parts), phase.carry, phase.name)
+    state = _state(config, parts, {"batch_stats": {}} | variables)
+    if before.ema is not None:
+        averages = carry({"params": before.ema}, {"params": parts.state.params},
+                         lambda: {"params": variables["params"]}, phase.carry, phase.name)
+        state = state.replace(ema=averages["params"])
+    return state.replace(step=before.step, key=before.key)
+
+
+def inference_variables(state: TrainState) -> dict[str, Any]:
+    """What a trained state means to a user: averaged parameters if there are any, and running statistics."""
+    params = state.params if state.ema is None else state.ema
+    return {"params": params} | ({"batch_stats": state.batch_stats} if state.batch_stats else {})
+
+
+def _state(config, parts, variables):
+    create = jax.jit(lambda v: create_state(parts.model, parts.tx, v, config["seed"], bool(config["ema_decay"])))
+    return jax.tree.map(np.asarray, create(variables))
+
+
+def _drawn(config, parts):
+    state = _state(config, parts, None)
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def _pretrained(source, config, expected):
+    """Variables from a checkpoint directory or a published file; they must fit exactly."""
+    name = config["model"]["name"]
+    if Path(source).is_dir():
+        stored, _, variables = checkpoints.load(source)
+        variables = {"batch_stats": {}} | variables
+        if stored != name:
+            raise UserError(f"init.weights: '{source}' holds weights of {stored}, not of {name}.")
+        if jax.tree.map(np.shape, variables) != jax.tree.map(np.shape, expected):
+            raise UserError(f"init.weights: the weights in '{source}' were made with other hyper-parameters of {name}.")
+        return variables
+    fields = {key: value for key, value in config["model"].items() if key != "name"}
+    return from_torch(name, read_state_dict(source), **fields)

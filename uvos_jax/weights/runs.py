@@ -1,0 +1,216 @@
+"""Checkpoints of a training run: the last few states and the best one, each of which a run can go on from.
+
+A state is one global tree of NumPy arrays, so that another launcher or number of devices may read it. Layout::
+
+    00000500/run.json   step, SHA-256 of the state, validation score if there is one, hash of the configuration
+    00000500/state/     the Orbax tree, flat: {"path of a leaf": array}
+
+A checkpoint is written in the background under another name and renamed when it is whole: a process killed at any
+moment leaves none that is half there. Only the first process writes; all of them read.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from uvos_jax.errors import UserError
+from uvos_jax.weights.checkpoints import checkpointer, digest
+
+_FORMAT = 1
+
+
+class RunCheckpoints:
+    """The checkpoints in one folder.
+
+    Attributes:
+      folder: where they lie.
+      keep: how many of the last ones stay; the one with the best score stays besides.
+    """
+
+    def __init__(self, folder: str | Path, keep: int, config_hash: str = ""):
+        """Prepares a folder, which need not exist.
+
+        Args:
+          folder: of this run alone.
+          keep: at least 1.
+          config_hash: stored in each checkpoint.
+        """
+        self.folder = Path(folder).absolute()
+        self.keep = keep
+        self._config_hash = config_hash
+        self._thread = ThreadPoolExecutor(1, "uvos-checkpoint")
+        self._saving: Future | None = None
+
+    def steps(self) -> list[int]:
+        """Steps of all checkpoints, ascending, readable or not."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+
+    def best(self) -> tuple[int, float] | None:
+        """Step and score of the checkpoint that validated best, the earlier one of equals; None without any score."""
+        scored = [(meta["score"], -step) for step in self.steps()
+                   if (meta := self._meta(step)) is not None and meta.get("score") is not None]
+        return (-max(scored)[1], max(scored)[0]) if scored else None
+
+    def save(self, step: int, state: Any, score: float | None = None) -> None:
+        """Begins to write a checkpoint; returns at once unless the one before is still being written.
+
+        Args:
+          step: the number of finished steps; a checkpoint of that step is replaced.
+          state: tree of NumPy arrays, which must not change any more.
+          score: validation score of this state.
+
+        Raises:
+          UserError: if this or the previous checkpoint cannot be written.
+        """
+        self.wait()
+        if jax.process_index() == 0:
+            self._saving = self._thread.submit(self._write, step, _flat(state), score)
+
+    def wait(self) -> None:
+        """Waits until the last checkpoint is on disk; raises ``UserError`` if it cannot be written."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            try:
+                saving.result()
+            except OSError as error:
+                raise UserError(f"A checkpoint in '{self.folder}' cannot be written:"
+                                f" {error.strerror or error}.") from error
+
+    def restore(self, like: Callable[[int], Any], say: Callable[[str], None] = print) -> tuple[int, Any] | None:
+        """Reads the last checkpoint that is whole and undamaged.
+
+        Args:
+          like: gives the tree expected at a step, of arrays or ``ShapeDtypeStruct``s.
+          say: told, in a sentence, of every checkpoint that is refused.
+
+        Returns:
+          Step and state; None where there is no checkpoint.
+
+        Raises:
+          UserError: if there are checkpoints and none can be read.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            state, complaint = self._read(step, like)
+            if complaint is None:
+                return step, state
+            say(f"The checkpoint of step {step} in '{self.folder}' is refused: {complaint}.")
+        if steps:
+            raise UserError(f"No checkpoint in '{self.folder}' can be read; choose another --workdir to start anew.")
+        return None
+
+    def clean(self, last: int) -> None:
+        """Sets aside, as ``.<step>.damaged``, the refused checkpoints after step ``last``; removes unfinished ones."""
+        if jax.process_index() != 0 or not self.folder.is_dir():
+            return
+        for path in self.folder.glob(".*.partial-*"):
+            shutil.rmtree(path, ignore_errors=True)
+        for step in self.steps():
+            if step > last:  # counted as one of the last, it would push out one that can be read
+                aside = self.folder / f".{step:08d}.damaged"
+                shutil.rmtree(aside, ignore_errors=True)
+                self._path(step).rename(aside)
+
+    def close(self) -> None:
+        """Waits and ends the thread."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def _write(self, step, flat, score):
+        partial = self.folder / f".{step:08d}.partial-{os.getpid()}"
+        try:
+            partial.mkdir(parents=True)
+            with checkpointer() as writer:
+                writer.save(partial / "state", flat)
+            meta = {"format": _FORMAT, "step": step, "score": score, "config": self._config_hash,
+                    "sha256": digest(flat)}
+            (partial / "run.json").write_text(json.dumps(meta, indent=2) + "\n")
+            shutil.rmtree(self._path(step), ignore_errors=True)
+            partial.rename(self._path(step))
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        best = self.best()
+        for old in self.steps()[: -self.keep]:
+            if best is None or old != best[0]:
+                shutil.rmtree(self._path(old), ignore_errors=True)
+
+    def _read(self, step, like):
+        """``(state, None)``, or ``(None, complaint)``."""
+        meta = self._meta(step)
+        if meta is None:
+            return None, "its run.json is missing or damaged"
+        if meta["format"] != _FORMAT:
+            return None, f"it has format {meta['format']}, and this uvos_jax reads {_FORMAT}"
+        if meta.get("config") != self._config_hash:
+            return None, "it belongs to another configuration"
+        tree = like(step)
+        target = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in _named(tree).items()}
+        try:
+            with checkpointer() as reader:
+                flat = reader.restore(self._path(step) / "state", target)
+        except Exception:  # Orbax raises many kinds for a missing, torn or ill-fitting tree
+            return None, "its arrays are missing, damaged or of another network"
+        # Orbax restores stored shapes without a word where they differ, and does not notice a flipped bit.
+        if jax.tree.map(np.shape, flat) != jax.tree.map(np.shape, target) or digest(flat) != meta["sha256"]:
+            return None, "its arrays are not those that were saved"
+        return jax.tree.unflatten(jax.tree.structure(tree), [flat[name] for name in _named(tree)]), None
+
+    def _meta(self, step):
+        try:
+            meta = json.loads((self._path(step) / "run.json").read_text())
+            return meta if isinstance(meta, dict) and {"format", "step", "sha256"} <= meta.keys() else None
+        except (OSError, ValueError):
+            return None
+
+    def _path(self, step):
+        return self.folder / f"{step:08d}"
+
+
+def _named(tree):
+    """Leaves by the text of their path, in the order of the tree."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _flat(tree):
+    return {name: np.array(leaf) for name, leaf in _named(tree).items()}  # copies: the caller's buffers live on
+
+
+def publish(link: Path, step: int, write: Callable[[Path], None]) -> None:
+    """Lets a name lead to new weights: at every moment it leads to the old ones or to the new ones, both whole.
+
+    Args:
+      link: the name; the weights lie in ``weights/<name>-<step>`` beside it, and those it led to before go.
+      step: of the weights; if that folder exists already it is taken as it is.
+      write: makes the folder, which must appear whole.
+    """
+    folder = link.parent / "weights"
+    target = folder / f"{link.name}-{step:08d}"
+    for left in [*folder.glob(f".{link.name}-*.partial-*"), *link.parent.glob(f".{link.name}.partial-*")]:
+        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+    if not target.exists():
+        write(target)
+    partial = link.with_name(f".{link.name}.partial-{os.getpid()}")
+    partial.symlink_to(target.relative_to(link.parent))
+    os.replace(partial, link)
+    for old in folder.glob(f"{link.name}-*"):
+        if old != target:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def withdraw(link: Path) -> None:
+    """Removes a name that :func:`publish` made, and its weights."""
+    if link.is_symlink():
+        link.unlink()
+    for old in (link.parent / "weights").glob(f"{link.name}-*"):
+        shutil.rmtree(old, ignore_errors=True)
