@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from uvos_jax.errors import UserError, nearest_hint
+
 
 def base(model: str) -> ConfigDict:
     """What a recipe has besides its model, data, optimiser and phases; see docs/training.md for every key.
@@ -27,7 +29,9 @@ def base(model: str) -> ConfigDict:
 
 
 def preset(name: str, known: dict):
-    """The function of a preset; raises ``ValueError`` for an unknown one, which the command line shows."""
+    """The function of a preset; raises ``UserError`` for an unknown one. The preset ``""`` is the file without one."""
     if name not in known:
-        raise ValueError(f"there is no preset '{name}'; known are {', '.join(known)}")
+        others = [other for other in known if other]
+        raise UserError(f"There is no preset '{name}'; known are {', '.join(others)} (or none)."
+                        f"{nearest_hint(name, others)}")
     return known[name]

@@ -26,9 +26,10 @@ ALLOWED = {
     "__main__": {"cli"},
     "__init__": {"inference"},
     "errors": set(),
+    "options": set(),
     "_version": set(),
 }
-EVERYWHERE = {"errors", "_version"}
+EVERYWHERE = {"errors", "options", "_version"}
 ONLY_IN = {"torch": {"weights/files.py"}, "orbax": {"weights/checkpoints.py", "weights/runs.py"}}
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "array_record"}  # only in data
 MODULES = sorted(ROOT.rglob("*.py"))

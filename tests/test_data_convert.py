@@ -1,5 +1,7 @@
 """What conversion writes is what the archives hold."""
 
+import shutil
+
 import archives
 import cv2
 import numpy as np
@@ -127,6 +129,15 @@ def test_segtrack_keeps_object_numbers_the_smaller_on_top(tmp_path):
     np.testing.assert_array_equal(store.image(0, 1), expected)  # a format that is not stored becomes PNG, without loss
 
 
+def test_youtube_objects_leaves_out_what_was_never_annotated(tmp_path):
+    archives.youtube_objects(tmp_path / "source")
+    folder = tmp_path / "source/JPEGImages/dog/0007"
+    folder.mkdir(parents=True)
+    shutil.copy(next((tmp_path / "source/JPEGImages").rglob("*.jpg")), folder / "00001.jpg")
+    (row,) = convert("youtube_objects", tmp_path / "source", tmp_path / "data")
+    assert row.notes == ("left out, since they have no masks: dog/0007",)
+
+
 def test_youtube_objects_tells_the_class(tmp_path):
     store, _ = converted("youtube_objects", tmp_path, "test")
     assert [(video.name, video.labelled) for video in store.videos] == [("cat/0003", (1,)), ("train/0001", (1,))]
@@ -138,6 +149,26 @@ def test_a_folder_of_ones_own_keeps_numbers_from_frame_to_frame(tmp_path):
     assert store.videos[0].labelled == (1, 2)  # frame2 and frame10, in natural order
     np.testing.assert_array_equal(store.labels(0, 1), archives.box(2, 1))
     np.testing.assert_array_equal(store.labels(0, 2), archives.box(2))  # grey {0, 2} alone might be any one object
+
+
+@pytest.mark.parametrize(("write", "one", "two", "expected"), [
+    (archives.grey, (255,), (255, 255), ((1,), (1, 1))),  # black and white
+    (archives.grey, (100,), (100, 100), ((1,), (1, 1))),
+    (archives.grey, (1, 255), (255,), ((1, 255), (255,))),  # numbers in one frame, so void in the other
+    (archives.grey, (2,), (3, 2), ((2,), (3, 2))),
+    (archives.mask, (255,), (255, 255), ((1,), (1, 1))),
+    (archives.mask, (1, 255), (255,), ((1, 255), (255,))),
+])
+def test_levels_mean_the_same_in_every_frame_of_a_video(write, one, two, expected, tmp_path):
+    archives.folder(tmp_path / "source")
+    for name, numbers in (("frame2", one), ("frame10", two)):
+        write(tmp_path / f"source/Annotations/one/{name}.png", archives.box(*numbers))
+    row, = convert("folder", tmp_path / "source", tmp_path / "data")
+    assert any("255 was taken for object 1" in note and "one" in note for note in row.notes) == (
+        write is archives.mask and one == (255,))
+    store = open_store(tmp_path / "data", "folder", "train")
+    for t, numbers in zip((1, 2), expected, strict=True):
+        np.testing.assert_array_equal(store.labels(0, t), archives.box(*numbers))
 
 
 def test_a_folder_with_flow_and_lists(tmp_path):

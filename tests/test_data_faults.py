@@ -1,12 +1,9 @@
 """Broken datasets: every fault is named, all at once, and nothing is written."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import archives
 import cv2
@@ -123,6 +120,74 @@ def test_broken_annotations_of_youtube_vis(tmp_path):
     assert "objects 2 have not one mask for each of the 3 frames" in complaints("youtube_vis", tmp_path)
 
 
+def test_annotations_of_youtube_vis_that_contradict_themselves(tmp_path):
+    archives.youtube_vis(tmp_path / "source")
+    path = tmp_path / "source/train.json"
+    content = json.loads(path.read_text())
+    counts = content["annotations"][0]["segmentations"][2]["counts"]
+    counts[:2] = [counts[0] - 0.5, counts[1] + 0.5]  # the sum is right
+    content["annotations"][1]["category_id"] = 5
+    content["annotations"][2]["video_id"] = 70
+    content["videos"].append(content["videos"][0])
+    path.write_text(json.dumps(content))
+    text = complaints("youtube_vis", tmp_path)
+    for fault in ("not whole numbers", "annotations 2 are of a category that it does not list",
+                  "annotations 3 are of a video that it does not list", "two videos of one id: 7",
+                  "two videos of one name: 0065b171f9"):
+        assert fault in text, (fault, text)
+    content["videos"].pop()
+    content["videos"][0]["file_names"][1] = content["videos"][0]["file_names"][2]
+    path.write_text(json.dumps(content))
+    assert "video 0065b171f9: frames are listed twice: 00010" in complaints("youtube_vis", tmp_path)
+
+
+def test_a_mask_of_youtube_vos_with_an_object_that_is_not_named(tmp_path):
+    archives.youtube_vos(tmp_path / "source")
+    archives.mask(tmp_path / "source/train/Annotations/003234408d/00005.png", archives.box(1, 7, 2, 255))
+    assert "00005.png' shows objects that meta.json does not name: 7" in complaints("youtube_vos", tmp_path)
+
+
+@pytest.mark.parametrize(("name", "picture", "fault"), [
+    ("fbms59", "Trainingset/cars9/cars9_01.jpg", "have no folder GroundTruth: cars9"),
+    ("segtrack_v2", "JPEGImages/girl/girl_0001.png", "girl has no folder in"),
+    ("visal", "Imgs/lion/lion_001.jpg", "have no masks: lion"),
+])
+def test_a_sequence_without_ground_truth_is_a_fault_and_a_hidden_folder_is_none(name, picture, fault, tmp_path):
+    getattr(archives, name)(tmp_path / "source")
+    path = tmp_path / "source" / picture
+    for hidden in (".thumbs", "__MACOSX"):
+        archives.image(path.parents[1] / hidden / path.name)
+    convert(name, tmp_path / "source", tmp_path / "elsewhere")
+    archives.image(path)
+    text = complaints(name, tmp_path)
+    assert "has 1 fault," in text and fault in text
+
+
+@pytest.mark.parametrize("number", ["0", "255", "1000"])
+def test_an_object_of_segtrack_with_an_impossible_number(number, tmp_path):
+    archives.segtrack_v2(tmp_path / "source")
+    (tmp_path / "source/GroundTruth/drift/2").rename(tmp_path / "source/GroundTruth/drift" / number)
+    assert "drift has objects numbered other than 1 to 254" in complaints("segtrack_v2", tmp_path)
+
+
+def test_a_line_of_a_list_of_frames_stands_there_once(tmp_path):
+    archives.davis2016(tmp_path / "source")
+    path = tmp_path / "source/ImageSets/2016/val.txt"
+    lines = path.read_text().splitlines()
+    archives.lines(path, *lines, lines[1])
+    text = complaints("davis2016", tmp_path)
+    assert "has 1 fault," in text and f"has lines twice: {lines[1]}" in text
+
+
+def test_the_same_fault_of_many_files_is_told_once(tmp_path):
+    archives.davis2016(tmp_path / "source")
+    archives.davis2017(tmp_path / "source")
+    for t in range(3):
+        archives.grey(tmp_path / f"source/Annotations/480p/dogs/{t:05d}.png", archives.picture("colours"))
+    text = complaints("davis2017/semi", tmp_path)
+    assert "has 1 fault," in text and "dogs 00000, 00001, 00002: " in text and "dogs/*.png' is an RGB picture" in text
+
+
 def test_run_lengths_of_any_writer_are_read():
     """pycocotools joins no runs, so that an RLE with empty runs is not written as itself would write it."""
     from pycocotools import mask as mask_utils
@@ -159,11 +224,23 @@ def test_faults_of_a_folder_of_ones_own(tmp_path):
     archives.lines(root / "ImageSets/val.txt", "one", "too")
     text = complaints("folder", tmp_path)
     assert "name sequences twice: one" in text and "Did you mean 'two'?" in text
+    (root / "ImageSets/val.txt").unlink()
+    (root / "ImageSets/val.txt").mkdir()
+    assert "val.txt' cannot be read" in complaints("folder", tmp_path)
+
+
+def test_grey_masks_that_contradict_each_other(tmp_path):
+    archives.folder(tmp_path / "source")
+    archives.grey(tmp_path / "source/Annotations/one/frame2.png", archives.box(100))
+    archives.grey(tmp_path / "source/Annotations/one/frame10.png", archives.box(200))
+    text = complaints("folder", tmp_path)
+    assert "has 1 fault," in text and "100 in frame2, 200 in frame10" in text
 
 
 @pytest.mark.parametrize(("name", "words"), [
     ("davis2018", "Did you mean 'davis201"), ("davis2017/semy", "Did you mean 'semi'?"), ("duts/x", "it has none"),
-    ("folder/a b", "letters, digits"), ("synthetic", "leave --source out"), ("davis2016", "ImageSets/2016/train.txt"),
+    ("folder/a b", "letters, digits"), ("folder/" + "a" * 300, "too long"),
+    ("synthetic", "leave --source out"), ("davis2016", "ImageSets/2016/train.txt"),
     ("davis2017", "neither Annotations"), ("youtube_vos", "meta.json"), ("youtube_vis", "instances.json"),
     ("duts", "DUTS-TR-Image"), ("msra10k", "Imgs/*.jpg"), ("fbms59", "Trainingset"), ("visal", "no ground-truth masks"),
     ("youtube_objects", "no ground-truth masks"), ("segtrack_v2", "GroundTruth"), ("folder", "JPEGImages"),
@@ -189,59 +266,6 @@ def test_without_tensorflow_the_user_is_told_what_to_install(tmp_path, monkeypat
 def test_listing_and_checking_need_no_tensorflow():
     code = "import uvos_jax.data.convert, sys; print([m for m in ('tensorflow', 'jax') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-
-
-def test_an_existing_dataset_is_replaced_only_on_demand(tmp_path):
-    archives.duts(tmp_path / "source")
-    convert("duts", tmp_path / "source", tmp_path / "data")
-    with pytest.raises(UserError, match="exists already; give --overwrite"):
-        convert("duts", tmp_path / "source", tmp_path / "data")
-    shutil.rmtree(tmp_path / "source/DUTS-TE")
-    convert("duts", tmp_path / "source", tmp_path / "data", overwrite=True)
-    with pytest.raises(UserError, match="no split 'test'"):
-        open_store(tmp_path / "data", "duts", "test")
-
-
-def test_a_failed_conversion_leaves_no_dataset(tmp_path, monkeypatch):
-    archives.duts(tmp_path / "source")
-    monkeypatch.setattr(converting, "check", lambda *_: truncate(
-        tmp_path / "source/DUTS-TE/DUTS-TE-Mask/ILSVRC_TE_1.png"))  # a file that breaks after it was checked
-    with pytest.raises(UserError, match="ILSVRC_TE_1"):
-        convert("duts", tmp_path / "source", tmp_path / "data")
-    with pytest.raises(UserError):
-        open_store(tmp_path / "data", "duts", "train")
-
-
-def test_a_failed_replacement_leaves_the_old_dataset(tmp_path, monkeypatch):
-    archives.duts(tmp_path / "source")
-    convert("duts", tmp_path / "source", tmp_path / "data")
-    monkeypatch.setattr(converting, "check", lambda *_: truncate(
-        tmp_path / "source/DUTS-TE/DUTS-TE-Mask/ILSVRC_TE_1.png"))
-    with pytest.raises(UserError, match="ILSVRC_TE_1"):
-        convert("duts", tmp_path / "source", tmp_path / "data", overwrite=True)
-    assert [path.name for path in (tmp_path / "data/uvos_duts").iterdir()] == ["1.0.0"]
-    assert open_store(tmp_path / "data", "duts", "test").labels(0, 0).shape
-
-
-def test_a_killed_conversion_leaves_no_dataset_and_starts_over(tmp_path):
-    archives.msra10k(tmp_path / "source")
-    code = ("import sys, time; from contextlib import nullcontext; from uvos_jax.data.convert import convert;"
-            "slow = lambda what, total: nullcontext(lambda: time.sleep(60 if 'converting' in what else 0));"
-            f"convert('msra10k', r'{tmp_path / 'source'}', r'{tmp_path / 'data'}', progress=slow)")
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-    folder = tmp_path / "data/uvos_msra10k"
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("incomplete.*")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert list(folder.glob("incomplete.*"))
-    with pytest.raises(UserError):
-        open_store(tmp_path / "data", "msra10k", "train")
-    convert("msra10k", tmp_path / "source", tmp_path / "data")
-    assert [path.name for path in folder.iterdir()] == ["1.0.0"]
-    assert len(open_store(tmp_path / "data", "msra10k", "train").videos) == 3
 
 
 def test_an_image_turned_by_exif_is_stored_upright(tmp_path):

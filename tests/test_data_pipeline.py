@@ -1,6 +1,9 @@
 """Batches: the same whoever computes them, and what is in them."""
 
+import pickle
 import re
+import subprocess
+import sys
 from itertools import islice
 
 import cv2
@@ -13,7 +16,8 @@ from uvos_jax.data.clips import make_clips, part, relabel
 from uvos_jax.data.pictures import contact_sheet, flow_to_rgb
 from uvos_jax.data.pipeline import batches, from_config
 from uvos_jax.data.sampling import generator
-from uvos_jax.data.store import MemoryStore
+from uvos_jax.data.store import MemoryStore, SyntheticStore
+from uvos_jax.data.synthetic import make_clip
 from uvos_jax.errors import UserError
 from uvos_jax.video import read_mask
 
@@ -112,6 +116,39 @@ def test_a_broken_frame_is_named(engine):
         list(islice(batches(_clips(store=store), engine=engine), 5))
 
 
+@pytest.mark.parametrize("caught", [True, False])
+def test_a_fault_says_nothing_but_its_own_text(caught):
+    pytest.importorskip("tensorflow")
+    code = """
+import contextlib
+from uvos_jax.data.pipeline import batches, from_config
+
+clips = from_config({"mixture": [{"name": "synthetic", "count": 4, "length": 2, "size": [32, 40]}], "size": [32, 40],
+                     "batch_size": 2, "seed": 0})
+whole = clips.parts[0].store.labels
+def labels(v, t):
+    return 1 / 0 if v == 2 else whole(v, t)
+clips.parts[0].store.labels = labels
+with contextlib.suppress(CAUGHT):
+    for batch in batches(clips, engine="tensorflow", workers=4):
+        print(len(batch["frames"]))
+""".replace("CAUGHT", "ZeroDivisionError" if caught else "")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if caught:
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert done.returncode == 1 and done.stderr.count("Traceback") == 1
+        lines = done.stderr.splitlines()
+        assert "ZeroDivisionError: division by zero" in lines and "This happened at step" in lines[-1]
+
+
+def test_clips_can_be_sent_to_another_process():
+    made_up = {"name": "synthetic", "count": 2, "length": 2, "size": (32, 40)}
+    clips = from_config({"mixture": [made_up], "size": (32, 40), "batch_size": 2, "seed": 0})
+    batch = clips.batch(1)
+    _same(pickle.loads(pickle.dumps(clips)).batch(1), batch)
+
+
 def test_every_frame_is_target_once_an_epoch():
     clips = _clips("pair", batch_size=5)
     targets = [clips.describe(step, place) for step in range(6) for place in range(5)]
@@ -186,17 +223,40 @@ def test_configuration_mistakes_are_named():
         ({"batchsize": 2}, "data configuration knows no 'batchsize'.*Did you mean 'batch_size'"),
         ({"mixture": []}, "empty mixture"),
         ({"size": None}, "does not say 'size'"),
-        ({"size": (0, 3)}, "size must be a whole number of at least 1, not 0"),
+        *(({"size": wrong}, r"size must be \[height, width\], whole numbers")
+          for wrong in ((0, 3), (97,), (3, 3, 3), 97, ("a", "b"), (33.0, 49))),
+        ({"seed": 2**32}, "seed must be"),
+        ({"batch_size": True}, "batch_size must be"),
+        ({"flow": "yes"}, "flow must be True or False"),
         ({"seed": -1}, "seed must be"),
         ({"recipe": {"name": "pairs"}}, "no recipe 'pairs'.*Did you mean 'pair'"),
         ({"recipe": {"name": "sequence", "gap": 2}}, "recipe sequence configuration knows no 'gap'"),
-        ({"recipe": {"name": "still", "length": 0}}, "at least 1"),
+        *(({"recipe": {"name": name, key: wrong}}, f"recipe {name} configuration's {key} must be")
+          for name, key, wrong in (("still", "length", 0), ("references", "count", "x"), ("references", "count", 2.5),
+                                   ("references", "count", None), ("sequence", "reverse", "x"),
+                                   ("sequence", "reverse", 7), ("sequence", "max_gap", 1.5), ("pair", "first", "no"))),
+        ({"recipe": ["pair"]}, "recipe must be a dict"),
+        ({"recipe": {"name": ["pair"]}}, "no recipe"),
         ({"geometry": {"kind": "resise"}}, "no geometry 'resise'.*Did you mean 'resize'"),
         ({"geometry": {"kind": "resize", "scale": 2}}, "geometry resize configuration knows no 'scale'"),
         ({"colour": {"contrst": (1, 2)}}, "colour configuration knows no 'contrst'.*Did you mean 'contrast'"),
-        ({"colour": {"contrast": (1.5, 0.5)}}, "colour contrast must be a range"),
+        *(({"geometry": {"kind": kind, key: wrong}}, f"geometry {kind} configuration's {key} must be")
+          for kind, key, several in (
+              ("resize", "flip", (5, "x", -1)), ("resize", "fill", (3, "red", (300, -1, 0), (1, 2))),
+              ("resize", "fill_label", (999, -1)), ("resize", "independent", ("yes",)),
+              ("random_crop", "short_side", (0, -5)), ("random_crop", "balanced", (1,)),
+              ("random_crop", "scale", (2, (2, 1), (0, 0), (-1, 1), (1,), "x")), ("margin_crop", "margin", (0, 1.5)),
+              ("margin_crop", "degrees", (-3, 1.5)), ("foreground_crop", "upright", (None, 3))) for wrong in several),
+        *(({"colour": {"contrast": wrong}}, "contrast must be None or a range")
+          for wrong in ((1.5, 0.5), 3, ("a", "b"), (1, 2, 3))),
+        ({"colour": 3}, "colour must be None or a dict"),
         ({"objects": 0}, "objects must be"),
-        ({"mixture": [made_up | {"share": 0.5}]}, "share of synthetic must be a whole number"),
+        *(({"mixture": [made_up | {key: wrong}]}, f"mixture configuration's {key} must be")
+          for key, several in (("share", (0.5, True, 10**11)), ("count", ("3", 2.0, 0)), ("length", (0,)),
+                               ("size", (3, (31, 64))), ("seed", (-1, "x")), ("only", ("00000",)),
+                               ("exclude", ("00000",)), ("name", (3,))) for wrong in several),
+        ({"mixture": [made_up | {"share": 6000}] * 2}, "shares of the mixture sum up to 12000"),
+        ({"mixture": ["davis2016"]}, "mixture must be a list of dicts"),
         ({"mixture": [made_up | {"only": ["x"]}]}, "no sequence 'x'"),
         ({"mixture": [made_up, made_up | {"recipe": {"name": "still"}}]}, "clips of one length"),
         ({"mixture": [{"name": "davis2016"}]}, "give it by --data-dir"),
@@ -204,12 +264,14 @@ def test_configuration_mistakes_are_named():
     ]:
         with pytest.raises(UserError, match=message):
             from_config(good | change)
+    with pytest.raises(UserError, match="synthetic configuration's size must be"):
+        SyntheticStore(2, 3, (31, 64))
+    assert make_clip(0, 1, (32, 32)).frames.shape == (1, 32, 32, 3)  # the least that a store may be asked for
     with pytest.raises(UserError, match="Flow is asked for, but made up has none"):
         _clips(store=_store(flow=False), flow=True)
 
 
 def test_synthetic_clips_from_a_config_dict():
-    pytest.importorskip("uvos_jax.data.synthetic")
     ml_collections = pytest.importorskip("ml_collections")
     config = ml_collections.ConfigDict({
         "mixture": ({"name": "synthetic", "count": 3, "length": 3, "size": (48, 64)},), "size": (48, 64),
@@ -218,8 +280,6 @@ def test_synthetic_clips_from_a_config_dict():
     batch = clips.batch(0)
     assert batch["frames"].shape == (2, 3, 48, 64, 3) and batch["flow"].shape == (2, 3, 48, 64, 2)
     _same(from_config(config).batch(0), batch)
-    from uvos_jax.data.synthetic import make_clip
-
     v, *frames = map(int, re.findall(r"\d+", clips.describe(0, 1)))
     np.testing.assert_array_equal(batch["frames"][1], make_clip(v, 3, (48, 64)).frames[frames])
 

@@ -1,6 +1,7 @@
 """Stores: clips in memory, and random access to what is converted."""
 
 import json
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -130,6 +131,14 @@ def test_converted_frames_come_back_in_any_order(converted):
     assert store.image(0, 0, 2).shape == (19, 26, 3)
     with pytest.raises(IndexError):
         store.image(0, 5)  # would be the first frame of the next video
+
+
+def test_an_open_store_can_be_sent_to_another_process(converted):
+    store = open_store(converted, "made_up", "train")
+    image = store.image(1, 2)
+    sent = pickle.loads(pickle.dumps(store))
+    assert sent.videos == store.videos and sent.name == store.name
+    np.testing.assert_array_equal(sent.image(1, 2), image)
 
 
 def test_reading_needs_no_tensorflow(converted):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
@@ -67,6 +68,13 @@ def test_neighbours_are_imported_from_the_files_own_folder(file, tmp_path):
     ("phases.1.steps=9", ("phases", 1, "steps"), 9),
     ("ema_decay=0.99", ("ema_decay",), 0.99),
     ("data_dir=/data/a=b", ("data_dir",), "/data/a=b"),
+    ("data_dir=None", ("data_dir",), None),
+    ("optimizer.weight_decay=0.1", ("optimizer", "weight_decay"), 0.1),  # known, but not in the file
+    ("model.remat=True", ("model", "remat"), True),
+    ("data.geometry={'kind': 'resize'}", ("data", "geometry"), {"kind": "resize"}),
+    ("init.backbone=a.pth", ("init", "backbone"), "a.pth"),
+    ("phases.1.batch_norm=frozen", ("phases", 1, "batch_norm"), "frozen"),
+    ("validate=None", ("validate",), None),
 ])
 def test_overrides(file, entry, where, value):
     found = load_config(str(file), [entry])
@@ -77,8 +85,11 @@ def test_overrides(file, entry, where, value):
 
 @pytest.mark.parametrize(("entry", "message"), [
     ("batch_sise=12", "no 'batch_sise'.* Did you mean 'batch_size'"),
-    ("optimizer.momentun=0.8", "optimizer has no momentun.* Did you mean 'momentum'"),
     ("phases.2.steps=9", "phases has no 2"),
+    ("optimiser.momentum=0.8", "no 'optimiser.momentum'.* Did you mean 'optimizer'"),
+    ("data.geometry.flip=1", "data has no geometry"),
+    ("data..flow=1", "no 'data..flow'"),
+    ("=1", "no ''"),
     ("seed.a=1", "seed has no a"),
     ("batch_size=2.5", "wants a whole number"),
     ("batch_size=True", "wants a whole number"),
@@ -88,13 +99,36 @@ def test_overrides(file, entry, where, value):
     ("data=3", "wants a dict"),
     ("data.size=7", "wants a list"),
     ("batch_size", "wants a value"),
-    ("batch_size=0", "batch_size must be a whole number above 0"),
-    ("launcher=pmapp", "Did you mean 'pmap'"),
+    ("batch_size=0", "batch_size must be a whole number from 1 to"),
+    ("batch_size=None", "does not say 'batch_size'"),
+    ("launcher=pmapp", "launcher must be one of pmap, shard_map, jit, not 'pmapp'.* Did you mean 'pmap'"),
     ("seed=-1", "seed must be"),
+    ("seed=99999999999999999999", "seed must be a whole number from 0 to 4294967295"),
     ("ema_decay=1.5", "ema_decay"),
-    ("validate={'every': 5, 'spilt': 'val'}", "no key 'spilt'.* Did you mean 'split'"),
+    ("data_dir=5", "data_dir must be None or text"),
+    ("model={'width': 3}", "model must be a dict with a name"),
+    ("init.backbon=a.pth", "init configuration knows no 'backbon'.* Did you mean 'backbone'"),
+    ("init={'weights': 3}", "init configuration's weights must be"),
+    ("validate={'every': 5, 'spilt': 'val'}", "knows no 'spilt'.* Did you mean 'split'"),
+    ("validate={'every': -1}", "every must be a whole number from 0"),
+    ("validate={'every': 5, 'only': 'bear'}", "only must be None or a list of names"),
+    ("validate={'every': 5, 'size': 'x'}", "size must be None or a whole number"),
+    ("validate={'every': 5, 'made_up': 3}", "made_up must be None or a dict"),
+    ("validate={'every': 5, 'made_up': {'length': 4}}", "validate.made_up configuration does not say 'count'"),
+    ("validate={'every': 5, 'made_up': {'count': 0}}", "validate.made_up configuration's count must be"),
     ("phases=[]", "at least one phase"),
-    ("phases=[{'steps': 0}]", "phases.0 .*needs steps"),
+    ("phases=[3]", "phases must be a list of dicts"),
+    ("phases=[{'name': 'a'}]", "phases.0 configuration does not say 'steps'"),
+    ("phases=[{'steps': 0}]", "phases.0 configuration's steps must be"),
+    ("phases=[{'steps': 2000000000}, {'steps': 2000000000}]", "more than 2147483647 steps"),
+    ("phases=[{'steps': 1, 'data': 3}]", "phases.0 configuration's data must be None or a dict"),
+    ("phases=[{'steps': 1, 'optimizer': 'sgd'}]", "optimizer must be None or a dict"),
+    ("phases=[{'steps': 1, 'batch_norm': 'locl'}]", "batch_norm must be one of sync, local, frozen"),
+    ("phases=[{'steps': 1, 'carry': [{'from': 'a', 'to': 'b'}]}]", "no phase before it"),
+    ("phases.1.carry=3", "carry must be None or a list of dicts"),
+    ("phases.1.carry=[{'from': '(', 'to': 'b'}]", "from must be a regular expression"),
+    ("phases.1.carry=[{'from': 'a'}]", "phases.1.carry configuration does not say 'to'"),
+    (r"phases.1.carry=[{'from': 'a', 'to': r'\2'}]", "invalid group reference"),
     ("phases=[{'steps': 1, 'optimiser': {}}]", "Did you mean 'optimizer'"),
 ])
 def test_mistakes_are_named(file, entry, message):
@@ -106,9 +140,10 @@ def test_mistakes_are_named(file, entry, message):
     (None, "no configuration file"),
     ("x = 1\n", "get_config"),
     ("def get_config():\n    return 3\n", "must return"),
-    ("def get_config():\n    return {'model': {'name': 'adnet'}}\n", "lacks 'phases'"),
+    ("def get_config():\n    return {'model': {'name': 'adnet'}}\n", "does not say 'phases'"),
     ("def get_config(:\n", "SyntaxError"),
     ("import no_such_module_at_all\n", "no_such_module_at_all"),
+    ("import sys\nsys.exit(3)\n", "SystemExit: 3"),
 ])
 def test_a_file_that_is_none(tmp_path, text, message):
     path = tmp_path / "bad.py"
@@ -123,6 +158,13 @@ def test_a_file_that_is_none(tmp_path, text, message):
 def test_an_unknown_preset_is_the_users_error(file):
     with pytest.raises(UserError, match="mine.py:huge"):
         load_config(f"{file}:huge")
+
+
+def test_an_unknown_preset_of_the_recipes_is_told_with_those_there_are():
+    path = Path(__file__).parent.parent / "configs/adnet.py"
+    with pytest.raises(UserError, match=r"^There is no preset 'tinny'; known are tiny \(or none\)\. "
+                                        r"Did you mean 'tiny'\?$"):
+        load_config(f"{path}:tinny")
 
 
 def test_what_may_change_on_the_way(file):
@@ -156,6 +198,8 @@ def test_plain_and_check_take_config_dicts_and_leave_them_alone(file):
     (["--config", "{file}", "--config.model.name=adnot"], "Did you mean 'adnet'?"),
     (["--config", "{file}", "--config.model.short_side=-4"], "short_side"),
     (["--config", "{file}", "--config.schedule.name=polly"], "polly"),
+    (["--config", "{file}", "--config.optimizer.momentun=0.8"], "Did you mean 'momentum'?"),
+    (["--config", "{file}", "--config.data.flwo=True"], "Did you mean 'flow'?"),
 ])
 def test_the_command_line_answers_in_one_sentence(file, tmp_path, arguments, message):
     arguments = [text.format(file=file, tmp=tmp_path) for text in arguments]

@@ -92,7 +92,24 @@ def test_a_phase_adds_a_part_and_starts_it_from_another(tmp_path):
 def test_a_carry_rule_that_leads_nowhere_is_an_error(tmp_path, rule, message):
     phases = [{"name": "a", "steps": 1}, {"name": "b", "steps": 1, "model": {"two": True}, "carry": [rule]}]
     with pytest.raises(UserError, match=message):
-        train(config(phases=phases), tmp_path, batches=clips)
+        train(config(phases=phases), tmp_path / "run", batches=clips)
+    assert not (tmp_path / "run").exists()  # it shows before the first phase begins
+
+
+def test_an_address_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--workdir 'gs:/bucket/run' is an address"):
+        train(config(), Path("gs://bucket/run"), batches=clips)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_an_error_in_one_sentence(tmp_path, monkeypatch):
+    def save(self, path, tree):
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nmore of this")
+
+    monkeypatch.setattr("orbax.checkpoint.StandardCheckpointer.save", save)
+    with pytest.raises(UserError, match=r"cannot be written: RESOURCE_EXHAUSTED: No space left on device\.$"):
+        train(config(), tmp_path, batches=clips)
 
 
 def test_the_best_weights_stay_while_the_last_go_on(tmp_path, monkeypatch):
@@ -125,8 +142,8 @@ def test_averaged_parameters_are_the_ones_left_for_inference(tmp_path):
 
     start = kernel("start", phases=[{"name": "a", "steps": 1}], schedule=STILL)
     one, two = (kernel(f"{n}", phases=[{"name": "a", "steps": n}]) for n in (1, 2))
-    averaged = kernel("averaged", phases=[{"name": "a", "steps": 2}], ema_decay=0.75)
-    by_hand = 0.75 * (0.75 * start + 0.25 * one) + 0.25 * two
+    averaged = kernel("averaged", phases=[{"name": "a", "steps": 2}], ema_decay=0.15)
+    by_hand = 0.15 * (0.1 * start + 0.9 * one) + 0.85 * two  # the first weight is 1 / 10 at most
     np.testing.assert_allclose(averaged, by_hand, rtol=1e-5, atol=1e-7)
 
 
@@ -212,3 +229,4 @@ def test_weights_to_start_from(tmp_path):
         train(frozen | {"model": {"name": "tiny", "two": True}}, tmp_path / "c", batches=clips)
     with pytest.raises(UserError, match="nothing.npz"):
         train(frozen | {"init": {"weights": str(tmp_path / "nothing.npz")}}, tmp_path / "d", batches=clips)
+    assert not (tmp_path / "d").exists()

@@ -168,10 +168,18 @@ def test_schedule_values_by_hand():
 
 
 @pytest.mark.parametrize(("config", "says"), [
-    ({"name": "polly", "lr": 1.0}, "Did you mean 'poly'"),
+    ({"name": "polly", "lr": 1.0}, "one of constant, poly, cosine, one_cycle, not 'polly'.* Did you mean 'poly'"),
     ({"name": "poly", "lr": 1.0, "powr": 1}, "Did you mean 'power'"),
-    ({"name": "poly"}, "positive number"),
-    ({"name": "poly", "lr": -1.0}, "positive number"),
+    ({"name": "poly"}, "needs lr, or peak"),
+    ({"name": "poly", "lr": 1.0, "peak": 1.0}, "needs lr, or peak"),
+    *(({"name": "poly", "lr": lr}, "lr must be None or a number above 0")
+      for lr in (-1.0, 0, True, "x", float("inf"), float("nan"), 10**400)),
+    ({"name": "poly", "lr": 1.0, "end": 2.0}, "must not be above"),
+    *(({"name": "poly", "lr": 1.0} | change, f"schedule configuration's {next(iter(change))} must be")
+      for change in ({"power": "x"}, {"power": None}, {"power": -1}, {"steps": "x"}, {"steps": 2.5}, {"steps": 0},
+                     {"warmup": "x"}, {"warmup": -1}, {"end": "x"}, {"pct_start": "x"}, {"div_factor": 0},
+                     {"final_div_factor": 0}, {"name": 3}, {"name": ["poly"]})),
+    (3, "must be a dict"),
     ({"name": "poly", "lr": 1.0, "warmup": 10}, "more than schedule.warmup"),
     ({"name": "one_cycle", "lr": 1.0, "warmup": 2}, "rises by itself"),
     ({"name": "one_cycle", "lr": 1.0, "pct_start": 0.05}, "no room"),
@@ -182,13 +190,19 @@ def test_a_bad_schedule_is_named(config, says):
 
 
 @pytest.mark.parametrize(("config", "says"), [
-    ({"name": "sdg"}, "Did you mean 'sgd'"),
+    ({"name": "sdg"}, "one of sgd, adam, adamw, not 'sdg'.* Did you mean 'sgd'"),
+    *(({"name": "sgd"} | change, f"optimizer configuration's {next(iter(change))} must be")
+      for change in ({"momentum": "x"}, {"momentum": 5}, {"momentum": -1}, {"weight_decay": "x"}, {"weight_decay": -1},
+                     {"clip_norm": "x"}, {"clip_norm": -1}, {"b1": 2}, {"eps": 0}, {"groups": [".*"]},
+                     {"groups": {"match": ".*"}})),
+    *(({"name": "sgd", "groups": [{"match": ".*"} | change]}, f"groups configuration's {next(iter(change))} must be")
+      for change in ({"lr": "x"}, {"lr": -1}, {"lr": float("inf")}, {"decay": "no"}, {"match": 3})),
     ({"name": "sgd", "moment": 0.9}, "Did you mean 'momentum'"),
     ({"name": "sgd", "groups": [{"match": "backbone"}]}, "'backbone' matches no parameter"),
     ({"name": "sgd", "groups": [{"match": ".*"}, {"match": "head/.*"}]}, "earlier group"),
     ({"name": "sgd", "groups": [{"match": "("}]}, "regular expression"),
-    ({"name": "sgd", "groups": [{"lr": 2.0}]}, "regular expression"),
-    ({"name": "sgd", "groups": [{"match": ".*", "lrs": 2.0}]}, "no setting 'lrs'"),
+    ({"name": "sgd", "groups": [{"lr": 2.0}]}, "does not say 'match'"),
+    ({"name": "sgd", "groups": [{"match": ".*", "lrs": 2.0}]}, "knows no 'lrs'"),
     ({"name": "sgd", "groups": [{"match": ".*", "lr": 0}]}, "freezes every parameter"),
 ])
 def test_a_bad_optimizer_is_named(config, says):

@@ -139,11 +139,13 @@ def test_frozen_batch_norm_keeps_its_statistics_and_dropout_stays_on():
 
 
 def test_moving_average_by_hand():
-    state, factory = parts(ema=True, ema_decay=0.75)
-    step, expected = _compiled(factory), state.params
+    state, factory = parts(ema=True, ema_decay=0.2)
+    step, expected = _compiled(factory), {"params": state.params, "batch_stats": state.batch_stats}
     for i in range(3):
         state, _ = step(state, clips(i))
-        expected = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, expected, state.params)
+        weight = (0.1, 2 / 11, 0.2)[i]  # 0.2, but (1 + t) / (10 + t) at most
+        expected = jax.tree.map(lambda e, p, w=weight: w * e + (1 - w) * p, expected,
+                                {"params": state.params, "batch_stats": state.batch_stats})
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), state.ema, expected)
     with pytest.raises(ValueError, match="moving average"):
         parts(ema_decay=0.9)[1](None)(parts()[0], clips(0))

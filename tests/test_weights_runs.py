@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import threading
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 
 from uvos_jax.errors import UserError
+from uvos_jax.weights.checkpoints import checkpointer
 from uvos_jax.weights.runs import RunCheckpoints, publish, withdraw
 
 
@@ -31,8 +34,6 @@ def like(step: int) -> dict:
 
 
 def assert_same(a, b):
-    import jax
-
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert x.dtype == y.dtype and np.array_equal(x, y)
@@ -185,3 +186,25 @@ def test_a_published_name_leads_to_old_or_new_weights(tmp_path):
     withdraw(tmp_path.with_name("moved") / "best")
     assert not list((tmp_path.with_name("moved") / "weights").iterdir())
     assert not (tmp_path.with_name("moved") / "best").is_symlink()
+
+
+def test_saves_in_several_threads_are_all_whole(tmp_path):
+    """As when the best weights are published while a checkpoint is being written; by itself Orbax hangs here."""
+    tree = {str(i): np.full((50, 50), i, np.float32) for i in range(20)}
+    whole = []
+
+    def save(name):
+        for i in range(4):
+            path = tmp_path / f"{name}{i}"
+            with checkpointer() as writer:
+                writer.save(path, tree)
+            with checkpointer() as reader:
+                restored = reader.restore(path, jax.tree.map(np.zeros_like, tree))
+            whole.append(jax.tree.all(jax.tree.map(np.array_equal, restored, tree)))
+
+    threads = [threading.Thread(target=save, args=(name,), daemon=True) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert whole == [True] * 12

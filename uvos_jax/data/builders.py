@@ -24,11 +24,14 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from uvos_jax.data.listing import Listing
 from uvos_jax.data.records import PREFIX, VERSION, Record, encode_png, read_records, synthetic_records
 from uvos_jax.data.sources import SOURCES
+from uvos_jax.errors import UserError
+from uvos_jax.video.files import reason
 from uvos_jax.video.masks import VOID
 
 _UNPACK = "Unpack the archives of the dataset, from its homepage, into this folder."
@@ -264,11 +267,14 @@ def write(dataset: str, config: str | None, listing: Listing | None, data_dir: P
         dataset: A key of ``BUILDERS``.
         config: Its config, any name for ``folder``.
         listing: What to write, checked; None for ``synthetic``.
-        data_dir: Where to.
+        data_dir: Where to, a folder to work in within that of the datasets.
         progress: See ``convert.convert``.
 
     Returns:
         The splits of ``metadata.json``.
+
+    Raises:
+        UserError: A file of the source is broken, or the dataset cannot be written, say because the disk is full.
     """
     cls = BUILDERS[dataset]
     tfds.disable_progress_bar()
@@ -278,9 +284,13 @@ def write(dataset: str, config: str | None, listing: Listing | None, data_dir: P
     own = tfds.core.BuilderConfig(name=config, description="A folder of one's own.") if dataset == "folder" else config
     name = f"{dataset}/{config}" if config else dataset
     # TFDS makes a folder for downloads, of which there are none, and prints of them.
-    with progress(f"{name}, converting", total) as advance, TemporaryDirectory() as downloads, \
-            redirect_stdout(io.StringIO()):
-        builder = cls(listing=listing, on_frame=advance, data_dir=data_dir, config=own)
-        builder.download_and_prepare(download_dir=downloads,
-                                     download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    try:
+        with progress(f"{name}, converting", total) as advance, TemporaryDirectory() as downloads, \
+                redirect_stdout(io.StringIO()):
+            builder = cls(listing=listing, on_frame=advance, data_dir=data_dir, config=own)
+            builder.download_and_prepare(download_dir=downloads,
+                                         download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    except (OSError, RuntimeError, tf.errors.OpError) as error:
+        raise UserError(f"{name} cannot be written to '{data_dir.parent}', and nothing of it stays there: "
+                        f"{reason(error).partition('; writing ')[0]}.") from error
     return builder.info.metadata["splits"]

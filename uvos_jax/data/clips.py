@@ -16,12 +16,35 @@ import cv2
 import numpy as np
 
 from uvos_jax.data import colour as colours
-from uvos_jax.data.geometry import KINDS, reduction, warp_flow, warp_image, warp_labels
+from uvos_jax.data.geometry import KINDS, options_of, reduction, warp_flow, warp_image, warp_labels
 from uvos_jax.data.sampling import EXAMPLE, RECIPES, choose_videos, generator, item_of, part_of
 from uvos_jax.data.store import VOID
-from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.errors import UserError
+from uvos_jax.options import (
+    REQUIRED,
+    Option,
+    check_named,
+    check_options,
+    flag,
+    names,
+    optional,
+    section,
+    size,
+    whole,
+)
 
 Batch = dict[str, np.ndarray]
+
+_LONGEST_CYCLE = 10_000  # examples after which a mixture has its exact shares: the order of one is held in memory
+_OBJECTS = whole(None, 1, VOID - 1)
+# The options of ``make_clips`` and ``part``.
+SETTINGS = {
+    "size": size(REQUIRED), "batch_size": whole(REQUIRED, 1), "seed": whole(REQUIRED, 0, 2**32 - 1),
+    "geometry": section({"kind": "resize"}), "colour": optional(section(None)), "flow": flag(False),
+    "objects": Option(None, f"None, 'foreground' or the largest number of objects, {_OBJECTS.wants}",
+                      lambda value: value is None or value == "foreground" or _OBJECTS.fits(value)),
+}
+PART_SETTINGS = {"share": whole(1, 1, _LONGEST_CYCLE), "exclude": names(()), "only": names(())}
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +84,8 @@ def part(store: Any, recipe: dict, share: int = 1, split: str = "", exclude: Seq
         UserError: There is no such recipe, option or sequence, or nothing to learn from.
     """
     what = f"{store.name} {split}".strip()
-    if not (isinstance(share, int) and share >= 1):
-        raise UserError(f"The share of {what} must be a whole number of at least 1, not {share!r}.")
-    name, options = _named(recipe, RECIPES, "recipe", {row: RECIPES[row].options for row in RECIPES})
-    if any(isinstance(value, int) and value < 1 for value in options.values() if not isinstance(value, bool)):
-        raise UserError(f"The numbers of the recipe {name} must be at least 1; they are {options}.")
+    check_options({"share": share, "exclude": exclude, "only": only}, PART_SETTINGS, "mixture")
+    name, options = check_named(recipe, {row: RECIPES[row].options for row in RECIPES}, "recipe")
     items = [(v, item) for v in choose_videos(store.videos, what, exclude, only)
              for item in RECIPES[name].items(store.videos[v], options)]
     if not items:
@@ -223,50 +243,26 @@ def make_clips(parts: Sequence[Part], size: tuple[int, int], batch_size: int, se
         raise UserError("The recipes of a mixture must give clips of one length; here " + ", ".join(
             f"{part.recipe} of {part.what} gives {length} frames"
             for part, length in zip(parts, lengths, strict=True)) + ".")
+    cycle = sum(part.share for part in parts)
+    if cycle > _LONGEST_CYCLE:
+        raise UserError(f"The shares of the mixture sum up to {cycle}; choose smaller ones of the same ratio, "
+                        f"{_LONGEST_CYCLE} at most together.")
+    checked = check_options({"size": size, "batch_size": batch_size, "seed": seed, "geometry": geometry,
+                             "colour": colour, "flow": flow, "objects": objects}, SETTINGS, "data")
     without = [part.what for part in parts if flow and not part.store.has_flow]
     if without:
         raise UserError(f"Flow is asked for, but {', '.join(without)} has none; convert it with flow, or set flow to "
                         "False.")
-    for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0), *(("size", side, 1) for side in size)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise UserError(f"The data's {name} must be a whole number of at least {least}, not {value!r}.")
-    if not (objects in (None, "foreground") or (isinstance(objects, int) and 1 <= objects < VOID)):
-        raise UserError(f"The data's objects must be None, 'foreground' or the largest number of objects (1 to 254), "
-                        f"not {objects!r}.")
-    shared = {row: KINDS[row].options | {"independent": False, "fill": KINDS[row].fill,
-                                         "fill_label": KINDS[row].fill_label} for row in KINDS}
-    kind, options = _named(geometry, KINDS, "geometry", shared, key="kind")
-    tones = check_options(colour or {}, dict.fromkeys(colours.CHANGES) | {"independent": False}, "colour")
-    for name, value in tones.items():
-        if name in colours.CHANGES and not (value is None or (len(value) == 2 and 0 <= value[0] <= value[1])):
-            raise UserError(f"The data's colour {name} must be a range (smallest, largest) of 0 or more, "
-                            f"not {value!r}.")
+    kind, options = check_named(checked["geometry"], {row: options_of(row) for row in KINDS}, "geometry", "kind")
+    tones = check_options(checked["colour"] or {}, colours.OPTIONS, "colour")
     return Clips(tuple(parts), tuple(map(int, size)), int(batch_size), int(seed), lengths[0],
                  kind=kind, independent=options.pop("independent"), fill=tuple(options.pop("fill")),
                  fill_label=options.pop("fill_label"), geometry=options,
                  independent_colour=tones.pop("independent"),
                  colour={name: tuple(value) for name, value in tones.items() if value is not None},
-                 flow=bool(flow), objects=objects)
+                 flow=flow, objects=objects)
 
 
 def stack(examples: Sequence[Batch]) -> Batch:
     """Puts examples into a batch."""
     return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
-
-
-def _named(given: dict, table: dict, what: str, defaults: dict[str, dict], key: str = "name") -> tuple[str, dict]:
-    """Returns the name in a dict such as {"name": ..., option: value}, and all options of that name."""
-    name = given.get(key)
-    if name not in table:
-        raise UserError(f"There is no {what} '{name}'; choose {', '.join(table)}.{nearest_hint(str(name), table)}")
-    return name, check_options({option: value for option, value in given.items() if option != key}, defaults[name],
-                          f"{what} {name}")
-
-
-def check_options(given: dict, defaults: dict, what: str) -> dict:
-    """Returns the defaults, updated; what is not among them is a mistake."""
-    for key in given:
-        if key not in defaults:
-            raise UserError(f"The {what} configuration knows no '{key}'; it knows {', '.join(defaults) or 'nothing'}."
-                            f"{nearest_hint(str(key), defaults)}")
-    return defaults | given

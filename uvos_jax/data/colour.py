@@ -7,6 +7,8 @@ rounded down. A factor of 1 changes nothing, 0 gives the plain version, more tha
 import cv2
 import numpy as np
 
+from uvos_jax.options import flag, optional, span
+
 # Rounds down rather than to nearest, with OpenCV's rounding; results a whisker below an integer go up to it.
 _DOWN = -0.499
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
@@ -62,6 +64,7 @@ def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 CHANGES = {"brightness": brightness, "contrast": contrast, "colour": colour, "sharpness": sharpness}
+OPTIONS = {name: optional(span(None, 0, 100)) for name in CHANGES} | {"independent": flag(False)}
 
 
 def _grey(image: np.ndarray) -> np.ndarray:

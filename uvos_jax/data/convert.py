@@ -4,22 +4,23 @@ import logging
 import os
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from uvos_jax.data.listing import Listing, named
+from uvos_jax.data.listing import FrameFiles, Listing, named
 from uvos_jax.data.records import PREFIX, VERSION, check_record
 from uvos_jax.data.sources import SOURCES, davis2017_configs
 from uvos_jax.errors import UserError, nearest_hint
-from uvos_jax.video.files import check_folder
+from uvos_jax.video.files import alone, cannot_write, check_folder, make_folder
 
 DATASETS = (*SOURCES, "synthetic")
 OWN_CONFIG = "default"  # of the dataset ``folder``, where the user gives no name
 _FAULTS_NAMED = 20
+_LONGEST_NAME = 100  # bytes of a name that becomes a folder's; file systems end at 255
 
 
 class Converted(NamedTuple):
@@ -47,7 +48,8 @@ def convert(name: str, source: str | os.PathLike | None, data_dir: str | os.Path
             workers: int = 1, progress: Callable[[str, int], AbstractContextManager] = no_progress) -> list[Converted]:
     """Converts a dataset; nothing is written unless every file of it is in order.
 
-    TFDS writes to a folder of another name and renames it at the end, so that what is there is complete.
+    It is written to a folder beside and renamed at the end, so that what is there is complete; an old dataset is
+    there until then. One conversion of a dataset at a time is let into a folder.
 
     Args:
         name: One of ``DATASETS``, and a config where there are several, such as ``"davis2017/unsupervised"``; without
@@ -64,8 +66,9 @@ def convert(name: str, source: str | os.PathLike | None, data_dir: str | os.Path
         What was written, a row for each config.
 
     Raises:
-        UserError: TensorFlow is not installed; there is no such dataset; it is converted already; its files are not
-            in order (the text tells all faults, up to a sensible length).
+        UserError: TensorFlow is not installed; there is no such dataset; it is converted already, or just now by
+            another process; its files are not in order (the text tells all faults, up to a sensible length); it
+            cannot be written.
     """
     dataset, _, config = name.partition("/")
     if dataset not in DATASETS:
@@ -78,24 +81,29 @@ def convert(name: str, source: str | os.PathLike | None, data_dir: str | os.Path
     if root and not root.is_dir():
         raise UserError(f"The source '{root}' is not a folder; unpack the dataset and give its folder.")
     configs = _configs(dataset, config, root)
-    check_folder(data_dir)
+    data_dir = check_folder(data_dir)
     _require_tensorflow()
-    folders = [Path(data_dir, f"{PREFIX}{dataset}", config or "", VERSION) for config in configs]
-    for folder in folders:
-        if folder.exists() and not overwrite:
-            raise UserError(f"'{folder}' exists already; give --overwrite to replace it, or another --data-dir.")
-    listings = [SOURCES[dataset].list(root, config) if root else None for config in configs]
-    for config, listing in zip(configs, listings, strict=True):
-        if listing:
-            check(_full_name(dataset, config), root, listing, workers, progress)
-    builders = _import_builders()
+    places = [Path(f"{PREFIX}{dataset}", config or "", VERSION) for config in configs]
+    with _workplace(data_dir, dataset) as workplace:
+        for place in places:
+            _settle(data_dir / place)  # a replacement that was killed
+            if (data_dir / place).exists() and not overwrite:
+                raise UserError(f"'{data_dir / place}' exists already; give --overwrite to replace it, or another"
+                                " --data-dir.")
+        listings = [SOURCES[dataset].list(root, config) if root else None for config in configs]
+        for config, listing in zip(configs, listings, strict=True):
+            if listing:
+                check(_full_name(dataset, config), root, listing, workers, progress)
+        builders = _import_builders()
+        tables = [builders.write(dataset, config, listing, workplace, progress)
+                  for config, listing in zip(configs, listings, strict=True)]
+        for place in places:
+            _put_in_place(workplace / place, data_dir / place)
     rows = []
-    for config, listing, folder in zip(configs, listings, folders, strict=True):
-        with _replacing(folder):
-            table = builders.write(dataset, config, listing, Path(data_dir), progress)
+    for config, listing, place, table in zip(configs, listings, places, tables, strict=True):
         splits = {split: (len(videos), sum(video["length"] for video in videos),
                           sum(len(video["labelled"]) for video in videos)) for split, videos in table.items()}
-        rows.append(Converted(_full_name(dataset, config), folder, splits, listing.notes if listing else ()))
+        rows.append(Converted(_full_name(dataset, config), data_dir / place, splits, listing.notes if listing else ()))
     return rows
 
 
@@ -119,11 +127,14 @@ def check(name: str, root: Path, listing: Listing, workers: int = 1,
     frames_by_fault: dict[tuple[int, str], list[str]] = defaultdict(list)
     sizes: dict[int, Counter] = defaultdict(Counter)
     first: dict[tuple, str] = {}
+    first_fault: dict[tuple[int, str], str] = {}
     with progress(f"{name}, checking", len(jobs)) as advance, ThreadPoolExecutor(workers) as pool:
         for (at, _, frame), (size, found) in zip(jobs, pool.map(lambda job: check_record(*job[1:]), jobs), strict=True):
             advance()
             for fault in found:
-                frames_by_fault[at, fault].append(frame.name)
+                alike = _without_name(fault, frame)
+                first_fault.setdefault((at, alike), fault)
+                frames_by_fault[at, alike].append(frame.name)
             if size:
                 sizes[at][size] += 1
                 first.setdefault((at, size), frame.name)
@@ -132,7 +143,8 @@ def check(name: str, root: Path, listing: Listing, workers: int = 1,
             each = ", ".join(f"{size[0]}x{size[1]} ({count} frames, first {first[at, size]})"
                              for size, count in found.most_common())
             faults.append(f"{videos[at].name} has frames of several sizes: {each}")
-    faults += [f"{videos[at].name} {named(frames)}: {fault}" for (at, fault), frames in frames_by_fault.items()]
+    faults += [f"{videos[at].name} {named(frames)}: {alike if len(frames) > 1 else first_fault[at, alike]}"
+               for (at, alike), frames in frames_by_fault.items()]
     if not faults and not jobs:
         faults.append("it has no frames")
     if faults:
@@ -148,6 +160,9 @@ def _configs(dataset, config, root):
         if config and not config.replace("-", "_").isidentifier():
             raise UserError(f"The name '{config}' in folder/{config} is of no use: take letters, digits, - and _, a"
                             " letter first.")
+        if len(config.encode()) > _LONGEST_NAME:
+            raise UserError(f"The name '{config[:20]}..' in folder/NAME is too long, it becomes that of a folder; take"
+                            f" {_LONGEST_NAME} letters at most.")
         return (config or OWN_CONFIG,)
     if config and config not in known:
         there = f"it has {', '.join(known)}" if known else "it has none"
@@ -157,6 +172,14 @@ def _configs(dataset, config, root):
     if dataset == "davis2017":
         return davis2017_configs(root)
     return known[:1] or (None,)
+
+
+def _without_name(fault: str, frame: FrameFiles) -> str:
+    """A fault as it reads for any file, ``*.png`` for its name, so that the same one of many frames is told once."""
+    files = [path for path in (frame.image, frame.labels, frame.flow) if isinstance(path, Path)]
+    for path in files:
+        fault = fault.replace(f"{path.name}'", f"*{path.suffix}'")
+    return fault
 
 
 def _full_name(dataset, config):
@@ -180,19 +203,53 @@ def _import_builders():
 
 
 @contextmanager
-def _replacing(folder):
-    """Sets a converted dataset aside while a new one is written, and puts it back if that fails."""
-    for path in folder.parent.glob(f"incomplete.*_{folder.name}"):
-        shutil.rmtree(path)  # of a conversion that was killed
-    aside = folder.with_name(f"replaced.{folder.name}")
-    if folder.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
+def _workplace(data_dir: Path, dataset: str) -> Iterator[Path]:
+    """An empty folder to write a dataset in, of which nothing stays; no other process gets it meanwhile."""
+    folder = data_dir / f".{PREFIX}{dataset}.partial"
+    with _made(data_dir), alone(data_dir / f".{PREFIX}{dataset}.lock",
+                                f"Another conversion of {dataset} is at work in '{data_dir}'; wait until it has ended,"
+                                " or choose another --data-dir."):
+        try:
+            shutil.rmtree(folder, ignore_errors=True)  # of a conversion that was killed
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Makes a folder and those above it; those that nothing was put into are removed in the end."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_folder(folder)
     try:
         yield
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        if aside.exists():
-            aside.rename(folder)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        for path in made:
+            with suppress(OSError):  # it is in use
+                path.rmdir()
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    """Renames a new dataset, replacing the old one."""
+    with _made(folder.parent):
+        try:
+            if folder.exists():
+                folder.rename(_aside(folder))
+            new.rename(folder)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        finally:
+            _settle(folder)
+
+
+def _settle(folder: Path) -> None:
+    """Ends a replacement: removes the old dataset if the new one is there, or puts it back."""
+    if folder.exists():
+        shutil.rmtree(_aside(folder), ignore_errors=True)
+    elif _aside(folder).exists():
+        _aside(folder).rename(folder)
+
+
+def _aside(folder: Path) -> Path:
+    """Where an old dataset is for the moment in which the new one is put into its place."""
+    return folder.with_name(f"replaced.{folder.name}")

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from uvos_jax.data.store import REDUCTIONS, VOID
+from uvos_jax.options import Option, colour, flag, fraction, optional, span, whole
 
 _MEAN_COLOUR = (124, 116, 104)  # of ImageNet, so that what is outside a frame is about 0 after normalisation
 _LARGEST_ZOOM = 4.0  # of a crop around the foreground; without a bound a foreground of few pixels would fill the output
@@ -136,24 +137,34 @@ class Kind:
 
     Attributes:
         draw: ``(rng, labels, size, **options) -> map``.
-        options: The options it knows, with their defaults.
+        options: The options it knows.
         fill: Colour of what is outside the frame, RGB.
         fill_label: Its label.
     """
 
     draw: Callable[..., np.ndarray]
-    options: dict
+    options: dict[str, Option]
     fill: tuple[int, int, int] = _MEAN_COLOUR
     fill_label: int = VOID
 
 
 KINDS = {
-    "resize": Kind(resize, {"flip": 0.0}),
-    "foreground_crop": Kind(foreground_crop, {"flip": 0.0, "upright": 0.51}),
-    "random_crop": Kind(random_crop, {"short_side": None, "scale": (1.0, 1.3), "flip": 0.5, "balanced": False}),
-    "margin_crop": Kind(margin_crop, {"flip": 0.5, "margin": 30, "turn": 0.2, "degrees": 15},
-                        fill=(0, 0, 0), fill_label=0),
+    "resize": Kind(resize, {"flip": fraction(0.0)}),
+    "foreground_crop": Kind(foreground_crop, {"flip": fraction(0.0), "upright": fraction(0.51)}),
+    "random_crop": Kind(random_crop, {
+        "short_side": optional(whole(None, 1, 2**15 - 1)), "scale": span((1.0, 1.3), 0.01, 100),
+        "flip": fraction(0.5), "balanced": flag(False)}),
+    "margin_crop": Kind(margin_crop, {
+        "flip": fraction(0.5), "margin": whole(30, 1), "turn": fraction(0.2),
+        "degrees": whole(15, 0, 180)}, fill=(0, 0, 0), fill_label=0),
 }
+
+
+def options_of(kind: str) -> dict[str, Option]:
+    """Returns the options of a kind: its own, and those that all of them have."""
+    row = KINDS[kind]
+    return row.options | {"independent": flag(False), "fill": colour(row.fill),
+                          "fill_label": whole(row.fill_label, 0, 255)}
 
 
 def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:

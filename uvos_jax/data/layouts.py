@@ -2,10 +2,12 @@
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.video.files import reason
 from uvos_jax.video.image_files import natural_sort
 
 IMAGES = (".png", ".bmp", ".jpg", ".jpeg", ".pgm", ".ppm", ".tif", ".tiff", ".gif", ".webp")
@@ -100,10 +102,20 @@ def davis_names(root: Path, year: int, split: str) -> list[str]:
 
 
 def names_in_list(listing: Path) -> list[str]:
-    """Reads a list of sequences, see ``davis_names``; it may be empty."""
-    lines = [line for line in listing.read_text(encoding="utf-8-sig", errors="replace").splitlines() if line.strip()]
+    """Reads a list of sequences, see ``davis_names``; it may be empty.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    lines = _lines(listing)
     paths = dict.fromkeys(_sequence_of_line(line) for line in lines if "/" in line)
     return [*paths, *(_sequence_of_line(line) for line in lines if "/" not in line)]
+
+
+def repeated_lines(listing: Path) -> list[str]:
+    """Lines of a list that hold the paths of a frame and are there more than once; see ``davis_names``."""
+    counts = Counter(line for line in _lines(listing) if "/" in line)
+    return [line for line, count in counts.items() if count > 1]
 
 
 def check_truth(sequences: list[Sequence], split: str, fewest: int = 1) -> None:
@@ -337,6 +349,14 @@ def _last_number(stem):
     """The frame number in a file name of FBMS: the last group of digits, ``_gt`` and the like aside."""
     numbers = re.findall(r"\d+", stem)
     return int(numbers[-1]) if numbers else None
+
+
+def _lines(listing):
+    try:
+        text = listing.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError as error:
+        raise UserError(f"The list '{listing}' cannot be read: {reason(error)}.") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _sequence_of_line(line):

@@ -85,6 +85,18 @@ def named(names: Iterable[Any]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
+def folders_in(folder: Path, deep: bool = False) -> list[Path]:
+    """Lists the folders within one, without those that systems make for themselves, such as ``__MACOSX``.
+
+    Args:
+        folder: Need not exist.
+        deep: List those within these too.
+    """
+    found = sorted(folder.rglob("*") if deep else folder.iterdir()) if folder.is_dir() else []
+    return [path for path in found if path.is_dir()
+            and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)]
+
+
 def images_in(folder: Path, faults: list[str], suffixes: tuple[str, ...] = ()) -> dict[str, Path]:
     """Lists the images of a folder by name without suffix, in natural order; two of one name are a fault.
 

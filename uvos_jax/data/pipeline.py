@@ -4,6 +4,7 @@ A batch is a function of the configuration, the seed and the step, whoever compu
 threads. So a run can be continued anywhere, and on another number of machines. What is in it: ``uvos_jax.data.clips``.
 """
 
+import atexit
 import importlib.util
 import itertools
 import os
@@ -16,11 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from uvos_jax.data.clips import Batch, Clips, Part, check_options, make_clips, part, stack
-from uvos_jax.data.store import SyntheticStore, open_store
+from uvos_jax.data.clips import PART_SETTINGS, SETTINGS, Batch, Clips, Part, make_clips, part, stack
+from uvos_jax.data.store import MADE_UP, SyntheticStore, open_store
 from uvos_jax.errors import UserError
+from uvos_jax.options import REQUIRED, check_options, section, sections, text
 
 _AHEAD = 2  # batches that wait to be taken
+_RECIPE = section({"name": "pair"})
 
 
 def from_config(config: Any, data_dir: str | os.PathLike | None = None) -> Clips:
@@ -36,13 +39,7 @@ def from_config(config: Any, data_dir: str | os.PathLike | None = None) -> Clips
     Raises:
         UserError: A key or name is unknown, a dataset is missing, or values do not fit each other.
     """
-    needed = {"mixture", "size", "batch_size", "seed"}
-    common = {"recipe": {"name": "pair"}, "geometry": {"kind": "resize"}, "colour": None, "flow": False,
-              "objects": None}
-    config = check_options(_plain(config), dict.fromkeys(needed) | common, "data")
-    for key in sorted(needed):
-        if config[key] is None:
-            raise UserError(f"The data configuration does not say '{key}'.")
+    config = check_options(config, {"mixture": sections(REQUIRED), "recipe": _RECIPE} | SETTINGS, "data")
     if not config["mixture"]:
         raise UserError("The data configuration has an empty mixture; name at least one dataset.")
     parts = [_part_of_config(entry, config["recipe"], data_dir) for entry in config.pop("mixture")]
@@ -124,10 +121,11 @@ def _tensorflow(make: Callable[[int], Batch], first: int, size: int, workers: in
     def run(number):
         try:
             example = make(int(number))
-        except Exception as error:
-            failures[int(number)] = error  # TensorFlow would tell its text only
-            raise
-        return [example[key] for key in kinds]
+            return [example[key] for key in kinds]
+        except BaseException as error:
+            # TensorFlow would tell its text only, at length, and anything that leaves a thread may end the process.
+            failures[int(number)] = error
+            return [np.zeros(shape, dtype.as_numpy_dtype) for dtype, shape in kinds.values()]
 
     def one(number):
         values = tf.numpy_function(run, [number], [dtype for dtype, _ in kinds.values()], stateful=False)
@@ -139,39 +137,35 @@ def _tensorflow(make: Callable[[int], Batch], first: int, size: int, workers: in
     dataset = dataset.batch(size, drop_remainder=True).prefetch(_AHEAD)
     options = tf.data.Options()
     options.threading.private_threadpool_size = workers
+    running = [dataset.with_options(options).as_numpy_iterator()]
+    # Threads that still run Python when the interpreter ends would abort the process; without an iterator there are
+    # none, and a traceback must not keep it.
+    stop = running.clear
+    atexit.register(stop)
     try:
-        yield from dataset.with_options(options).as_numpy_iterator()
-    except tf.errors.OpError:
-        if failures:
-            raise failures[min(failures)] from None
-        raise
+        for start in itertools.count(first, size):
+            batch = next(running[0])
+            failed = [number for number in range(start, start + size) if number in failures]
+            if failed:
+                raise failures[failed[0]]
+            yield batch
+    finally:
+        stop()
+        atexit.unregister(stop)
 
 
 def _part_of_config(entry: dict, recipe: dict, data_dir: str | os.PathLike | None) -> Part:
-    known = {"name": None, "split": "train", "share": 1, "exclude": (), "only": (), "recipe": recipe}
+    known = {"name": text(REQUIRED), "recipe": _RECIPE} | PART_SETTINGS
     made_up = "count" in entry
-    if made_up:
-        known |= {"count": None, "length": 8, "size": (240, 424), "seed": 0}
-        known.pop("split")
-    entry = check_options(entry, known, "mixture")
+    known |= MADE_UP if made_up else {"split": text("train")}
+    entry = check_options({"recipe": recipe} | entry, known, "mixture")
     name = entry.pop("name")
-    if name is None:
-        raise UserError("A part of the mixture does not say its 'name'.")
     if made_up:
         if name != "synthetic":
             raise UserError(f"'count' is for the made-up dataset 'synthetic'; '{name}' has as many clips as it has.")
-        store = SyntheticStore(*(entry.pop(key) for key in ("count", "length", "size", "seed")))
+        store = SyntheticStore(**{key: entry.pop(key) for key in MADE_UP})
     elif data_dir is None:
         raise UserError(f"'{name}' is read from a folder of converted datasets; give it by --data-dir.")
     else:
         store = open_store(Path(data_dir), name, entry["split"])
     return part(store, **entry)
-
-
-def _plain(value: Any) -> Any:
-    """Returns a ConfigDict and what is in it as dicts and lists."""
-    if hasattr(value, "to_dict"):
-        value = value.to_dict()
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -13,9 +13,11 @@ import numpy as np
 
 from uvos_jax.data.store import Video
 from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.options import Option, flag, fraction, whole
 
 # What a random number is for; it keeps the streams of one seed apart.
 _CYCLE, _EPOCH, EXAMPLE = range(3)
+_LONGEST = 1000  # frames of a clip
 
 
 def generator(seed: int, *purpose: int) -> np.random.Generator:
@@ -131,25 +133,26 @@ class Recipe:
     """A row of ``RECIPES``.
 
     Attributes:
-        options: The options it knows, with their defaults.
+        options: The options it knows.
         frames: ``(rng, video, item, **options) -> indices``.
         items: ``(video, options) -> items`` of a video; each is used once an epoch.
         length: ``(options) -> number of frames`` of a clip.
     """
 
-    options: dict
+    options: dict[str, Option]
     frames: Callable[..., list[int]]
     items: Callable[[Video, dict], Sequence[int]]
     length: Callable[[dict], int]
 
 
 RECIPES = {
-    "pair": Recipe({"first": True}, pair, _labelled, lambda options: 2),
-    "references": Recipe({"count": 4}, references, _labelled, lambda options: 1 + options["count"]),
-    "sequence": Recipe({"length": 3, "max_gap": 3, "reverse": 0.5}, sequence,
+    "pair": Recipe({"first": flag(True)}, pair, _labelled, lambda options: 2),
+    "references": Recipe({"count": whole(4, 1, _LONGEST)}, references, _labelled,
+                         lambda options: 1 + options["count"]),
+    "sequence": Recipe({"length": whole(3, 1, _LONGEST), "max_gap": whole(3, 1), "reverse": fraction(0.5)}, sequence,
                        lambda video, options: starts(video, options["length"]),
                        lambda options: 1 + options["length"]),
-    "still": Recipe({"length": 1}, still, _labelled, lambda options: options["length"]),
+    "still": Recipe({"length": whole(1, 1, _LONGEST)}, still, _labelled, lambda options: options["length"]),
 }
 
 

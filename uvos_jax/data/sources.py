@@ -17,6 +17,7 @@ from uvos_jax.data.listing import (
     FrameFiles,
     Listing,
     VideoFiles,
+    folders_in,
     images_in,
     make_listing,
     make_video,
@@ -25,8 +26,11 @@ from uvos_jax.data.listing import (
     named,
     stack_masks,
 )
+from uvos_jax.data.own_masks import meaning_of, read_own
 from uvos_jax.data.youtube_vis import list_youtube_vis
 from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.video.files import quoted
+from uvos_jax.video.masks import VOID
 
 
 class Source(NamedTuple):
@@ -85,7 +89,8 @@ def list_youtube_vos(root: Path, config: str | None = None) -> Listing:
             first = sorted({entry.frames[0] for entry in objects[item.name]})
             video = make_video(item.name, images_in(pictures / item.name, faults),
                                masks_in(root / split / "Annotations" / item.name, faults),
-                               truth.read_objects, faults, pictures / item.name,
+                               partial(_read_listed, frozenset(entry.number for entry in objects[item.name])),
+                               faults, pictures / item.name,
                                needed=item.frames if split == "train" else first,
                                categories={str(entry.number): entry.category for entry in objects[item.name]})
             videos.append(video)
@@ -126,8 +131,12 @@ def list_fbms59(root: Path, config: str | None = None) -> Listing:
         folder = layouts.fbms_folder(root, split)
         if folder == root:
             continue
-        videos = []
-        for path in layouts.fbms_raw_folders(folder):
+        videos, raw = [], layouts.fbms_raw_folders(folder)
+        without = [path.name for path in folders_in(folder)
+                   if raw and path not in raw and images_in(path, [])]
+        if without:
+            faults.append(f"sequences in '{folder}' have no folder GroundTruth: {named(without)}")
+        for path in raw:
             try:
                 item = layouts.fbms_sequence(path)
             except UserError as error:
@@ -143,16 +152,24 @@ def list_fbms59(root: Path, config: str | None = None) -> Listing:
 
 
 def list_youtube_objects(root: Path, config: str | None = None) -> Listing:
-    """YouTube-Objects: ``JPEGImages/<class>/<video>`` and the masks of some frames in ``Annotations``, all as test."""
+    """YouTube-Objects: ``JPEGImages/<class>/<video>`` and the masks of some frames in ``Annotations``, all as test.
+
+    Only some of its videos were ever annotated, so those without masks are left out with a note.
+    """
     faults: list[str] = []
-    return make_listing({"test": _plain(root, layouts.youtube_objects(root), _read_foreground, faults,
-                                    layouts.youtube_objects_class)}, faults)
+    videos, without = _plain(root, layouts.youtube_objects(root), _read_foreground, faults,
+                             layouts.youtube_objects_class)
+    return make_listing({"test": videos}, faults, [f"left out, since they have no masks: {named(without)}"]
+                        if without else [])
 
 
 def list_visal(root: Path, config: str | None = None) -> Listing:
     """ViSal: masks of some frames in one folder ``GT``, called after their sequence; all as test."""
     faults: list[str] = []
-    return make_listing({"test": _plain(root, layouts.folders(root), _read_salient, faults)}, faults)
+    videos, without = _plain(root, layouts.folders(root), _read_salient, faults)
+    if without:
+        faults.append(f"sequences in '{layouts.image_folder(root)}' have no masks: {named(without)}")
+    return make_listing({"test": videos}, faults)
 
 
 def list_segtrack_v2(root: Path, config: str | None = None) -> Listing:
@@ -162,17 +179,20 @@ def list_segtrack_v2(root: Path, config: str | None = None) -> Listing:
     foreground for the task of a single object. All is test.
     """
     truths, images = root / "GroundTruth", layouts.image_folder(root)
-    names = sorted(path.name for path in truths.iterdir() if path.is_dir()) if truths.is_dir() else []
+    names = [path.name for path in folders_in(truths)]
     if not names:
         raise UserError(f"'{root}' has no GroundTruth/<sequence>: give the folder of SegTrack v2 with --source.")
-    faults: list[str] = []
+    faults = [f"{path.name} has no folder in '{truths}'" for path in folders_in(images)
+              if path.name not in names and path != truths and images_in(path, [])]
     videos = []
     for name in names:
         pictures = images_in(images / name, faults)
-        numbers = sorted(int(path.name) for path in (truths / name).iterdir() if path.is_dir() and path.name.isdigit())
+        numbers = {int(path.name): path for path in folders_in(truths / name) if path.name.isdecimal()}
+        if not all(0 < number < VOID for number in numbers):
+            faults.append(f"{name} has objects numbered other than 1 to {VOID - 1}: {named(sorted(numbers))}")
+            continue
         masks: dict[str, tuple] = {}
-        for number in numbers or [1]:
-            folder = truths / name / str(number) if numbers else truths / name
+        for number, folder in sorted(numbers.items()) or [(1, truths / name)]:
             found = match_masks(pictures, masks_in(folder, faults))
             missing = [stem for stem in pictures if stem not in found]
             if numbers and missing:
@@ -187,7 +207,8 @@ def list_segtrack_v2(root: Path, config: str | None = None) -> Listing:
 def list_folder(root: Path, config: str | None = None) -> Listing:
     """Anybody's own: ``JPEGImages/<sequence>/*`` and ``Annotations/<sequence>/*.png``.
 
-    Frames without a mask are taken for frames whose truth is unknown. ``ImageSets/train.txt`` and ``val.txt`` tell the
+    What levels mean is told in ``own_masks.meaning_of``. Frames without a mask are taken for frames whose truth is
+    unknown. ``ImageSets/train.txt`` and ``val.txt`` tell the
     splits; without them all is train. ``Flow/<sequence>/*.flo`` or ``.npy`` is the flow to the next frame; the last
     frame needs none and then has that of the frame before.
     """
@@ -196,11 +217,11 @@ def list_folder(root: Path, config: str | None = None) -> Listing:
         raise UserError(f"'{root}' has no JPEGImages/<sequence>/* with masks Annotations/<sequence>/*.png: give such a"
                         " folder with --source.")
     images, annotations, faults, notes = layouts.resolution(images), layouts.resolution(annotations), [], []
-    there = sorted(path.name for path in images.iterdir() if path.is_dir())
+    there = [path.name for path in folders_in(images)]
     if not there:
         raise UserError(f"'{images}' has no folder of a sequence; put the images of each sequence into one.")
     listed = {path.stem: layouts.names_in_list(path) for path in
-              (root / "ImageSets" / "train.txt", root / "ImageSets" / "val.txt") if path.is_file()}
+              (root / "ImageSets" / "train.txt", root / "ImageSets" / "val.txt") if path.exists()}
     names = listed or {"train": there}
     every = [name for split in names.values() for name in split]
     _complain_of_repeats(every, "the lists in ImageSets", faults)
@@ -208,12 +229,13 @@ def list_folder(root: Path, config: str | None = None) -> Listing:
         if name not in there:
             faults.append(f"{name} is in the lists in ImageSets, but has no folder in '{images}'"
                           f"{nearest_hint(name, there)}")
-    faults += [f"{path.name} has masks, but no images in '{images}'" for path in sorted(annotations.iterdir())
-               if path.is_dir() and path.name not in there]
+    faults += [f"{path.name} has masks, but no images in '{images}'" for path in folders_in(annotations)
+               if path.name not in there]
     left = [name for name in there if name not in every]
     if left:
         notes.append(f"left out, since no list names them: {named(left)}")
     splits: dict[str, list] = {}
+    binary = []
     for split, chosen in names.items():
         splits[split] = []
         for name in dict.fromkeys(chosen):
@@ -222,9 +244,14 @@ def list_folder(root: Path, config: str | None = None) -> Listing:
             masks = masks_in(annotations / name, faults)
             if not masks:
                 faults.append(f"{name} has no masks in '{annotations / name}'")
-            video = make_video(name, images_in(images / name, faults), masks, truth.read_labels, faults, images / name,
-                               needed=())
+            meaning = meaning_of(name, masks, faults)
+            if meaning.indexed_is_binary:
+                binary.append(name)
+            video = make_video(name, images_in(images / name, faults), masks, partial(read_own, meaning), faults,
+                               images / name, needed=())
             splits[split].append(_with_flow(video, flows / name, faults) if video and flows.is_dir() else video)
+    if binary:
+        notes.append(f"255 was taken for object 1, since the indexed masks hold nothing else: {named(binary)}")
     return make_listing(splits, faults, notes)
 
 
@@ -259,6 +286,9 @@ def _davis(root, years, annotations, read):
             notes.append(f"{split} left out, since there is no folder of any sequence in '{path}'")
             continue
         _complain_of_repeats(names, f"'{path}'", faults)
+        lines = layouts.repeated_lines(path)
+        if lines:
+            faults.append(f"'{path}' has lines twice: {named(lines)}")
         absent = [name for name in names if name not in there]
         if absent:
             faults.append(f"'{path}' names sequences without a folder in '{images}': {named(absent)}")
@@ -283,18 +313,22 @@ def _stills(name, images, masks, faults, where):
 
 
 def _plain(root, sequences, read, faults, category=None):
-    """The sequences of ``layouts.folders``, with all their images."""
+    """The sequences of ``layouts.folders``, with all their images; and the names of those that have no masks."""
     folder = layouts.image_folder(root)
     flat: dict[str, dict[str, Path]] = {}
     for stem, path in images_in(folder, faults).items():
-        flat.setdefault(layouts.sequence_of_stem(stem), {})[stem] = path
+        flat.setdefault(layouts.sequence_of_stem(stem) or root.name, {})[stem] = path
     videos = []
     for item in sequences:
         images = images_in(folder / item.name, faults) or flat.get(item.name, {})
         masks = match_masks(images, {path.stem: path for path in item.truths})
         categories = {"1": category(item.name)} if category else {}
         videos.append(make_video(item.name, images, masks, read, faults, folder / item.name, (), categories))
-    return videos
+    pictured = [path.relative_to(folder).as_posix() for path in folders_in(folder, deep=True) if images_in(path, [])]
+    names = {item.name for item in sequences}
+    without = [name for name in (*(pictured if folder != root else ()), *flat)
+               if name not in names and (not category or category(name))]
+    return videos, without
 
 
 def _with_flow(video, folder, faults):
@@ -308,6 +342,14 @@ def _with_flow(video, folder, faults):
         flow = files.get(frame.name, frames[-1].flow if frames else None)
         frames.append(FrameFiles(frame.name, frame.image, frame.labels, flow))
     return VideoFiles(video.name, tuple(frames), video.read, video.categories)
+
+
+def _read_listed(numbers: frozenset[int], path: Path) -> np.ndarray:
+    labels = truth.read_objects(path)
+    others = sorted(set(np.flatnonzero(np.bincount(labels.ravel())).tolist()) - numbers - {0, VOID})
+    if others:
+        raise UserError(f"{quoted(path)} shows objects that meta.json does not name: {named(others)}.")
+    return labels
 
 
 def _read_foreground(path: Path) -> np.ndarray:

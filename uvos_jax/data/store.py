@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.options import REQUIRED, check_options, size, whole
 
 VOID = 255  # label of pixels whose truth is unknown
 REDUCTIONS = (1, 2, 4, 8)  # JPEG decoders can leave out frequencies and give 1/2, 1/4 or 1/8 of the size for less work
@@ -25,6 +26,9 @@ REDUCTIONS = (1, 2, 4, 8)  # JPEG decoders can leave out frequencies and give 1/
 _PREFIX = "uvos_"  # TFDS has a youtube_vis of its own
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _SYNTHETIC_CACHE = 4  # made-up clips kept: the frames of one example are of one clip
+# What ``SyntheticStore`` takes; below 32 pixels no scene can be drawn.
+MADE_UP = {"count": whole(REQUIRED, 1, 1_000_000), "length": whole(8, 1, 10_000), "size": size((240, 424), least=32),
+           "seed": whole(0, 0, 2**32 - 1)}
 
 
 @dataclass(frozen=True)
@@ -89,14 +93,23 @@ class SyntheticStore:
     Reading frames of one clip together is cheap, of another one not: convert the dataset to train on it for long.
     """
 
-    def __init__(self, count: int, length: int, size: tuple[int, int], seed: int = 0):
-        """Makes a store of ``count`` clips of ``length`` frames of ``size`` (height, width)."""
+    def __init__(self, count: int, length: int = 8, size: tuple[int, int] = (240, 424), seed: int = 0):
+        """Makes a store of ``count`` clips of ``length`` frames of ``size`` (height, width).
+
+        Raises:
+            UserError: A number cannot be used.
+        """
         from uvos_jax.data.synthetic import make_clip
 
+        check_options({"count": count, "length": length, "size": size, "seed": seed}, MADE_UP, "synthetic")
+        self._made_of = count, length, tuple(size), seed
         self.name, self.has_flow = "synthetic", True
         self.videos = tuple(Video(f"{seed + v:05d}", length, tuple(size), ((1,),) * length, tuple(range(length)))
                             for v in range(count))
         self._clip = lru_cache(_SYNTHETIC_CACHE)(lambda v: make_clip(seed + v, length, tuple(size)))
+
+    def __reduce__(self):
+        return SyntheticStore, self._made_of
 
     def image(self, v: int, t: int, reduce: int = 1) -> np.ndarray:
         """As of ``MemoryStore``."""
@@ -130,6 +143,14 @@ class ConvertedStore:
             for row in metadata["splits"][split])
         self._folder, self._split = folder, split
         self._lock, self._reader = threading.Lock(), None
+
+    def __getstate__(self):
+        return {"name": self.name, "has_flow": self.has_flow, "videos": self.videos, "_folder": self._folder,
+                "_split": self._split}
+
+    def __setstate__(self, state):
+        self.__dict__ |= state
+        self._lock, self._reader = threading.Lock(), None  # each process opens the files for itself
 
     def image(self, v: int, t: int, reduce: int = 1) -> np.ndarray:
         """As of ``MemoryStore``; a JPEG is decoded at the reduced size."""

@@ -1,13 +1,13 @@
 """Ground truth as the datasets store it. Predictions are read by stricter rules, see ``predictions``."""
 
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from uvos_jax.errors import UserError
 from uvos_jax.video import read_mask
-from uvos_jax.video.masks import VOID, check_palette
+from uvos_jax.video.masks import check_palette
 
 # A few FBMS sequences are stored with other grey levels; the field's conversion scripts treat them apart.
 _FBMS_THRESHOLD = {"marple7": 0.05, "marple2": 0.4}
@@ -50,27 +50,6 @@ def read_salient(path: Path, lowest: int = 129) -> np.ndarray:
     if image.ndim == 3:
         image = (image[..., :-1] if mode.endswith("A") else image).max(-1)
     return image >= (1 if image.max() <= 1 else lowest)
-
-
-def read_labels(path: Path) -> np.ndarray:
-    """Reads a mask of unknown origin so that a number means the same object in every frame of a video.
-
-    As ``uvos_jax.video.read_mask``, which reads grey {0, 2} as one object, since it may stand for anything; here
-    a grey level that can be an object number is one.
-
-    Returns:
-        uint8 [h, w], 255 for void.
-
-    Raises:
-        UserError: The file cannot be read, or is no label image.
-    """
-    labels = read_mask(path)
-    if labels.max() == 1:
-        with suppress(UserError):
-            numbered = read_mask(path, numbered=True)
-            if numbered.max() < VOID:
-                return numbered
-    return labels
 
 
 def read_objects(path: Path) -> np.ndarray:

@@ -1,7 +1,7 @@
 """YouTube-VIS: videos whose objects are listed in JSON, as run lengths or polygons."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,6 +78,8 @@ def _checked(rle, height, width, mask_utils):
     if list(rle["size"]) != [height, width]:
         raise ValueError(f"its size is {rle['size']}, that of the video {[height, width]}")
     if isinstance(rle["counts"], list):
+        if not all(run == int(run) and run >= 0 for run in rle["counts"]):
+            raise ValueError("its runs are not whole numbers of pixels")
         if sum(rle["counts"]) != height * width:
             raise ValueError(f"its runs do not sum to the {height * width} pixels of the frame")
         return mask_utils.frPyObjects(rle, height, width)
@@ -110,20 +112,43 @@ def _videos(path: Path, images: Path, faults: list[str]) -> list[VideoFiles | No
     try:
         content = json.loads(path.read_bytes())
         names = {entry["id"]: str(entry["name"]) for entry in content.get("categories") or ()}
-        by_video = defaultdict(list)
-        for entry in content.get("annotations") or ():
+        by_video, strays = defaultdict(list), defaultdict(list)
+        ids = Counter(entry["id"] for entry in content["videos"])
+        for at, entry in enumerate(content.get("annotations") or (), 1):
+            object_id = entry.get("id", at)
+            if entry["video_id"] not in ids:
+                strays["video"].append(object_id)
+            if "category_id" in entry and entry["category_id"] not in names:
+                strays["category"].append(object_id)
             by_video[entry["video_id"]].append((names.get(entry.get("category_id"), "object"), entry["segmentations"],
                                                 bool(entry.get("iscrowd"))))
         videos = [([str(name) for name in entry["file_names"]], (int(entry["height"]), int(entry["width"])),
                    by_video[entry["id"]]) for entry in content["videos"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"'{path}' is not the annotation file of YouTube-VIS: {error!r}.") from error
+    faults += [f"'{path}': annotations {named(found)} are of a {what} that it does not list"
+               for what, found in strays.items()]
+    repeated = {"id": [key for key, count in ids.items() if count > 1],
+                "name": [name for name, count in Counter(_name(files) for files, *_ in videos if files).items()
+                         if count > 1]}
+    for what, found in repeated.items():
+        if found:
+            faults.append(f"'{path}' has two videos of one {what}: {named(found)}")
     return [_video(path, images, files, size, tracks, faults) for files, size, tracks in videos if files]
 
 
+def _name(files):
+    return files[0].rpartition("/")[0] or Path(files[0]).stem
+
+
 def _video(path, images, files, size, tracks, faults):
-    name = files[0].rpartition("/")[0] or Path(files[0]).stem
+    name = _name(files)
     where = f"'{path}', video {name}"
+    stems = [Path(file).stem for file in files]
+    twice = [stem for stem, count in Counter(stems).items() if count > 1]
+    if twice:
+        faults.append(f"{where}: frames are listed twice: {named(twice)}")
+        return None
     wrong = [at for at, (_, masks, _) in enumerate(tracks, 1)
              if not isinstance(masks, list) or len(masks) != len(files)]
     if wrong:
@@ -138,7 +163,6 @@ def _video(path, images, files, size, tracks, faults):
     if number > _LARGEST_NUMBER:
         faults.append(f"{where}: more than {_LARGEST_NUMBER} objects")
         return None
-    stems = [Path(file).stem for file in files]
     masks = {stem: Segments(f"{where}, frame {stem}", size, tuple(
         (number, masks[t]) for number, (_, masks, _) in zip(numbers, tracks, strict=True) if masks[t]))
         for t, stem in enumerate(stems)} if tracks else {}

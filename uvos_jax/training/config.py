@@ -8,27 +8,53 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from uvos_jax.data.store import MADE_UP
 from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.options import (
+    REQUIRED,
+    check_options,
+    choice,
+    fraction,
+    names,
+    optional,
+    pattern,
+    plain,
+    section,
+    sections,
+    text,
+    whole,
+)
 
-# All keys, with what they are if the file leaves them out. None: the file must have it, unless listed as OPTIONAL.
-DEFAULTS = {
-    "model": None, "phases": None, "batch_size": None, "optimizer": None, "schedule": None,
-    "init": {}, "data": {}, "seed": 0, "precision": "float32", "launcher": "pmap", "batch_norm": "sync",
-    "accumulate": 1, "ema_decay": None, "log_every": 50, "checkpoint_every": 1000, "keep": 2, "validate": None,
-    "data_dir": None,
+_SECTION = optional(section(None))
+# All keys, with what they may be and what they are if the file leaves them out.
+OPTIONS = {
+    "model": section(REQUIRED), "phases": sections(REQUIRED), "batch_size": whole(REQUIRED, 1),
+    "optimizer": section(REQUIRED), "schedule": section(REQUIRED), "init": section({}), "data": section({}),
+    "seed": whole(0, 0, 2**32 - 1), "precision": choice("float32", ("float32", "bfloat16")),
+    "launcher": choice("pmap", ("pmap", "shard_map", "jit")),
+    "batch_norm": choice("sync", ("sync", "local", "frozen")), "accumulate": whole(1, 1),
+    "ema_decay": optional(fraction(None, one=False)), "log_every": whole(50, 1), "checkpoint_every": whole(1000, 1),
+    "keep": whole(2, 1), "validate": _SECTION, "data_dir": optional(text(None)),
 }
-OPTIONAL = ("ema_decay", "validate", "data_dir")
-PHASE_KEYS = ("name", "steps", "data", "optimizer", "schedule", "model", "batch_norm", "carry")
-CHOICES = {"precision": ("float32", "bfloat16"), "launcher": ("pmap", "shard_map", "jit"),
-           "batch_norm": ("sync", "local", "frozen")}
+PHASE = {
+    "name": text(None), "steps": whole(REQUIRED, 1), "data": _SECTION, "optimizer": _SECTION, "schedule": _SECTION,
+    "model": _SECTION, "batch_norm": OPTIONS["batch_norm"], "carry": optional(sections(None)),
+}
+INIT = {"backbone": optional(text(None)), "weights": optional(text(None))}
+VALIDATE = {
+    "every": whole(REQUIRED, 0), "name": optional(text(None)), "split": optional(text(None)),
+    "only": optional(names(None)), "size": optional(whole(None, 1, 2**15 - 1)), "made_up": _SECTION,
+}
+CARRY = {"from": pattern(REQUIRED), "to": text(REQUIRED)}
 # What a run that goes on may change: neither the batches nor the network nor its updates follow from these.
 CHANGEABLE = ("launcher", "log_every", "checkpoint_every", "keep", "validate", "data_dir")
-_COUNTS = ("batch_size", "accumulate", "log_every", "checkpoint_every", "keep")
+_MOST_STEPS = 2**31 - 1  # they are counted in int32
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -59,13 +85,13 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
             config = get_config(preset) if preset else get_config()
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"The configuration '{spec}' cannot be read: {type(error).__name__}: {error}.") from error
     config = plain(config)
     if not isinstance(config, dict):
         raise UserError(f"get_config in '{path}' must return a ConfigDict.")
     # Whatever the file leaves out can be overridden all the same.
-    config = {key: value for key, value in DEFAULTS.items() if value is not None or key in OPTIONAL} | config
+    config = {key: plain(option.default) for key, option in OPTIONS.items() if option.default is not REQUIRED} | config
     for entry in overrides:
         override(config, entry)
     return check(config)
@@ -76,9 +102,10 @@ def override(config: dict[str, Any], entry: str) -> None:
 
     Args:
       config: nested dicts and lists.
-      entry: ``"a.b=VALUE"``. The key must exist; numbers name the entries of a list (``phases.0.steps=100``). The
-        value is a Python literal, or text as it stands, and must be of the type of what it replaces; a whole number
-        may stand for a fraction, and anything may replace None.
+      entry: ``"a.b=VALUE"``. Where the key is, must exist; the key may be new to a dict inside of the configuration,
+        whose own check knows all names. Numbers name the entries of a list (``phases.0.steps=100``). The value is a
+        Python literal, or text as it stands, and must be of the type of what it replaces; a whole number may stand
+        for a fraction, None for anything, and anything may replace None.
 
     Raises:
       UserError: for an unknown key or a value of another type.
@@ -93,14 +120,16 @@ def override(config: dict[str, Any], entry: str) -> None:
             known = [str(i) for i in range(len(inside))]
         else:
             known = list(inside) if isinstance(inside, dict) else []
-        if key not in known:
+        new = isinstance(inside, dict) and done == len(parents) and key.isidentifier() and (parents or key in OPTIONS)
+        if key not in known and not new:
             place = ".".join(name.split(".")[:done])
             raise UserError(f"The configuration has no '{name}'{f' ({place} has no {key})' if place else ''}."
-                            f"{nearest_hint(key, known)}")
+                            f"{nearest_hint(key, known if parents else OPTIONS)}")
         key = int(key) if isinstance(inside, list) else key
         if done < len(parents):
             inside = inside[key]
-    inside[key] = _value(name, text, inside[key])
+    there = isinstance(inside, list) or key in inside
+    inside[key] = _value(name, text, inside[key] if there else None)
 
 
 def check(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,53 +138,25 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       UserError: naming the key that is missing, unknown or of no use.
     """
-    config = plain(config)
-    for key in config:
-        if key not in DEFAULTS:
-            raise UserError(f"The configuration knows no key '{key}'.{nearest_hint(key, DEFAULTS)}")
-    config = {key: config.get(key, default) for key, default in plain(DEFAULTS).items()}
-    for key, value in config.items():
-        if value is None and key not in OPTIONAL:
-            raise UserError(f"The configuration lacks '{key}'.")
-        if key in CHOICES and value not in CHOICES[key]:
-            raise UserError(f"The configuration's {key} is {value!r};{nearest_hint(str(value), CHOICES[key])}"
-                            f" known are {', '.join(CHOICES[key])}.")
-        if key in _COUNTS and not _is_count(value):
-            raise UserError(f"The configuration's {key} must be a whole number above 0, not {value!r}.")
+    config = plain(check_options(config, OPTIONS, ""))
     try:
         json.dumps(config)
     except TypeError as error:
         raise UserError(f"The configuration may hold numbers, text, lists and dicts only: {error}.") from None
-    if not isinstance(config["model"], dict) or "name" not in config["model"]:
+    if not isinstance(config["model"].get("name"), str):
         raise UserError("The configuration's model must be a dict with a name.")
-    if not isinstance(config["seed"], int) or config["seed"] < 0:
-        raise UserError(f"The configuration's seed must be a whole number, not {config['seed']!r}.")
-    decay = config["ema_decay"]
-    if decay is not None and not (isinstance(decay, (int, float)) and 0 <= decay < 1):
-        raise UserError(f"The configuration's ema_decay must be None or a number from 0 to 1, not {decay!r}.")
-    _known("init", config["init"], ("backbone", "weights"))
+    check_options(config["init"], INIT, "init")
     if config["validate"] is not None:
-        _known("validate", config["validate"], ("every", "name", "split", "only", "size", "made_up"))
-        if not _is_count(config["validate"].get("every")) and config["validate"].get("every") != 0:
-            raise UserError("The configuration's validate.every must be a number of steps, or 0 for never.")
-    if not isinstance(config["phases"], list) or not config["phases"]:
+        check_options(config["validate"], VALIDATE, "validate")
+        if config["validate"].get("made_up") is not None:
+            check_options(config["validate"]["made_up"], MADE_UP, "validate.made_up")
+    if not config["phases"]:
         raise UserError("The configuration's phases must be a list of at least one phase.")
     for number, phase in enumerate(config["phases"]):
-        _known(f"phases.{number}", phase, PHASE_KEYS)
-        if not _is_count(phase.get("steps")):
-            raise UserError(f"phases.{number} of the configuration needs steps, a whole number above 0.")
+        _check_phase(number, phase)
+    if sum(phase["steps"] for phase in config["phases"]) > _MOST_STEPS:
+        raise UserError(f"The phases have more than {_MOST_STEPS} steps together.")
     return config
-
-
-def plain(value: Any) -> Any:
-    """Copies nested ConfigDicts, mappings and sequences to dicts and lists."""
-    if hasattr(value, "to_dict"):
-        value = value.to_dict()
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
-    return value
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -170,13 +171,18 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return sorted(key for key in flat[0].keys() | flat[1].keys() if flat[0].get(key) != flat[1].get(key))
 
 
-def _known(place, entries, keys):
-    if not isinstance(entries, dict):
-        raise UserError(f"The configuration's {place} must be a dict.")
-    for key in entries:
-        if key not in keys:
-            raise UserError(f"The configuration's {place} knows no key '{key}'.{nearest_hint(key, keys)}"
-                            f" Known: {', '.join(keys)}.")
+def _check_phase(number, phase):
+    check_options(phase, PHASE, f"phases.{number}")
+    rules = phase.get("carry") or ()
+    if rules and number == 0:
+        raise UserError("The phases.0 configuration has 'carry', but there is no phase before it to carry from.")
+    for rule in rules:
+        check_options(rule, CARRY, f"phases.{number}.carry")
+        try:
+            re.sub(rule["from"], rule["to"], "")
+        except (re.error, IndexError) as error:
+            raise UserError(f"The phases.{number}.carry configuration's to is {rule['to']!r}, which cannot replace what"
+                            f" {rule['from']!r} matches: {error}.") from None
 
 
 def _value(name, text, old):
@@ -185,6 +191,8 @@ def _value(name, text, old):
         value = plain(ast.literal_eval(text))
     except (ValueError, SyntaxError):
         value = text
+    if value is None:
+        return None  # where it means nothing, the check says so
     if isinstance(old, str) and not isinstance(value, str):
         value = text  # 2016 is a fine name
     kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "text", dict: "a dict",
@@ -195,10 +203,6 @@ def _value(name, text, old):
         raise UserError(f"--config.{name} wants {kinds.get(type(old), type(old).__name__)}, such as {old!r};"
                         f" got '{text}'.")
     return value
-
-
-def _is_count(value):
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _flat(value, prefix=""):

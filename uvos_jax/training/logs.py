@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from uvos_jax.video.files import write_atomically
+from uvos_jax.video.files import cannot_write, write_atomically
 
 
 class RunLog:
@@ -39,9 +39,12 @@ class RunLog:
           step: the number of finished steps.
           values: numbers, None or JSON values; nested dicts become ``a/b`` in TensorBoard.
         """
-        self._file.write(json.dumps({"step": step} | _finite(values)) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())  # no checkpoint may outlive the lines before it
+        try:
+            self._file.write(json.dumps({"step": step} | _finite(values)) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())  # no checkpoint may outlive the lines before it
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
         if self._board is not None:
             for name, value in _scalars(values):
                 self._board.add_scalar(name, value, step)

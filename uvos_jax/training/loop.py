@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -28,9 +29,9 @@ from uvos_jax.training.config import changed_keys, check, config_hash
 from uvos_jax.training.launch import Launcher
 from uvos_jax.training.logs import RunLog, line
 from uvos_jax.training.phases import Phase, phase_at, phases
-from uvos_jax.training.setup import compile_step, first_state, inference_variables, next_state, setup
+from uvos_jax.training.setup import check_carry, compile_step, first_state, inference_variables, next_state, setup
 from uvos_jax.training.validate import choose, validate
-from uvos_jax.video.files import make_folder, write_atomically
+from uvos_jax.video.files import alone, make_folder, write_atomically
 from uvos_jax.weights import checkpoints
 from uvos_jax.weights.runs import RunCheckpoints, publish, withdraw
 
@@ -69,6 +70,9 @@ def train(config: Mapping[str, Any], workdir: str | Path, data_dir: str | Path |
       UserError: if the configuration, the data or a checkpoint cannot be used, or the loss is no longer finite.
       Stopped: after SIGTERM or SIGINT.
     """
+    for what, path in (("workdir", workdir), ("data-dir", data_dir)):
+        if re.match(r"\w{2,}:/", str(path)):
+            raise UserError(f"--{what} '{path}' is an address, not a folder; mount the bucket and give the folder.")
     distributed.initialize()
     config = check(config)
     run = _Run(config, Path(workdir).absolute(), data_dir or config["data_dir"], profile, batches, held_back)
@@ -83,7 +87,10 @@ class _Run:
         self.config, self.workdir, self.profile = config, workdir, profile
         self.recipe = phases(config)
         self.total = self.recipe[-1].stop
-        self.setups = [setup(config, phase) for phase in self.recipe]  # all of them: a mistake shows now
+        # All phases: a mistake in the last one shows now, not when it begins.
+        self.setups = [setup(config, phase) for phase in self.recipe]
+        for before, parts, phase in zip(self.setups, self.setups[1:], self.recipe[1:], strict=False):
+            check_carry(before, parts, phase)
         self.is_main = jax.process_index() == 0
         self.launcher = Launcher(config["launcher"])
         if config["batch_size"] % self.launcher.size:
@@ -94,14 +101,17 @@ class _Run:
         if self.every:
             self.store = held_back if held_back is not None else _held_back(config["validate"], data_dir)
             self.videos = choose(self.store, config["validate"].get("only"))
-        make_folder(workdir)
         self.checkpoints = RunCheckpoints(workdir / "checkpoints", config["keep"], config_hash(config))
+        # Before anything is written: pretrained weights may be missing or not fit.
+        self.begin = None if self.checkpoints.steps() else first_state(config, self.setups[0])
+        make_folder(workdir)
         self.segmenter = None
         self.metrics: dict[str, Any] = {}
 
     def go(self, stack):
         if self.is_main:
-            stack.enter_context(_alone(self.workdir))
+            stack.enter_context(alone(self.workdir / ".lock", f"Another run is at work in '{self.workdir}'; choose"
+                                                              " another --workdir, or wait."))
         step, state = self._resume()
         self.first = step
         self.best = self.checkpoints.best()
@@ -119,7 +129,7 @@ class _Run:
         for phase, parts in zip(self.recipe, self.setups, strict=True):
             if state is None or phase.start <= step < phase.stop:
                 if state is None:
-                    state = first_state(self.config, parts)
+                    state, self.begin = self.begin, None
                 elif step == phase.start and phase.index:
                     self._say(f"Phase '{phase.name}' begins after step {step}: a new optimiser, parameters go on.")
                     state = next_state(self.config, parts, phase, state)
@@ -178,13 +188,15 @@ class _Run:
                 stop = self._stop_asked(step)
                 ends = step == self.total
                 validates = bool(self.every) and (step % self.every == 0 or ends)
-                saves = step % self.config["checkpoint_every"] == 0 or ends or bool(stop)
-                if saves or validates or step == phase.stop:
+                saves = step % self.config["checkpoint_every"] == 0 or step == phase.stop or bool(stop)
+                if saves or validates:
                     self._settle(*pending)  # raises before a broken state is saved
+                    paused_at = time.monotonic()
                     pending, host = None, self.launcher.to_host(state)
                     score = self._validate(phase, parts, step, host) if validates else None
                     if saves or (self.best and self.best[0] == step):
                         self.checkpoints.save(step, host, score)
+                    self.window_start += time.monotonic() - paused_at  # the log's rate is that of training
                 if stop:
                     self.checkpoints.wait()
                     raise Stopped(step, stop)
@@ -200,7 +212,8 @@ class _Run:
             if not math.isfinite(metrics[name]):
                 raise UserError(f"The {name} of step {step} is {metrics[name]}. Its batch held"
                                 f" {self._examples(phase, step, examples)}. Nothing of this step is saved; look at"
-                                " these, lower the learning rate or set optimizer.clip_norm.")
+                                " these, or begin anew, in another --workdir, with a lower schedule.lr or with"
+                                " optimizer.clip_norm.")
         self.metrics |= metrics
         self.window_examples += self.config["batch_size"]
         if self.is_main:
@@ -326,24 +339,6 @@ def _agree(step):
         from jax.experimental import multihost_utils
 
         multihost_utils.assert_equal(np.int32(step), "The processes read different checkpoints; is workdir shared?")
-
-
-@contextlib.contextmanager
-def _alone(workdir):
-    """Refuses a folder in which another run is at work. The system drops the lock with the process, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with open(workdir / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"Another run is at work in '{workdir}'; choose another --workdir, or wait.") from None
-        except OSError:  # a file system without locks, such as a mounted bucket
-            pass
-        yield
 
 
 @contextlib.contextmanager

@@ -15,15 +15,34 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.options import (
+    REQUIRED,
+    check_options,
+    choice,
+    flag,
+    fraction,
+    number,
+    optional,
+    pattern,
+    positive,
+    sections,
+    whole,
+)
 
 Schedule = Callable[[jax.Array], jax.Array]
 
-_SCHEDULES = ("constant", "poly", "cosine", "one_cycle")
-_SCHEDULE_KEYS = ("name", "lr", "peak", "steps", "warmup", "end", "power", "pct_start", "div_factor",
-                  "final_div_factor")
-_OPTIMIZERS = ("sgd", "adam", "adamw")
-_OPTIMIZER_KEYS = ("name", "momentum", "b1", "b2", "eps", "weight_decay", "clip_norm", "groups")
-_GROUP_KEYS = ("match", "lr", "decay")
+_SCHEDULE = {
+    "name": choice(REQUIRED, ("constant", "poly", "cosine", "one_cycle")), "lr": optional(positive(None)),
+    "peak": optional(positive(None)), "steps": optional(whole(None, 1)), "warmup": optional(whole(0, 0)),
+    "end": optional(number(0.0)), "power": number(0.9), "pct_start": fraction(0.3), "div_factor": positive(25.0),
+    "final_div_factor": positive(1e4),
+}
+_OPTIMIZER = {
+    "name": choice(REQUIRED, ("sgd", "adam", "adamw")), "momentum": fraction(0.9, one=False),
+    "b1": fraction(0.9, one=False), "b2": fraction(0.999, one=False), "eps": positive(1e-8),
+    "weight_decay": optional(number(0.0)), "clip_norm": optional(positive(None)), "groups": optional(sections(())),
+}
+_GROUP = {"match": pattern(REQUIRED), "lr": number(1.0), "decay": flag(True)}
 
 
 class OptimizerState(NamedTuple):
@@ -55,21 +74,21 @@ def schedule(config: Mapping, total_steps: int) -> Schedule:
     Raises:
       UserError: an unknown name or key, or a number that makes no schedule.
     """
-    config = _checked(config, _SCHEDULE_KEYS, "schedule")
-    name = _one_of(config.get("name"), _SCHEDULES, "schedule.name")
-    peak = config.get("lr", config.get("peak"))
-    if not isinstance(peak, int | float) or peak <= 0 or {"lr", "peak"} <= set(config):
-        raise UserError(f"schedule.lr (or schedule.peak, not both) must be a positive number, not {peak!r}.")
-    steps, warmup = config.get("steps") or total_steps, config.get("warmup") or 0
-    if warmup < 0 or steps <= warmup:
+    config = check_options(config, _SCHEDULE, "schedule")
+    name, peak, end = config["name"], config["lr"] or config["peak"], config["end"] or 0.0
+    if (config["lr"] is None) == (config["peak"] is None):
+        raise UserError("The schedule configuration needs lr, or peak, which is the same; not both.")
+    if end > peak:
+        raise UserError(f"schedule.end ({end}) must not be above the learning rate ({peak}).")
+    steps, warmup = config["steps"] or total_steps, config["warmup"] or 0
+    if steps <= warmup:
         raise UserError(f"schedule.steps ({steps}) must be more than schedule.warmup ({warmup}).")
     if name == "one_cycle":
         if warmup:
             raise UserError("The one_cycle schedule rises by itself; set schedule.warmup to 0 and use"
                             " schedule.pct_start.")
-        return _one_cycle(peak, steps, config.get("pct_start", 0.3), config.get("div_factor", 25.0),
-                          config.get("final_div_factor", 1e4))
-    end, power = config.get("end") or 0.0, config.get("power", 0.9)
+        return _one_cycle(peak, steps, config["pct_start"], config["div_factor"], config["final_div_factor"])
+    power = config["power"]
 
     def rate(count):
         count = jnp.asarray(count, jnp.float32)
@@ -117,19 +136,18 @@ def make_optimizer(config: Mapping, schedule: Schedule, params: Mapping) -> opta
     Raises:
       UserError: an unknown name or key, or a group without a parameter.
     """
-    config = _checked(config, _OPTIMIZER_KEYS, "optimizer")
-    name = _one_of(config.get("name"), _OPTIMIZERS, "optimizer.name")
-    groups = _assign([_checked(group, _GROUP_KEYS, "optimizer.groups") for group in config.get("groups") or ()],
+    config = check_options(config, _OPTIMIZER, "optimizer")
+    groups = _assign([check_options(group, _GROUP, "optimizer.groups") for group in config["groups"] or ()],
                      list(flatten_dict(params, sep="/")))
-    multipliers = {path: group.get("lr", 1.0) for path, group in groups.items() if group.get("lr", 1.0) != 0}
+    multipliers = {path: group["lr"] for path, group in groups.items() if group["lr"] != 0}
     if not multipliers:
         raise UserError("optimizer.groups freezes every parameter; leave one group with an lr other than 0.")
-    decay = optax.add_decayed_weights(config.get("weight_decay") or 0.0,
-                                      {path: bool(groups[path].get("decay", True)) for path in multipliers})
-    adam = optax.scale_by_adam(config.get("b1", 0.9), config.get("b2", 0.999), config.get("eps", 1e-8))
-    rule = {"sgd": (decay, optax.trace(config.get("momentum", 0.9))), "adam": (decay, adam), "adamw": (adam, decay)}
-    clip = [optax.clip_by_global_norm(config["clip_norm"])] if config.get("clip_norm") else []
-    inner = optax.chain(*clip, *rule[name])
+    decay = optax.add_decayed_weights(config["weight_decay"] or 0.0,
+                                      {path: groups[path]["decay"] for path in multipliers})
+    adam = optax.scale_by_adam(config["b1"], config["b2"], config["eps"])
+    rule = {"sgd": (decay, optax.trace(config["momentum"])), "adam": (decay, adam), "adamw": (adam, decay)}
+    clip = [optax.clip_by_global_norm(config["clip_norm"])] if config["clip_norm"] else []
+    inner = optax.chain(*clip, *rule[config["name"]])
 
     def trainable(tree):
         flat = flatten_dict(tree, sep="/")
@@ -152,7 +170,7 @@ def _assign(groups, paths):
     """The first group that matches each path, or an empty one; every group must get a path."""
     first, matched = {}, set()
     for path in paths:
-        hits = [i for i, group in enumerate(groups) if _pattern(group).fullmatch(path)]
+        hits = [i for i, group in enumerate(groups) if re.fullmatch(group["match"], path)]
         matched.update(hits)
         first[path] = hits[0] if hits else None
     for i, group in enumerate(groups):
@@ -162,26 +180,4 @@ def _assign(groups, paths):
         if i not in first.values():
             raise UserError(f"optimizer.groups: every parameter that '{group['match']}' matches belongs to an"
                             " earlier group; put the special group before the general one.")
-    return {path: groups[i] if i is not None else {} for path, i in first.items()}
-
-
-def _pattern(group):
-    try:
-        return re.compile(group["match"])
-    except (KeyError, TypeError, re.error) as error:
-        raise UserError(f"optimizer.groups: {group} needs a regular expression under 'match'.") from error
-
-
-def _checked(config, known, what):
-    """``config`` (a ConfigDict or a dict) as a dict whose keys are all known."""
-    config = {key: config[key] for key in config}
-    for key in config:
-        if key not in known:
-            raise UserError(f"{what} has no setting '{key}'.{nearest_hint(key, known)} Known: {', '.join(known)}.")
-    return config
-
-
-def _one_of(name, known, what):
-    if name not in known:
-        raise UserError(f"{what} must be one of {', '.join(known)}, not {name!r}.{nearest_hint(str(name), known)}")
-    return name
+    return {path: groups[i] if i is not None else {"lr": 1.0, "decay": True} for path, i in first.items()}

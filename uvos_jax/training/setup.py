@@ -75,6 +75,16 @@ def first_state(config: dict[str, Any], parts: Setup) -> TrainState:
     return _state(config, parts, variables)
 
 
+def check_carry(before: Setup, parts: Setup, phase: Phase) -> None:
+    """Checks that a phase can begin with what the one before leaves; computes nothing.
+
+    Raises:
+      UserError: see ``phases.carry``.
+    """
+    shapes = [{"params": each.state.params, "batch_stats": each.state.batch_stats} for each in (before, parts)]
+    carry(shapes[0], shapes[1], lambda: shapes[1], phase.carry, phase.name)
+
+
 def next_state(config: dict[str, Any], parts: Setup, phase: Phase, before: TrainState) -> TrainState:
     """The state at the start of a later phase: a new optimiser, all else carried over (see ``phases.carry``).
 
@@ -89,16 +99,15 @@ def next_state(config: dict[str, Any], parts: Setup, phase: Phase, before: Train
                       lambda: _drawn(config, parts), phase.carry, phase.name)
     state = _state(config, parts, {"batch_stats": {}} | variables)
     if before.ema is not None:
-        averages = carry({"params": before.ema}, {"params": parts.state.params},
-                         lambda: {"params": variables["params"]}, phase.carry, phase.name)
-        state = state.replace(ema=averages["params"])
+        averages = carry(before.ema, expected, lambda: variables, phase.carry, phase.name)
+        state = state.replace(ema={"batch_stats": {}} | averages)
     return state.replace(step=before.step, key=before.key)
 
 
 def inference_variables(state: TrainState) -> dict[str, Any]:
-    """What a trained state means to a user: averaged parameters if there are any, and running statistics."""
-    params = state.params if state.ema is None else state.ema
-    return {"params": params} | ({"batch_stats": state.batch_stats} if state.batch_stats else {})
+    """What a trained state means to a user: the moving averages if there are any; parameters and statistics."""
+    variables = state.ema or {"params": state.params, "batch_stats": state.batch_stats}
+    return {name: tree for name, tree in variables.items() if tree}
 
 
 def _state(config, parts, variables):

@@ -19,7 +19,8 @@ class TrainState:
       params: float32 parameters, whatever type the model computes in.
       batch_stats: float32 running statistics, ``{}`` for a model without.
       opt_state: of the optimiser.
-      ema: exponential moving average of ``params``, or None.
+      ema: exponential moving average of ``{"params", "batch_stats"}``, or None: averaged parameters normalised by the
+        latest statistics would not fit each other while the learning rate is high.
       key: uint32 ``[n]``, data of the PRNG key from which every step derives its own.
     """
 
@@ -40,15 +41,16 @@ def create_state(model: nn.Module, tx: optax.GradientTransformation, variables: 
       tx: optimiser, see ``optimizers.make_optimizer``.
       variables: ``{"params": ..., "batch_stats": ...}`` to start from, or None for the model's random initialisation.
       seed: of the initialisation and of every random number in the steps (dropout).
-      ema: whether a moving average of the parameters is kept.
+      ema: whether a moving average is kept.
     """
     init_key, key = jax.random.split(jax.random.key(seed))
     if variables is None:
         example = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), model.example_batch())
         variables = jax.jit(model.init)(init_key, example)  # compiled, the forward pass that nobody reads falls away
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), dict(variables["params"]))
+    batch_stats = dict(variables.get("batch_stats", {}))
     return TrainState(
-        step=jnp.zeros([], jnp.int32), params=params, batch_stats=dict(variables.get("batch_stats", {})),
-        opt_state=tx.init(params),
-        ema=jax.tree.map(jnp.copy, params) if ema else None,  # a copy: a donated buffer may appear only once
+        step=jnp.zeros([], jnp.int32), params=params, batch_stats=batch_stats, opt_state=tx.init(params),
+        # A copy: a donated buffer may appear only once.
+        ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if ema else None,
         key=jax.random.key_data(key))

@@ -36,7 +36,8 @@ def make_train_step(model: nn.Module, tx: optax.GradientTransformation, schedule
       accumulate: micro-batches whose gradients are averaged for one update, to save memory. Every micro-batch is
         normalised by its own statistics, which update the running ones one after the other. Micro-batch ``i`` takes
         every ``accumulate``-th example, so it holds the same ones on any number of devices.
-      ema_decay: weight of the past in the moving average of the parameters; None or 0 keeps none.
+      ema_decay: weight of the past in the moving average of parameters and running statistics, at step ``t`` (1 + t) /
+        (10 + t) at most; None or 0 keeps none.
       axis_name: mapped axis over devices, or None where the program sees the whole batch.
 
     Returns:
@@ -96,7 +97,11 @@ def make_train_step(model: nn.Module, tx: optax.GradientTransformation, schedule
             batch_stats = mean(batch_stats)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = optax.incremental_update(params, state.ema, 1 - ema_decay) if ema_decay else None
+        ema = None
+        if ema_decay:
+            # Short at first, so that the random start is soon forgotten.
+            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+            ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, state.ema, 1 - decay)
         # A phase starts a new optimiser, whose schedule starts anew while the step goes on.
         count = state.opt_state.count if isinstance(state.opt_state, OptimizerState) else state.step
         metrics |= {"grad_norm": _norm(grads), "learning_rate": jnp.asarray(schedule(count), jnp.float32)}

@@ -1,7 +1,8 @@
-"""What the readers and writers of this folder share: error texts and writing a file in one step."""
+"""What readers and writers share: error texts, writing a file in one step, and having a folder for oneself."""
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from uvos_jax.errors import UserError
@@ -50,6 +51,53 @@ def make_folder(path: str | os.PathLike) -> None:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+@contextlib.contextmanager
+def alone(lock: str | os.PathLike, complaint: str) -> Iterator[None]:
+    """Holds a lock file, so that no other process on any machine that honours it does the same work meanwhile.
+
+    The system drops the lock with the process, however that ends, so a file that is left over hinders nobody. Where
+    there are no locks (Windows, a mounted bucket), there is no protection.
+
+    Args:
+        lock: The file, in an existing folder; it is made, and removed in the end.
+        complaint: Text of the error where another process holds it.
+
+    Raises:
+        UserError: Another process holds it, or it cannot be written.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    for _ in range(10):
+        try:
+            file = open(lock, "w")  # noqa: SIM115 - held open, and with it the lock, to the end
+        except OSError as error:
+            raise cannot_write(lock, error) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The one who held it may have removed it after it was opened here: then it locks nothing.
+            if os.path.samestat(os.stat(lock), os.fstat(file.fileno())):
+                break
+        except BlockingIOError:
+            file.close()
+            raise UserError(complaint) from None
+        except FileNotFoundError:
+            pass
+        except OSError:  # a file system without locks
+            break
+        file.close()
+    else:
+        raise UserError(complaint)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(lock)
+        file.close()
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:

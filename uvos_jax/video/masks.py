@@ -11,7 +11,7 @@ from uvos_jax.video.files import quoted, reason, write_atomically
 
 VOID = 255
 # Grey levels from 1 up to this one are taken as object numbers; DAVIS and YouTube-VOS stay below.
-_LARGEST_GREY_ID = 20
+LARGEST_GREY_ID = 20
 # A mask with more grey levels than this is a blurred one, not one with oddly numbered objects.
 _FEW_LEVELS = 8
 # Above this zlib level the time doubles or worse, and the files shrink little.
@@ -168,14 +168,14 @@ def _labels_of_grey(path: str | os.PathLike, grey: np.ndarray, may_hold_ids: boo
     if not numbered and (levels.size == 1 or (levels.size == 2 and levels[0] == 0)):
         return (grey > 0).astype(np.uint8)
     numbers = levels[levels != VOID]
-    if may_hold_ids and numbers.size >= 2 - numbered and numbers[-1] <= _LARGEST_GREY_ID:
+    if may_hold_ids and numbers.size >= 2 - numbered and numbers[-1] <= LARGEST_GREY_ID:
         return grey
     if may_hold_ids and numbered and not numbers.size:
         return grey
     if levels.size <= _FEW_LEVELS and may_hold_ids:
         raise UserError(
             f"{quoted(path)} has the grey levels {', '.join(map(str, levels))}, which are neither 0/255 nor "
-            f"object numbers up to {_LARGEST_GREY_ID}; "
+            f"object numbers up to {LARGEST_GREY_ID}; "
             "threshold it at 128, or save it as an indexed (palette) PNG of object numbers."
         )
     raise UserError(

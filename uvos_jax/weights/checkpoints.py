@@ -6,11 +6,14 @@ This is the only place that imports Orbax. Layout of a checkpoint directory::
     weights/    the Orbax tree {"params": ..., "batch_stats": ...}
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import flax.linen as nn
@@ -24,6 +27,7 @@ from uvos_jax.models import build, hyper_parameters
 from uvos_jax.weights.convert import expected_variables
 
 _FORMAT = 1
+_orbax = threading.Lock()
 # Hyper-parameters that say how weights are used, not what they are; all others are fixed by the weights.
 _CHANGEABLE = ("variant", "short_side", "dropout", "axis_name", "dtype", "remat")
 
@@ -55,8 +59,9 @@ def save(directory: str | Path, name: str, model: nn.Module, variables: dict, or
             writer.save(partial / "weights", variables)
         (partial / "uvos.json").write_text(json.dumps(meta, indent=2) + "\n")
         partial.rename(directory)
-    except OSError as error:
-        raise UserError(f"'{directory}' cannot be written: {error.strerror or error}.") from error
+    except (OSError, ValueError) as error:  # of a full disk Orbax says ValueError
+        why = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
+        raise UserError(f"'{directory}' cannot be written: {why}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -117,9 +122,15 @@ def digest(tree) -> str:
     return sha.hexdigest()
 
 
-def checkpointer() -> ocp.StandardCheckpointer:
-    """Orbax for this process alone: trees are whole in every process, so that none has to wait for another."""
+@contextlib.contextmanager
+def checkpointer() -> Iterator[ocp.StandardCheckpointer]:
+    """Orbax for this process alone: trees are whole in every process, so that none has to wait for another.
+
+    One at a time: Orbax numbers its operations for the whole process, and of two that run in different threads one may
+    be finished before its arrays are written.
+    """
     me = jax.process_index()
     options = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me},
                                                  barrier_sync_key_prefix=f"process{me}")
-    return ocp.StandardCheckpointer(multiprocessing_options=options)
+    with _orbax, ocp.StandardCheckpointer(multiprocessing_options=options) as one:
+        yield one

@@ -81,9 +81,9 @@ class RunCheckpoints:
         if saving is not None:
             try:
                 saving.result()
-            except OSError as error:
-                raise UserError(f"A checkpoint in '{self.folder}' cannot be written:"
-                                f" {error.strerror or error}.") from error
+            except Exception as error:  # a full disk reaches us as OSError, or as one of Orbax's many kinds
+                why = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
+                raise UserError(f"A checkpoint in '{self.folder}' cannot be written: {why}.") from error
 
     def restore(self, like: Callable[[int], Any], say: Callable[[str], None] = print) -> tuple[int, Any] | None:
         """Reads the last checkpoint that is whole and undamaged.
