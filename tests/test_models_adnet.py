@@ -178,7 +178,7 @@ def test_paper_averages_probabilities_and_official_logits():
 
 def test_variants_differ_in_rounding_and_gate():
     paper, official = build("adnet"), build("adnet", variant="official")
-    assert (paper.preprocess.resize, official.preprocess.resize) == ("exact", "opencv")
+    assert (paper.preprocess.resize, official.preprocess.resize) == ("smooth", "opencv")
     assert (paper.postprocess, official.postprocess) == ((), ("temporal_gate",))
     for model in (paper, official):
         assert model.preprocess.channels == "BGR"

@@ -254,3 +254,17 @@ def test_preprocess_resizes_as_opencv_only_where_the_rule_says():
     assert (plain % 1 != 0).any()
     assert (rounded % 1 == 0).all()
     assert np.abs(plain - rounded).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(17, 31), (40, 9), (65, 20)])
+def test_frames_that_shrink_are_averaged_as_pillow_does(size):
+    from PIL import Image
+
+    frames = np.random.default_rng(0).integers(0, 256, (2, 60, 80, 3), np.uint8)
+    plain = Preprocess("RGB", 1.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    expected = np.stack([np.stack([Image.fromarray(frame[..., c].astype(np.float32)).resize(
+        size[::-1], Image.Resampling.BILINEAR) for c in range(3)], -1) for frame in frames])
+    np.testing.assert_allclose(preprocess(frames, size, plain), expected, atol=1e-2)
+    # A checkerboard of single pixels has the grey of its mean, whichever pixels a coarse grid would meet.
+    board = np.tile(np.array([[0, 255], [255, 0]], np.uint8), (30, 40))[None, ..., None].repeat(3, -1)
+    assert np.abs(np.asarray(preprocess(board, (10, 13), plain))[:, 1:-1, 1:-1] - 127.5).max() < 3

@@ -87,7 +87,7 @@ def test_a_phase_adds_a_part_and_starts_it_from_another(tmp_path):
 @pytest.mark.parametrize(("rule", "message"), [
     ({"from": "rgb_decoder", "to": "flow_encoder"}, "matches no parameter"),
     ({"from": "rgb_encoder", "to": "head"}, "does not have in that shape"),
-    ({"form": "rgb_encoder", "to": "head"}, "needs 'from' and 'to'"),
+    ({"form": "rgb_encoder", "to": "head"}, "knows no 'form'"),
 ])
 def test_a_carry_rule_that_leads_nowhere_is_an_error(tmp_path, rule, message):
     phases = [{"name": "a", "steps": 1}, {"name": "b", "steps": 1, "model": {"two": True}, "carry": [rule]}]

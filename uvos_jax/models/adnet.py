@@ -63,6 +63,7 @@ class ADNet(nn.Module):
       embedding: channels of the pixel embedding.
       hidden: channels between the two convolutions of the classifier.
       dropout: rate of the channel dropout after ASPP, auxiliary head and classifier.
+      background_weight: of background pixels in the loss, where foreground has 1; the paper weighs them alike.
       short_side: the network's shorter side at scale 1, in pixels.
       axis_name: mapped axis over which batch norm statistics are shared in training.
       dtype: type of the computation; normalisation, softmax and losses stay float32.
@@ -78,6 +79,7 @@ class ADNet(nn.Module):
     embedding: int = 128
     hidden: int = 128
     dropout: float = 0.1
+    background_weight: float = 1.0
     short_side: int = 481
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
@@ -194,9 +196,11 @@ class ADNet(nn.Module):
           ``([b] float32, {name: [b]})``.
         """
         del step
-        size = batch["mask"].shape[1:3]
+        size, weight = batch["mask"].shape[1:3], batch.get("valid")
+        if self.background_weight != 1:
+            weight = jnp.where(batch["mask"], 1.0, self.background_weight) * (1.0 if weight is None else weight)
         parts = {name: binary_cross_entropy(resize_bilinear(logits.astype(jnp.float32), size, align_corners=True),
-                                            batch["mask"], batch.get("valid"))
+                                            batch["mask"], weight)
                  for name, logits in outputs.items()}
         # The paper does not mention the auxiliary head; 0.4 is what PSPNet and DeepLab training uses.
         return sum(value * (0.4 if name == "aux_logits" else 1.0) for name, value in parts.items()), parts
@@ -218,7 +222,7 @@ class ADNet(nn.Module):
     @property
     def preprocess(self) -> Preprocess:
         """The frame transform of this variant: the published code resizes with OpenCV."""
-        return self.PREPROCESS.replace(resize="opencv" if self.variant == "official" else "exact")
+        return self.PREPROCESS.replace(resize="opencv" if self.variant == "official" else "smooth")
 
     @property
     def postprocess(self) -> tuple[str, ...]:

@@ -18,14 +18,15 @@ class Preprocess:
       scale: factor of the 0..255 values.
       mean: subtracted after scaling, one per channel in the order of ``channels``.
       std: divisor after subtraction, one per channel.
-      resize: ``"exact"`` bilinear interpolation, or ``"opencv"``, its fixed-point form on uint8.
+      resize: ``"smooth"`` bilinear interpolation whose kernel grows as a frame shrinks, so that no pixel is skipped; or
+        ``"opencv"``, bilinear between neighbours whatever the scale, in OpenCV's fixed-point form on uint8.
     """
 
     channels: str
     scale: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    resize: str = "exact"
+    resize: str = "smooth"
 
     def replace(self, **changes) -> "Preprocess":
         """A copy with some fields changed."""
@@ -45,8 +46,10 @@ def preprocess(frames: jax.Array, size: tuple[int, int], rule: Preprocess) -> ja
     """
     if rule.resize == "opencv":
         x = resize_uint8_as_opencv(frames, size).astype(jnp.float32)
-    else:
+    elif size[0] >= frames.shape[1] and size[1] >= frames.shape[2]:
         x = resize_bilinear(frames, size, align_corners=False)
+    else:
+        x = jax.image.resize(frames.astype(jnp.float32), (len(frames), *size, 3), "linear", antialias=True)
     if rule.channels == "BGR":
         x = x[..., ::-1]
     return (x * rule.scale - np.asarray(rule.mean, np.float32)) / np.asarray(rule.std, np.float32)

@@ -94,8 +94,6 @@ def carry(tree: dict, expected: dict, fresh: Callable[[], dict], rules: Sequence
         if path in before:
             after[path] = before[path]
     for rule in rules:
-        if set(rule) != {"from", "to"}:
-            raise UserError(f"A carry rule of phase '{phase}' needs 'from' and 'to', not {sorted(rule)}.")
         copies = 0
         for path in before:
             ours = "/".join(path[1:])

@@ -29,7 +29,7 @@ from uvos_jax.weights.convert import expected_variables
 _FORMAT = 1
 _orbax = threading.Lock()
 # Hyper-parameters that say how weights are used, not what they are; all others are fixed by the weights.
-_CHANGEABLE = ("variant", "short_side", "dropout", "axis_name", "dtype", "remat")
+_CHANGEABLE = ("variant", "short_side", "dropout", "axis_name", "dtype", "remat", "background_weight")
 
 
 def save(directory: str | Path, name: str, model: nn.Module, variables: dict, origin: str) -> None:
