@@ -4,8 +4,8 @@
     uvos train --config configs/adnet.py --workdir runs/adnet --data-dir data --config.init.backbone=resnet101.pth
 
 The training code was never published; what the paper leaves open is marked "not stated". Hardware and time of the full
-recipe: not measured here. ``configs/adnet.py:tiny`` is a small network for a CPU: a
-quarter of an hour on two cores. README.md has its table.
+recipe: not measured here. ``configs/adnet.py:tiny`` is a small network for a CPU: a quarter of an hour on two cores.
+README.md has its table.
 """
 
 from configs import common
@@ -44,7 +44,7 @@ def full():
 
 
 def tiny():
-    """A network of 1.7 million parameters for a quarter of an hour on two cores, without ImageNet and without a download.
+    """A network of 1.7 million parameters, for a quarter of an hour on two cores; no ImageNet, no download.
 
     Five sequences of the training split are held back. What the backbone would have from ImageNet it takes from
     generated clips, one example in three (``uvos convert-data synthetic``).
