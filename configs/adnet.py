@@ -1,7 +1,8 @@
 """AD-Net (Anchor Diffusion, ICCV 2019) on DAVIS-2016, as its Sec. 4 describes the training.
 
     uvos convert-data davis2016 --source DAVIS --data-dir data
-    uvos train --config configs/adnet.py --workdir runs/adnet --data-dir data --config.init.backbone=resnet101.pth
+    uvos train --config configs/adnet.py --workdir runs/adnet --data-dir data \\
+        --config.init.backbone=resnet101.pth --config.model.deep_stem=False
 
 The training code was never published; what the paper leaves open is marked "not stated". Hardware and time of the full
 recipe: not measured here. ``configs/adnet.py:tiny`` is a small network for a CPU: a quarter of an hour on two cores.
@@ -21,7 +22,7 @@ def get_config(arg: str = ""):
 
 def full():
     """Sec. 4, "Implementation details"."""
-    config = common.base("adnet")
+    config = common.empty()
     # Deep stem: the backbone of the published weights. --config.model.deep_stem=False takes torchvision's ResNet-101.
     config.model = {"name": "adnet", "deep_stem": True}
     config.batch_size = 8

@@ -5,27 +5,12 @@ from ml_collections import ConfigDict
 from uvos_jax.errors import UserError, nearest_hint
 
 
-def base(model: str) -> ConfigDict:
-    """What a recipe has besides its model, data, optimiser and phases; see docs/training.md for every key.
+def empty() -> ConfigDict:
+    """A configuration to fill; what it leaves out has the defaults of docs/training.md.
 
-    Args:
-      model: name of the system.
+    Dicts and lists inside stay plain: they are replaced as wholes.
     """
-    config = ConfigDict(convert_dict=False)  # plain dicts and lists inside: they are replaced as wholes
-    config.model = {"name": model}
-    config.init = {"backbone": "", "weights": ""}
-    config.seed = 0
-    config.precision = "float32"
-    config.launcher = "pmap"
-    config.batch_norm = "sync"
-    config.accumulate = 1
-    config.ema_decay = None
-    config.log_every = 50
-    config.checkpoint_every = 1000
-    config.keep = 2
-    config.validate = None
-    config.data_dir = ""
-    return config
+    return ConfigDict(convert_dict=False)
 
 
 def preset(name: str, known: dict):

@@ -30,7 +30,7 @@ ALLOWED = {
     "_version": set(),
 }
 EVERYWHERE = {"errors", "options", "_version"}
-ONLY_IN = {"torch": {"weights/files.py"}, "orbax": {"weights/checkpoints.py", "weights/runs.py"}}
+ONLY_IN = {"torch": {"weights/files.py"}, "orbax": {"weights/checkpoints.py"}}
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "array_record"}  # only in data
 MODULES = sorted(ROOT.rglob("*.py"))
 

@@ -4,11 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from uvos_jax.errors import UserError
 from uvos_jax.training.config import CHANGEABLE, changed_keys, check, config_hash, load_config, override, plain
+from uvos_jax.training.optimizers import schedule
 
 FILE = '''
 from ml_collections import ConfigDict
@@ -209,3 +211,17 @@ def test_the_command_line_answers_in_one_sentence(file, tmp_path, arguments, mes
     assert done.returncode == 2, done.stderr
     assert message in done.stderr and done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_the_shipped_recipe_of_adnet_is_the_papers():
+    """Sec. 4: batch 8, 30,000 iterations, learning rate .005 (1 - it / 40,000)^.9, weight decay 5e-4."""
+    path = Path(__file__).parents[1] / "configs" / "adnet.py"
+    config = load_config(str(path))
+    (phase,) = config["phases"]
+    assert (config["batch_size"], phase["steps"], config["optimizer"]["weight_decay"]) == (8, 30_000, 5e-4)
+    rate = schedule(config["schedule"], phase["steps"])
+    np.testing.assert_allclose([rate(0), rate(20_000), rate(30_000)], [0.005, 0.005 * 0.5**0.9, 0.005 * 0.25**0.9],
+                               rtol=1e-5)
+    tiny = load_config(f"{path}:tiny")
+    held_back = set(tiny["validate"]["only"])
+    assert len(held_back) == 5 and held_back == set(tiny["data"]["mixture"][0]["exclude"])
