@@ -1,0 +1,64 @@
+"""Options that several commands share, and what their texts mean."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from uvos_jax.errors import UserError
+
+# What --set may not name, because load() or the command has a word of its own for it.
+_OWN_OPTIONS = {"name": "--model", "model": "--model", "weights": "--weights", "variant": "--variant",
+                "dtype": "--precision", "precision": "--precision", "scales": "--scales",
+                "flip": "--flip"}
+
+Model = Annotated[str | None, typer.Option("--model", help="System, see 'uvos models'; a checkpoint directory knows.")]
+Variant = Annotated[str | None, typer.Option("--variant", help="paper or official (as the published code).")]
+Weights = Annotated[str | None, typer.Option("--weights", help="Checkpoint directory, .pth, .safetensors, .npz, or"
+                                                                " 'random' (untrained).")]
+Precision = Annotated[str, typer.Option("--precision", help="float32 (reference) or bfloat16.")]
+Chunk = Annotated[int | None, typer.Option("--chunk", min=1, help="Frames encoded together; bounds the memory.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE",
+                                               help="An option of the model, see 'uvos models'; repeatable.")]
+
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes; one for each core if not given.")]
+
+
+def names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def cores() -> int:
+    from uvos_jax.evaluation.run import default_workers
+
+    return default_workers()
+
+
+def scales_of(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.replace(" ", ",").split(",") if part)
+    except ValueError:
+        raise UserError(f"--scales wants numbers with commas between, such as 0.75,1,1.5; got '{text}'.") from None
+
+
+def size_of(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and int(part) >= 16 for part in parts):
+        raise UserError(f"--size wants HEIGHTxWIDTH, at least 16 each, such as 480x854; got '{text}'.")
+    return int(parts[0]), int(parts[1])
+
+
+def hyper_parameters_of(entries: list[str] | None) -> dict[str, Any]:
+    """``["net=anchor", "depths=[1,1,2,1]"]`` to keyword arguments; values are JSON where they can be."""
+    values = {}
+    for entry in entries or []:
+        name, equals, value = entry.partition("=")
+        if name in _OWN_OPTIONS:
+            raise UserError(f"--set does not change '{name}': it has an option of its own, {_OWN_OPTIONS[name]}.")
+        if not equals or not name.isidentifier():
+            raise UserError(f"--set wants NAME=VALUE, such as net=anchor; got '{entry}'.")
+        try:
+            values[name] = json.loads(value)
+        except ValueError:
+            values[name] = value
+    return values

@@ -1,0 +1,67 @@
+"""``uvos convert-data`` and ``uvos train``."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uvos_jax.cli.app import app
+from uvos_jax.cli.options import Workers, cores
+from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.progress import progress
+
+
+@app.command("convert-data", epilog="Example: uvos convert-data davis2016 --source DAVIS --data-dir data")
+def convert_data(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="davis2016, davis2017, youtube_vos, youtube_vis, duts,"
+                                        " msra10k, fbms59, youtube_objects, visal, segtrack_v2, synthetic or folder"
+                                        " (your own); with a config, davis2017/semi or folder/MYNAME.")],
+    data_dir: Annotated[Path, typer.Option("--data-dir", help="Where converted datasets are kept.")],
+    source: Annotated[Path | None, typer.Option("--source", help="The dataset as published, unpacked.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a converted dataset.")] = False,
+    workers: Workers = None,
+) -> None:
+    """Checks every file of a dataset and converts it for training."""
+    from uvos_jax.data.convert import convert
+
+    for row in convert(name, source, data_dir, overwrite, workers or cores(), progress):
+        for note in row.notes:
+            print(f"{row.name}: {note}")
+        for split, (videos, frames, labelled) in row.splits.items():
+            print(f"{row.name} {split}: {videos} videos, {frames} frames, {labelled} of them with ground truth")
+        print(f"{row.folder}")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+             epilog="Example: uvos train --config configs/adnet.py --workdir runs/adnet --data-dir data"
+                    " --config.batch_size=16")
+def train(
+    context: typer.Context,
+    config: Annotated[str, typer.Option("--config", metavar="FILE.py[:PRESET]", help="The configuration;"
+                                        " --config.key=value changes a value of it.")],
+    workdir: Annotated[Path, typer.Option("--workdir", help="The run: log, checkpoints, weights. Given again, the run"
+                                                            " goes on.")],
+    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Converted datasets, see 'uvos convert-data'.")
+                        ] = None,
+    profile: Annotated[int, typer.Option("--profile", min=0, help="Trace so many steps into WORKDIR/profile.")] = 0,
+) -> None:
+    """Trains a model; the same command goes on after any interruption."""
+    from uvos_jax.training.config import load_config
+    from uvos_jax.video.files import check_folder
+
+    for argument in context.args:
+        if not argument.startswith("--config."):
+            raise UserError(f"'uvos train' has no option '{argument}'."
+                            f"{nearest_hint(argument, ('--config', '--workdir', '--data-dir', '--profile'))}"
+                            " Values of the configuration are changed by --config.key=value.")
+    settings = load_config(config, [argument.removeprefix("--config.") for argument in context.args])
+    check_folder(workdir)
+    from uvos_jax.training.loop import Stopped
+    from uvos_jax.training.loop import train as run
+
+    try:
+        run(settings, workdir, data_dir, profile=profile)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr, flush=True)
+        raise SystemExit(stopped.code) from None
