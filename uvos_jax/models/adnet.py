@@ -214,6 +214,11 @@ class ADNet(nn.Module):
         logits = resize_bilinear(logits.astype(jnp.float32), size, align_corners=True)
         return logits if self.variant == "official" else jax.nn.sigmoid(logits)
 
+    @nn.nowrap
+    def to_probability(self, score: jax.Array) -> jax.Array:
+        """An averaged score of any shape as the probability of foreground, float32 in [0, 1]."""
+        return jax.nn.sigmoid(score) if self.variant == "official" else score
+
     @property
     def threshold(self) -> float:
         """Averaged scores above it are foreground."""
