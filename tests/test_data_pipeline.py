@@ -13,7 +13,7 @@ import pytest
 from made_up import rectangle
 
 from uvos_jax.cli import app
-from uvos_jax.data.clips import make_clips, part, relabel
+from uvos_jax.data.clips import make_clips, part, paste, relabel
 from uvos_jax.data.pictures import contact_sheet, flow_to_rgb
 from uvos_jax.data.pipeline import batches, from_config
 from uvos_jax.data.sampling import generator
@@ -317,3 +317,52 @@ def test_benchmark_command_names_a_missing_dataset(tmp_path):
     for arguments, message in ((["--data-dir", str(tmp_path)], "no dataset 'davis2016'"), ([], "--data-dir")):
         with pytest.raises(UserError, match=message):
             app(args=["benchmark", "--data", "davis2016", *arguments], standalone_mode=False)
+
+
+def test_pasted_objects_lie_in_front_and_get_ids_of_their_own():
+    labels, other_labels = np.zeros((2, 12, 14), np.uint8), np.zeros((2, 12, 14), np.uint8)
+    labels[:, 2:6, 2:9], labels[0, 10, 10] = 3, 255
+    other_labels[0, 4:9, 5:10], other_labels[0, 0, 0] = 2, 255  # nothing in its second frame
+    frames, others = np.full((2, 12, 14, 3), 10, np.uint8), np.full((2, 12, 14, 3), 210, np.uint8)
+    pasted, ids = paste(frames, labels, others, other_labels)
+    expected = labels.copy()
+    expected[0, 4:9, 5:10] = 5
+    np.testing.assert_array_equal(ids, expected)  # void stays that of the clip behind
+    assert (pasted[0][5:8, 6:9] == 210).all(), "the inside is the other clip's"
+    outside = cv2.dilate((expected[0] == 5).astype(np.uint8), np.ones((3, 3))) == 0
+    assert (pasted[0][outside] == 10).all() and 10 < pasted[0][3, 7, 0] < 110 < pasted[0][4, 7, 0] < 210
+    np.testing.assert_array_equal(pasted[1], frames[1])
+
+
+def test_what_would_hide_the_whole_clip_is_not_pasted():
+    frames, labels = np.zeros((1, 4, 6, 3), np.uint8), np.ones((1, 4, 6), np.uint8)
+    pasted, ids = paste(frames, labels * 2, frames + 9, labels)
+    np.testing.assert_array_equal(pasted[0], frames[0])
+    np.testing.assert_array_equal(ids, labels * 2)
+
+
+def test_the_asked_share_of_examples_has_pasted_objects():
+    # The first video fills the left of its frames with object 1, the second the right.
+    def half(columns):
+        labels = np.zeros((3, 40, 60), np.uint8)
+        labels[:, 10:30, columns] = 1
+        return labels
+
+    store = MemoryStore("halves", [("left", np.full((3, 40, 60, 3), 50, np.uint8), half(slice(0, 20)), None),
+                                   ("right", np.full((3, 40, 60, 3), 200, np.uint8), half(slice(40, 60)), None)])
+
+    def doubled(share):
+        clips = _clips(store=store, paste=share, geometry={"kind": "resize"}, size=SIZE, batch_size=60)
+        batch = clips.batch(0)
+        _same(batch, clips.batch(0))
+        assert set(np.unique(batch["labels"])) == {0, 1}, "still one foreground"
+        return np.mean([label[:, :20].any() and label[:, 40:].any() for label in batch["labels"][:, 1]])
+
+    assert doubled(0.0) == 0
+    assert 0.3 < doubled(1.0) < 0.7  # half of the pasted ones are of the same video
+    assert 0.1 < doubled(0.5) < 0.4
+
+
+def test_pasting_and_flow_exclude_each_other():
+    with pytest.raises(UserError, match="Pasted objects have no flow"):
+        _clips("references", paste=0.5)

@@ -26,6 +26,7 @@ from uvos_jax.options import (
     check_named,
     check_options,
     flag,
+    fraction,
     names,
     optional,
     section,
@@ -41,6 +42,7 @@ _OBJECTS = whole(None, 1, VOID - 1)
 SETTINGS = {
     "size": size(REQUIRED), "batch_size": whole(REQUIRED, 1), "seed": whole(REQUIRED, 0, 2**32 - 1),
     "geometry": section({"kind": "resize"}), "colour": optional(section(None)), "flow": flag(False),
+    "paste": fraction(0.0),
     "objects": Option(None, f"None, 'foreground' or the largest number of objects, {_OBJECTS.wants}",
                       lambda value: value is None or value == "foreground" or _OBJECTS.fits(value)),
 }
@@ -112,6 +114,7 @@ class Clips:
         independent_colour: Whether each frame of a clip has changes of its own.
         flow: Whether examples have optical flow.
         objects: None, "foreground" or the largest number of objects, see ``relabel``.
+        paste: Share of the examples that get the objects of another clip.
     """
 
     parts: tuple[Part, ...]
@@ -128,6 +131,7 @@ class Clips:
     independent_colour: bool
     flow: bool
     objects: str | int | None
+    paste: float
 
     def batch(self, step: int) -> Batch:
         """Returns the whole batch of a step, see the module's text."""
@@ -146,6 +150,24 @@ class Clips:
             place: Place in the global batch, 0 to ``batch_size - 1``.
         """
         chosen, v, indices, rng = self._choose(step, place)
+        frames, labels, maps = self._clip(chosen, v, indices, rng)
+        if self.paste and rng.random() < self.paste:
+            # The other clip is of the same dataset, with a geometry and colours of its own.
+            other, item = map(int, chosen.items[rng.integers(len(chosen.items))])
+            its = RECIPES[chosen.recipe].frames(rng, chosen.store.videos[other], item, **chosen.options)
+            other_frames, other_labels, _ = self._clip(chosen, other, its, rng)
+            frames, labels = paste(frames, labels, other_frames, other_labels)
+        example = {"frames": np.stack(frames),
+                   "labels": relabel(rng, labels, self.objects, chosen.recipe == "sequence"),
+                   "example": np.int64(step * self.batch_size + place)}
+        if self.flow:
+            example["flow"] = np.stack([self._flow(chosen.store, v, t, matrix)
+                                        for t, matrix in zip(indices, maps, strict=True)])
+        return example
+
+    def _clip(self, chosen: Part, v: int, indices: list[int], rng: np.random.Generator
+              ) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray]]:
+        """Returns the frames of a clip, uint8 [t, h, w] labels and the maps that its geometry drew for them."""
         store, size = chosen.store, self.size
         # A frame may be in a clip several times.
         sources = {t: store.labels(v, t) for t in dict.fromkeys(indices)}
@@ -166,13 +188,7 @@ class Clips:
             frames = [colours.jitter(frame, factors[i % len(factors)]) for i, frame in enumerate(frames)]
         warped = np.stack([warp_labels(sources[t], matrix, size, self.fill_label)
                            for t, matrix in zip(indices, maps, strict=True)])
-        example = {"frames": np.stack(frames),
-                   "labels": relabel(rng, warped, self.objects, chosen.recipe == "sequence"),
-                   "example": np.int64(step * self.batch_size + place)}
-        if self.flow:
-            example["flow"] = np.stack([self._flow(store, v, t, matrix)
-                                        for t, matrix in zip(indices, maps, strict=True)])
-        return example
+        return frames, warped, maps
 
     def _choose(self, step: int, place: int) -> tuple[Part, int, list[int], np.random.Generator]:
         """Returns the part, video and frames of an example, and random numbers for the rest."""
@@ -188,6 +204,34 @@ class Clips:
         if flow is None:  # such as that of a last frame
             return np.zeros((*self.size, 2), np.float32)
         return warp_flow(flow, matrix, self.size)
+
+
+def paste(frames: Sequence[np.ndarray], labels: np.ndarray, others: Sequence[np.ndarray], other_labels: np.ndarray
+          ) -> tuple[list[np.ndarray], np.ndarray]:
+    """Puts the objects of one clip in front of another (after Ghiasi et al. 2021, "Simple Copy-Paste").
+
+    A few videos then show every object before every background. Nothing is pasted if there is no object, or if the
+    objects fill more than half of the picture and would leave nothing of the clip behind them.
+
+    Args:
+        frames: t frames, uint8 [h, w, 3].
+        labels: uint8 [t, h, w], 0 background, ids, 255 void.
+        others: Frames of the clip whose objects are pasted, as many and as large.
+        other_labels: Their labels.
+
+    Returns:
+        The frames and labels with the objects, whose ids follow those of the clip; edges are softened by a pixel.
+    """
+    masks = (other_labels > 0) & (other_labels != VOID)
+    if not masks.any() or masks.mean() > 0.5:
+        return list(frames), labels
+    pasted = []
+    for frame, other, mask in zip(frames, others, masks, strict=True):
+        weight = cv2.GaussianBlur(mask.astype(np.float32), (3, 3), 0)[..., None]
+        pasted.append(np.round(frame + (other.astype(np.float32) - frame) * weight).astype(np.uint8))
+    last = int(labels[labels != VOID].max(initial=0))
+    ids = np.minimum(other_labels.astype(int) + last, VOID - 1)
+    return pasted, np.where(masks, ids, labels).astype(np.uint8)
 
 
 def relabel(rng: np.random.Generator, labels: np.ndarray, objects: str | int | None, follow: bool = False
@@ -221,7 +265,8 @@ def relabel(rng: np.random.Generator, labels: np.ndarray, objects: str | int | N
 
 
 def make_clips(parts: Sequence[Part], size: tuple[int, int], batch_size: int, seed: int, geometry: dict,
-               colour: dict | None = None, flow: bool = False, objects: str | int | None = None) -> Clips:
+               colour: dict | None = None, flow: bool = False, objects: str | int | None = None,
+               paste: float = 0.0) -> Clips:
     """Checks and completes a description of training examples.
 
     Args:
@@ -234,6 +279,7 @@ def make_clips(parts: Sequence[Part], size: tuple[int, int], batch_size: int, se
         colour: Ranges of changes, see ``colour.draw``; also ``"independent"``.
         flow: Whether examples have optical flow; every dataset must.
         objects: See ``relabel``.
+        paste: Share of the examples that get the objects of another clip of their dataset, see ``paste``.
 
     Raises:
         UserError: Something of it does not fit.
@@ -248,7 +294,9 @@ def make_clips(parts: Sequence[Part], size: tuple[int, int], batch_size: int, se
         raise UserError(f"The shares of the mixture sum up to {cycle}; choose smaller ones of the same ratio, "
                         f"{_LONGEST_CYCLE} at most together.")
     checked = check_options({"size": size, "batch_size": batch_size, "seed": seed, "geometry": geometry,
-                             "colour": colour, "flow": flow, "objects": objects}, SETTINGS, "data")
+                             "colour": colour, "flow": flow, "objects": objects, "paste": paste}, SETTINGS, "data")
+    if checked["flow"] and checked["paste"]:
+        raise UserError("Pasted objects have no flow of their own to paste; set paste to 0 or flow to False.")
     without = [part.what for part in parts if flow and not part.store.has_flow]
     if without:
         raise UserError(f"Flow is asked for, but {', '.join(without)} has none; convert it with flow, or set flow to "
@@ -260,7 +308,7 @@ def make_clips(parts: Sequence[Part], size: tuple[int, int], batch_size: int, se
                  fill_label=options.pop("fill_label"), geometry=options,
                  independent_colour=tones.pop("independent"),
                  colour={name: tuple(value) for name, value in tones.items() if value is not None},
-                 flow=flow, objects=objects)
+                 flow=flow, objects=objects, paste=float(paste))
 
 
 def stack(examples: Sequence[Batch]) -> Batch:
