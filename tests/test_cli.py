@@ -1,35 +1,15 @@
-import io
 import json
 import re
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 
 import cv2
 import numpy as np
 import pytest
+from command_line import SMALL, uvos
 from small_adnet import clip
 
-from uvos_jax import cli
 from uvos_jax.video import read_mask
-
-SMALL = [f"--set={entry}" for entry in ("depths=[1,1,1,1]", "width=8", "aspp_features=16", "embedding=16",
-                                        "hidden=16", "short_side=65")]
-
-
-def uvos(*arguments):
-    """Runs the command line in this process; returns exit code, output and error output."""
-    out, err = io.StringIO(), io.StringIO()
-    code = 0
-    argv, sys.argv = sys.argv, ["uvos", *map(str, arguments)]
-    try:
-        with redirect_stdout(out), redirect_stderr(err):
-            cli.main()
-    except SystemExit as stop:
-        code = stop.code or 0
-    finally:
-        sys.argv = argv
-    return code, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +103,7 @@ def test_models_lists_what_there_is():
     (["segment", "{folder}", "--model", "adnet", "--weights", "random", "--set", "widht=8"], "Did you mean 'width'"),
     (["segment", "{folder}", "--model", "adnet", "--weights", "random", "--set", "width"], "NAME=VALUE"),
     (["segment", "{folder}", "--model", "adnet", "--weights", "random", "--scales", "big"], "--scales"),
-    (["segment", "{empty}", "--model", "adnet", "--weights", "random"], "no frames"),
+    (["segment", "{empty}", "--model", "adnet", "--weights", "random"], "neither videos nor frames"),
     (["segment", "{text}", "--model", "adnet", "--weights", "random"], "not|cannot"),
     (["segment", "{folder}", "--model", "adnet", "--weights", "{text}"], "not a weight file"),
     (["segmnt", "{folder}"], "segment"),
@@ -131,6 +111,15 @@ def test_models_lists_what_there_is():
     (["benchmark", "--model", "adnet", "--size", "²00x300"], "HEIGHTxWIDTH"),
     (["parity", "nowhere.npz"], "no reference file"),
     (["segment", "{folder}", "--chunk", "0"], "--chunk"),
+    (["segment"], "INPUT"),
+    (["segment", "{folder}", "--on-error", "skipp"], "Did you mean 'skip'"),
+    (["segment", "{folder}", "--every", "0"], "--every"),
+    (["segment", "{folder}", "--start", "soon"], "soon"),
+    (["segment", "{folder}", "--start", "1:00"], "3 frames"),
+    (["segment", "{folder}", "--alpha", "2"], "alpha"),
+    (["segment", "{folder}", "--background", "gren"], "Did you mean 'green'"),
+    (["segment", "{folder}", "--cutout", "pgn"], "png"),
+    (["segment", "{folder}", "--log-file", "{folder}/no/such/folder"], "cannot write"),
 ])
 def test_mishaps_end_in_one_sentence_and_exit_code_2(arguments, message, folder, tmp_path):
     (tmp_path / "empty").mkdir()
@@ -156,8 +145,8 @@ def test_python_dash_m_is_the_same_command():
 
 
 @pytest.mark.parametrize(("entry", "message"), [
-    ("depths=3", "list of 4 whole numbers"), ("depths=[1,1,1]", "list of 4"), ("depths=[0,1,1,1]", "above 0"),
-    ("width=0", "above 0"), ("width=big", "whole number"), ("deep_stem=1", "true or false"), ("dropout=2", "0 to 1"),
+    ("depths=3", "list of 4 whole numbers"), ("depths=[1,1,1]", "list of 4"), ("depths=[0,1,1,1]", "from 1 to"),
+    ("width=0", "from 1 to"), ("width=big", "whole number"), ("deep_stem=1", "true or false"), ("dropout=2", "0 to 1"),
     ("net=full_", "Did you mean 'full'"), ("dtype=int8", "--precision"), ("variant=paper", "--variant"),
     ("name=x", "--model"),
 ])

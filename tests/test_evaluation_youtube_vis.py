@@ -372,7 +372,7 @@ def test_all_faults_are_counted():
         *(({"annotations": x}, "there is no ground truth to compare with (a test split?)") for x in (None, [])),
         ({"videos": [], "categories": {}}, "videos must be a list with something in it; categories must be a list"),
         ({"videos": [video(1, 2)] * 2}, "videos[1]: the id 1 is there twice"),
-        ({"videos": [video(1, 0)]}, "videos[0]: id, height, width and length must be integers, the sizes from 1 up"),
+        ({"videos": [video(1, 0)]}, "videos[0]: id, height, width and length must be integers, the sizes from 1 to"),
         ({"videos": [{"id": 1, "length": 2}]}, "videos[0]: height and width missing"),
         ({"categories": [{"id": "1"}]}, "categories[0]: the id '1' is not an integer, or is there twice"),
         ({"annotations": [GOOD | {"iscrowd": 2}]}, "annotations[0]: iscrowd must be 0 or 1"),

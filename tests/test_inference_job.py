@@ -1,4 +1,7 @@
+import errno
 import json
+import os
+import re
 
 import av
 import cv2
@@ -7,10 +10,11 @@ import pytest
 from small_adnet import clip, small_segmenter
 
 from uvos_jax import UserError
-from uvos_jax.inference import job
 from uvos_jax.inference.figures import check_figures, match, spread_points, write_figures
-from uvos_jax.inference.job import check_output, segment_to_folder
+from uvos_jax.inference.job import Stopped, check_output, segment_to_folder
 from uvos_jax.video import VideoWriter, open_source, read_mask
+from uvos_jax.video import output as writing
+from uvos_jax.video.files import alone, cannot_write
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +57,9 @@ def test_video_file_gives_five_digit_names_and_its_rate(segmenter, tmp_path):
             writer.write(frame)
     run = segment_to_folder(segmenter, open_source(tmp_path / "clip.mp4"), tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out/masks").iterdir()) == [f"{i:05d}.png" for i in range(4)]
-    assert run["source"] == {"name": "clip", "kind": "file", "fps": 12.5, "frames": 4, "size": [48, 72]}
+    known = {"name": "clip", "kind": "file", "fps": 12.5, "frames": 4, "size": [48, 72], "first_frame": "00000"}
+    assert run["source"].items() >= known.items()
+    assert run["source"]["bytes"] == [(tmp_path / "clip.mp4").stat().st_size]
     with av.open(str(tmp_path / "out/overlay.mp4")) as video:
         assert float(video.streams.video[0].average_rate) == 12.5
 
@@ -77,8 +83,98 @@ def test_a_run_that_breaks_off_keeps_its_masks_and_says_it_is_unfinished(segment
     with pytest.raises(UserError, match="frame4"):
         segment_to_folder(segmenter, open_source(source), tmp_path / "out", chunk=chunk)
     assert {p.name for p in (tmp_path / "out/masks").iterdir()} == {f"frame{i}.png" for i in range(4)}
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["masks", "run.json"]
-    assert json.loads((tmp_path / "out/run.json").read_text()) == {"finished": False}
+    run = json.loads((tmp_path / "out/run.json").read_text())
+    assert run["finished"] is False and run["frames"] == 4 and "frame4" in run["stopped"]
+    assert _length(tmp_path / "out/overlay.mp4") == 4
+
+
+def _length(video):
+    with av.open(str(video)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def test_a_full_disk_is_one_sentence_that_says_what_is_kept(segmenter, tmp_path, monkeypatch):
+    def full_at_the_fourth(path, labels):
+        if path.name == "frame3.png":
+            raise cannot_write(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        write_mask(path, labels)
+
+    write_mask = writing.write_mask
+    monkeypatch.setattr(writing, "write_mask", full_at_the_fourth)
+    source = _folder(tmp_path / "clip", clip(30))
+    with pytest.raises(UserError) as caught:
+        segment_to_folder(segmenter, open_source(source), tmp_path / "out")
+    run = json.loads((tmp_path / "out/run.json").read_text())
+    kept = len(list((tmp_path / "out/masks").iterdir()))
+    assert re.search(rf"frame3.png.*No space left.* {kept} masks are kept .*--resume", str(caught.value))
+    assert "\n" not in str(caught.value) and run["frames"] == kept >= 3
+
+
+def test_a_video_that_vanishes_is_one_sentence_that_says_what_is_kept(segmenter, tmp_path):
+    source = _folder(tmp_path / "clip", clip(30))
+    with pytest.raises(UserError, match="frame.*No such file.* kept in .*--resume"):
+        segment_to_folder(segmenter, open_source(source), tmp_path / "out",
+                          on_frame=lambda: [path.unlink() for path in source.iterdir()])
+    assert _length(tmp_path / "out/overlay.mp4") == len(list((tmp_path / "out/masks").iterdir())) > 0
+
+
+def _after(frames, number):
+    """A question that is answered by a signal's number from some frame on."""
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return number if len(asked) >= frames else None
+
+    return stop
+
+
+@pytest.mark.parametrize(("number", "code", "name"), [(2, 130, "SIGINT"), (15, 143, "SIGTERM")])
+def test_a_signal_ends_a_run_after_a_frame(segmenter, tmp_path, number, code, name):
+    with pytest.raises(Stopped, match="3 masks are kept in .*--resume goes on") as caught:
+        segment_to_folder(segmenter, open_source(clip(9)), tmp_path / "out", stop=_after(3, number))
+    run = json.loads((tmp_path / "out/run.json").read_text())
+    assert caught.value.code == code and run == {"finished": False, "stopped": f"stopped by {name}", "frames": 3}
+    assert _length(tmp_path / "out/overlay.mp4") == 3
+
+
+def test_a_signal_finishes_a_live_source(segmenter, tmp_path):
+    def camera():
+        while True:
+            yield clip(1)[0]
+
+    run = segment_to_folder(segmenter, open_source(camera()), tmp_path / "out", stop=_after(3, 2))
+    assert run["finished"] is True and run["source"]["frames"] == _length(tmp_path / "out/overlay.mp4") == 3
+
+
+def test_a_signal_is_the_reason_where_it_broke_the_source_too(segmenter, tmp_path):
+    """Ctrl-C goes to all programs of a pipe."""
+    def frames():
+        yield from clip(3)
+        raise OSError("pipe broke")
+
+    with pytest.raises(Stopped, match="kept in"):
+        segment_to_folder(segmenter, open_source(frames()), tmp_path / "out", stop=_after(4, 2))
+
+
+def test_frames_that_cannot_be_decoded_are_named_in_run_json(segmenter, tmp_path):
+    source = _folder(tmp_path / "clip", clip(5))
+    (source / "frame2.png").write_bytes(b"")
+    run = segment_to_folder(segmenter, open_source(source, on_error="skip"), tmp_path / "out", soft=True)
+    assert list(run["skipped"]) == ["frame2"] and run["skipped"]["frame2"] and run["source"]["frames"] == 5
+    masks = [(tmp_path / f"out/masks/frame{i}.png").read_bytes() for i in range(5)]
+    assert masks[2] == masks[1] != masks[3]
+    rows = (tmp_path / "out/confidence.csv").read_text().splitlines()
+    assert rows[3].split(",")[1] == rows[2].split(",")[1] and len(rows) == 6
+
+
+def test_all_that_is_asked_for_is_made_and_named(segmenter, tmp_path):
+    run = segment_to_folder(segmenter, open_source(clip(3)), tmp_path / "out", overlay=False, soft=True, json=True,
+                            cutout="png")
+    assert set(run["results"]) == {p.name for p in (tmp_path / "out").iterdir()}
+    assert set(run["results"]) == {"masks", "soft", "confidence.csv", "objects.json", "cutout", "run.json"}
+    assert run["outputs"]["overlay"] is False and run["resumed"] == 0 and run["skipped"] == {}
+    assert run["references"] == "first frame" and run["peak_memory_mib"] > 50
 
 
 def test_output_that_cannot_be_written_is_refused_at_once(tmp_path):
@@ -110,16 +206,22 @@ def test_a_second_run_into_the_same_folder_is_refused_while_the_first_one_works(
     assert segment_to_folder(segmenter, open_source(frames()), tmp_path / "out")["source"]["frames"] == 2
 
 
-def test_a_run_that_claims_the_folder_after_the_check_is_not_overwritten(segmenter, tmp_path, monkeypatch):
-    def checked_just_before(output, overwrite, source):
-        (tmp_path / "out/masks").mkdir(parents=True)
-        (tmp_path / "out/run.json").write_text('{"finished": false}')
-        return tmp_path / "out"
+def test_a_folder_that_another_run_has_claimed_without_a_result_yet_is_left_alone(segmenter, tmp_path):
+    (tmp_path / "out").mkdir()
+    with (alone(tmp_path / "out/.uvos.lock", "not expected"),
+          pytest.raises(UserError, match="Another run is writing into .*out")):
+        segment_to_folder(segmenter, open_source(clip(2)), tmp_path / "out", overwrite=True)
+    assert not list((tmp_path / "out").iterdir())
+    assert segment_to_folder(segmenter, open_source(clip(2)), tmp_path / "out")["finished"] is True
+    assert not (tmp_path / "out/.uvos.lock").exists()
 
-    monkeypatch.setattr(job, "check_output", checked_just_before)
-    with pytest.raises(UserError, match="Another run is writing"):
-        segment_to_folder(segmenter, open_source(clip(2)), tmp_path / "out")
-    assert not list((tmp_path / "out/masks").iterdir())
+
+def test_an_unfinished_run_is_not_replaced_by_accident_either(segmenter, tmp_path):
+    with pytest.raises(Stopped):
+        segment_to_folder(segmenter, open_source(clip(9)), tmp_path / "out", stop=_after(3, 2))
+    with pytest.raises(UserError, match="unfinished run.*--resume.*--overwrite"):
+        segment_to_folder(segmenter, open_source(clip(9)), tmp_path / "out")
+    assert len(list((tmp_path / "out/masks").iterdir())) == 3
 
 
 def test_a_run_without_a_first_frame_leaves_nothing(segmenter, tmp_path):

@@ -1,4 +1,6 @@
+import gc
 import itertools
+import threading
 
 import cv2
 import jax
@@ -12,6 +14,8 @@ from uvos_jax.inference.segmenter import load
 from uvos_jax.inference.stages import STAGES
 from uvos_jax.ops.preprocess import preprocess
 from uvos_jax.video import open_source
+from uvos_jax.weights.checkpoints import digest
+from uvos_jax.weights.packaged import load_packaged
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +120,39 @@ def test_fill_up_frames_leave_no_trace():
                for a, b in zip(jax.tree.leaves(after_four), jax.tree.leaves(after_two), strict=True))
 
 
+def test_a_stream_that_nobody_reads_on_ends_its_thread(segmenter):
+    def readers():
+        return [thread for thread in threading.enumerate() if thread.name == "uvos-reader"]
+
+    stream = segmenter.stream(clip(40))
+    next(stream)
+    assert readers()
+    del stream
+    gc.collect()
+    assert not readers()
+    for _ in segmenter.stream(clip(40)):
+        break
+    gc.collect()
+    assert not readers()
+
+
+def test_too_little_memory_is_said_in_a_sentence(segmenter, monkeypatch):
+    def step(*arguments):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+
+    small = small_segmenter()
+    monkeypatch.setitem(small.engine((48, 72)).__dict__, "step", step)
+    with pytest.raises(UserError, match="memory.*--size"):
+        small.segment(clip(1))
+
+
+def test_without_name_and_weights_it_is_the_packaged_network():
+    segmenter = load(short_side=65)
+    name, model, variables = load_packaged(short_side=65)
+    assert (segmenter.name, segmenter.model) == (name, model) and model.short_side == 65
+    assert segmenter.weights_digest == digest(variables)
+
+
 def test_a_live_source_is_answered_frame_by_frame(segmenter, masks):
     asked = []
 
@@ -153,8 +190,8 @@ def test_an_error_in_the_reader_comes_out_after_the_frames_before_it(segmenter, 
         cv2.imwrite(str(tmp_path / f"{i:05d}.png"), frame)
     done = []
     with pytest.raises(UserError, match="00004.*20x20.*72x48"):
-        for frame, _ in segmenter.run(open_source(tmp_path), chunk=1):
-            done.append(frame.name)
+        for answer in segmenter.run(open_source(tmp_path), chunk=1):
+            done.append(answer.frame.name)
     assert done == ["00000", "00001", "00002", "00003"]
 
 

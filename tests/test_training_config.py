@@ -164,7 +164,7 @@ def test_an_unknown_preset_is_the_users_error(file):
 
 def test_an_unknown_preset_of_the_recipes_is_told_with_those_there_are():
     path = Path(__file__).parent.parent / "configs/adnet.py"
-    with pytest.raises(UserError, match=r"^There is no preset 'tinny'; known are tiny \(or none\)\. "
+    with pytest.raises(UserError, match=r"^There is no preset 'tinny'; known are tiny, small \(or none\)\. "
                                         r"Did you mean 'tiny'\?$"):
         load_config(f"{path}:tinny")
 

@@ -8,43 +8,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from made_videos import GREEN, RED, make_video, quarter_red, turn
 
 from uvos_jax.errors import UserError
 from uvos_jax.video import open_source
 
 av = pytest.importorskip("av")
 
-RED, GREEN = (220, 30, 60), (20, 150, 40)
 UNIT = 1 << 16
 QUARTER_TURN_CLOCKWISE = (0, UNIT, 0, -UNIT, 0, 0, 0, 0, 1 << 30)
 HALF_TURN = (-UNIT, 0, 0, 0, -UNIT, 0, 0, 0, 1 << 30)
 QUARTER_TURN_BACK = (0, -UNIT, 0, UNIT, 0, 0, 0, 0, 1 << 30)
-
-
-def quarter_red(height: int, width: int) -> np.ndarray:
-    """A green image with a red top left quarter."""
-    image = np.full((height, width, 3), GREEN, np.uint8)
-    image[: height // 2, : width // 2] = RED
-    return image
-
-
-def make_video(path: Path, codec: str = "libx264", images=None, rate: int = 12, pix_fmt="yuv420p") -> Path:
-    images = [quarter_red(48, 64)] * 9 if images is None else images
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
-        stream.height, stream.width, stream.pix_fmt = *images[0].shape[:2], pix_fmt
-        for image in images:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode(None))
-    return path
-
-
-def turn(path: Path, matrix: tuple[int, ...]) -> None:
-    """Sets the display matrix in the track header of an MP4 file."""
-    data = bytearray(path.read_bytes())
-    start = data.index(b"tkhd") + 44
-    data[start : start + 36] = struct.pack(">9i", *matrix)
-    path.write_bytes(data)
 
 
 def assert_refused(path: Path, match: str) -> None:
@@ -183,6 +157,69 @@ def test_video_of_an_unknown_codec(tmp_path):
     path = make_video(tmp_path / "a.webm", "libvpx-vp9")
     path.write_bytes(path.read_bytes().replace(b"V_VP9", b"V_XX9"))
     assert_refused(path, "no decoder for")
+
+
+def test_what_only_looks_like_a_video(tmp_path):
+    (tmp_path / "folder.mp4").mkdir()
+    assert_refused(tmp_path / "folder.mp4", r"the folder '.*folder\.mp4' holds no frames")
+    (tmp_path / "notes.mp4").write_text("These are notes.\n" * 500)
+    assert_refused(tmp_path / "notes.mp4", r"notes\.mp4' cannot be read as a video")
+    (tmp_path / "a.mp4").symlink_to(tmp_path / "b.mp4")
+    assert_refused(tmp_path / "a.mp4", r"a\.mp4' is a link to '.*b\.mp4', which does not exist")
+    (tmp_path / "b.mp4").symlink_to(tmp_path / "a.mp4")
+    assert_refused(tmp_path / "a.mp4", r"a\.mp4' cannot be read: Too many levels of symbolic links")
+    assert_refused("nul\0.mp4", "cannot be read: .*embedded null")
+    assert_refused(tmp_path / ("x" * 300), "cannot be read: File name too long")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_devices_and_pipes_do_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert_refused(tmp_path / "pipe.mp4", "neither a file nor a folder, but a device, pipe or socket; .* give '-'")
+    assert_refused("/dev/zero", "neither a file nor a folder")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    assert_refused(tmp_path / "zero.png", "neither a file nor a folder")
+    (tmp_path / "frames").mkdir()
+    os.mkfifo(tmp_path / "frames" / "0.png")
+    assert_refused(tmp_path / "frames", r"0\.png': it is no regular file")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_file_that_may_not_be_read(tmp_path):
+    path = make_video(tmp_path / "a.mp4")
+    path.chmod(0)
+    assert_refused(path, "Permission denied")
+    path.chmod(0o600)
+    tmp_path.chmod(0)
+    try:
+        assert_refused(path, "Permission denied")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_file_cannot_reach_for_the_network(tmp_path):
+    path = tmp_path / "a.sdp"  # of a stream that never comes
+    path.write_text("v=0\no=- 0 0 IN IP4 127.0.0.1\ns=-\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 50004 RTP/AVP 96\n"
+                    "a=rtpmap:96 H264/90000\n")
+    assert_refused(path, r"a\.sdp' cannot be read as a video")
+
+
+def test_frames_too_large_for_any_memory(tmp_path):
+    path = tmp_path / "a.gif"
+    picture = b"," + struct.pack("<4HB", 0, 0, 1, 1, 0) + b"\x02\x02\x4c\x01\x00;"
+    path.write_bytes(b"GIF89a" + struct.pack("<2H3B", 40000, 40000, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff" + picture)
+    assert_refused(path, r"a\.gif' cannot be decoded at frame 00000")
+    path = tmp_path / "a.y4m"
+    path.write_bytes(b"YUV4MPEG2 W10000 H8000 F25:1 C420\nFRAME\n" + bytes(1000))
+    assert_refused(path, r"its frames are 10000x8000, more than 64 megapixels")
+
+
+def test_input_that_vanishes(tmp_path):
+    path = make_video(tmp_path / "a.mp4")
+    source = open_source(path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"a\.mp4' cannot be read as a video \(No such file"):
+        list(source)
 
 
 def test_without_pyav_only_videos_are_refused(tmp_path, monkeypatch):

@@ -1,20 +1,11 @@
-"""The overlay picture and the video writer."""
+"""The overlay picture and how its look is said."""
 
-from fractions import Fraction
-from pathlib import Path
-
+import cv2
 import numpy as np
 import pytest
 
 from uvos_jax.errors import UserError
-from uvos_jax.video import PALETTE, VideoWriter, draw_overlay
-
-av = pytest.importorskip("av")
-
-
-def decode(path: Path) -> list[np.ndarray]:
-    with av.open(str(path)) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+from uvos_jax.video import PALETTE, Look, draw_overlay, look_of
 
 
 def square(height: int = 40, width: int = 50, label: int = 1) -> np.ndarray:
@@ -25,7 +16,7 @@ def square(height: int = 40, width: int = 50, label: int = 1) -> np.ndarray:
 
 def test_overlay_tints_and_outlines_the_object_only():
     image = np.full((40, 50, 3), 100, np.uint8)
-    overlay = draw_overlay(image, square(), alpha=0.5)
+    overlay = draw_overlay(image, square())
     np.testing.assert_array_equal(image, 100)
     np.testing.assert_array_equal(overlay[square() == 0], 100)
     outline, inner = overlay[10, 10].astype(int), overlay[20, 20].astype(int)
@@ -38,20 +29,20 @@ def test_overlay_tints_and_outlines_the_object_only():
 def test_overlay_separates_objects_that_touch():
     labels = square()
     labels[10:30, 20:30] = 2
-    overlay = draw_overlay(np.full((40, 50, 3), 100, np.uint8), labels, alpha=0)
+    overlay = draw_overlay(np.full((40, 50, 3), 100, np.uint8), labels, look=Look(alpha=0))
     changed = (overlay != 100).any(-1)
     assert changed[20].nonzero()[0].tolist() == [10, 19, 20, 29]
 
 
 def test_overlay_has_no_outline_along_the_border_of_the_image():
-    overlay = draw_overlay(np.full((40, 50, 3), 100, np.uint8), np.ones((40, 50), bool), alpha=0)
+    overlay = draw_overlay(np.full((40, 50, 3), 100, np.uint8), np.ones((40, 50), bool), look=Look(alpha=0))
     np.testing.assert_array_equal(overlay, 100)
 
 
 def test_overlay_outline_is_wider_on_large_frames():
     labels = np.zeros((720, 60), np.uint8)
     labels[:, 20:40] = 1
-    overlay = draw_overlay(np.zeros((720, 60, 3), np.uint8), labels, alpha=0)
+    overlay = draw_overlay(np.zeros((720, 60, 3), np.uint8), labels, look=Look(alpha=0))
     assert overlay[300].any(-1).nonzero()[0].tolist() == [20, 21, 38, 39]
 
 
@@ -65,7 +56,7 @@ def test_overlay_leaves_background_and_void(label):
 
 def test_overlay_colours_are_visible_and_distinct():
     labels = np.repeat(np.arange(1, 251, dtype=np.uint8).reshape(10, 25), 3, axis=1)
-    overlay = draw_overlay(np.zeros((10, 75, 3), np.uint8), labels, alpha=1)
+    overlay = draw_overlay(np.zeros((10, 75, 3), np.uint8), labels, look=Look(alpha=1))
     colours = overlay[:, 1::3].reshape(-1, 3)
     assert len(np.unique(colours, axis=0)) == len(np.unique(PALETTE[1:251], axis=0)) == 250
     assert colours.max(1).min() >= 110
@@ -76,76 +67,94 @@ def test_overlay_of_another_size():
         draw_overlay(np.zeros((40, 50, 3), np.uint8), square(50, 40))
 
 
-@pytest.mark.parametrize(("height", "width"), [(48, 64), (47, 63), (48, 63), (1, 1)])
-def test_video_round_trip(tmp_path, height, width):
-    levels = [30, 90, 150, 210]
-    with VideoWriter(tmp_path / "x.mp4", fps=24) as writer:
-        for level in levels:
-            writer.write(np.full((height, width, 3), (level, 40, 100), np.uint8))
-    assert [path.name for path in tmp_path.iterdir()] == ["x.mp4"]
-    frames = decode(tmp_path / "x.mp4")
-    assert len(frames) == 4
-    for frame, level in zip(frames, levels, strict=True):
-        assert frame.shape == (height + height % 2, width + width % 2, 3)
-        # The last row and column repeat their neighbours, so the whole frame has one colour.
-        np.testing.assert_allclose(frame, np.full(frame.shape, (level, 40, 100)), atol=6)
+@pytest.mark.parametrize("width", [0, 1, 5])
+def test_contour_has_the_width_asked_for(width):
+    labels = np.zeros((40, 60), np.uint8)
+    labels[:, 20:40] = 1
+    overlay = draw_overlay(np.zeros((40, 60, 3), np.uint8), labels, Look(alpha=0, contour=width))
+    assert overlay[20].any(-1).nonzero()[0].tolist() == [*range(20, 20 + width), *range(40 - width, 40)]
 
 
-def test_video_is_one_that_browsers_play(tmp_path):
-    path = tmp_path / "x.mp4"
-    with VideoWriter(path, fps=30000 / 1001) as writer:
-        for _ in range(3):
-            writer.write(np.zeros((32, 32, 3), np.uint8))
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
-        assert stream.average_rate == Fraction(30000, 1001)
-    data = path.read_bytes()
-    assert data.index(b"moov") < data.index(b"mdat")
+def picture_and_labels():
+    """A noisy picture with two objects that touch, and void."""
+    labels = square(label=3)
+    labels[15:35, 30:45], labels[:5] = 7, 255
+    return np.random.default_rng(1).integers(0, 256, (40, 50, 3), np.uint8), labels
 
 
-def test_video_is_dropped_after_an_exception(tmp_path):
-    with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "x.mp4", fps=24) as writer:
-        for _ in range(60):  # enough for the encoder to have begun the file
-            writer.write(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))
-        assert [path.name for path in tmp_path.iterdir()] == [".x.partial.mp4"]
-        raise KeyboardInterrupt
-    assert not list(tmp_path.iterdir())
+def test_background_of_a_colour_leaves_the_objects_and_nothing_else():
+    image, labels = picture_and_labels()
+    cut = draw_overlay(image, labels, Look(alpha=0, contour=0, background=(0, 255, 7)))
+    np.testing.assert_array_equal(cut, np.where(((labels == 3) | (labels == 7))[..., None], image, (0, 255, 7)))
 
 
-def test_video_without_frames_is_not_written(tmp_path):
-    with VideoWriter(tmp_path / "x.mp4", fps=24):
-        pass
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("background", ["grey", "blur"])
+def test_effects_change_the_background_only(background):
+    image, labels = picture_and_labels()
+    objects = (labels == 3) | (labels == 7)
+    seen = draw_overlay(image, labels, Look(alpha=0, contour=0, background=background))
+    np.testing.assert_array_equal(seen[objects], image[objects])
+    outside = seen[~objects].astype(int)
+    if background == "grey":
+        np.testing.assert_array_equal(outside, outside[:, :1].repeat(3, axis=1))
+        # Brightness as television has weighed the colours since 1953.
+        np.testing.assert_allclose(outside[:, 0], image[~objects] @ [0.299, 0.587, 0.114], atol=1)
+    else:
+        assert outside.std(0).max() < image[~objects].std(0).min() / 2
+        np.testing.assert_allclose(outside.mean(0), image[~objects].mean(0), atol=8)
 
 
-def test_video_arguments_that_are_defects(tmp_path):
-    for fps in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="fps"):
-            VideoWriter(tmp_path / "x.mp4", fps)
-    with VideoWriter(tmp_path / "x.mp4", fps=24) as writer:
-        with pytest.raises(ValueError, match="uint8"):
-            writer.write(np.zeros((8, 8, 3), np.float32))
-        writer.write(np.zeros((8, 8, 3), np.uint8))
-        with pytest.raises(ValueError, match="in a video of"):
-            writer.write(np.zeros((8, 10, 3), np.uint8))
-    assert len(decode(tmp_path / "x.mp4")) == 1
+@pytest.mark.parametrize("size", [(1, 1), (1, 30), (3, 2), (90, 1)])
+@pytest.mark.parametrize("background", [None, "grey", "blur", (0, 255, 0)])
+def test_frames_of_few_pixels(size, background):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    for labels in (np.zeros(size, np.uint8), np.ones(size, bool)):
+        seen = draw_overlay(image, labels, Look(alpha=0, contour=0, background=background))
+        assert seen.shape == image.shape and seen.dtype == np.uint8
+    np.testing.assert_array_equal(seen, image)
 
 
-def test_video_into_a_missing_folder(tmp_path):
-    with (
-        pytest.raises(UserError, match=r"cannot write '.*x\.mp4': No such file or directory") as caught,
-        VideoWriter(tmp_path / "missing" / "x.mp4", fps=24) as writer,
-    ):
-        writer.write(np.zeros((8, 8, 3), np.uint8))
+def test_blur_keeps_a_plain_frame_and_takes_any_size():
+    for height, width in [(1, 1), (1, 30), (3, 2), (300, 5)]:
+        plain = np.full((height, width, 3), (9, 90, 200), np.uint8)
+        seen = draw_overlay(plain, np.zeros((height, width), np.uint8), Look(background="blur"))
+        np.testing.assert_array_equal(seen, plain)
+
+
+@pytest.mark.parametrize("size", [(40, 60), (700, 1100)])
+def test_objects_do_not_glow_in_a_blurred_background(size):
+    labels = np.zeros(size, np.uint8)
+    labels[10:30, 5:50] = 1
+    labels[15:17, 20:22] = 0  # a hole
+    image = np.where(labels[..., None] > 0, 255, (10, 60, 110)).astype(np.uint8)
+    seen = draw_overlay(image, labels, Look(alpha=0, contour=0, background="blur"))
+    np.testing.assert_allclose(seen[labels == 0], np.tile((10, 60, 110), ((labels == 0).sum(), 1)), atol=1)
+
+
+def test_blur_hides_more_than_a_pixel_on_a_large_frame():
+    stripes = np.tile(np.arange(1920) // 20 % 2 * 255, (1080, 1)).astype(np.uint8)
+    seen = draw_overlay(cv2.merge([stripes] * 3), np.zeros((1080, 1920), np.uint8), Look(background="blur"))
+    assert seen[500, 400:1500].std() < 20 < stripes.std()
+
+
+@pytest.mark.parametrize(("text", "background"), [
+    (None, None), ("", None), ("blur", "blur"), (" Grey", "grey"), ("gray", "grey"), ("green", (0, 128, 0)),
+    ("#00ff00", (0, 255, 0)), ("#0F0", (0, 255, 0)), ("0,255, 7", (0, 255, 7)), ("rgb(1,2,3)", (1, 2, 3)),
+    ("hsl(0,100%,50%)", (255, 0, 0)),
+])
+def test_backgrounds_as_written_on_a_command_line(text, background):
+    assert look_of(0.25, 3, text) == Look(alpha=0.25, contour=3, background=background)
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ((1.5, None, None), "alpha .* got 1.5"), ((-0.1, 1, None), "alpha"), ((float("nan"), 1, None), "alpha"),
+    ((0.5, -1, None), "contour .* got -1"), ((0.5, 101, None), "contour"),
+    ((0.5, 1, "gren"), "no background 'gren'.*Did you mean 'green'"), ((0.5, 1, "blurr"), "Did you mean 'blur'"),
+    ((0.5, 1, "#12"), "no background"), ((0.5, 1, "1,2"), "no background"), ((0.5, 1, "a,b,c"), "no background"),
+    ((0.5, 1, "0,300,0"), "no colour of three values"), ((0.5, 1, "#00ff0080"), "--cutout"),
+    ((0.5, 1, "1,2,3,4"), "no background"), ((0.5, 1, "new\nline"), "no background"),
+])
+def test_looks_that_mean_nothing(values, message):
+    with pytest.raises(UserError, match=message) as caught:
+        look_of(*values)
     assert "\n" not in str(caught.value)
-
-
-def test_video_over_a_folder(tmp_path):
-    (tmp_path / "x.mp4").mkdir()
-    with (
-        pytest.raises(UserError, match="Is a directory"),
-        VideoWriter(tmp_path / "x.mp4", fps=24) as writer,
-    ):
-        writer.write(np.zeros((8, 8, 3), np.uint8))
-    assert [path.name for path in tmp_path.iterdir()] == ["x.mp4"]

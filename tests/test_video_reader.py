@@ -175,6 +175,28 @@ def test_first_frame_that_does_not_decode_is_refused_at_once(tmp_path, content):
     assert_refused(tmp_path / "0.png", r"0\.png' cannot be decoded")
 
 
+@pytest.mark.parametrize("side", [9000, 60000])
+def test_picture_that_only_claims_to_be_huge_is_refused_by_its_header(tmp_path, side):
+    path = save(tmp_path / "0.jpg", picture(1, 16, 16))
+    data = bytearray(path.read_bytes())
+    start = data.index(b"\xff\xc0") + 5  # height and width follow the marker, its length and the depth
+    data[start : start + 4] = side.to_bytes(2, "big") * 2
+    path.write_bytes(data)
+    assert_refused(tmp_path, r"0\.jpg' cannot be used, it has more than 64 megapixels; shrink it")
+
+
+def test_png_that_claims_more_than_the_file_holds(tmp_path):
+    path = save(tmp_path / "0.png", picture(1, 16, 16))
+    data = bytearray(path.read_bytes())
+    data += b"what follows the end does not matter"
+    path.write_bytes(data)
+    np.testing.assert_array_equal(next(iter(open_source(tmp_path))).image, picture(1, 16, 16))
+    start = data.index(b"IDAT") - 4
+    data[start : start + 4] = b"\x7f\xff\xff\xff"
+    path.write_bytes(data)
+    assert_refused(tmp_path, r"0\.png' cannot be decoded, it is cut off")
+
+
 def test_broken_link_is_not_skipped(tmp_path):
     (tmp_path / "0.png").symlink_to(tmp_path / "gone.png")
     assert_refused(tmp_path, "cannot read the frame .*No such file")

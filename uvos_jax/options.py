@@ -12,6 +12,7 @@ from uvos_jax.errors import UserError, nearest_hint
 
 REQUIRED = object()  # default of an option that has none
 _LARGEST = 1e30  # of numbers: float32 ends soon after
+_LONGEST_SHOWN = 100  # characters of a value in a message
 
 
 class Option(NamedTuple):
@@ -46,10 +47,10 @@ def check_options(given: Any, table: Mapping[str, Option], what: str) -> dict[st
     """
     given, name = plain(given), f"The {what} configuration" if what else "The configuration"
     if not isinstance(given, dict):
-        raise UserError(f"{name} must be a dict, not {given!r}.")
+        raise UserError(f"{name} must be a dict, not {_shown(given)}.")
     for key in given:
         if key not in table:
-            raise UserError(f"{name} knows no '{key}'; it knows {', '.join(table) or 'nothing'}."
+            raise UserError(f"{name} knows no {_shown(str(key))}; it knows {', '.join(table) or 'nothing'}."
                             f"{nearest_hint(str(key), table)}")
     filled = {key: given.get(key, option.default) for key, option in table.items()}
     for key, value in filled.items():
@@ -57,8 +58,8 @@ def check_options(given: Any, table: Mapping[str, Option], what: str) -> dict[st
         if value is REQUIRED or (value is None and option.default is REQUIRED):
             raise UserError(f"{name} does not say '{key}': {option.wants}.")
         if key in given and not option.fits(value):
-            raise UserError(f"{name}'s {key} must be {option.wants}, not {value!r}."
-                            f"{nearest_hint(str(value), option.known)}")
+            raise UserError(f"{name}'s {key} must be {option.wants}, not {_shown(value)}."
+                            f"{nearest_hint(value if isinstance(value, str) else '', option.known)}")
     return filled
 
 
@@ -81,8 +82,8 @@ def check_named(given: Any, rows: Mapping[str, Mapping[str, Option]], what: str,
     given = plain(given)
     name = given.get(key) if isinstance(given, dict) else None
     if not (isinstance(name, str) and name in rows):
-        raise UserError(f"There is no {what} {name if name is None else repr(name)}; choose {', '.join(rows)} as its "
-                        f"'{key}'.{nearest_hint(str(name), rows)}")
+        raise UserError(f"There is no {what} {_shown(name)}; choose {', '.join(rows)} as its '{key}'."
+                        f"{nearest_hint(name if isinstance(name, str) else '', rows)}")
     return name, check_options({option: value for option, value in given.items() if option != key}, rows[name],
                                f"{what} {name}")
 
@@ -175,6 +176,15 @@ def sections(default: Any) -> Option:
 def optional(option: Option) -> Option:
     """The same, or None."""
     return option._replace(wants=f"None or {option.wants}", fits=lambda value: value is None or option.fits(value))
+
+
+def _shown(value):
+    """A value for a message, however long it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write whole numbers of thousands of digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def _is_whole(value, least, most):

@@ -6,13 +6,16 @@ Whatever a command needs is imported inside it, so that ``--help`` and a mistype
 import os
 import sys
 
-from uvos_jax.cli.app import app
+from uvos_jax.cli.signals import leave_at_once
 from uvos_jax.errors import UserError
 
-# In the order of the help.
-# isort: off
-from uvos_jax.cli import segment, weights, training, scores  # noqa: F401
-# isort: on
+with leave_at_once():
+    from uvos_jax.cli.app import app
+
+    # In the order of the help.
+    # isort: off
+    from uvos_jax.cli import segment, demo, weights, training, scores  # noqa: F401
+    # isort: on
 
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C
 
@@ -24,8 +27,12 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # a name the terminal cannot show is no reason to fail
     try:
         code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        sys.stdout.flush()
     except UserError as error:
         _fail(str(error))
+    except BrokenPipeError:  # whoever read the output has had enough, as in 'uvos models | head -1'
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at the end
+        raise SystemExit(1) from None
     except OSError as error:  # a file or folder that the operating system does not let us use
         if error.filename is None:
             raise

@@ -43,8 +43,9 @@ def scales_of(text: str) -> tuple[float, ...]:
 
 def size_of(text: str) -> tuple[int, int]:
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and int(part) >= 16 for part in parts):
-        raise UserError(f"--size wants HEIGHTxWIDTH, at least 16 each, such as 480x854; got '{text}'.")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 and int(part) >= 16
+                                  for part in parts):
+        raise UserError(f"--size wants HEIGHTxWIDTH, 16 to 99999 each, such as 480x854; got '{text:.40}'.")
     return int(parts[0]), int(parts[1])
 
 
@@ -59,6 +60,6 @@ def hyper_parameters_of(entries: list[str] | None) -> dict[str, Any]:
             raise UserError(f"--set wants NAME=VALUE, such as net=anchor; got '{entry}'.")
         try:
             values[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             values[name] = value
     return values

@@ -1,50 +1,177 @@
 """``uvos segment``."""
 
+import contextlib
+import dataclasses
+import itertools
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from uvos_jax.cli.app import app
+from uvos_jax.cli.messages import Messages, messages
 from uvos_jax.cli.options import Chunk, Model, Precision, Set, Variant, Weights, hyper_parameters_of, scales_of
-from uvos_jax.progress import progress
+from uvos_jax.cli.signals import asked_to_stop, leave_at_once
+from uvos_jax.errors import UserError, nearest_hint
+
+_ON_ERROR = ("stop", "skip")
 
 
-@app.command(epilog="Example: uvos segment my.mp4 --model adnet --variant official --weights ad.pth")
+@app.command(epilog="Example: uvos segment my.mp4 --soft --json")
 def segment(
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="A video file, a folder of frames or a quoted glob.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="A video file, a folder of frames, a quoted"
+                                                " glob of frames or of videos, a folder of videos, a camera's number,"
+                                                " an address (rtsp://, http://), - for standard input; or several.")],
     model: Model = None,
     variant: Variant = None,
     weights: Weights = None,
-    output: Annotated[Path | None, typer.Option("--output", help="Results; uvos_output/<input> if not given.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Results; uvos_output/<input> if not given. Of several"
+                                                " videos, each has a folder in it.")] = None,
     scales: Annotated[str, typer.Option("--scales", help="Scales to average, e.g. 0.75,1,1.5.")] = "1",
     flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored frames too.")] = False,
     size: Annotated[int | None, typer.Option("--size", min=17, help="The network's shorter side in pixels.")] = None,
     precision: Precision = "float32",
     chunk: Chunk = None,
     hyper: Set = None,
+    start: Annotated[str | None, typer.Option("--start", help="First frame, as a time such as 90, 12.5s or 1:05.")
+                     ] = None,
+    end: Annotated[str | None, typer.Option("--end", help="Time of the first frame that is left out.")] = None,
+    every: Annotated[int, typer.Option("--every", min=1, metavar="N", help="Every Nth frame only.")] = 1,
+    on_error: Annotated[str, typer.Option("--on-error", metavar="stop|skip", help="At a frame that cannot be decoded:"
+                                          " stop, or repeat the last mask and go on.")] = "stop",
+    soft: Annotated[bool, typer.Option("--soft", help="Also probabilities as 8-bit PNG, and a confidence per frame.")
+                    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Also objects.json: run lengths (COCO), boxes, areas.")] = False,
+    cutout: Annotated[str | None, typer.Option("--cutout", metavar="png|mov|webm", help="Also the objects on"
+                                               " transparent ground: PNG files, ProRes 4444 or VP9.")] = None,
+    no_overlay: Annotated[bool, typer.Option("--no-overlay", help="No overlay.mp4.")] = False,
+    alpha: Annotated[float, typer.Option("--alpha", help="Strength of the overlay's tint, 0 to 1.")] = 0.5,
+    contour: Annotated[int | None, typer.Option("--contour", help="Width of the overlay's outline in pixels.")] = None,
+    background: Annotated[str | None, typer.Option("--background", help="Behind the overlay's objects: blur, grey or a"
+                                                   " colour such as green or #00ff00.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run of this command ended.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are in the way.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Also draw pixel matches and embedding drift.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show errors only.")] = False,
+    log_file: Annotated[Path | None, typer.Option("--log-file", help="Append all that is said, with the time.")] = None,
 ) -> None:
-    """Segments a video: masks/*.png (indexed), overlay.mp4 and run.json."""
-    from uvos_jax.inference import load
-    from uvos_jax.inference.figures import check_figures, write_figures
-    from uvos_jax.inference.job import check_output, segment_to_folder
-    from uvos_jax.video import open_source
+    """Segments videos: masks/*.png (indexed), overlay.mp4 and run.json."""
+    options = {
+        "model": model, "variant": variant, "weights": weights, "scales": scales, "flip": flip, "size": size,
+        "precision": precision, "chunk": chunk, "set": hyper or [], "start": start, "end": end, "every": every,
+        "on_error": on_error, "soft": soft, "json": json, "cutout": cutout, "no_overlay": no_overlay, "alpha": alpha,
+        "contour": contour, "background": background, "debug": debug}
+    if on_error not in _ON_ERROR:
+        raise UserError(f"--on-error is stop or skip, not '{on_error}'.{nearest_hint(on_error, _ON_ERROR)}")
+    with messages(quiet, log_file) as say:
+        with leave_at_once():  # nothing is written before the work begins
+            from uvos_jax.inference import load
+            from uvos_jax.inference.job import Stopped, check_output
+            from uvos_jax.inference.many import assign_folders
+            from uvos_jax.video import ResultWriter, list_sources, look_of, open_source
 
-    options = {"input": source, "model": model, "variant": variant, "weights": weights, "scales": scales, "flip": flip,
-               "size": size, "precision": precision, "chunk": chunk, "set": hyper or [], "debug": debug}
-    video = open_source(source)
-    output = check_output(output or Path("uvos_output", video.name), overwrite, video)
-    segmenter = load(model, weights, scales=scales_of(scales), flip=flip, precision=precision, variant=variant,
-                     **(hyper_parameters_of(hyper) | ({"short_side": size} if size else {})))
-    if debug:
-        check_figures(segmenter, video)
-    with progress(f"{segmenter.name} on {video.name} (the first frames compile)", video.length) as advance:
-        run = segment_to_folder(segmenter, video, output, chunk=chunk, overwrite=overwrite, options=options,
-                                on_frame=advance)
-    frames = run["source"]["frames"]
-    made = [f"{frames} masks", "overlay.mp4", "run.json"]
-    if debug:
-        made += [str(path.relative_to(output)) for path in write_figures(segmenter, video, output, frames)]
-    print(f"{output}: {', '.join(made)}; {frames / run['seconds']:.3g} frames/s")
+            files = {"overlay": not no_overlay, "look": look_of(alpha, contour, background), "soft": soft, "json": json,
+                     "cutout": cutout}
+            ResultWriter(".", 1.0, **files)  # writes nothing, and knows what it could not write
+            part = {"start": start, "end": end, "every": every, "on_error": on_error}
+            sources = list_sources(inputs)
+            if len(sources) == 1:
+                video = open_source(sources[0], **part)
+                output = check_output(output or Path("uvos_output", video.name), overwrite, video, resume)
+            else:
+                tasks = assign_folders(sources, output or "uvos_output")
+                for task in tasks:
+                    check_output(task.output, overwrite, resume=resume)
+            segmenter = load(model, weights, scales=scales_of(scales), flip=flip, precision=precision, variant=variant,
+                             **(hyper_parameters_of(hyper) | ({"short_side": size} if size else {})))
+            if model is None and weights is None:
+                say.note(f"Default network: {segmenter.name}, {segmenter.model.variant} variant, its weights in the"
+                         " package.")
+        try:
+            with asked_to_stop() as stop:
+                work = _Work(options, part, files, {"chunk": chunk, "overwrite": overwrite, "resume": resume}, debug,
+                             say, stop)
+                if len(sources) == 1:
+                    work.one(segmenter, video, sources[0], output, f"{segmenter.name} on {video.name}")
+                elif not work.many(segmenter, tasks):
+                    raise SystemExit(2)
+        except Stopped as stopped:
+            say.last_word(str(stopped))
+            raise SystemExit(stopped.code) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What the command does with each video."""
+
+    options: dict[str, Any]
+    part: dict[str, Any]  # of the video
+    files: dict[str, Any]  # that are written
+    run: dict[str, Any]  # how
+    debug: bool
+    say: Messages
+    stop: Callable[[], int | None]
+
+    def one(self, segmenter, video, source: str, output: Path, title: str, advance=None) -> dict[str, Any]:
+        """Segments an opened video and tells what came out; shows progress of its own unless given ``advance``."""
+        from uvos_jax.inference.figures import check_figures, write_figures
+        from uvos_jax.inference.job import segment_to_folder
+        from uvos_jax.video.live import public_url
+
+        if self.debug:
+            check_figures(segmenter, video)
+        seen = itertools.count()
+        with (contextlib.nullcontext(advance) if advance else
+              self.say.progress(title, video.length, "the first frame compiles")) as advance:
+            run = segment_to_folder(segmenter, video, output, **self.run, **self.files,
+                                    on_frame=lambda: (next(seen), advance()),
+                                    options={"input": public_url(source)} | self.options, say=self.say.note,
+                                    stop=self.stop)
+        if not next(seen):
+            return run  # an earlier one, of which all has been said
+        frames, computed = run["source"]["frames"], run["source"]["frames"] - run["resumed"]
+        made = [f"{frames} mask{'s' if frames > 1 else ''}", *(name for name in run["results"] if name != "masks")]
+        if self.debug:
+            made += [str(path.relative_to(output)) for path in write_figures(segmenter, video, output, frames)]
+        if run["skipped"]:
+            self.say.note(f"{output}: could not be decoded, so that the mask before is repeated: frame"
+                          f" {', '.join(run['skipped'])}.")
+        self.say.result(f"{output}: {', '.join(made)}; {computed / run['seconds']:.3g} frames/s")
+        return run
+
+    def many(self, segmenter, tasks) -> bool:
+        """Segments the videos; tells whether all went well."""
+        import jax
+
+        from uvos_jax.inference.many import segment_many
+        from uvos_jax.video import open_source
+        from uvos_jax.video.live import public_url
+
+        devices = jax.local_devices()[:len(tasks)]
+        lock = threading.Lock()
+
+        def told(outcome):
+            if outcome.error:
+                self.say.error(f"{public_url(outcome.task.source)}: {outcome.error}")
+
+        with contextlib.ExitStack() as stack:
+            advance = None
+            if len(devices) > 1:  # a terminal has room for one bar
+                bar = stack.enter_context(self.say.progress(f"{len(tasks)} videos on {len(devices)} devices", None))
+
+                def advance():
+                    with lock:
+                        bar()
+
+            def work(segmenter, task):
+                video = open_source(task.source, **self.part)
+                title = f"[{task.number}/{len(tasks)}] {segmenter.name} on {video.name}"
+                return self.one(segmenter, video, task.source, task.output, title, advance)
+
+            outcomes = segment_many(segmenter, tasks, work, done=told, devices=devices)
+        failed = [public_url(outcome.task.source) for outcome in outcomes if outcome.error]
+        self.say.result(f"{len(tasks) - len(failed)} of {len(tasks)} videos are done"
+                        f"{'; not done: ' if failed else ''}{', '.join(failed)}.")
+        return not failed

@@ -125,14 +125,18 @@ def models() -> None:
     from uvos_jax.inference.segmenter import parameter_count
     from uvos_jax.models import SYSTEMS, build, hyper_parameters
     from uvos_jax.weights.convert import expected_variables
+    from uvos_jax.weights.packaged import about
 
+    default = about()
+    packaged = parameter_count(expected_variables(build(default["model"], **default["hyper_parameters"])))
     for name, row in SYSTEMS.items():
         lines = [("paper", row.paper), ("task", row.task), ("inputs", row.inputs),
                  ("variants", ", ".join(row.variants)),
                  *((key, ", ".join(values)) for key, values in row.choices.items()),
                  ("options", ", ".join(f"{key}={value}" for key, value in hyper_parameters(build(name)).items())),
                  ("parameters", f"{parameter_count(expected_variables(build(name))):,}"),
-                 ("weights", "none in the package; give --weights")]
+                 ("weights", f"in the package, the default: {packaged:,} parameters, learned from {default['origin']};"
+                  f" {default['licence']}" if name == default["model"] else "none in the package; give --weights")]
         print(name)
         for key, value in lines:
             print(f"  {key:<11} {value}")

@@ -1,6 +1,7 @@
 """Where the datasets keep their sequences, frames and ground truth."""
 
 import json
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -227,8 +228,8 @@ def youtube_vos(root: Path, split: str) -> tuple[list[Sequence], dict[str, tuple
                                             for number, entry in video["objects"].items()),
                                            key=lambda item: item.number))
                   for name, video in json.loads(meta.read_text())["videos"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"'{meta}' is not the meta.json of YouTube-VOS: {error!r}.") from error
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"'{meta}' is not the meta.json of YouTube-VOS: {error!r:.100}.") from error
     if not videos:
         raise UserError(f"'{meta}' names no video.")
     broken = [name for name, objects in videos.items()
@@ -385,7 +386,7 @@ def _image_files(folder):
 
 def images_by_stem(folder: Path) -> dict[str, Path]:
     """Lists the image files of a folder by name without suffix; of two of a name the PNG is taken, as masks are."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir, False for a name that no folder can have
         return {}
     files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith(".")]
     return {path.stem: path for path in sorted(files, key=lambda path: path.suffix.lower() == ".png")}

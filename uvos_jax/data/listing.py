@@ -211,14 +211,15 @@ def read_flow(path: Path) -> np.ndarray:
     """
     try:
         if path.suffix.lower() == ".npy":
-            flow = np.load(path, allow_pickle=False)
+            with open(path, "rb") as file:
+                flow = np.lib.format.read_array(file, allow_pickle=False)
         else:
             data = path.read_bytes()
             width, height = np.frombuffer(data, "<i4", 2, 4)
-            if data[:4] != _FLO_MAGIC:
+            if data[:4] != _FLO_MAGIC or width < 1 or height < 1:
                 raise ValueError("it does not start as a .flo file does")
             flow = np.frombuffer(data, "<f4", offset=12).reshape(height, width, 2)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # on broken headers NumPy's reader raises whatever it stumbles over
         raise UserError(f"'{path}' cannot be read as flow: {' '.join(str(error).split())}.") from error
     if flow.ndim != 3 or flow.shape[2] != 2 or flow.dtype.kind not in "fiu":
         raise UserError(f"'{path}' is not flow [h, w, 2] but {flow.dtype} {list(flow.shape)}.")

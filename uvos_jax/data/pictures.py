@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from uvos_jax.video import draw_overlay
+from uvos_jax.video import Look, draw_overlay
 from uvos_jax.video.masks import VOID
 
 # Steps between red, yellow, green, cyan, blue, magenta and red on the wheel of Baker et al.
@@ -67,7 +67,7 @@ def _wheel() -> np.ndarray:
 
 
 def _with_labels(frame: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    picture = draw_overlay(frame, labels, alpha=0.4)
+    picture = draw_overlay(frame, labels, Look(alpha=0.4))
     picture[labels == VOID] //= 3
     return picture
 

@@ -25,6 +25,7 @@ REDUCTIONS = (1, 2, 4, 8)  # JPEG decoders can leave out frequencies and give 1/
 
 _PREFIX = "uvos_"  # TFDS has a youtube_vis of its own
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
+_MOST_MADE_UP = 1_000_000  # frames, since each is an entry of a table
 _SYNTHETIC_CACHE = 4  # made-up clips kept: the frames of one example are of one clip
 # What ``SyntheticStore`` takes; below 32 pixels no scene can be drawn.
 MADE_UP = {"count": whole(REQUIRED, 1, 1_000_000), "length": whole(8, 1, 10_000), "size": size((240, 424), least=32),
@@ -102,10 +103,13 @@ class SyntheticStore:
         from uvos_jax.data.synthetic import make_clip
 
         check_options({"count": count, "length": length, "size": size, "seed": seed}, MADE_UP, "synthetic")
+        if count * length > _MOST_MADE_UP:
+            raise UserError(f"{count} made-up clips of {length} frames are more than {_MOST_MADE_UP} frames; choose a"
+                            " smaller count or length.")
         self._made_of = count, length, tuple(size), seed
         self.name, self.has_flow = "synthetic", True
-        self.videos = tuple(Video(f"{seed + v:05d}", length, tuple(size), ((1,),) * length, tuple(range(length)))
-                            for v in range(count))
+        objects, labelled = ((1,),) * length, tuple(range(length))
+        self.videos = tuple(Video(f"{seed + v:05d}", length, tuple(size), objects, labelled) for v in range(count))
         self._clip = lru_cache(_SYNTHETIC_CACHE)(lambda v: make_clip(seed + v, length, tuple(size)))
 
     def __reduce__(self):
@@ -137,10 +141,7 @@ class ConvertedStore:
         """
         metadata = json.loads((folder / "metadata.json").read_text())
         self.name, self.has_flow = name, bool(metadata["flow"])
-        self.videos = tuple(
-            Video(row["name"], row["length"], (row["height"], row["width"]),
-                  tuple(tuple(ids) for ids in row["objects"]), tuple(row["labelled"]), row["start"])
-            for row in metadata["splits"][split])
+        self.videos = tuple(map(_video_of_row, metadata["splits"][split]))
         self._folder, self._split = folder, split
         self._lock, self._reader = threading.Lock(), None
 
@@ -216,17 +217,18 @@ def open_store(data_dir: str | Path, name: str, split: str) -> ConvertedStore:
     except ImportError as error:
         raise UserError(f"Reading '{name}' needs {error.name}: pip install \"uvos-jax[train]\".") from error
     try:
-        info = json.loads((folder / "dataset_info.json").read_text())
-        splits = json.loads((folder / "metadata.json").read_text())["splits"]
-    except (FileNotFoundError, KeyError, ValueError):
-        raise UserError(f"'{folder}' is not what 'uvos convert-data' writes; convert {name} again.") from None
-    if info.get("fileFormat") != "array_record":
-        raise UserError(f"'{folder}' is stored as {info.get('fileFormat')}, not as array_record, so its frames cannot "
-                        f"be read in any order; convert {name} again.")
-    if split not in splits:
+        stored_as = str(json.loads((folder / "dataset_info.json").read_text()).get("fileFormat"))
+        splits = json.loads((folder / "metadata.json").read_text())["splits"].keys()
+        store = ConvertedStore(folder, name, split) if split in splits else None
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise UserError(f"'{folder}' is not what 'uvos convert-data' writes; convert {name} again.") from error
+    if stored_as != "array_record":
+        raise UserError(f"'{folder}' is stored as {stored_as:.40}, not as array_record, so its frames cannot be read "
+                        f"in any order; convert {name} again.")
+    if store is None:
         raise UserError(f"{name} in '{data_dir}' has no split '{split}'; it has {', '.join(splits) or 'none'}."
                         f"{nearest_hint(split, splits)}")
-    return ConvertedStore(folder, name, split)
+    return store
 
 
 def _find(data_dir: Path, name: str) -> Path:
@@ -273,7 +275,10 @@ def decode_image(data: bytes, reduce: int = 1) -> np.ndarray:
     flags = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
              8: cv2.IMREAD_REDUCED_COLOR_8}
     jpeg = data[:2] == b"\xff\xd8"
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags[reduce if jpeg else 1]) if data else None
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags[reduce if jpeg else 1]) if data else None
+    except cv2.error:  # a picture beyond OpenCV's size limit
+        image = None
     if image is None:
         raise UserError("An image of the converted dataset cannot be decoded; convert the dataset again.")
     image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
@@ -292,6 +297,16 @@ def shrink(image: np.ndarray, reduce: int) -> np.ndarray:
     height, width = image.shape[:2]
     padded = cv2.copyMakeBorder(image, 0, -height % reduce, 0, -width % reduce, cv2.BORDER_REPLICATE)
     return cv2.resize(padded, (padded.shape[1] // reduce, padded.shape[0] // reduce), interpolation=cv2.INTER_AREA)
+
+
+def _video_of_row(row: dict) -> Video:
+    """Returns what a row of ``metadata.json`` says; raises one of many errors if it says nothing that can be."""
+    objects = tuple(tuple(map(int, ids)) for ids in row["objects"])
+    video = Video(str(row["name"]), int(row["length"]), (int(row["height"]), int(row["width"])), objects,
+                  tuple(map(int, row["labelled"])), int(row["start"]))
+    if len(objects) != video.length or not set(video.labelled) <= set(range(video.length)):
+        raise ValueError(f"video {video.name} has other frames than it says")
+    return video
 
 
 def _video_of(name: str, frames: np.ndarray, labels: np.ndarray, flow: np.ndarray | None) -> Video:

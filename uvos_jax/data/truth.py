@@ -1,5 +1,6 @@
 """Ground truth as the datasets store it. Predictions are read by stricter rules, see ``predictions``."""
 
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -139,7 +140,9 @@ def _opened(path):
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+            opened = Image.open(path)
+        with opened as image:
             yield image
     except UserError:
         raise

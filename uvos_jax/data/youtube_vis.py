@@ -2,12 +2,14 @@
 
 import json
 from collections import Counter, defaultdict
+from os.path import isfile  # unlike that of pathlib, False for a name that no file can have
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from uvos_jax.data.listing import Listing, VideoFiles, make_listing, make_video, named, stack_masks
+from uvos_jax.data.run_lengths import LARGEST_SIDE, to_rle
 from uvos_jax.errors import UserError
 
 _LARGEST_NUMBER = 254
@@ -61,51 +63,11 @@ def read_segments(segments: Segments) -> np.ndarray:
     masks = []
     for number, segmentation in segments.objects:
         try:
-            if isinstance(segmentation, list):
-                if not all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation):
-                    raise ValueError("has a polygon that is not x, y, x, y .. of 3 points or more")
-                rle = mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
-            else:
-                rle = _checked(segmentation, height, width, mask_utils)
-            masks.append((number, mask_utils.decode(rle).astype(bool)))
-        except (ValueError, TypeError, KeyError, OverflowError) as error:
-            raise UserError(f"{segments.where}, object {number}: its mask cannot be read:"
-                            f" {' '.join(str(error).split())}.") from error
+            rle = to_rle(segmentation, height, width)
+        except ValueError as error:
+            raise UserError(f"{segments.where}, object {number}: its mask {error}.") from error
+        masks.append((number, mask_utils.decode(rle).astype(bool)))
     return stack_masks(masks, segments.size)
-
-
-def _checked(rle, height, width, mask_utils):
-    if list(rle["size"]) != [height, width]:
-        raise ValueError(f"its size is {rle['size']}, that of the video {[height, width]}")
-    if isinstance(rle["counts"], list):
-        if not all(run == int(run) and run >= 0 for run in rle["counts"]):
-            raise ValueError("its runs are not whole numbers of pixels")
-        if sum(rle["counts"]) != height * width:
-            raise ValueError(f"its runs do not sum to the {height * width} pixels of the frame")
-        return mask_utils.frPyObjects(rle, height, width)
-    counts = rle["counts"].encode() if isinstance(rle["counts"], str) else rle["counts"]
-    # pycocotools takes runs that end too early. Usually the runs are as itself writes them, which is quickly seen.
-    if mask_utils.encode(mask_utils.decode(rle))["counts"] != counts and _pixels(counts) != height * width:
-        raise ValueError(f"its runs do not sum to the {height * width} pixels of the frame")
-    return rle
-
-
-def _pixels(counts: bytes) -> int:
-    """The sum of compressed runs.
-
-    A number has 5 bits to a character, lowest first, at codes from 48, 32 more if others follow, the highest bit being
-    the sign; from the fourth on they are differences to the run before the last.
-    """
-    runs, value, place = [], 0, 0
-    for character in counts:
-        code = character - 48
-        value |= (code & 31) << place
-        place += 5
-        if not code & 32:
-            value -= (code >> 4 & 1) << place
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value, place = 0, 0
-    return sum(runs) if not place else -1
 
 
 def _videos(path: Path, images: Path, faults: list[str]) -> list[VideoFiles | None]:
@@ -122,10 +84,10 @@ def _videos(path: Path, images: Path, faults: list[str]) -> list[VideoFiles | No
                 strays["category"].append(object_id)
             by_video[entry["video_id"]].append((names.get(entry.get("category_id"), "object"), entry["segmentations"],
                                                 bool(entry.get("iscrowd"))))
-        videos = [([str(name) for name in entry["file_names"]], (int(entry["height"]), int(entry["width"])),
+        videos = [([str(name) for name in entry["file_names"]], (_side(entry["height"]), _side(entry["width"])),
                    by_video[entry["id"]]) for entry in content["videos"]]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"'{path}' is not the annotation file of YouTube-VIS: {error!r}.") from error
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise UserError(f"'{path}' is not the annotation file of YouTube-VIS: {error!r:.100}.") from error
     faults += [f"'{path}': annotations {named(found)} are of a {what} that it does not list"
                for what, found in strays.items()]
     repeated = {"id": [key for key, count in ids.items() if count > 1],
@@ -135,6 +97,12 @@ def _videos(path: Path, images: Path, faults: list[str]) -> list[VideoFiles | No
         if found:
             faults.append(f"'{path}' has two videos of one {what}: {named(found)}")
     return [_video(path, images, files, size, tracks, faults) for files, size, tracks in videos if files]
+
+
+def _side(value):
+    if not 1 <= int(value) <= LARGEST_SIDE:
+        raise ValueError(f"a side of {value} pixels")
+    return int(value)
 
 
 def _name(files):
@@ -166,8 +134,8 @@ def _video(path, images, files, size, tracks, faults):
     masks = {stem: Segments(f"{where}, frame {stem}", size, tuple(
         (number, masks[t]) for number, (_, masks, _) in zip(numbers, tracks, strict=True) if masks[t]))
         for t, stem in enumerate(stems)} if tracks else {}
-    there = {stem: images / file for stem, file in zip(stems, files, strict=True) if (images / file).is_file()}
-    missing = [file for file in files if not (images / file).is_file()]
+    there = {stem: images / file for stem, file in zip(stems, files, strict=True) if isfile(images / file)}
+    missing = [file for stem, file in zip(stems, files, strict=True) if stem not in there]
     if missing and there:
         faults.append(f"{name} has no image {named(missing)} in '{images}'")
         masks = {stem: mask for stem, mask in masks.items() if stem in there}

@@ -198,7 +198,7 @@ def _folder(base, name, subfolders, alone):
     candidates = [*(base / name / sub for sub in subfolders), base / name]
     if alone:
         candidates += [*(base / sub for sub in subfolders), base]
-    return next((path for path in candidates if path.is_dir() and images_by_stem(path)), None)
+    return next((path for path in candidates if images_by_stem(path)), None)
 
 
 def _flat(base, wanted):

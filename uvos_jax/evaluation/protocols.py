@@ -43,7 +43,8 @@ def _youtube_vis(request: Request) -> Result:
     instances, results = _instances(request), _results(request.predictions)
     truth, tracks = youtube_vis.read_json(instances), youtube_vis.read_json(results)
     scores: dict[str, Any] = {}
-    if not tracks or any(isinstance(track, dict) and "category_id" in track for track in tracks):
+    is_listed = isinstance(tracks, list) and tracks  # if not, the class-aware part says what is wrong
+    if not is_listed or any(isinstance(track, dict) and "category_id" in track for track in tracks):
         scores["class_aware"] = youtube_vis.evaluate_tracks(truth, tracks)
     scores["class_agnostic"] = youtube_vis.evaluate_tracks(truth, tracks, class_agnostic=True)
     scores["frames_class_agnostic"] = youtube_vis.evaluate_frames(truth, tracks)

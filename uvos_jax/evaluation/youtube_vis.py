@@ -5,12 +5,12 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from itertools import chain
-from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from uvos_jax.data.run_lengths import LARGEST_SIDE, is_finite, is_integer, shown, to_rle
 from uvos_jax.errors import UserError
 from uvos_jax.evaluation.average_precision import Group, precision_recall, summarize
 from uvos_jax.video.files import quoted, reason
@@ -20,10 +20,6 @@ _TRACK_AREAS = {"all": (0, 1e10), "small": (0, 128**2), "medium": (128**2, 256**
 _FRAME_AREAS = {"all": (0, 1e10), "S": (0, 32**2), "M": (32**2, 96**2), "L": (96**2, 1e10)}
 _KEYS = ("video_id", "segmentations", "category_id")
 _PROBLEMS_NAMED = 8
-# pycocotools reads runs of 6 characters without overflow, enough for frames of fewer pixels than this.
-_MOST_CHARACTERS = 6
-_CHARACTERS = bytes(range(48, 112))
-_TOO_MANY_PIXELS = 2**29
 
 
 class _Video(NamedTuple):
@@ -205,15 +201,15 @@ def _read_truth(truth: object, class_agnostic: bool) -> _Truth:
     videos: dict[int, _Video] = {}
     for at, video in _objects("videos", truth["videos"], ("id", "height", "width", "length"), problems):
         numbers = [video[key] for key in _Video._fields]
-        if not all(map(_is_integer, numbers)) or min(numbers[1:]) < 1 or numbers[1] * numbers[2] >= _TOO_MANY_PIXELS:
-            problems.append(f"{at}: id, height, width and length must be integers, the sizes from 1 up")
+        if not all(map(is_integer, numbers)) or min(numbers[1:]) < 1 or max(numbers[1:3]) > LARGEST_SIDE:
+            problems.append(f"{at}: id, height, width and length must be integers, the sizes from 1 to {LARGEST_SIDE}")
         elif video["id"] in videos:
             problems.append(f"{at}: the id {video['id']} is there twice")
         else:
             videos[video["id"]] = _Video(*map(int, numbers))
     categories: dict[int, str] = {0: "object"} if class_agnostic else {}
     for at, category in _objects("categories", () if class_agnostic else truth["categories"], ("id",), problems):
-        if not _is_integer(category["id"]) or category["id"] in categories:
+        if not is_integer(category["id"]) or category["id"] in categories:
             problems.append(f"{at}: the id {category['id']!r} is not an integer, or is there twice")
         else:
             categories[category["id"]] = str(category.get("name", category["id"]))
@@ -225,9 +221,10 @@ def _read_truth(truth: object, class_agnostic: bool) -> _Truth:
         video = _place(at, annotation, read, class_agnostic, problems)
         if annotation.get("iscrowd", 0) not in (0, 1):
             problems.append(f"{at}: iscrowd must be 0 or 1")
-        if video is None:
+        masks = video and _masks(at, annotation["segmentations"], video, True, problems)
+        if masks is None:
             continue
-        rles, areas = _masks(at, annotation["segmentations"], video, True, problems)
+        rles, areas = masks
         given = annotation.get("areas")
         if given is not None:
             if _are_numbers(given, video.length) and min((x for x in given if x is not None), default=0) >= 0:
@@ -251,11 +248,12 @@ def _read_results(results: object, truth: _Truth, class_agnostic: bool, per_fram
         video = _place(at, result, truth, class_agnostic, problems)
         by_frame = per_frame and result.get("scores") is not None
         score = result["scores"] if by_frame else result.get("score", "missing")
-        if not by_frame and not _is_finite(score):
-            problems.append(f"{at}: score is {_shown(score)}, not a finite number")
-        if video is None:
+        if not by_frame and not is_finite(score):
+            problems.append(f"{at}: score is {shown(score)}, not a finite number")
+        masks = video and _masks(at, result["segmentations"], video, False, problems)
+        if masks is None:
             continue
-        rles, areas = _masks(at, result["segmentations"], video, False, problems)
+        rles, areas = masks
         if by_frame and not _are_numbers(score, video.length):
             problems.append(f"{at}: scores must be {video.length} finite numbers, or null where there is no mask")
         elif by_frame and any(rle and x is None for rle, x in zip(rles, score, strict=True)):
@@ -283,28 +281,28 @@ def _objects(name: str, entries: Iterable, keys: tuple[str, ...], problems: list
 
 def _place(at: str, entry: dict, truth: _Truth, class_agnostic: bool, problems: list[str]) -> _Video | None:
     """Returns the video of an annotation or result, and looks at its category."""
-    if not class_agnostic and not (_is_integer(entry["category_id"]) and entry["category_id"] in truth.categories):
-        problems.append(f"{at}: category_id {_shown(entry['category_id'])} is not in the truth")
-    if _is_integer(entry["video_id"]) and entry["video_id"] in truth.videos:
+    if not class_agnostic and not (is_integer(entry["category_id"]) and entry["category_id"] in truth.categories):
+        problems.append(f"{at}: category_id {shown(entry['category_id'])} is not in the truth")
+    if is_integer(entry["video_id"]) and entry["video_id"] in truth.videos:
         return truth.videos[entry["video_id"]]
-    problems.append(f"{at}: video_id {_shown(entry['video_id'])} is not in the truth")
+    problems.append(f"{at}: video_id {shown(entry['video_id'])} is not in the truth")
     return None
 
 
-def _masks(at: str, segmentations: object, video: _Video, polygons: bool, problems: list[str]) -> tuple:
-    """Returns the RLEs and the areas [frames] of a track."""
+def _masks(at: str, segmentations: object, video: _Video, polygons: bool, problems: list[str]) -> tuple | None:
+    """Returns the RLEs and the areas [frames] of a track; None if it has not one entry for each frame."""
     from pycocotools import mask as mask_utils
 
-    rles, areas = [None] * video.length, np.zeros(video.length)
     number = len(segmentations) if isinstance(segmentations, list) else "no list of"
     if number != video.length:
         problems.append(f"{at}: {number} segmentations, but video {video.id} has {video.length} frames")
-        return rles, areas
+        return None
+    rles, areas = [None] * video.length, np.zeros(video.length)
     for t, segmentation in enumerate(segmentations):
         if segmentation is None or segmentation == []:  # an empty list is no mask in the published code too
             continue
         try:
-            rles[t] = _to_rle(segmentation, video.height, video.width, polygons)
+            rles[t] = to_rle(segmentation, video.height, video.width, polygons)
         except ValueError as error:
             problems.append(f"{at}: segmentations[{t}] {error}")
     present = [t for t, rle in enumerate(rles) if rle]
@@ -312,79 +310,12 @@ def _masks(at: str, segmentations: object, video: _Video, polygons: bool, proble
     return rles, areas
 
 
-def _to_rle(segmentation: object, height: int, width: int, polygons: bool) -> dict:
-    """Returns a compressed RLE that pycocotools, which checks nothing, can be trusted with; or says what is wrong."""
-    from pycocotools import mask as mask_utils
-
-    if polygons and isinstance(segmentation, list):
-        far = 2 * max(height, width)  # polygons are drawn point by point, so a wild one could take all memory
-        for polygon in segmentation:
-            points = polygon if isinstance(polygon, list) else ()
-            if len(points) < 6 or len(points) % 2 or not all(_is_finite(x) and abs(x) <= far for x in points):
-                raise ValueError("has a polygon that is not x, y, x, y .. of 3 points or more in or near the frame")
-        return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
-    if not isinstance(segmentation, dict) or not segmentation.keys() >= {"size", "counts"}:
-        raise ValueError("is no RLE with size and counts")
-    size, counts = segmentation["size"], segmentation["counts"]
-    if not isinstance(size, list | tuple) or list(size) != [height, width]:
-        raise ValueError(f"has the size {_shown(size)}, but its video {[height, width]}")
-    if isinstance(counts, str):
-        counts = counts.encode("utf-8", "surrogatepass")  # RLE is ASCII; other characters are refused as bytes
-    if isinstance(counts, bytes):
-        runs = _decoded(counts)
-    elif isinstance(counts, list) and all(_is_integer(x) and 0 <= x <= height * width for x in counts):
-        runs = np.array(counts, np.int64)
-    else:
-        raise ValueError(f"has counts that are neither a string nor a list of integers from 0 to {height * width}")
-    if runs.sum() != height * width or runs.min() < 0:
-        raise ValueError(f"has runs that do not sum to the {height * width} pixels of the frame")
-    if not runs[1:].all():  # pycocotools stops where two masks have empty runs at one pixel
-        pixels = np.repeat(np.arange(len(runs), dtype=np.uint8) & 1, runs)
-        return mask_utils.encode(pixels.reshape((height, width), order="F"))
-    if isinstance(counts, bytes):
-        return {"size": [height, width], "counts": counts}
-    return mask_utils.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
-
-
-def _decoded(counts: bytes) -> np.ndarray:
-    """Returns the runs of a compressed RLE.
-
-    5 bits of a number to a character, lowest first, at codes from 48; 32 more if others follow; the highest bit
-    is the sign. From the fourth run on the numbers are differences to the run before the last.
-    """
-    if not counts or counts[-1] > 79 or counts.translate(None, _CHARACTERS):
-        raise ValueError("has counts that are no compressed RLE")
-    codes = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    ends = (codes < 32).nonzero()[0]
-    starts = np.append(0, ends[:-1] + 1)
-    lengths = ends - starts + 1
-    if lengths.max() > _MOST_CHARACTERS:
-        raise ValueError("has counts that are no compressed RLE")
-    places = 5 * (np.arange(codes.size) - starts.repeat(lengths))
-    runs = np.add.reduceat((codes & 31) << places, starts) - ((codes[ends] >> 4) << 5 * lengths)
-    for first in (1, 2):
-        runs[first::2] = runs[first::2].cumsum()
-    return runs
-
-
 def _are_numbers(values: object, length: int) -> bool:
-    return isinstance(values, list) and len(values) == length and all(x is None or _is_finite(x) for x in values)
-
-
-def _is_integer(x: object) -> bool:
-    return isinstance(x, Integral) and not isinstance(x, bool)
-
-
-def _is_finite(x: object) -> bool:
-    return isinstance(x, Real) and not isinstance(x, bool) and abs(x) < 1e300  # not so for NaN
+    return isinstance(values, list) and len(values) == length and all(x is None or is_finite(x) for x in values)
 
 
 def _kind(x: object) -> str:
-    return "an object" if isinstance(x, dict) else "a list" if isinstance(x, list) else _shown(x)
-
-
-def _shown(x: object) -> str:
-    return f"{x!r:.40}"
+    return "an object" if isinstance(x, dict) else "a list" if isinstance(x, list) else shown(x)
 
 
 def _stop_at(what: str, problems: list[str]) -> None:

@@ -110,5 +110,5 @@ def _seen_categories(request):
     try:
         videos = json.loads(meta.read_text())["videos"].values()
         return {str(entry["category"]) for video in videos for entry in video["objects"].values()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"'{meta}' is not the meta.json of YouTube-VOS: {error!r}.") from error
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"'{meta}' is not the meta.json of YouTube-VOS: {error!r:.100}.") from error

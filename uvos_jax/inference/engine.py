@@ -1,7 +1,7 @@
 """The device side of a video: a chunked encoder and a scanned step, compiled once per frame size.
 
-Raw uint8 frames go in and uint8 label maps come out; resizing, scales, mirrored copies, fusing, stages and thresholds
-happen on the device at native size.
+Raw uint8 frames go in and uint8 label maps (and probabilities, if wanted) come out; resizing, scales, mirrored copies,
+fusing, stages and thresholds happen on the device at native size.
 """
 
 import dataclasses
@@ -18,16 +18,34 @@ from uvos_jax.ops.preprocess import preprocess
 
 
 @flax.struct.dataclass
+class Decision:
+    """What was decided about a frame; about several ones with a leading axis ``t``.
+
+    Attributes:
+      labels: ``[h, w]`` uint8, 0 for background.
+      probability: ``[h, w]`` uint8, 255 where foreground is certain; None unless it was asked for.
+      confidence: float32 in [0, 1], the mean probability of what was decided to be foreground, or of background in all
+        pixels if nothing was; None unless probabilities were asked for.
+    """
+
+    labels: jax.Array
+    probability: jax.Array | None = None
+    confidence: jax.Array | None = None
+
+
+@flax.struct.dataclass
 class Carry:
     """All that a video's past is: a pytree of fixed shapes that a scan, a checkpoint or a live stream can hold.
 
     Attributes:
       states: one model state per view (scale and mirrored copy).
       stages: one state per post-processing stage.
+      last: what was decided about the last valid frame; before the first one, background.
     """
 
     states: tuple
     stages: tuple
+    last: Decision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +57,14 @@ class Engine:
       native_size: ``(height, width)`` of the frames and of the labels.
       scales: test-time scales; a state is kept for each.
       flip: whether a mirrored copy is run for every scale, with its own state.
+      soft: whether probabilities and confidences are made beside the labels.
     """
 
     model: nn.Module
     native_size: tuple[int, int]
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
+    soft: bool = False
 
     @functools.cached_property
     def start(self):
@@ -53,24 +73,29 @@ class Engine:
 
     @functools.cached_property
     def step(self):
-        """``(variables, carry, frames uint8 [t, h, w, 3], valid bool [t]) -> (carry, labels uint8 [t, h, w])``, jitted.
+        """``(variables, carry, frames uint8 [t, h, w, 3], valid bool [t]) -> (carry, Decision of [t])``, jitted.
 
-        Frames that are not valid fill up the last chunk: they leave no trace in the carry, their labels mean nothing.
+        Frames that are not valid fill up the last chunk, or could not be decoded: they leave no trace in the carry, and
+        what was decided about the last valid frame is said of them, too.
         """
         return jax.jit(self._step)
 
     def _start(self, variables, frames):
         features = self._encode(variables, frames)
         states = tuple(self._apply(variables, "init_state", f, None, self.native_size) for f in features)
-        return Carry(states, tuple(STAGES[name][0](self.native_size) for name in self.model.postprocess))
+        stages = tuple(STAGES[name][0](self.native_size) for name in self.model.postprocess)
+        last = Decision(jnp.zeros(self.native_size, jnp.uint8))
+        if self.soft:
+            last = Decision(last.labels, jnp.zeros(self.native_size, jnp.uint8), jnp.zeros((), jnp.float32))
+        return Carry(states, stages, last)
 
     def _step(self, variables, carry, frames, valid):
         def one_frame(carry, xs):
             features, is_valid = xs
             features = jax.tree.map(lambda x: x[None], features)
-            new_carry, labels = self._one_frame(variables, carry, features)
+            new_carry = self._one_frame(variables, carry, features)
             carry = jax.tree.map(lambda new, old: jnp.where(is_valid, new, old), new_carry, carry)
-            return carry, labels
+            return carry, carry.last
 
         return jax.lax.scan(one_frame, carry, (self._encode(variables, frames), valid))
 
@@ -88,7 +113,17 @@ class Engine:
         states = tuple(self._apply(variables, "commit", state, f, _mirrored(labels[..., None], mirrored)[..., 0], aux)
                        for state, f, (_, aux), mirrored
                        in zip(carry.states, features, predictions, self._mirrored, strict=True))
-        return Carry(states, tuple(stages)), labels[0]
+        return Carry(states, tuple(stages), self._decision(score[0, ..., 0], labels[0]))
+
+    def _decision(self, score, labels):
+        if not self.soft:
+            return Decision(labels)
+        probability = self.model.to_probability(score)
+        foreground = labels > 0
+        area = foreground.sum()
+        confidence = jnp.where(area > 0, jnp.where(foreground, probability, 0).sum() / jnp.maximum(area, 1),
+                               1 - probability.mean())
+        return Decision(labels, jnp.round(255 * probability).astype(jnp.uint8), confidence)
 
     def _encode(self, variables, frames) -> tuple[Any, ...]:
         """Features of every view, each with leading axis ``t``."""

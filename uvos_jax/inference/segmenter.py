@@ -6,6 +6,10 @@ the length of the video.
 """
 
 import collections
+import contextlib
+import copy
+import dataclasses
+import functools
 import queue
 import sys
 import threading
@@ -19,16 +23,37 @@ import jax.numpy as jnp
 import numpy as np
 
 from uvos_jax.errors import UserError, nearest_hint
-from uvos_jax.inference.engine import Engine
+from uvos_jax.inference.engine import Carry, Decision, Engine
+from uvos_jax.inference.references import References, find_references, read_references
 from uvos_jax.models import build, system
 from uvos_jax.video import Frame, Source, open_source
 from uvos_jax.weights import checkpoints
 from uvos_jax.weights.convert import expected_variables, from_torch
 from uvos_jax.weights.files import SUFFIXES, read_state_dict
+from uvos_jax.weights.packaged import load_packaged
 
 # A side of the network's input beyond which it is a strip or a mistake, and memory would run out.
 _LARGEST_SIDE = 8192
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What is said about one frame.
+
+    Attributes:
+      frame: as the source gave it.
+      labels: ``[h, w]`` uint8, 0 for background; None for a frame that was answered before the run began.
+      probability: ``[h, w]`` uint8, 255 where foreground is certain; None unless it was asked for.
+      confidence: 0 to 1, see ``engine.Decision``; None unless probabilities were asked for.
+      carry: the past after this frame, if a run can begin behind it: it is the last one of a full chunk.
+    """
+
+    frame: Frame
+    labels: np.ndarray | None
+    probability: np.ndarray | None = None
+    confidence: float | None = None
+    carry: Carry | None = None
 
 
 class Segmenter:
@@ -52,18 +77,41 @@ class Segmenter:
         self.variables = jax.device_put(variables)
         self.scales = tuple(float(s) for s in scales)
         self.flip = flip
-        self._engines: dict[tuple[int, int], Engine] = {}
+        self._device = None
+        self._engines: dict[tuple, Engine] = {}
 
-    def engine(self, native_size: tuple[int, int]) -> Engine:
+    def engine(self, native_size: tuple[int, int], soft: bool = False) -> Engine:
         """The compiled functions for videos of ``(height, width)``; the same object every time."""
-        if native_size not in self._engines:
-            largest = self.model.frame_size(native_size, max(self.scales))
-            if max(largest) > _LARGEST_SIDE:
-                raise UserError(f"Frames of {native_size[1]}x{native_size[0]} (width x height) would run through the"
-                                f" network at {largest[1]}x{largest[0]}; its sides may have {_LARGEST_SIDE} pixels at"
-                                " most: crop the frames or lower --size.")
-            self._engines[native_size] = Engine(self.model, native_size, self.scales, self.flip)
-        return self._engines[native_size]
+        largest = self.model.frame_size(native_size, max(self.scales))
+        if max(largest) > _LARGEST_SIDE:
+            raise UserError(f"Frames of {native_size[1]}x{native_size[0]} (width x height) would run through the"
+                            f" network at {largest[1]}x{largest[0]}; its sides may have {_LARGEST_SIDE} pixels at"
+                            " most: crop the frames or lower --size.")
+        # In one step, so that threads which segment videos of one size share what is compiled.
+        return self._engines.setdefault((native_size, soft),
+                                        Engine(self.model, native_size, self.scales, self.flip, soft))
+
+    def on(self, device: jax.Device) -> "Segmenter":
+        """The same segmenter computing on another device; both may be used at the same time, in different threads."""
+        other = copy.copy(self)
+        other._device, other.variables = device, jax.device_put(self.variables, device)
+        return other
+
+    @property
+    def device(self) -> jax.Device:
+        """Where the weights are, and so the computation."""
+        return min(jax.tree.leaves(self.variables)[0].devices(), key=lambda device: device.id)
+
+    @functools.cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights."""
+        return checkpoints.digest(self.variables)
+
+    def chunk_for(self, source: Source, chunk: int | None) -> int:
+        """The number of frames encoded together: the one that is asked for, or else what suits source and device."""
+        if chunk is not None and not (isinstance(chunk, int) and chunk > 0):
+            raise UserError(f"A chunk holds a whole number of frames, at least one; got {chunk}.")
+        return chunk or (1 if source.live else default_chunk())
 
     def stream(self, source: Any, *, chunk: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Segments a video of any length frame by frame, in constant memory.
@@ -79,8 +127,10 @@ class Segmenter:
         Raises:
           UserError: if the source cannot be read, at the frame where that shows.
         """
-        for frame, labels in self.run(open_source(source), chunk=chunk):
-            yield frame.image, labels
+        # Closing this also ends the reader's thread, however early the caller loses interest.
+        with contextlib.closing(self.run(open_source(source), chunk=chunk)) as answers:
+            for answer in answers:
+                yield answer.frame.image, answer.labels
 
     def segment(self, frames: Any, *, chunk: int | None = None) -> np.ndarray:
         """Labels of a whole video as one array: ``[t, h, w]`` uint8, from anything that :meth:`stream` takes."""
@@ -89,45 +139,68 @@ class Segmenter:
             raise UserError("The video holds no frame.")
         return np.stack(labels)
 
-    def run(self, source: Source, *, chunk: int | None = None) -> Iterator[tuple[Frame, np.ndarray]]:
-        """As :meth:`stream`, for an opened source; yields named frames."""
-        if chunk is not None and not (isinstance(chunk, int) and chunk > 0):
-            raise UserError(f"A chunk holds a whole number of frames, at least one; got {chunk}.")
-        chunk = chunk or (1 if source.live else default_chunk())
+    def run(self, source: Source, *, chunk: int | None = None, soft: bool = False,
+            references: References | None = None, begin: tuple[int, Carry] | None = None) -> Iterator[Answer]:
+        """As :meth:`stream`, for an opened source and with all that is known about each frame.
+
+        A frame that could not be decoded (``frame.broken``) is answered as the last good one, and leaves no trace in
+        the state; before the first good one, all is background.
+
+        Args:
+          source: the video.
+          chunk: frames encoded together, see :meth:`stream`.
+          soft: whether probabilities and confidences are wanted, too.
+          references: of this video, if they are known already.
+          begin: where an earlier run with this chunk stopped: the number of frames it answered, a multiple of
+            ``chunk``, and the ``carry`` after them. Those frames are handed out with no labels.
+        """
+        chunk = self.chunk_for(source, chunk)
+        done, carry = begin or (0, None)
+        carry = jax.device_put(carry, self._device)
+        if carry is None:
+            references = references or find_references(self.model, source)
         frames = iter(source)
         batches = _chunks(frames, chunk)
         if not source.live:
             batches = _read_ahead(batches, 1)
         # A live source gets its answer before the next frame is asked for; others keep the device busy meanwhile.
         in_flight = 0 if source.live else 1
-        engine = carry = failure = None
         pending: collections.deque = collections.deque()
+        failure = None
         is_finalizing, wait = sys.is_finalizing, jax.block_until_ready
         try:
-            while failure is None:
-                try:
-                    batch = next(batches, None)
-                except Exception as error:  # raised below, after the answers to the frames that came before it
-                    failure = error
-                    break
-                if batch is None:
-                    break
-                images = np.stack([frame.image for frame in batch] + [batch[-1].image] * (chunk - len(batch)))
-                if engine is None:
-                    engine = self.engine(images.shape[1:3])
-                    carry = engine.start(self.variables, images[list(self.model.reference_frames(source.length))])
-                carry, labels = engine.step(self.variables, carry, images, np.arange(chunk) < len(batch))
-                pending.append((batch, labels))
-                while len(pending) > in_flight:
-                    yield from _answers(*pending.popleft())
+            try:
+                for batch in batches:
+                    if done > 0:
+                        done -= len(batch)
+                        yield from (Answer(frame, None) for frame in batch)
+                        continue
+                    images = np.stack([frame.image for frame in batch] + [batch[-1].image] * (chunk - len(batch)))
+                    engine = self.engine(images.shape[1:3], soft)
+                    if carry is None:
+                        carry = engine.start(self.variables, _reference_images(source, references, images))
+                    valid = np.zeros(chunk, bool)
+                    valid[:len(batch)] = [frame.broken is None for frame in batch]
+                    carry, decision = engine.step(self.variables, carry, images, valid)
+                    pending.append((batch, decision, carry if len(batch) == chunk else None))
+                    while len(pending) > in_flight:
+                        yield from _answers(*pending.popleft())
+            except Exception as error:  # raised below, after the answers to the frames that came before it
+                failure = error
             while pending:
                 yield from _answers(*pending.popleft())
             if failure is not None:
                 raise failure
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise UserError(f"The memory of {self.device} does not suffice: lower --size, --chunk or the largest of the"
+                            " --scales.") from error
         finally:
             if not is_finalizing():  # else Python has taken apart what the lines below need
                 # Python may end after an error; it must not do so under a device that is still computing.
-                wait([labels for _, labels in pending])
+                with contextlib.suppress(jax.errors.JaxRuntimeError):
+                    wait([decision for _, decision, _ in pending])
                 batches.close()  # stops the reader before its file handle goes
                 if hasattr(frames, "close"):
                     frames.close()
@@ -143,7 +216,8 @@ def load(name: str | None = None, weights: str | Path | None = None, *, scales: 
     """Loads a model with weights.
 
     Args:
-      name: a system; None takes what the checkpoint directory says.
+      name: a system; None takes what the checkpoint directory says. With neither name nor weights, it is the small
+        network that ships with the package.
       weights: a checkpoint directory; a published ``.pth``, ``.safetensors`` or ``.npz`` state_dict; or ``"random"``
         for untrained weights, which show that everything runs and nothing else.
       scales: test-time scales whose scores are averaged.
@@ -160,9 +234,12 @@ def load(name: str | None = None, weights: str | Path | None = None, *, scales: 
     if name is not None:
         system(name)  # an unknown name is the first thing to say
     overrides = {k: v for k, v in overrides.items() if v is not None} | {"dtype": PRECISIONS[precision]}
+    if name is None and weights is None:
+        return Segmenter(*load_packaged(**overrides), scales=scales, flip=flip)
     if weights is None:
-        raise UserError("No weights ship with this version: give --weights a checkpoint directory or a published"
-                        " .pth or .safetensors file, or 'random' to try the machinery with untrained weights.")
+        raise UserError(f"No weights ship for a model that is named: leave out --model {name} for the default network,"
+                        " or give --weights a checkpoint directory, a published .pth or .safetensors file, or 'random'"
+                        " to try the machinery with untrained weights.")
     path = Path(weights)
     if path.is_dir():
         stored, model, variables = checkpoints.load(path, **overrides)
@@ -211,8 +288,20 @@ def _is_scale(scale):
     return isinstance(scale, (int, float)) and not isinstance(scale, bool) and 0.1 <= scale <= 8
 
 
-def _answers(batch, labels):
-    return zip(batch, np.array(labels), strict=False)  # writable; fill-up frames have labels but no frame
+def _reference_images(source, references, images):
+    """The frames that the state is made from; ``images`` are the first ones of the video."""
+    if references.rule == "whole video":
+        return read_references(source, references)
+    return images[list(references.frames)]
+
+
+def _answers(batch, decision: Decision, carry):
+    """One a frame of the batch; what was decided about fill-up frames means nothing."""
+    labels = np.array(decision.labels)  # writable
+    probability, confidence = (None if x is None else np.array(x) for x in (decision.probability, decision.confidence))
+    for i, frame in enumerate(batch):
+        soft = () if probability is None else (probability[i], float(confidence[i]))
+        yield Answer(frame, labels[i], *soft, carry=carry if i == len(batch) - 1 else None)
 
 
 def _chunks(frames, size):

@@ -13,6 +13,10 @@ import jax.numpy as jnp
 from uvos_jax.errors import UserError, nearest_hint
 from uvos_jax.models import adnet
 
+# Building a network takes time and memory by its size alone, and a mistyped number must not take all there is.
+_DEEPEST = 200  # blocks of a stage
+_WIDEST = 2**15 - 1  # channels, pixels of a side
+
 
 @dataclasses.dataclass(frozen=True)
 class System:
@@ -45,8 +49,8 @@ SYSTEMS = {
 
 def system(name: str) -> System:
     """The table's row for ``name``; raises ``UserError`` with the nearest match for an unknown one."""
-    if name not in SYSTEMS:
-        raise UserError(f"There is no model '{name}'.{nearest_hint(name, SYSTEMS)} Known: {', '.join(SYSTEMS)}.")
+    if not isinstance(name, str) or name not in SYSTEMS:
+        raise UserError(f"There is no model '{name}'.{nearest_hint(str(name), SYSTEMS)} Known: {', '.join(SYSTEMS)}.")
     return SYSTEMS[name]
 
 
@@ -89,16 +93,20 @@ def _checked(name, key, value, default):
     """The value of a field, of the kind of its default; anything else would fail deep inside a network."""
     if key == "dtype":
         known = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-        dtype = known.get(value if isinstance(value, str) else jnp.dtype(value).name)
+        try:
+            dtype = known.get(value if isinstance(value, str) else jnp.dtype(value).name)
+        except TypeError:  # no data type at all
+            dtype = None
         wanted, ok, value = " or ".join(known), dtype is not None, dtype
     elif isinstance(default, tuple):
-        wanted = f"a list of {len(default)} whole numbers above 0"
-        ok = isinstance(value, (list, tuple)) and len(value) == len(default) and all(_is_count(v) for v in value)
+        wanted = f"a list of {len(default)} whole numbers from 1 to {_DEEPEST}"
+        ok = (isinstance(value, (list, tuple)) and len(value) == len(default)
+              and all(_is_count(v, _DEEPEST) for v in value))
         value = tuple(value) if ok else value
     elif isinstance(default, bool):
         wanted, ok = "true or false", isinstance(value, bool)
     elif isinstance(default, int):
-        wanted, ok = "a whole number above 0", _is_count(value)
+        wanted, ok = f"a whole number from 1 to {_WIDEST}", _is_count(value, _WIDEST)
     elif isinstance(default, float):
         wanted = "a number from 0 to 1"
         ok = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
@@ -109,5 +117,5 @@ def _checked(name, key, value, default):
     return value
 
 
-def _is_count(value):
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _is_count(value, most):
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import re
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,18 +77,19 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     path = Path(path).absolute()
     if not path.is_file():
         raise UserError(f"There is no configuration file '{path}'.")
+    if path.suffix != ".py":
+        raise UserError(f"The configuration '{path}' must be a Python file that ends in .py.")
     with _importing_from(path.parent):
         module_spec = importlib.util.spec_from_file_location(f"_uvos_config_{path.stem}", path)
         module = importlib.util.module_from_spec(module_spec)
         try:
             module_spec.loader.exec_module(module)
             get_config = module.get_config
-            config = get_config(preset) if preset else get_config()
+            config = plain(get_config(preset) if preset else get_config())
         except UserError:
             raise
         except (Exception, SystemExit) as error:
             raise UserError(f"The configuration '{spec}' cannot be read: {type(error).__name__}: {error}.") from error
-    config = plain(config)
     if not isinstance(config, dict):
         raise UserError(f"get_config in '{path}' must return a ConfigDict.")
     # Whatever the file leaves out can be overridden all the same.
@@ -111,6 +113,8 @@ def override(config: dict[str, Any], entry: str) -> None:
       UserError: for an unknown key or a value of another type.
     """
     name, equals, text = entry.partition("=")
+    if not name.isprintable():
+        raise UserError(f"--config.{name!r} is not the name of a value.")
     if not equals:
         raise UserError(f"--config.{name} wants a value: --config.{name}=VALUE.")
     *parents, last = name.split(".")
@@ -141,7 +145,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     config = plain(check_options(config, OPTIONS, ""))
     try:
         json.dumps(config)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # the latter for whole numbers of thousands of digits
         raise UserError(f"The configuration may hold numbers, text, lists and dicts only: {error}.") from None
     if not isinstance(config["model"].get("name"), str):
         raise UserError("The configuration's model must be a dict with a name.")
@@ -188,8 +192,9 @@ def _check_phase(number, phase):
 def _value(name, text, old):
     """The text as a value of the kind of ``old``."""
     try:
-        value = plain(ast.literal_eval(text))
-    except (ValueError, SyntaxError):
+        with warnings.catch_warnings(action="ignore"):  # of text that is nearly Python, such as '\d'
+            value = plain(ast.literal_eval(text))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that it is documented to raise
         value = text
     if value is None:
         return None  # where it means nothing, the check says so
@@ -198,10 +203,11 @@ def _value(name, text, old):
     kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "text", dict: "a dict",
              list: "a list"}
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        with contextlib.suppress(OverflowError):  # then it stays a whole number, and is refused
+            value = float(value)
     if old is not None and type(value) is not type(old):
-        raise UserError(f"--config.{name} wants {kinds.get(type(old), type(old).__name__)}, such as {old!r};"
-                        f" got '{text}'.")
+        raise UserError(f"--config.{name} wants {kinds.get(type(old), type(old).__name__)}, such as {old!r:.60};"
+                        f" got {text!r:.60}.")
     return value
 
 

@@ -146,8 +146,8 @@ class _Run:
         stored = self.workdir / "config.json"
         if self.checkpoints.steps() and stored.exists():
             try:
-                before = json.loads(stored.read_text())
-            except ValueError:
+                before = dict(json.loads(stored.read_text()))
+            except (OSError, TypeError, ValueError, RecursionError):
                 raise UserError(f"'{stored}' is damaged; choose another --workdir.") from None
             if changed := changed_keys(before, self.config):
                 raise UserError(f"The run in '{self.workdir}' was begun with another {', '.join(changed)}; go on with"

@@ -175,7 +175,7 @@ def _assign(groups, paths):
         first[path] = hits[0] if hits else None
     for i, group in enumerate(groups):
         if i not in matched:
-            raise UserError(f"optimizer.groups: '{group['match']}' matches no parameter; it must match a whole path"
+            raise UserError(f"optimizer.groups: {group['match']!r} matches no parameter; it must match a whole path"
                             f" such as '{paths[0]}'.{nearest_hint(group['match'], paths)}")
         if i not in first.values():
             raise UserError(f"optimizer.groups: every parameter that '{group['match']}' matches belongs to an"

@@ -100,6 +100,12 @@ def alone(lock: str | os.PathLike, complaint: str) -> Iterator[None]:
         file.close()
 
 
+def partial_of(path: str | os.PathLike) -> Path:
+    """Returns the hidden name beside ``path`` that its content is written under until it is whole."""
+    path = Path(path)
+    return path.with_name(f".{path.name}.partial")
+
+
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     """Writes ``data`` so that ``path`` holds either its old content or all of the new one.
 
@@ -110,8 +116,7 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     Raises:
         UserError: The operating system refused (no such folder, no permission, disk full).
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     try:
         partial.write_bytes(data)
         os.replace(partial, path)

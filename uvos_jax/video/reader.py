@@ -1,75 +1,171 @@
-"""One way to open whatever holds frames: a video file, a folder, a glob pattern, arrays."""
+"""One way to open whatever holds frames: a video file, a folder, a glob pattern, a camera, a stream, stdin, arrays."""
 
 import contextlib
+import dataclasses
+import errno
 import glob
 import os
+import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set, Sized
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from uvos_jax.errors import UserError, nearest_hint
-from uvos_jax.video.files import quoted
-from uvos_jax.video.image_files import IMAGE_SUFFIXES, is_image, list_images, natural_sort, read_image
-from uvos_jax.video.source import DEFAULT_FPS, Frame, Source
+from uvos_jax.video.files import quoted, reason
+from uvos_jax.video.image_files import is_image, natural_sort, read_image
+from uvos_jax.video.listing import KINDS_OF_IMAGES, folder_frames, is_pattern, is_video_name
+from uvos_jax.video.live import SCHEMES, is_stream, open_camera, open_stdin, open_stream
+from uvos_jax.video.pages import count_pages, read_pages
+from uvos_jax.video.pictures import Picture, frames_of
+from uvos_jax.video.source import DEFAULT_FPS, Source
+from uvos_jax.video.span import Span, span_of
 from uvos_jax.video.video_file import probe_video, read_video
 
-_KINDS_OF_IMAGES = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+OnError = Literal["stop", "skip"]
 
 
-def open_source(source: str | os.PathLike | np.ndarray | Iterable | Source) -> Source:
+def open_source(
+    source: str | os.PathLike | np.ndarray | Iterable | Source,
+    *,
+    start: int | str | None = None,
+    end: int | str | None = None,
+    every: int = 1,
+    on_error: OnError = "stop",
+) -> Source:
     """Opens the frames of a video, refusing at once what could not be read later.
 
     Args:
-        source: The path of a video file, of a folder of images (natural order; other and hidden files are
-            ignored) or of a single image; a glob pattern of images; an array [t, h, w, 3] uint8; or any
-            iterable of arrays [h, w, 3] uint8. Arrays are RGB. An opened source is returned as it is.
+        source: What holds the frames of one video:
+
+            - the path of a video file: MP4, MOV, MKV, WebM, AVI, GIF and whatever else PyAV opens; every frame once,
+              upright, whatever their distances in time; transparency is dropped;
+            - the path of a folder of images (natural order; other and hidden files are ignored), of a single image, or
+              of an animated PNG or WebP or a TIFF of many pages; or a glob pattern of images;
+            - the index of a camera, "0", where there is no file of that name, or "/dev/video0";
+            - the address of a stream, rtsp://, rtmp://, udp://, tcp://, http:// and the like;
+            - "-", a video that is piped in;
+            - an array [t, h, w, 3] uint8, or any iterable of arrays [h, w, 3] uint8. Arrays are RGB.
+
+            An opened source is returned as it is.
+        start: Index of the first frame wanted, counted from 0, or a time as text: "90" and "90s" are seconds, "1:05"
+            is minutes and seconds, "1:02:03.5" hours too. A video file tells the time itself, else there are 24 frames
+            a second.
+        end: The same for the first frame that is not wanted any more.
+        every: Gives one frame of so many. Frames keep the names they have without.
+        on_error: What a frame that does not decode, or has another size than the first, does: "stop" raises, after
+            all frames before it; "skip" gives a ``Frame`` with ``broken`` in its place.
 
     Returns:
-        The source, of which at most the first frame has been decoded.
+        The source. Of what can be read again, the first frame has been decoded.
 
     Raises:
-        UserError: There is nothing there, or it cannot be used as a video.
+        UserError: There is nothing there, it cannot be used as a video, or the options cannot be read.
     """
+    if on_error not in ("stop", "skip"):
+        raise UserError(f"on_error is {on_error!r}; it must be 'stop' or 'skip'.")
+    span = span_of(start, end, every)
     if isinstance(source, Source):
+        if span != Span():
+            raise UserError("this source is open already; give start, end and every when it is opened.")
         return source
     if isinstance(source, (str, os.PathLike)):
-        return _open_path(os.fspath(source))
+        return _open_text(os.fspath(source), span, on_error)
     if hasattr(source, "__array__"):  # NumPy's own and what converts to them, such as JAX's
-        return _open_array(np.asarray(source))
+        return _checked(_cut(_open_array(np.asarray(source)), span, on_error))
     if isinstance(source, Iterable) and not isinstance(source, (bytes, bytearray, Mapping, Set)):
-        return _open_iterable(source)
+        opened = _cut(_open_iterable(source), span, on_error)
+        return _checked(opened) if isinstance(source, Sequence) else opened
     raise UserError(
         f"cannot read frames from {_described(source)}; "
         "give a video file, a folder of frames, a glob pattern or uint8 arrays [h, w, 3]."
     )
 
 
-def _open_path(text: str) -> Source:
-    path = Path(text)
+def _cut(source: Source, span: Span, on_error: OnError) -> Source:
+    """Returns the source that gives the frames of a span, from one that gives all pictures."""
+    pictures, fps = source.start, source.fps
+    length = source.length and span.count(source.length, fps)
+    return dataclasses.replace(
+        source,
+        start=lambda: frames_of(pictures(), span, fps, on_error),
+        fps=fps / span.every,
+        length=length or None,
+    )
+
+
+def _checked(source: Source) -> Source:
+    """Returns the source after a look at its first frame: what would fail later should fail now."""
+    with contextlib.closing(iter(source)) as frames:
+        next(frames)
+    return source
+
+
+def _open_text(text: str, span: Span, on_error: OnError) -> Source:
     if not text:
         raise UserError("the source is an empty path; give a video file or a folder of frames.")
-    if os.path.isdir(path):
-        paths = list_images(path)
-        if not paths:
-            raise _no_images(path)
-        return _open_images(paths, kind="folder", name=_folder_name(path))
-    if os.path.exists(path):
-        if is_image(path):
-            return _open_images([path], kind="file", name=path.stem)
-        info = probe_video(path)
-        return Source(
-            name=path.stem,
-            kind="file",
-            start=lambda: _video_frames(path),
-            fps=info.fps or DEFAULT_FPS,
-            length=info.length,
-            paths=(path,),
+    if text == "-":
+        return _cut(open_stdin(), span, on_error)
+    if is_stream(text):
+        return _cut(open_stream(text), span, on_error)
+    path, mode = Path(text), _mode(text)
+    camera = re.fullmatch(r"\d{1,4}" if mode is None else r"/dev/video\d{1,4}", text, re.ASCII)
+    if camera:
+        return _cut(open_camera(int(text.removeprefix("/dev/video"))), span, on_error)
+    if mode is None:
+        if is_pattern(text):
+            return _checked(_cut(_open_glob(text), span, on_error))
+        if "://" in text:
+            raise UserError(f"{quoted(text)} is no address that can be read; known are {SCHEMES}.")
+        raise _missing(path)
+    if stat.S_ISDIR(mode):
+        return _checked(_cut(_open_images(folder_frames(path), "folder", _folder_name(path)), span, on_error))
+    if not stat.S_ISREG(mode):
+        raise UserError(
+            f"{quoted(path)} is neither a file nor a folder, but a device, pipe or socket; "
+            "to read a video from a pipe, redirect it and give '-'."
         )
-    if _is_pattern(text):
-        return _open_glob(text)
-    raise _missing(path)
+    if is_image(path):
+        return _checked(_cut(_open_image(path), span, on_error))
+    video = _open_video(path)
+    # To get to a frame in the middle all before it must be decoded, so a look at the first one of all must do.
+    _checked(_cut(video, Span(), on_error))
+    return _cut(video, span, on_error)
+
+
+def _mode(text: str) -> int | None:
+    """Returns what kind of thing a path leads to, as ``st_mode`` says it; None if there is nothing."""
+    try:
+        return os.stat(text).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if os.path.islink(text):
+            raise UserError(f"{quoted(text)} is a link to {quoted(os.readlink(text))}, which does not exist.") from None
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) != errno.ENAMETOOLONG or not is_pattern(text):
+            raise UserError(f"{quoted(text)} cannot be read: {reason(error)}.") from error
+    return None
+
+
+def _open_video(path: Path) -> Source:
+    info = probe_video(path)
+    return Source(
+        name=path.stem,
+        kind="file",
+        start=lambda: read_video(path),
+        fps=info.fps or DEFAULT_FPS,
+        length=info.length,
+        paths=(path,),
+    )
+
+
+def _open_image(path: Path) -> Source:
+    pages = count_pages(path)
+    if pages == 1:
+        return _open_images([path], kind="file", name=path.stem)
+    return Source(name=path.stem, kind="file", start=lambda: read_pages(path), length=pages, paths=(path,))
 
 
 def _open_glob(pattern: str) -> Source:
@@ -77,12 +173,14 @@ def _open_glob(pattern: str) -> Source:
     paths = natural_sort(match for match in matches if is_image(match) and not match.is_dir())
     if not paths:
         found = "matches no image" if matches else "matches nothing"
+        if any(is_video_name(match) for match in matches):
+            found = "matches videos, of which one is to be named"
         raise UserError(
             f"the pattern {quoted(pattern)} {found}; "
-            f"it should match the frames of one video ({_KINDS_OF_IMAGES})."
+            f"it should match the frames of one video ({KINDS_OF_IMAGES})."
         )
     folder = Path(pattern).parent
-    while _is_pattern(os.fspath(folder)):
+    while is_pattern(os.fspath(folder)):
         folder = folder.parent
     return _open_images(paths, kind="glob", name=_folder_name(folder))
 
@@ -96,11 +194,10 @@ def _open_images(paths: list[Path], kind: Literal["file", "folder", "glob"], nam
                 f"{quoted(other)} and {quoted(path)} would overwrite each other's masks; "
                 "keep one of them or rename it."
             )
-    read_image(paths[0])
     return Source(
         name=name,
         kind=kind,
-        start=lambda: (Frame(path.stem, read_image(path)) for path in paths),
+        start=lambda: (Picture(path.stem, partial(read_image, path)) for path in paths),
         length=len(paths),
         paths=tuple(dict.fromkeys(path.parent for path in paths)),
     )
@@ -119,8 +216,6 @@ def _open_iterable(frames: Iterable) -> Source:
     length = len(frames) if isinstance(frames, Sized) else None
     if length == 0:
         raise UserError(f"the {type(frames).__name__} given as the source holds no frame.")
-    if isinstance(frames, Sequence):
-        _checked_array(frames[0], "00000")
     return Source(
         name="frames",
         kind="iterator",
@@ -132,26 +227,19 @@ def _open_iterable(frames: Iterable) -> Source:
     )
 
 
-def _numbered(images: Iterable, copy: bool = False) -> Iterator[Frame]:
+def _numbered(images: Iterable, copy: bool = False) -> Iterator[Picture]:
     for index, image in enumerate(images):
         name = f"{index:05d}"
-        image = _checked_array(image, name)
-        yield Frame(name, image.copy() if copy else image)
+        yield Picture(name, partial(_checked_array, image, name, copy))
 
 
-def _checked_array(item: object, name: str) -> np.ndarray:
+def _checked_array(item: object, name: str, copy: bool) -> np.ndarray:
     image = np.asarray(item)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
         raise UserError(
             f"frame {name!r} is {_described(item)}; it must be a uint8 array [height, width, 3] in RGB order."
         )
-    return image
-
-
-def _video_frames(path: Path) -> Iterator[Frame]:
-    # Closes the file as soon as the consumer stops, not when the collector comes by.
-    with contextlib.closing(read_video(path)) as images:
-        yield from _numbered(images)
+    return image.copy() if copy else image
 
 
 def _described(item: object) -> str:
@@ -160,24 +248,8 @@ def _described(item: object) -> str:
     return f"an object of type {type(item).__name__!r}"
 
 
-def _is_pattern(text: str) -> bool:
-    return any(wildcard in text for wildcard in "*?[")
-
-
 def _folder_name(folder: Path) -> str:
     return folder.resolve().name or "frames"  # the root folder has no name
-
-
-def _no_images(folder: Path) -> UserError:
-    """Returns the error for a folder without frames, which may be one level too high."""
-    usable = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and list_images(path)]
-    if usable:
-        others = f" (and {len(usable) - 1} more)" if len(usable) > 1 else ""
-        return UserError(
-            f"the folder {quoted(folder)} holds no frames itself, but its subfolder {usable[0]!r}{others} "
-            "does; give the folder of one video."
-        )
-    return UserError(f"the folder {quoted(folder)} holds no frames ({_KINDS_OF_IMAGES}).")
 
 
 def _missing(path: Path) -> UserError:

@@ -8,10 +8,12 @@ This is the only place that imports Orbax. Layout of a checkpoint directory::
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,23 +87,20 @@ def load(directory: str | Path, **overrides) -> tuple[str, nn.Module, dict]:
         meta = json.loads((directory / "uvos.json").read_text())
         version = meta["format"]
         if version == _FORMAT:
-            name, hyper = meta["model"], dict(meta["hyper_parameters"])
+            name, hyper = str(meta["model"]), {**meta["hyper_parameters"]}
     except FileNotFoundError:
         raise UserError(f"'{directory}' is no checkpoint directory: it has no uvos.json.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"'{directory / 'uvos.json'}' is damaged; convert or train the weights again.") from error
     if version != _FORMAT:
-        raise UserError(f"'{directory}' has checkpoint format {version}; this uvos_jax reads {_FORMAT}. Upgrade it.")
-    model = build(name, **(hyper | overrides))
-    stored = hyper_parameters(build(name, **hyper))
-    for key, value in hyper_parameters(model).items():
-        if key not in _CHANGEABLE and value != stored[key]:
-            raise UserError(f"The weights in '{directory}' were made with {key}={stored[key]}, not {value}.")
+        raise UserError(f"'{directory}' has checkpoint format {version!r:.40}; this uvos_jax reads {_FORMAT}."
+                        " Upgrade it.")
+    model = rebuild(name, hyper, overrides, f"the weights in '{directory}'")
     ill_fitting = UserError(f"The weights in '{directory}' are damaged or do not fit {name} with these"
                             " hyper-parameters; convert or train them again.")
-    # NumPy targets: restored on whatever devices this process has, not on those that saved it.
-    target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), expected_variables(model))
     try:
+        # NumPy targets: restored on whatever devices this process has, not on those that saved it.
+        target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), expected_variables(model))
         with checkpointer() as reader:
             variables = reader.restore(directory / "weights", target)
     except Exception as error:  # Orbax raises many kinds for a missing, torn or ill-fitting tree
@@ -113,6 +112,26 @@ def load(directory: str | Path, **overrides) -> tuple[str, nn.Module, dict]:
     return name, model, variables
 
 
+def rebuild(name: str, hyper: dict, overrides: dict, what: str) -> nn.Module:
+    """Builds the model that stored weights belong to.
+
+    Args:
+      name: of the system.
+      hyper: the hyper-parameters stored with the weights.
+      overrides: those to change.
+      what: the weights, in words, for the message.
+
+    Raises:
+      UserError: if an override is unknown or would not fit the weights.
+    """
+    model = build(name, **(hyper | overrides))
+    stored = hyper_parameters(build(name, **hyper))
+    for key, value in hyper_parameters(model).items():
+        if key not in _CHANGEABLE and value != stored[key]:
+            raise UserError(f"{what[0].upper()}{what[1:]} were made with {key}={stored[key]}, not {value}.")
+    return model
+
+
 def digest(tree) -> str:
     """SHA-256 over names, shapes and bytes of all leaves of a tree of arrays: storage does not notice a flipped bit."""
     sha = hashlib.sha256()
@@ -122,6 +141,18 @@ def digest(tree) -> str:
     return sha.hexdigest()
 
 
+@functools.cache
+def _keep_quiet_about_late_reads() -> None:
+    """Where one array cannot be read, the others arrive when Orbax has closed what they report to: a traceback each."""
+    report = sys.unraisablehook
+
+    def hook(what):
+        if str(what.exc_value) != "Event loop is closed":
+            report(what)
+
+    sys.unraisablehook = hook
+
+
 @contextlib.contextmanager
 def checkpointer() -> Iterator[ocp.StandardCheckpointer]:
     """Orbax for this process alone: trees are whole in every process, so that none has to wait for another.
@@ -129,6 +160,7 @@ def checkpointer() -> Iterator[ocp.StandardCheckpointer]:
     One at a time: Orbax numbers its operations for the whole process, and of two that run in different threads one may
     be finished before its arrays are written.
     """
+    _keep_quiet_about_late_reads()
     me = jax.process_index()
     options = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me},
                                                  barrier_sync_key_prefix=f"process{me}")

@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from uvos_jax.errors import UserError
 
 _TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".ckpt")
+_LARGEST_VIEW = 2**24  # numbers
 SUFFIXES = (".safetensors", ".npz", *_TORCH_SUFFIXES)
 
 
@@ -46,8 +48,11 @@ def read_state_dict(path: str | Path) -> dict:
         if not isinstance(tensors, Mapping):
             raise UserError(f"'{path.name}' holds a {type(tensors).__name__}, not a table of named weights.")
         return _to_numpy(tensors)
-    except (UserError, MemoryError, KeyboardInterrupt):
+    except UserError:
         raise
+    except MemoryError as error:
+        raise UserError(f"'{path.name}' asks for more memory than there is: it is damaged, or too large for this"
+                        " machine.") from error
     except Exception as error:  # three parsers on a damaged file raise whatever they like
         raise UserError(f"'{path.name}' cannot be read as weights ({type(error).__name__}: {_first_line(error)}).") \
             from error
@@ -65,7 +70,8 @@ def _read_torch(path):
                array, (array, "numpy.core.multiarray._reconstruct"),
                *{type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.bool_)}]
     try:
-        with torch.serialization.safe_globals(allowed):
+        # What torch warns of in odd files is said below in one sentence, if they cannot be read.
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not zipfile.is_zipfile(path) and "GLOBAL" not in str(error):
@@ -83,12 +89,16 @@ def _leaf(value):
         return _to_numpy(value)
     if hasattr(value, "detach"):  # a torch tensor, without importing torch
         value = value.detach()
+        # A view may repeat the few numbers that are stored without end.
+        if value.numel() > max(_LARGEST_VIEW, value.untyped_storage().nbytes()):
+            raise ValueError(f"a tensor {list(value.shape)} is larger than what is stored of it")
         value = (value.float() if value.is_floating_point() else value).numpy()
     if isinstance(value, np.ndarray) and value.dtype.kind in "fV":
-        return value.astype(np.float32)
+        with np.errstate(over="ignore"):  # infinities are found where weights are put to use
+            return value.astype(np.float32)
     return value
 
 
 def _first_line(error):
     text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__).rstrip(".")
+    return (text[0] if text else type(error).__name__)[:200].rstrip(".")

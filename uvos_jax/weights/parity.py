@@ -10,6 +10,7 @@ rows of an attention matrix).
 
 import dataclasses
 import json
+import math
 import re
 import zlib
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from uvos_jax.models import build
 from uvos_jax.weights.convert import from_torch
 from uvos_jax.weights.traces import TRACES
 
+_MOST_WEIGHTS = 2**27
 _META = ("system", "variant", "tolerance")
 _SUFFIX = re.compile(r"(?P<base>.+?)(?:_(?:c(?P<c>\d+)|s(?P<s>\d+)|rows(?P<rows>\d+)))?")
 
@@ -59,9 +61,15 @@ def weights_of(manifest: Mapping) -> dict[str, np.ndarray]:
 
     Returns:
       float32 arrays (int64 for batch counters) by key.
+
+    Raises:
+      TypeError, ValueError, KeyError, AttributeError, re.error: if the manifest is not of this form.
     """
     scales = [(re.compile(expression), np.float32(factor)) for expression, factor in manifest.get("scale", [])]
     alias = manifest.get("alias", {})
+    count = sum(abs(math.prod(shape)) for shape in manifest["keys"].values())
+    if count > _MOST_WEIGHTS:
+        raise ValueError(f"its shapes have {count:.3g} weights together, more than {_MOST_WEIGHTS:.3g}")
     tensors = {}
     for key, shape in manifest["keys"].items():
         if key in alias:
@@ -108,7 +116,7 @@ def check(reference: str | Path, manifest: str | Path | None = None, variant: st
     content = _read_manifest(Path(reference), manifest, meta["system"])
     try:
         weights = weights_of(content)
-    except (TypeError, ValueError, KeyError, AttributeError, re.error) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, re.error) as error:
         raise UserError(f"The manifest for '{reference}' breaks its rule ({type(error).__name__}: {error}).") from error
     variant = variant or meta["variant"]
     trace = TRACES.get(meta["system"])
@@ -181,6 +189,6 @@ def _read_manifest(reference, manifest, system_name):
         content["keys"].items()
     except FileNotFoundError:
         raise UserError(f"There is no manifest '{path}'; name it with --manifest.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"'{path}' is no manifest: it should be JSON with 'keys', names and shapes.") from error
     return content

@@ -57,7 +57,7 @@ class RunCheckpoints:
     def best(self) -> tuple[int, float] | None:
         """Step and score of the checkpoint that validated best, the earlier one of equals; None without any score."""
         scored = [(meta["score"], -step) for step in self.steps()
-                   if (meta := self._meta(step)) is not None and meta.get("score") is not None]
+                   if (meta := self._meta(step)) is not None and _is_score(meta.get("score"))]
         return (-max(scored)[1], max(scored)[0]) if scored else None
 
     def save(self, step: int, state: Any, score: float | None = None) -> None:
@@ -151,7 +151,7 @@ class RunCheckpoints:
         if meta is None:
             return None, "its run.json is missing or damaged"
         if meta["format"] != _FORMAT:
-            return None, f"it has format {meta['format']}, and this uvos_jax reads {_FORMAT}"
+            return None, f"it has format {meta['format']!r:.40}, and this uvos_jax reads {_FORMAT}"
         if meta.get("config") != self._config_hash:
             return None, "it belongs to another configuration"
         tree = like(step)
@@ -170,11 +170,15 @@ class RunCheckpoints:
         try:
             meta = json.loads((self._path(step) / "run.json").read_text())
             return meta if isinstance(meta, dict) and {"format", "step", "sha256"} <= meta.keys() else None
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
 
     def _path(self, step):
         return self.folder / f"{step:08d}"
+
+
+def _is_score(value):
+    return isinstance(value, int | float) and abs(value) < 1e300  # None is none, nor is NaN
 
 
 def _named(tree):

@@ -1,0 +1,168 @@
+"""Where an unfinished run can go on, kept in a hidden file beside its masks.
+
+The file is an ``.npz``: a JSON text with all that must agree, and the bytes of each array of the ``Carry``. Nothing in
+it is executed when it is read.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import cv2
+import flax
+import jax
+import numpy as np
+
+import uvos_jax
+from uvos_jax.inference.engine import Carry
+from uvos_jax.inference.references import References
+from uvos_jax.inference.segmenter import Segmenter
+from uvos_jax.models import hyper_parameters
+from uvos_jax.video import Frame, Source
+from uvos_jax.video.files import write_atomically
+
+STATE = ".resume.npz"
+# They may change the last bits of the results, so a run goes on only where they agree; a finished one stays finished.
+_ONLY_TO_GO_ON = ("device", "versions")
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A moment in a run, behind a full chunk.
+
+    Attributes:
+      frames: how many were answered, files of all of them on disk.
+      carry: the past after them.
+      references: of the whole run.
+      confidences: of these frames, and perhaps of later ones; empty if none were asked for.
+    """
+
+    frames: int
+    carry: Carry
+    references: References
+    confidences: list[float]
+
+
+def facts(segmenter: Segmenter, source: Source, first: Frame, chunk: int, asked: dict[str, Any],
+          outputs: dict[str, Any]) -> dict[str, Any]:
+    """All that must be the same for a run to go on, as JSON values; ``run.json`` has them, too.
+
+    Args:
+      segmenter: the model with its weights.
+      source: the video.
+      first: its first frame.
+      chunk: frames encoded together.
+      asked: the part of the video that was asked for: ``start``, ``end``, ``every``.
+      outputs: options of the files that are written.
+    """
+    model = segmenter.model
+    native_size = first.image.shape[:2]
+    device = segmenter.device
+    described = {
+        "model": segmenter.name,
+        "variant": model.variant,
+        "weights_sha256": segmenter.weights_digest,
+        "hyper_parameters": hyper_parameters(model),
+        "scales": segmenter.scales,
+        "flip": segmenter.flip,
+        "chunk": chunk,
+        "source": {
+            "name": source.name, "kind": source.kind, "fps": source.fps, "size": native_size, **asked,
+            "bytes": [path.stat().st_size for path in source.paths if path.is_file()],
+            "stated_length": source.length,
+            "first_frame": first.name,
+            "first_frame_sha256": hashlib.sha256(np.ascontiguousarray(first.image)).hexdigest(),
+        },
+        "outputs": outputs,
+        "device": f"{device.device_kind} ({device.platform})",
+        "versions": {"python": platform.python_version()}
+        | {module.__name__: module.__version__ for module in (uvos_jax, jax, flax, np, cv2)},
+    }
+    return json.loads(json.dumps(described))  # tuples become lists, as they will be when they come from a file
+
+
+def differences(known: dict[str, Any], now: dict[str, Any], finished: bool = False) -> list[str]:
+    """Names of facts that are not the same.
+
+    Args:
+      known: of an earlier run; may hold more than facts, or be damaged.
+      now: the facts.
+      finished: whether that run came to its end, so that it does not matter where it was computed.
+    """
+    differing = []
+    for key, value in now.items():
+        if finished and key in _ONLY_TO_GO_ON:
+            continue
+        if not isinstance(value, dict) or not isinstance(known.get(key), dict):
+            differing += [] if known.get(key) == value else [key]
+        else:
+            differing += [name if key in ("source", "outputs") else f"{key} ({name})"
+                          for name in value if known[key].get(name) != value[name]]
+    return differing
+
+
+def save(folder: Path, point: Point, now: dict[str, Any]) -> None:
+    """Writes the state of an unfinished run, in one step.
+
+    Raises:
+      UserError: if it cannot be written.
+    """
+    text = json.dumps({"facts": now, "frames": point.frames, "references": dataclasses.asdict(point.references)})
+    arrays = {"text": np.frombuffer(text.encode(), np.uint8),
+              "confidences": np.asarray(point.confidences[:point.frames], np.float32)}
+    for i, leaf in enumerate(jax.tree.leaves(point.carry)):
+        # As bytes: NumPy's format has no name for bfloat16.
+        arrays[f"leaf{i}"] = np.frombuffer(np.asarray(leaf).tobytes(), np.uint8)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_atomically(folder / STATE, buffer.getvalue())
+
+
+def load(folder: Path, segmenter: Segmenter, first: Frame, now: dict[str, Any]) -> tuple[Point | None, str]:
+    """Reads the state of an unfinished run.
+
+    Args:
+      folder: with the results.
+      segmenter: the model with its weights.
+      first: a frame of the video.
+      now: the facts of the run that is to go on.
+
+    Returns:
+      The point, or None and why there is none.
+    """
+    if not (folder / STATE).exists():
+        return None, "it had not come far enough"
+    try:
+        # What np.load and the zip archive below it raise for damaged files is more than a few kinds.
+        with np.load(folder / STATE, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+        text = json.loads(arrays.pop("text").tobytes())
+        differing = differences(text["facts"], now)
+        if differing:
+            return None, f"it was made with another {', '.join(differing)}"
+        references = References(tuple(text["references"]["frames"]), text["references"]["rule"])
+        frames, confidences = text["frames"], arrays.pop("confidences").tolist()
+        if type(frames) is not int or frames < 1 or len(confidences) not in (0, frames):
+            raise ValueError("no number of frames")
+        carry = _carry_of(arrays, segmenter, first, references, now["outputs"]["soft"])
+    except Exception:
+        return None, "its state is damaged"
+    if len(list((folder / "masks").glob("*.png"))) < frames:
+        return None, "some of its masks are gone"
+    return Point(frames, carry, references, confidences), ""
+
+
+def _carry_of(arrays, segmenter, first, references, soft):
+    """The stored bytes in the form that the model gives to its state."""
+    image = first.image
+    shape = jax.ShapeDtypeStruct((len(references.frames), *image.shape), image.dtype)
+    engine = segmenter.engine(image.shape[:2], soft)
+    leaves, form = jax.tree.flatten(jax.eval_shape(engine.start, segmenter.variables, shape))
+    if len(arrays) != len(leaves):
+        raise ValueError("other arrays")
+    return jax.tree.unflatten(form, [np.frombuffer(arrays[f"leaf{i}"].tobytes(), leaf.dtype).reshape(leaf.shape)
+                                     for i, leaf in enumerate(leaves)])

@@ -1,0 +1,111 @@
+"""The default network: trained weights inside the package, so that the first command needs nothing else.
+
+One ``.safetensors`` file, whose header tells what the weights are and where they come from. Kernels are stored as
+float16; what has one value a channel stays float32: it is small, and running variances exceed float16.
+"""
+
+import contextlib
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import safe_open
+from safetensors.numpy import save
+
+import uvos_jax
+from uvos_jax.errors import UserError
+from uvos_jax.models import hyper_parameters
+from uvos_jax.weights import checkpoints
+from uvos_jax.weights.convert import expected_variables
+
+ASSET = resources.files("uvos_jax") / "assets" / "default.safetensors"
+_KEY = "uvos"  # of our JSON in the file's header
+_NEEDED = {"model", "hyper_parameters", "sha256", "origin", "licence"}
+
+
+def load_packaged(**overrides) -> tuple[str, nn.Module, dict]:
+    """Reads the default network.
+
+    Args:
+      **overrides: hyper-parameters to change, as ``checkpoints.load`` takes them.
+
+    Returns:
+      ``(name, model, variables)`` with float32 NumPy leaves.
+
+    Raises:
+      UserError: if the installation lacks the file or it is damaged, or an override does not fit the weights.
+    """
+    meta, arrays = _read()
+    name, model = meta["model"], checkpoints.rebuild(meta["model"], meta["hyper_parameters"], overrides,
+                                                     "the packaged weights")
+    variables = unflatten_dict({key: value.astype(np.float32) for key, value in arrays.items()}, sep="/")
+    expected = jax.tree.map(lambda leaf: leaf.shape, expected_variables(model))
+    if jax.tree.map(np.shape, variables) != expected or checkpoints.digest(variables) != meta["sha256"]:
+        raise _damaged()
+    return name, model, variables
+
+
+def about() -> dict[str, Any]:
+    """What the default network is, without reading its weights.
+
+    Returns:
+      ``{"model", "variant", "hyper_parameters", "origin", "licence", "scores", "sha256", "uvos_jax"}``; origin and
+      licence are sentences, scores fractions of one by the name of what they were measured on.
+    """
+    return _read(arrays=False)[0]
+
+
+def pack(directory: str | Path, file: str | Path, *, origin: str, licence: str, scores: dict[str, Any]) -> None:
+    """Writes the weights of a checkpoint directory as a file like the packaged one.
+
+    Args:
+      directory: as written by ``checkpoints.save``.
+      file: the ``.safetensors`` file to write; an existing one is replaced.
+      origin: what the weights were trained on and by which command, for the reader of the header.
+      licence: of the weights.
+      scores: what they reach, ``{what: {measure: fraction of one}}``.
+
+    Raises:
+      UserError: if the directory is no checkpoint.
+    """
+    name, model, variables = checkpoints.load(directory)
+    stored = {key: value.astype(np.float16) if value.ndim > 1 else value
+              for key, value in flatten_dict(variables, sep="/").items()}
+    if not all(np.isfinite(value).all() for value in stored.values()):
+        raise ValueError(f"weights of '{directory}' are beyond float16")
+    # The digest is of what load_packaged returns, kernels rounded to float16.
+    loaded = unflatten_dict({key: value.astype(np.float32) for key, value in stored.items()}, sep="/")
+    meta = {"model": name, "variant": model.variant, "hyper_parameters": hyper_parameters(model), "origin": origin,
+            "licence": licence, "scores": scores, "sha256": checkpoints.digest(loaded),
+            "uvos_jax": uvos_jax.__version__}
+    file = Path(file)
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        partial.write_bytes(save(stored, metadata={_KEY: json.dumps(meta)}))
+        os.replace(partial, file)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+
+
+def _read(arrays: bool = True) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The header and, if asked, the arrays as they are stored, by path."""
+    try:
+        # A real file even where the package is imported from an archive.
+        with resources.as_file(ASSET) as path, safe_open(path, "numpy") as file:
+            meta = json.loads(file.metadata()[_KEY])
+            if not (isinstance(meta["hyper_parameters"], dict) and meta.keys() >= _NEEDED):
+                raise ValueError("the header is not whole")
+            return meta, {key: file.get_tensor(key) for key in file.keys()} if arrays else {}  # noqa: SIM118
+    except Exception as error:  # safetensors has kinds of its own beside OSError and KeyError
+        raise _damaged() from error
+
+
+def _damaged() -> UserError:
+    return UserError("The weights in the package are missing or damaged; install uvos-jax anew, or give --weights.")
