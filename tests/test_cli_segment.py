@@ -80,26 +80,37 @@ def test_quiet_says_nothing_and_the_log_file_everything(tmp_path):
     assert code == 2 and out == "" and len(err.splitlines()) == 1 and "--overwrite" in err
     lines = (tmp_path / "log.txt").read_text().splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ (INFO|ERROR) ", line) for line in lines)
-    assert any("3 masks, overlay.mp4" in line for line in lines) and "--overwrite" in lines[-1]
+    assert sum("3 masks, overlay.mp4" in line for line in lines) == 1 and "--overwrite" in lines[-1]
 
 
 def test_resume_leaves_a_finished_run_alone_and_says_so(tmp_path):
-    command = ("segment", _frames(tmp_path / "clip", 3), *NETWORK, "--resume", "--output", "out")
+    folder = _frames(tmp_path / "clip", 3)
+    command = ("segment", folder, *NETWORK, "--resume", "--output", "out")
     assert uvos(*command)[0] == 0
     before = _times(tmp_path / "out")
     code, _, err = uvos(*command)
     assert code == 0 and "finished already" in err and _times(tmp_path / "out") == before
-    code, _, err = uvos(*command, "--flip")
-    assert code == 2 and "another flip" in err and _times(tmp_path / "out") == before
+    # What else follows from another option is not named with it.
+    for changed, words in {"--flip": "flip", "--size=97": "size (short_side)", "--alpha=0.2": "alpha",
+                           "--every=2": "every", "--start=0.04": "start"}.items():
+        code, _, err = uvos(*command, changed)
+        assert code == 2 and f"a finished run that differs in {words}: " in err
+    cv2.imwrite(str(folder / "00000.jpg"), clip(3)[2])
+    code, _, err = uvos(*command, "--every", "2")
+    assert code == 2 and "differs in every" in err
+    code, _, err = uvos(*command)
+    assert code == 2 and "differs in video: " in err and _times(tmp_path / "out") == before
 
 
 def test_a_frame_that_cannot_be_decoded_stops_or_is_skipped(tmp_path):
     folder = _frames(tmp_path / "clip", 4)
     (folder / "00002.jpg").write_bytes(b"broken")
     code, out, err = uvos("segment", folder, *NETWORK)
-    assert code == 2 and out == "" and re.search("00002.*--on-error skip.*2 masks are kept.*--resume", err)
+    assert code == 2 and out == ""
+    assert re.search("00002.*--on-error skip.*2 masks are kept.*mended or skipped, .*--resume", err)
     code, out, err = uvos("segment", folder, *NETWORK, "--resume", "--on-error", "skip")
-    assert code == 0 and "00002" in err and "4 masks" in out
+    assert code == 0 and "could not be used, so that the mask before is repeated: frame 00002." in err
+    assert "4 masks" in out
     assert list(_run(tmp_path / "uvos_output/clip")["skipped"]) == ["00002"]
 
 
@@ -230,8 +241,8 @@ def test_standard_input_is_a_video(tmp_path):
     with VideoWriter(tmp_path / "clip.mp4", 10) as writer:
         for frame in clip(3):
             writer.write(frame)
-    with open(tmp_path / "clip.mp4", "rb") as file:
-        done = subprocess.run([sys.executable, "-c", _MAIN, "segment", "-", *NETWORK, "--output", "out"], stdin=file,
-                              capture_output=True, text=True, check=False)
+    data = (tmp_path / "clip.mp4").read_bytes()
+    done = subprocess.run([sys.executable, "-c", _MAIN, "segment", "-", *NETWORK, "--output", "out"], input=data,
+                          capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert sorted(os.listdir("out/masks")) == ["00000.png", "00001.png", "00002.png"]

@@ -12,7 +12,7 @@ from small_adnet import clip, small_segmenter
 from uvos_jax import UserError
 from uvos_jax.inference.figures import check_figures, match, spread_points, write_figures
 from uvos_jax.inference.job import Stopped, check_output, segment_to_folder
-from uvos_jax.video import VideoWriter, open_source, read_mask
+from uvos_jax.video import VideoWriter, list_sources, open_source, read_mask
 from uvos_jax.video import output as writing
 from uvos_jax.video.files import alone, cannot_write
 
@@ -183,6 +183,31 @@ def test_output_that_cannot_be_written_is_refused_at_once(tmp_path):
         with pytest.raises(UserError, match="is a file"):
             check_output(output, True, open_source(clip(1)))
     assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("folder", ["../there/new", "../there"])
+def test_a_folder_that_cannot_be_written_is_named_as_the_user_does(tmp_path, monkeypatch, folder):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    # Whoever runs this test may be allowed to write everywhere, so nobody is.
+    monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)
+    with pytest.raises(UserError, match=r"'\.\./there' cannot be written to \((permission denied|the file system is )"):
+        check_output(folder, True)
+
+
+def test_results_among_the_frames_are_no_frames(segmenter, tmp_path):
+    frames = _folder(tmp_path / "clip", clip(2))
+    for how in ({}, {"resume": True}, {"overwrite": True}):
+        run = segment_to_folder(segmenter, open_source(frames), frames, json=True, soft=True, cutout="webm", **how)
+        assert run["source"]["frames"] == 2 and (frames / "overlay.mp4").exists() and (frames / "cutout.webm").exists()
+        assert list_sources([str(frames)]) == [str(frames)]
+    # Nor are they videos, in a folder of nothing else; of what no run has made, all counts.
+    segment_to_folder(segmenter, open_source(frames), tmp_path / "out")
+    with pytest.raises(UserError, match="neither videos nor frames"):
+        list_sources([str(tmp_path / "out")])
+    (tmp_path / "out/run.json").unlink()
+    assert list_sources([str(tmp_path / "out")]) == [str(tmp_path / "out/overlay.mp4")]
 
 
 def test_overwrite_never_deletes_the_input_or_what_others_made(segmenter, tmp_path):

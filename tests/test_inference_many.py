@@ -22,6 +22,8 @@ from uvos_jax.video import open_source, read_mask
     (["a/Cat.mp4", "b/cat.mp4"], ["a_Cat", "b_cat"]),  # one name on some file systems
     (["a/frames", "b.c/frames"], ["a_frames", "b.c_frames"]),  # folders
     (["shots/*.png", "a/cat.mp4"], ["shots", "cat"]),
+    (["a/cat.mp4", "a/cat.mov", "a/dog.mp4"], ["cat.mp4", "cat.mov", "dog"]),  # as some cameras name them
+    (["a/cat.mp4", "a/Cat.mov", "b/cat.mp4", "c/cat.mp4"], ["cat.mp4", "Cat.mov", "b_cat", "c_cat"]),
     (["rtsp://me:secret@house/door", "a/cat.mp4"], ["door", "cat"]),
     (["0", "1"], ["0", "1"]),
 ])
@@ -39,11 +41,11 @@ def test_each_video_has_a_folder_of_its_own(tmp_path, monkeypatch, sources, name
 
 
 def test_names_that_still_clash_are_refused(tmp_path):
-    for path in ("a/cat.mp4", "a/cat.mov"):
-        (tmp_path / path).parent.mkdir(exist_ok=True)
+    for path in ("x/a/cat.mp4", "y/a/cat.mov"):
+        (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).touch()
     with pytest.raises(UserError, match="cat.mp4.*cat.mov.*'a_cat'"):
-        assign_folders([str(tmp_path / "a/cat.mp4"), str(tmp_path / "a/cat.mov")], "out")
+        assign_folders([str(tmp_path / "x/a/cat.mp4"), str(tmp_path / "y/a/cat.mov")], "out")
 
 
 def _tasks(tmp_path, count):

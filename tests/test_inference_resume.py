@@ -113,14 +113,14 @@ def test_other_weights_hyper_parameters_and_frames_do_not_agree(frames, tmp_path
     other = remembering()
     other.variables = jax.tree.map(lambda x: x + 1, other.variables)
     assert resume.differences(ours, facts(remembering(), frames)) == []
-    assert resume.differences(ours, facts(other, frames)) == ["weights_sha256"]
-    assert resume.differences(ours, facts(remembering(references=2), frames)) == ["hyper_parameters (references)"]
+    assert resume.differences(ours, facts(other, frames)) == ["weights"]
+    assert resume.differences(ours, facts(remembering(references=2), frames)) == ["references"]
     changed = noise(18)
     changed[0, 3, 4, 1] ^= 1
     other = save_frames(tmp_path / "clip", changed)
-    assert resume.differences(ours, facts(remembering(), other)) == ["first_frame_sha256"]
+    assert resume.differences(ours, facts(remembering(), other)) == ["video"]
     shorter = save_frames(tmp_path / "shorter/clip", noise(18)[:17])
-    assert resume.differences(ours, facts(remembering(), shorter)) == ["stated_length"]
+    assert resume.differences(ours, facts(remembering(), shorter)) == ["video"]
     # Another machine goes on with nothing, but knows what is finished.
     elsewhere = ours | {"device": "abacus", "versions": {}}
     assert "device" in resume.differences(elsewhere, ours)
@@ -164,7 +164,7 @@ def test_a_finished_run_is_left_alone(segmenter, frames, tmp_path):
     before, said = state(), []
     assert segment(segmenter, frames, tmp_path / "out", say=said.append) == run
     assert len(said) == 1 and "finished already" in said[0]
-    with pytest.raises(UserError, match="finished run with another chunk.*--overwrite"):
+    with pytest.raises(UserError, match="finished run that differs in chunk: .*--overwrite"):
         segment(segmenter, frames, tmp_path / "out", chunk=2)
     assert state() == before
     assert segment(segmenter, frames, tmp_path / "out", chunk=2, overwrite=True)["chunk"] == 2

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 from made_videos import damage, greys, make_video, moving, packets
+from PIL import Image
 
 from uvos_jax.errors import UserError
 from uvos_jax.video import open_source
@@ -207,6 +208,31 @@ def test_page_that_does_not_decode(tmp_path):
     frames = list(open_source(path, on_error="skip"))
     assert [bool(frame.broken) for frame in frames] == [False, False, True, False]
     np.testing.assert_array_equal(frames[3].image, np.asarray(images[3]))
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.mp4"])  # it is known by what is in it
+def test_gif_that_is_damaged_or_breaks_off(tmp_path, name):
+    noise = np.random.default_rng(0).integers(0, 256, (12, 48, 64), np.uint8)
+    images = [Image.fromarray(image) for image in noise]
+    path, times = tmp_path / name, [40, 200, 80] * 4
+    images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=times)
+    whole = path.read_bytes()
+    expected = list(open_source(path))
+    assert [round(1000 * frame.time) for frame in expected] == [sum(times[:index]) for index in range(12)]
+    middle = len(whole) // 2
+    for broken in (whole[:middle] + b"\x55" * 1000 + whole[middle + 1000:], whole[:middle]):
+        path.write_bytes(broken)
+        frames = []
+        with pytest.raises(UserError, match=rf"{name}' cannot be decoded at frame 0000[56] .*--on-error skip"):
+            for frame in open_source(path):
+                frames.append(frame)
+        assert 5 <= len(frames) <= 6
+        skipped = list(open_source(path, on_error="skip"))
+        assert [frame.broken is None for frame in skipped] == [index < len(frames) for index in range(len(skipped))]
+        assert len(skipped) == (12 if len(broken) == len(whole) else len(frames) + 1)
+        for frame, same in zip(skipped, expected[: len(frames)], strict=False):
+            np.testing.assert_array_equal(frame.image, same.image)
+        assert (skipped[-1].image == frames[-1].image).all()
 
 
 def test_arrays_of_another_size_can_be_skipped():

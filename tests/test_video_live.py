@@ -7,7 +7,9 @@ import io
 import os
 import socket
 import sys
+import tempfile
 import threading
+from functools import partial
 from types import SimpleNamespace
 
 import cv2
@@ -277,15 +279,57 @@ def piped(data):
     thread.join()
 
 
-@pytest.mark.parametrize(("name", "container"), [("a.mkv", {}), ("a.mp4", {"movflags": "+faststart"})])
+STREAMED = [("a.mkv", {}), ("a.mp4", {"movflags": "+faststart"}), ("a.mp4", {"movflags": "frag_keyframe+empty_moov"})]
+
+
+@pytest.mark.parametrize(("name", "container"), STREAMED)
 def test_stdin(tmp_path, monkeypatch, name, container):
     path = make_video(tmp_path / name, images=moving(20), container_options=container)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: pytest.fail("it is copied without need"))
     with piped(path.read_bytes()) as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         source = open_source("-")
         assert (source.name, source.kind, source.live, source.rereadable) == ("stdin", "stdin", False, False)
         assert source.paths == ()
         assert_frames_of(source, path)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov"])
+def test_stdin_that_must_be_copied_since_its_index_comes_last(tmp_path, monkeypatch, name):
+    path = make_video(tmp_path / name, images=moving(20))
+    data = path.read_bytes()
+    assert data.index(b"moov") > data.index(b"mdat")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    with piped(data) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert_frames_of(open_source("-"), path)
+    with piped(data[: len(data) // 2]) as stdin:  # the index never comes
+        monkeypatch.setattr(sys, "stdin", stdin)
+        with pytest.raises(UserError, match="stdin cannot be read as a video .*check that it is a whole video"):
+            open_source("-")
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full on this system")
+def test_stdin_that_must_be_copied_to_a_full_disk(tmp_path, monkeypatch):
+    path = make_video(tmp_path / "a.mp4", images=moving(20))
+    monkeypatch.setattr(tempfile, "TemporaryFile", partial(open, "/dev/full", "w+b"))
+    with piped(path.read_bytes()) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        with pytest.raises(UserError, match=r"copied .*\(No space left on device\); name the file instead") as caught:
+            open_source("-")
+    assert "\n" not in str(caught.value)
+
+
+def test_server_that_cannot_send_from_any_place(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (30, 240, 320, 3), np.uint8)  # too much for any buffer
+    make_video(tmp_path / "a.mp4", images=list(noise))
+    with served_by_http(tmp_path) as host:  # Python's own cannot
+        for on_error in ("stop", "skip"):
+            with pytest.raises(UserError, match="a.mp4' gives no picture .*download the file") as caught:
+                list(open_source(f"http://{host}/a.mp4", on_error=on_error))
+            assert "on-error" not in str(caught.value)
 
 
 def test_stdin_redirected_from_any_file(tmp_path, monkeypatch):

@@ -199,7 +199,7 @@ def test_png_that_claims_more_than_the_file_holds(tmp_path):
 
 def test_broken_link_is_not_skipped(tmp_path):
     (tmp_path / "0.png").symlink_to(tmp_path / "gone.png")
-    assert_refused(tmp_path, "cannot read the frame .*No such file")
+    assert_refused(tmp_path, "cannot read the frame .*No such file or directory; make sure that it is there")
 
 
 def test_later_frame_that_does_not_decode(tmp_path):

@@ -89,10 +89,10 @@ def test_span_without_frames_says_how_many_there_are(opener, options, match):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"start": -1}, "the start is -1"),
+        ({"start": -1}, "the start is -1; give the index of a frame or a time"),
         ({"start": 1.5}, "the start is 1.5"),
         ({"start": True}, "the start is True"),
-        ({"end": "soon"}, "the end is 'soon'; give the index of a frame or a time such as"),
+        ({"end": "soon"}, "the end is 'soon'; give a time such as"),
         ({"end": "1:2:3:4"}, "the end is '1:2:3:4'"),
         ({"end": "-5"}, "the end is '-5'"),
         ({"end": "nan"}, "the end is 'nan'"),

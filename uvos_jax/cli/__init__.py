@@ -41,7 +41,9 @@ def main() -> None:
         # Typer's own complaints about the command line, known by the method they share.
         if not hasattr(error, "format_message"):
             raise
-        _fail(error.format_message())
+        named = [argument for argument in sys.argv[1:] if argument.startswith("-") and os.path.isfile(argument)]
+        hint = f". For the file '{named[0]}' write './{named[0]}'." if named else ""
+        _fail(error.format_message().removesuffix(".") + hint if hint else error.format_message())
     if code == _INTERRUPTED:
         print("Interrupted; what was written is kept.", file=sys.stderr, flush=True)
         # Ctrl-C may come while XLA compiles; Python's own way out would tear down what it still uses, and crash.

@@ -51,7 +51,8 @@ def segment(
     contour: Annotated[int | None, typer.Option("--contour", help="Width of the overlay's outline in pixels.")] = None,
     background: Annotated[str | None, typer.Option("--background", help="Behind the overlay's objects: blur, grey or a"
                                                    " colour such as green or #00ff00.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run of this command ended.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run of this command ended;"
+                                              " with --overwrite, replace results of other options.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are in the way.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Also draw pixel matches and embedding drift.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show errors only.")] = False,
@@ -136,7 +137,7 @@ class _Work:
         if self.debug:
             made += [str(path.relative_to(output)) for path in write_figures(segmenter, video, output, frames)]
         if run["skipped"]:
-            self.say.note(f"{output}: could not be decoded, so that the mask before is repeated: frame"
+            self.say.note(f"{output}: could not be used, so that the mask before is repeated: frame"
                           f" {', '.join(run['skipped'])}.")
         self.say.result(f"{output}: {', '.join(made)}; {computed / run['seconds']:.3g} frames/s")
         return run

@@ -26,6 +26,7 @@ from uvos_jax.video import Frame, Look, ResultWriter, Source, read_mask, write_j
 from uvos_jax.video.files import alone, check_folder, make_folder, partial_of, quoted, reason
 from uvos_jax.video.look import PLAIN
 from uvos_jax.video.output import RESULTS
+from uvos_jax.video.pictures import Damaged
 
 _RESULTS = (*RESULTS, "run.json", "debug")
 _LOCK = ".uvos.lock"
@@ -209,7 +210,7 @@ def _earlier(segmenter, source, output, facts_from, overwrite, say):
             _remove_state(output)
             return run, None
         if not overwrite:
-            raise UserError(f"'{output}' holds results of a finished run with another {', '.join(differing)}: choose"
+            raise UserError(f"'{output}' holds results of a finished run that differs in {', '.join(differing)}: choose"
                             " another --output, or replace them with --overwrite.")
         return None, None
     point, why = resuming.load(output, segmenter, first, facts)
@@ -312,7 +313,8 @@ def _told(error: BaseException, output: Path, source: Source) -> Exception | Non
     elif isinstance(error, Stopped):
         kept += "; the same command with --resume goes on."
     else:
-        kept += "; once that is mended, the same command with --resume goes on."
+        mended = "mended or skipped" if isinstance(error.__cause__, Damaged) else "mended"
+        kept += f"; once that is {mended}, the same command with --resume goes on."
     if isinstance(error, Stopped):
         return Stopped(error.code - 128, f"Interrupted. {kept}")
     if isinstance(error, UserError):

@@ -45,13 +45,20 @@ class Outcome:
 
 
 def assign_folders(sources: Sequence[str], output: str | Path) -> list[Task]:
-    """Gives every video a folder below ``output``, named after it; where two agree, the folder it lies in goes before.
+    """Gives every video a folder below ``output``, named after it.
+
+    Two files of one folder that differ in their ending alone keep it; where two names agree still, the folder that the
+    video lies in goes before.
 
     Raises:
       UserError: if two names still agree.
     """
     names = [_name(source) for source in sources]
     # Two names that differ in their case alone are one on some file systems.
+    beside = [(Path(source).absolute().parent, name.casefold()) for source, name in zip(sources, names, strict=True)]
+    alike = Counter(beside)
+    names = [Path(source).name if alike[key] > 1 and os.path.isfile(source) else name
+             for source, name, key in zip(sources, names, beside, strict=True)]
     often = Counter(name.casefold() for name in names)
     names = [f"{_parent(source)}_{name}" if often[name.casefold()] > 1 else name
              for source, name in zip(sources, names, strict=True)]

@@ -28,6 +28,9 @@ from uvos_jax.video.files import write_atomically
 STATE = ".resume.npz"
 # They may change the last bits of the results, so a run goes on only where they agree; a finished one stays finished.
 _ONLY_TO_GO_ON = ("device", "versions")
+_ASKED = ("start", "end", "every")
+_FOLLOWING = ("fps", "stated_length", "first_frame", "first_frame_sha256")  # of the video, from what is asked for
+_OPTIONS = {"weights_sha256": "weights", "short_side": "size (short_side)", "dtype": "precision"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +89,7 @@ def facts(segmenter: Segmenter, source: Source, first: Frame, chunk: int, asked:
 
 
 def differences(known: dict[str, Any], now: dict[str, Any], finished: bool = False) -> list[str]:
-    """Names of facts that are not the same.
+    """What is not the same, in a user's words: the video, or names of options.
 
     Args:
       known: of an earlier run; may hold more than facts, or be damaged.
@@ -97,12 +100,20 @@ def differences(known: dict[str, Any], now: dict[str, Any], finished: bool = Fal
     for key, value in now.items():
         if finished and key in _ONLY_TO_GO_ON:
             continue
-        if not isinstance(value, dict) or not isinstance(known.get(key), dict):
-            differing += [] if known.get(key) == value else [key]
-        else:
-            differing += [name if key in ("source", "outputs") else f"{key} ({name})"
-                          for name in value if known[key].get(name) != value[name]]
+        names = _unlike(known.get(key), value, key)
+        if key == "source" and names != [key]:
+            asked = [name for name in names if name in _ASKED]
+            other = set(names) - {*asked, *(_FOLLOWING if asked else ())}
+            names = asked + ["video"] * bool(other)
+        differing += [f"{name} version" if key == "versions" else _OPTIONS.get(name, name) for name in names]
     return differing
+
+
+def _unlike(known: Any, now: Any, name: str) -> list[str]:
+    """Names of the innermost values that are not the same."""
+    if not isinstance(known, dict) or not isinstance(now, dict):
+        return [] if known == now else [name]
+    return [inner for key, value in now.items() for inner in _unlike(known.get(key), value, key)]
 
 
 def save(folder: Path, point: Point, now: dict[str, Any]) -> None:
@@ -143,7 +154,7 @@ def load(folder: Path, segmenter: Segmenter, first: Frame, now: dict[str, Any]) 
         text = json.loads(arrays.pop("text").tobytes())
         differing = differences(text["facts"], now)
         if differing:
-            return None, f"it was made with another {', '.join(differing)}"
+            return None, f"it differs in {', '.join(differing)}"
         references = References(tuple(text["references"]["frames"]), text["references"]["rule"])
         frames, confidences = text["frames"], arrays.pop("confidences").tolist()
         if type(frames) is not int or frames < 1 or len(confidences) not in (0, frames):

@@ -241,21 +241,22 @@ def load(name: str | None = None, weights: str | Path | None = None, *, scales: 
                         " or give --weights a checkpoint directory, a published .pth or .safetensors file, or 'random'"
                         " to try the machinery with untrained weights.")
     path = Path(weights)
+    if str(weights) != "random" and not path.exists():
+        raise UserError(f"There are no weights '{weights}': give a checkpoint directory, a file ({', '.join(SUFFIXES)})"
+                        " or 'random'.")
     if path.is_dir():
         stored, model, variables = checkpoints.load(path, **overrides)
         if name not in (None, stored):
             raise UserError(f"'{path}' holds weights of {stored}, not of {name}.")
         return Segmenter(stored, model, variables, scales=scales, flip=flip)
     if name is None:
-        raise UserError("Say which model the weights belong to: only a checkpoint directory knows (--model).")
+        raise UserError(f"Say which model the weights '{weights}' belong to (--model, or name= in Python): only a"
+                        " checkpoint directory knows.")
     model = build(name, **overrides)
     if str(weights) == "random":
         variables = random_variables(model)
-    elif path.exists() or path.suffix in SUFFIXES:
-        variables = from_torch(name, read_state_dict(path), **overrides)
     else:
-        raise UserError(f"There are no weights '{weights}': give a checkpoint directory, a file ({', '.join(SUFFIXES)})"
-                        " or 'random'.")
+        variables = from_torch(name, read_state_dict(path), **overrides)
     return Segmenter(name, model, variables, scales=scales, flip=flip)
 
 

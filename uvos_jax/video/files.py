@@ -34,9 +34,13 @@ def check_folder(path: str | os.PathLike) -> Path:
         UserError: It, or the nearest folder above it, cannot be written, or is a file.
     """
     folder = Path(path)
-    parent = next(above for above in (folder, *folder.absolute().parents) if above.exists())
+    # The words of the user as far as they reach.
+    parent = next(above for above in (folder, *folder.parents[:-1], *folder.absolute().parents) if above.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        kind = "cannot be written to" if parent.is_dir() else "is a file"
+        kind = "is a file"
+        if parent.is_dir():
+            read_only = hasattr(os, "statvfs") and os.statvfs(parent).f_flag & os.ST_RDONLY
+            kind = f"cannot be written to ({'the file system is read-only' if read_only else 'permission denied'})"
         raise UserError(f"The output '{folder}' is of no use: '{parent}' {kind}; name another folder.")
     return folder
 

@@ -73,7 +73,10 @@ def read_image(path: Path) -> np.ndarray:
             raise OSError("it is no regular file")
         data = np.fromfile(path, np.uint8)
     except (OSError, ValueError) as error:
-        raise Damaged(f"cannot read the frame {quoted(path)}: {reason(error)}.", reason(error)) from error
+        raise Damaged(
+            f"cannot read the frame {quoted(path)}: {reason(error)}; make sure that it is there and may be read.",
+            reason(error),
+        ) from error
     if _is_too_large(data):
         why = f"it has more than {LARGEST_FRAME >> 20} megapixels"
         raise Damaged(f"the frame {quoted(path)} cannot be used, {why}; shrink it.", why)

@@ -8,6 +8,7 @@ from pathlib import Path
 from uvos_jax.errors import UserError
 from uvos_jax.video.files import quoted, reason
 from uvos_jax.video.image_files import IMAGE_SUFFIXES, is_image, list_images, natural_sort
+from uvos_jax.video.output import RESULTS
 
 # What counts as a video inside a folder or a pattern, where nobody has named the file itself.
 VIDEO_SUFFIXES = (
@@ -136,8 +137,11 @@ def _holds_frames(folder: Path) -> bool:
 
 
 def _entries(folder: Path) -> Iterable[Path]:
+    """Returns what lies in a folder, without what a run of uvos has made there."""
     try:
-        return list(folder.iterdir())
+        entries = list(folder.iterdir())
+        own = RESULTS if (folder / "run.json").is_file() else ()
+        return [path for path in entries if path.name not in own]
     except OSError as error:
         raise UserError(f"cannot list the folder {quoted(folder)}: {reason(error)}.") from error
 

@@ -3,16 +3,20 @@
 import contextlib
 import math
 import re
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from functools import partial
 from itertools import count
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 
 from uvos_jax.errors import UserError
+from uvos_jax.video.files import reason
 from uvos_jax.video.pictures import Picture
 from uvos_jax.video.source import DEFAULT_FPS, Source
 from uvos_jax.video.video_file import LOCAL, decode_pictures, open_video, rate_of
@@ -20,6 +24,9 @@ from uvos_jax.video.video_file import LOCAL, decode_pictures, open_video, rate_o
 # Seconds after which a silent server counts as dead, when connecting and later while reading.
 TIME_LIMIT = 10.0
 _URL = re.compile(r"(rtsps?|rtmps?|rtp|srt|udp|tcp|https?)://.", re.IGNORECASE)
+# What an MP4 or QuickTime file may begin with, and how much of it is read to find out where its index is.
+_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
+_LOOK_AHEAD = 1 << 20  # bytes
 SCHEMES = "rtsp://, rtmp://, rtp://, srt://, udp://, tcp://, http:// and https://"
 
 
@@ -91,19 +98,84 @@ def open_stream(url: str) -> Source:
 def open_stdin() -> Source:
     """Opens the video that is piped in; the source's ``start`` gives pictures.
 
+    An MP4 or QuickTime file whose index comes behind its pictures is first written to a temporary file.
+
     Raises:
-        UserError: The standard input is a terminal, closed or no video.
+        UserError: The standard input is a terminal, closed or no video, or there is no room for the temporary file.
     """
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
         raise UserError("nothing is piped in; '-' reads a video from stdin: uvos segment - < clip.mkv")
-    advice = "give a format that needs no seeking, such as mkv, webm or ts, or name the file"
-    return _once("stdin", "stdin", "what comes in on stdin", *open_video(sys.stdin.buffer, "stdin", advice, LOCAL))
+    with contextlib.ExitStack() as opened:
+        file = sys.stdin.buffer
+        if not file.seekable():
+            head, index_last = _beginning(file)
+            file = opened.enter_context(_copy(head, file)) if index_last else _Pipe(head, file)
+        video = open_video(file, "stdin", "check that it is a whole video, or name the file", LOCAL)
+        return _once("stdin", "stdin", "what comes in on stdin", *video, file=opened.pop_all())
 
 
-def _once(kind: str, name: str, label: str, container, stream) -> Source:
+class _Pipe:
+    """What comes in on a pipe, of which the beginning has been read already."""
+
+    def __init__(self, head: bytes, rest: BinaryIO):
+        self._head, self._rest = head, rest
+
+    def read(self, count: int) -> bytes:
+        piece, self._head = self._head[:count], self._head[count:]
+        return piece or self._rest.read(count)
+
+
+def _beginning(file: BinaryIO) -> tuple[bytes, bool]:
+    """Returns what was read, and whether it begins an MP4 or QuickTime file with its index behind the pictures."""
+    head = file.read(8)
+    if head[4:] not in _BOXES:
+        return head, False
+    box = head
+    while box[4:8] not in (b"moov", b"mdat"):
+        size = int.from_bytes(box[:4], "big")
+        if not 8 <= size <= _LOOK_AHEAD - len(head):
+            return head, True
+        head += file.read(size - 8)
+        box = file.read(8)
+        head += box
+        if len(box) < 8:
+            return head, True
+    return head, box[4:8] == b"mdat"
+
+
+def _copy(head: bytes, rest: BinaryIO) -> BinaryIO:
+    """Returns a temporary file, which has no name and so is gone as soon as nobody has it open, however that comes."""
+    try:
+        with contextlib.ExitStack() as failing:
+            file = failing.enter_context(tempfile.TemporaryFile())
+            file.write(head)
+            shutil.copyfileobj(rest, file, 1 << 20)
+            file.seek(0)
+            failing.pop_all()
+            return file
+    except OSError as error:
+        raise UserError(
+            "what comes in on stdin must be copied before it can be read, since its index comes last, and the copy "
+            f"cannot be written to {tempfile.gettempdir()!r} ({reason(error)}); name the file instead, or set TMPDIR "
+            "to a folder with room."
+        ) from error
+
+
+def _once(kind: str, name: str, label: str, container, stream, file=None) -> Source:
+    """Returns the source of an opened video; ``file`` is closed behind it."""
+
     def pictures() -> Iterator[Picture]:
-        with container, contextlib.closing(decode_pictures(container, stream, label, "send it anew")) as decoded:
-            yield from decoded
+        decoded = decode_pictures(container, stream, label, "send it anew")
+        with file or contextlib.nullcontext(), container, contextlib.closing(decoded):
+            for number, picture in enumerate(decoded):
+                # Reading has failed at once, as it does where FFmpeg went to the index first and cannot come back.
+                at_once = not number and picture.damage and picture.time is None
+                if at_once and kind == "stream" and "mp4" in container.format.name:
+                    raise UserError(
+                        f"{label} gives no picture ({picture.damage.why}); MP4 and QuickTime files may need a server "
+                        "that can send from any place: download the file and give its name."
+                    )
+                yield picture
 
     return Source(
         name=name,

@@ -74,7 +74,9 @@ def frames_of(
                 raise _another_size(picture.name, image, *first)
         except Damaged as damage:
             if on_error == "stop":
-                raise UserError(f"{str(damage).removesuffix('.')}, or go on without it: --on-error skip.") from damage
+                raise UserError(
+                    f"{str(damage).removesuffix('.')}, or go on without it: --on-error skip (Python: on_error='skip')."
+                ) from damage
             if kept and held is None:
                 leading.append((picture, damage))
             elif kept:

@@ -19,7 +19,7 @@ from uvos_jax.video.files import quoted, reason
 from uvos_jax.video.image_files import is_image, natural_sort, read_image
 from uvos_jax.video.listing import KINDS_OF_IMAGES, folder_frames, is_pattern, is_video_name
 from uvos_jax.video.live import SCHEMES, is_stream, open_camera, open_stdin, open_stream
-from uvos_jax.video.pages import count_pages, read_pages
+from uvos_jax.video.pages import count_pages, is_gif, read_gif, read_pages
 from uvos_jax.video.pictures import Picture, frames_of
 from uvos_jax.video.source import DEFAULT_FPS, Source
 from uvos_jax.video.span import Span, span_of
@@ -154,7 +154,7 @@ def _open_video(path: Path) -> Source:
     return Source(
         name=path.stem,
         kind="file",
-        start=lambda: read_video(path),
+        start=partial(read_gif if is_gif(path) else read_video, path),
         fps=info.fps or DEFAULT_FPS,
         length=info.length,
         paths=(path,),

@@ -93,9 +93,9 @@ def _position(name: str, given: object) -> int | float:
         return given
     match = _TIME.fullmatch(given.strip()) if isinstance(given, str) else None
     if match is None:
-        raise UserError(
-            f"the {name} is {given!r}; give the index of a frame or a time such as '12.5s', '1:05' or '1:02:03.5'."
-        )
+        # Text is always a time; nobody who writes text, as on the command line, can give an index.
+        wanted = "" if isinstance(given, str) else "the index of a frame or "
+        raise UserError(f"the {name} is {given!r}; give {wanted}a time such as '90', '12.5s', '1:05' or '1:02:03.5'.")
     hours, minutes, seconds = (float(part or 0) for part in match.groups())
     return min(3600 * hours + 60 * minutes + seconds, _LATEST)
 
