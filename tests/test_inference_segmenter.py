@@ -244,7 +244,7 @@ def test_bfloat16_is_close_to_float32(segmenter, masks):
     ({"name": "adnett", "weights": "random"}, "no model 'adnett'.*Did you mean 'adnet'"),
     ({"name": "adnet"}, "No weights ship"),
     ({"weights": "random"}, "which model"),
-    ({"name": "adnet", "weights": "nowhere.pth"}, "no weight file"),
+    ({"name": "adnet", "weights": "nowhere.pth"}, "no weights .nowhere.pth."),
     ({"name": "adnet", "weights": "nowhere"}, "no weights 'nowhere'"),
     ({"name": "adnet", "weights": "random", "precision": "bfloat17"}, "Did you mean 'bfloat16'"),
     ({"name": "adnet", "weights": "random", "variant": "offical"}, "Did you mean 'official'"),
