@@ -75,9 +75,10 @@ def tiny():
 
 
 def small():
-    """The network that ships with the package: ``tiny`` at a larger size on more data, for an hour.
+    """The network that ships with the package: ``tiny`` at a larger size on more data, for about an hour.
 
-    Of the pictures of DUTS a pair is the same picture twice; generated clips add motion and shapes.
+    It wants ``uvos convert-data`` of ``davis2016``, ``duts`` and ``synthetic``. Of the pictures of DUTS a pair
+    is the same picture twice; generated clips add motion and shapes.
     """
     config = tiny()
     config.model = config.model | {"depths": [1, 2, 3, 1], "dropout": 0.1, "short_side": 113, "background_weight": 0.6}

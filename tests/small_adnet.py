@@ -43,3 +43,11 @@ def clip(length: int, size: tuple[int, int] = (48, 72), seed: int = 0) -> np.nda
         cv2.circle(frame, centre, min(size) // 4, (250, 220, 90), -1, cv2.LINE_AA)
         frames.append(frame.astype(np.uint8))
     return np.stack(frames)
+
+
+def write_clip(folder, length: int = 3):
+    """Writes the frames of ``clip`` as JPEG files into a new folder, and returns it."""
+    folder.mkdir(parents=True)
+    for i, frame in enumerate(clip(length)):
+        cv2.imwrite(str(folder / f"{i:05d}.jpg"), frame)
+    return folder

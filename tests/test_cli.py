@@ -3,11 +3,10 @@ import re
 import subprocess
 import sys
 
-import cv2
 import numpy as np
 import pytest
 from command_line import SMALL, uvos
-from small_adnet import clip
+from small_adnet import write_clip
 
 from uvos_jax.video import read_mask
 
@@ -19,11 +18,7 @@ def _own_working_directory(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    path = tmp_path / "clip"
-    path.mkdir()
-    for i, frame in enumerate(clip(3)):
-        cv2.imwrite(str(path / f"{i:05d}.jpg"), frame)
-    return path
+    return write_clip(tmp_path / "clip")
 
 
 def test_segment_writes_a_folder_and_says_so(folder, tmp_path):

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from command_line import uvos
-from small_adnet import clip, small_segmenter
+from small_adnet import small_segmenter, write_clip
 
 from uvos_jax import inference
 from uvos_jax.cli import demo
@@ -40,11 +40,7 @@ def _a_small_demo(small_network, tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    path = tmp_path / "own"
-    path.mkdir()
-    for i, frame in enumerate(clip(3)):
-        cv2.imwrite(str(path / f"{i:05d}.jpg"), frame)
-    return path
+    return write_clip(tmp_path / "own")
 
 
 def _files(folder):
