@@ -1,0 +1,111 @@
+"""Optical flow as a network's input: its size, its colours, and what is left without the camera's motion.
+
+Flow is ``[..., h, w, 2]``, ``(dx, dy)`` in pixels of its own grid.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uvos_jax.ops.resize import Size, resize_bilinear
+
+# Colours between red, yellow, green, cyan, blue, magenta and red again (Baker et al., IJCV 2011).
+_WHEEL_STEPS = (15, 6, 4, 11, 13, 6)
+_WHEEL_CORNERS = ((1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 0, 1))
+_FIT_POINTS = 1024  # at most so many vectors, on a grid, decide the camera's motion
+_FIT_ROUNDS = 12
+_LEAST_SPREAD = 0.02  # pixels; a residual below it is no motion but rounding
+
+
+def resize_flow(flow: jax.Array, size: Size) -> jax.Array:
+    """Resizes a flow field and scales its vectors with it.
+
+    Args:
+      flow: ``[b, h, w, 2]`` float32.
+      size: output ``(height, width)``.
+
+    Returns:
+      ``[b, height, width, 2]`` float32, vectors in pixels of the new grid. Shrinking averages.
+    """
+    h, w = flow.shape[1:3]
+    if size[0] >= h and size[1] >= w:
+        resized = resize_bilinear(flow, size, align_corners=False)
+    else:
+        resized = jax.image.resize(flow, (len(flow), *size, 2), "linear", antialias=True)
+    return resized * np.asarray([size[1] / w, size[0] / h], np.float32)
+
+
+def flow_to_rgb(flow: jax.Array, radius: jax.Array | float | None = None) -> jax.Array:
+    """Draws flow on the colour wheel of Baker et al. (IJCV 2011) as RAFT's code does; what DPA's motion stream sees.
+
+    Args:
+      flow: ``[..., h, w, 2]`` float32.
+      radius: length of a vector of full colour, ``[..., 1, 1]``; None takes the longest vector of each field, plus 1e-5
+        as published. Longer vectors are drawn darker.
+
+    Returns:
+      ``[..., h, w, 3]`` float32, RGB, whole numbers from 0 to 255; white is no motion, hue is direction.
+    """
+    length = jnp.sqrt(jnp.square(flow).sum(-1))
+    if radius is None:
+        radius = length.max((-2, -1), keepdims=True) + 1e-5
+    x, y, length = flow[..., 0] / radius, flow[..., 1] / radius, (length / radius)[..., None]
+    wheel = _wheel()
+    position = (jnp.arctan2(-y, -x) / np.pi + 1) / 2 * (len(wheel) - 1)
+    low = jnp.floor(position).astype(jnp.int32)
+    share = (position - low)[..., None]
+    colour = (1 - share) * jnp.take(wheel, low, 0) + share * jnp.take(wheel, (low + 1) % len(wheel), 0)
+    return jnp.floor(255 * jnp.where(length <= 1, 1 - length * (1 - colour), 0.75 * colour))
+
+
+def subtract_camera(flow: jax.Array) -> jax.Array:
+    """Takes off the motion of the background, as a moving camera makes it: what moves by itself remains.
+
+    Fits the flow of a plane under a moving camera (eight parameters, Longuet-Higgins 1984) by reweighted least
+    squares, in which vectors that the fit does not explain lose their say (Geman and McClure 1985).
+
+    Args:
+      flow: ``[b, h, w, 2]`` float32.
+
+    Returns:
+      ``[b, h, w, 2]`` float32, the flow less the fitted one.
+    """
+    h, w = flow.shape[1:3]
+    y, x = np.meshgrid(np.linspace(-1, 1, h), np.linspace(-1, 1, w) * (w / h), indexing="ij")
+    one, zero = np.ones_like(x), np.zeros_like(x)
+    rows = np.stack([np.stack([one, x, y, zero, zero, zero, x * x, x * y], -1),
+                     np.stack([zero, zero, zero, one, x, y, x * y, y * y], -1)], 2).astype(np.float32)
+    step = max(1, int(np.ceil(np.sqrt(h * w / _FIT_POINTS))))
+    seen = rows[step // 2::step, step // 2::step].reshape(-1, 2, 8)
+
+    def fit(vectors):
+        def solve(weights):
+            weighted = seen * weights[:, None, None]
+            normal = jnp.einsum("npi,npj->ij", weighted, seen) + 1e-4 * jnp.eye(8)
+            return jnp.linalg.solve(normal, jnp.einsum("npi,np->i", weighted, vectors))
+
+        def again(parameters, _):
+            error = jnp.sqrt(jnp.square(vectors - seen @ parameters).sum(-1))
+            spread = jnp.maximum(1.5 * jnp.median(error), _LEAST_SPREAD)
+            return solve(jnp.square(spread**2 / (spread**2 + error**2))), None
+
+        # The middle vector is a fair start where objects fill less than half of the frame.
+        middle = jnp.median(vectors, 0)
+        start = jnp.zeros(8).at[np.array([0, 3])].set(middle)
+        return jax.lax.scan(again, start, None, length=_FIT_ROUNDS)[0]
+
+    sampled = flow[:, step // 2::step, step // 2::step].astype(jnp.float32).reshape(len(flow), -1, 2)
+    with jax.default_matmul_precision("highest"):
+        parameters = jax.vmap(fit)(sampled)
+        return flow - jnp.einsum("hwpi,bi->bhwp", rows, parameters)
+
+
+def _wheel() -> np.ndarray:
+    """The 55 colours of the wheel, float32 ``[55, 3]`` in [0, 1]."""
+    colours = []
+    for i, steps in enumerate(_WHEEL_STEPS):
+        start, end = np.array(_WHEEL_CORNERS[i]), np.array(_WHEEL_CORNERS[(i + 1) % 6])
+        # The published wheel holds whole levels of 255.
+        ramp = np.floor(255 * np.arange(steps) / steps)[:, None] / 255
+        colours.append(start + (end - start) * ramp)
+    return np.concatenate(colours).astype(np.float32)
