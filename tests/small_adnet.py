@@ -5,7 +5,7 @@ import jax
 import numpy as np
 
 from uvos_jax.inference import Segmenter
-from uvos_jax.inference.segmenter import random_variables
+from uvos_jax.inference.loading import random_variables
 from uvos_jax.models import build
 from uvos_jax.ops.preprocess import preprocess
 

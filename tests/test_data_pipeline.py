@@ -10,70 +10,29 @@ from itertools import islice
 import cv2
 import numpy as np
 import pytest
-from made_up import rectangle
+from made_clips import RECIPES, SIZE, assert_same, differ, made_clips, made_store
 
 from uvos_jax.cli import app
-from uvos_jax.data.clips import make_clips, part, paste, relabel
-from uvos_jax.data.pictures import contact_sheet, flow_to_rgb
+from uvos_jax.data.clips import part, relabel
+from uvos_jax.data.pictures import contact_sheet
 from uvos_jax.data.pipeline import batches, from_config
 from uvos_jax.data.sampling import generator
 from uvos_jax.data.store import MemoryStore, SyntheticStore
 from uvos_jax.data.synthetic import make_clip
 from uvos_jax.errors import UserError
 from uvos_jax.video import read_mask
-
-SIZE = (40, 60)
-
-
-def _store(name="made up", videos=3, length=5, flow=True):
-    clips = []
-    for v in range(videos):
-        coarse = np.random.default_rng(v).integers(0, 256, (length, 5, 7, 3)).astype(np.uint8)
-        frames = np.stack([cv2.resize(frame, SIZE[::-1], interpolation=cv2.INTER_CUBIC) for frame in coarse])
-        labels = np.stack([np.maximum(rectangle(5 + t, 20 + t, 8, 25), rectangle(10, 30, 35 + t, 50, number=2))
-                           for t in range(length)])
-        clips.append((f"video{v}", frames, labels, np.full((*labels.shape, 2), (2, -1), np.float32) if flow else None))
-    return MemoryStore(name, clips)
-
-
-RECIPES = {
-    "pair": {"recipe": {"name": "pair"}, "geometry": {"kind": "foreground_crop"}, "objects": "foreground"},
-    "references": {"recipe": {"name": "references", "count": 3}, "flow": True,
-                   "geometry": {"kind": "margin_crop", "margin": 5, "independent": True},
-                   "colour": {"brightness": (0.5, 1.5), "sharpness": (0, 3), "independent": True}},
-    "sequence": {"recipe": {"name": "sequence"}, "objects": 4,
-                 "geometry": {"kind": "random_crop", "balanced": True}},
-    "still": {"recipe": {"name": "still", "length": 3}, "colour": {"contrast": (0.5, 1.5)},
-              "geometry": {"kind": "random_crop", "scale": (0.7, 1.3), "independent": True}},
-}
-
-
-def _clips(name="pair", store=None, size=(33, 41), batch_size=4, seed=0, **changes):
-    settings = RECIPES[name] | changes
-    parts = [part(store or _store(), settings.pop("recipe"))] if "parts" not in settings else settings.pop("parts")
-    return make_clips(parts, size=size, batch_size=batch_size, seed=seed,
-                      **{key: value for key, value in settings.items() if key != "recipe"})
-
-
-def _same(first, second):
-    assert first.keys() == second.keys()
-    for key in first:
-        np.testing.assert_array_equal(first[key], second[key], err_msg=key)
-
-
-def _different(first, second):
-    return any(not np.array_equal(first[key], second[key]) for key in first if key != "example")
+from uvos_jax.video.flow_files import flow_picture
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_batch_is_a_function_of_its_step(name):
-    clips = _clips(name)
+    clips = made_clips(name)
     forth = [clips.batch(step) for step in range(4)]
-    again = _clips(name)  # another object, another order
+    again = made_clips(name)  # another object, another order
     for step in (2, 0, 3, 1):
-        _same(again.batch(step), forth[step])
-    _same(again.example(3, 1), {key: value[1] for key, value in forth[3].items()})
-    assert _different(forth[0], forth[1]) and _different(_clips(name, seed=1).batch(0), forth[0])
+        assert_same(again.batch(step), forth[step])
+    assert_same(again.example(3, 1), {key: value[1] for key, value in forth[3].items()})
+    assert differ(forth[0], forth[1]) and differ(made_clips(name, seed=1).batch(0), forth[0])
     length = {"pair": 2, "references": 4, "sequence": 4, "still": 3}[name]
     assert forth[2]["frames"].shape == (4, length, 33, 41, 3) and forth[2]["frames"].dtype == np.uint8
     assert forth[2]["labels"].shape == (4, length, 33, 41) and forth[2]["labels"].dtype == np.uint8
@@ -88,14 +47,14 @@ def test_a_batch_is_a_function_of_its_step(name):
 def test_engines_workers_and_processes_agree(engine, name):
     if engine == "tensorflow":
         pytest.importorskip("tensorflow")
-    clips = _clips(name)
+    clips = made_clips(name)
     expected = [clips.batch(step) for step in range(2, 6)]
     for workers in (1, 3):
         for batch, whole in zip(batches(clips, 2, workers=workers, engine=engine), expected, strict=False):
-            _same(batch, whole)
+            assert_same(batch, whole)
     shares = [islice(batches(clips, 2, index, 2, workers=2, engine=engine), 4) for index in range(2)]
     for whole, *pieces in zip(expected, *shares, strict=True):
-        _same({key: np.concatenate([piece[key] for piece in pieces]) for key in whole}, whole)
+        assert_same({key: np.concatenate([piece[key] for piece in pieces]) for key in whole}, whole)
     with pytest.raises(UserError, match="4 cannot be divided among 3"):
         batches(clips, process_count=3)
 
@@ -104,7 +63,7 @@ def test_engines_workers_and_processes_agree(engine, name):
 def test_a_broken_frame_is_named(engine):
     if engine == "tensorflow":
         pytest.importorskip("tensorflow")
-    store = _store()
+    store = made_store()
     whole = store.image
 
     def broken(v, t, reduce=1):
@@ -114,7 +73,7 @@ def test_a_broken_frame_is_named(engine):
 
     store.image = broken
     with pytest.raises(UserError, match=r"made up: video1, frames 0, 3: an image cannot be decoded"):
-        list(islice(batches(_clips(store=store), engine=engine), 5))
+        list(islice(batches(made_clips(store=store), engine=engine), 5))
 
 
 @pytest.mark.parametrize("caught", [True, False])
@@ -146,29 +105,29 @@ def test_clips_can_be_sent_to_another_process():
     made_up = {"name": "synthetic", "count": 2, "length": 2, "size": (32, 40)}
     clips = from_config({"mixture": [made_up], "size": (32, 40), "batch_size": 2, "seed": 0})
     batch = clips.batch(1)
-    _same(pickle.loads(pickle.dumps(clips)).batch(1), batch)
+    assert_same(pickle.loads(pickle.dumps(clips)).batch(1), batch)
 
 
 def test_every_frame_is_target_once_an_epoch():
-    clips = _clips("pair", batch_size=5)
+    clips = made_clips("pair", batch_size=5)
     targets = [clips.describe(step, place) for step in range(6) for place in range(5)]
     for epoch in (targets[:15], targets[15:]):
         assert sorted(epoch) == sorted(f"made up: video{v}, frames 0, {t}" for v in range(3) for t in range(5))
 
 
 def test_a_mixture_keeps_its_shares():
-    video, images = _store(), _store("images", videos=7, length=1)
+    video, images = made_store(), made_store("images", videos=7, length=1)
     parts = [part(video, {"name": "references", "count": 1}, 1, only=["video1"]),
              part(images, {"name": "still", "length": 2}, 2)]
-    clips = _clips(parts=parts, batch_size=3)
+    clips = made_clips(parts=parts, batch_size=3)
     for step in range(10):
         sources = sorted(clips.describe(step, place).split(",")[0] for place in range(3))
         assert sources[2] == "made up: video1" and all(source.startswith("images: ") for source in sources[:2])
 
 
 def test_identity_leaves_frames_labels_and_flow_alone():
-    store = _store()
-    clips = _clips("sequence", size=SIZE, geometry={"kind": "resize"}, objects=None, flow=True, store=store)
+    store = made_store()
+    clips = made_clips("sequence", size=SIZE, geometry={"kind": "resize"}, objects=None, flow=True, store=store)
     for place in range(4):
         example, said = clips.example(0, place), clips.describe(0, place)
         v, *frames = (int(number) for number in re.findall(r"\d+", said))
@@ -179,18 +138,18 @@ def test_identity_leaves_frames_labels_and_flow_alone():
 
 def test_frames_and_labels_stay_together():
     # The pictures are the labels themselves, so that they can be compared after any geometry.
-    labels = _store().labels(0, 0)
+    labels = made_store().labels(0, 0)
     frames = np.repeat((labels * 100)[None, ..., None], 3, -1)
     store = MemoryStore("labels", [("one", frames, labels[None], None)])
     for name, geometry in {"still": RECIPES["still"]["geometry"] | {"fill": (0, 0, 0), "fill_label": 0},
                            "pair": {"kind": "foreground_crop", "fill": (0, 0, 0), "fill_label": 0}}.items():
-        clips = _clips(name, store=store, geometry=geometry, colour=None, objects=None, size=(64, 64))
+        clips = made_clips(name, store=store, geometry=geometry, colour=None, objects=None, size=(64, 64))
         for place in range(4):
             example = clips.example(1, place)
             shown = np.round(example["frames"][..., 0] / 100)
             assert (shown == example["labels"]).mean() > 0.97  # all but edges
         if name == "still":
-            assert _different({"labels": example["labels"][0]}, {"labels": example["labels"][1]})  # each its own map
+            assert differ({"labels": example["labels"][0]}, {"labels": example["labels"][1]})  # each its own map
 
 
 def test_relabel():
@@ -268,7 +227,7 @@ def test_configuration_mistakes_are_named():
         SyntheticStore(2, 3, (31, 64))
     assert make_clip(0, 1, (32, 32)).frames.shape == (1, 32, 32, 3)  # the least that a store may be asked for
     with pytest.raises(UserError, match="Flow is asked for, but made up has none"):
-        _clips(store=_store(flow=False), flow=True)
+        made_clips(store=made_store(flow=False), flow=True)
 
 
 def test_synthetic_clips_from_a_config_dict():
@@ -279,7 +238,7 @@ def test_synthetic_clips_from_a_config_dict():
     clips = from_config(config)
     batch = clips.batch(0)
     assert batch["frames"].shape == (2, 3, 48, 64, 3) and batch["flow"].shape == (2, 3, 48, 64, 2)
-    _same(from_config(config).batch(0), batch)
+    assert_same(from_config(config).batch(0), batch)
     v, *frames = map(int, re.findall(r"\d+", clips.describe(0, 1)))
     np.testing.assert_array_equal(batch["frames"][1], make_clip(v, 3, (48, 64)).frames[frames])
 
@@ -293,21 +252,21 @@ def test_real_frames(real_data):
                                 for path in paths]), None))
     store = MemoryStore("davis2016", clips)
     for name in RECIPES:
-        batch = _clips(name, store=store, size=(161, 241), flow=False).batch(0)
+        batch = made_clips(name, store=store, size=(161, 241), flow=False).batch(0)
         foreground = (batch["labels"] > 0) & (batch["labels"] < 255)
         assert foreground.any((1, 2, 3)).all()  # both sequences show their object in every frame
         assert batch["frames"].std((2, 3, 4)).min() > 10
 
 
 def test_contact_sheet_and_flow_colours():
-    batch = _clips("references").batch(0)
+    batch = made_clips("references").batch(0)
     sheet = contact_sheet(batch, width=41)
     assert sheet.shape == (4 * 33 + 3 * 4, 8 * 41 + 7 * 4, 3) and sheet.dtype == np.uint8
     unlabelled = contact_sheet(batch | {"labels": np.zeros_like(batch["labels"])}, width=41)
     np.testing.assert_array_equal(unlabelled[:33, :41], batch["frames"][0, 0])
     assert (sheet != unlabelled).any()
     # Red is to the right, and the opposite direction has the opposite colour; still is white.
-    right, left, up, still = flow_to_rgb(np.array([[[5, 0], [-5, 0], [0, -5], [0, 0]]], np.float32))[0].astype(int)
+    right, left, up, still = flow_picture(np.array([[[5, 0], [-5, 0], [0, -5], [0, 0]]], np.float32))[0].astype(int)
     assert right[0] == 255 and right[1:].max() < 10
     assert left[0] < 10 and left[1:].min() > 190
     assert up.argmax() == 2 and still.tolist() == [255] * 3
@@ -317,52 +276,3 @@ def test_benchmark_command_names_a_missing_dataset(tmp_path):
     for arguments, message in ((["--data-dir", str(tmp_path)], "no dataset 'davis2016'"), ([], "--data-dir")):
         with pytest.raises(UserError, match=message):
             app(args=["benchmark", "--data", "davis2016", *arguments], standalone_mode=False)
-
-
-def test_pasted_objects_lie_in_front_and_get_ids_of_their_own():
-    labels, other_labels = np.zeros((2, 12, 14), np.uint8), np.zeros((2, 12, 14), np.uint8)
-    labels[:, 2:6, 2:9], labels[0, 10, 10] = 3, 255
-    other_labels[0, 4:9, 5:10], other_labels[0, 0, 0] = 2, 255  # nothing in its second frame
-    frames, others = np.full((2, 12, 14, 3), 10, np.uint8), np.full((2, 12, 14, 3), 210, np.uint8)
-    pasted, ids = paste(frames, labels, others, other_labels)
-    expected = labels.copy()
-    expected[0, 4:9, 5:10] = 5
-    np.testing.assert_array_equal(ids, expected)  # void stays that of the clip behind
-    assert (pasted[0][5:8, 6:9] == 210).all(), "the inside is the other clip's"
-    outside = cv2.dilate((expected[0] == 5).astype(np.uint8), np.ones((3, 3))) == 0
-    assert (pasted[0][outside] == 10).all() and 10 < pasted[0][3, 7, 0] < 110 < pasted[0][4, 7, 0] < 210
-    np.testing.assert_array_equal(pasted[1], frames[1])
-
-
-def test_what_would_hide_the_whole_clip_is_not_pasted():
-    frames, labels = np.zeros((1, 4, 6, 3), np.uint8), np.ones((1, 4, 6), np.uint8)
-    pasted, ids = paste(frames, labels * 2, frames + 9, labels)
-    np.testing.assert_array_equal(pasted[0], frames[0])
-    np.testing.assert_array_equal(ids, labels * 2)
-
-
-def test_the_asked_share_of_examples_has_pasted_objects():
-    # The first video fills the left of its frames with object 1, the second the right.
-    def half(columns):
-        labels = np.zeros((3, 40, 60), np.uint8)
-        labels[:, 10:30, columns] = 1
-        return labels
-
-    store = MemoryStore("halves", [("left", np.full((3, 40, 60, 3), 50, np.uint8), half(slice(0, 20)), None),
-                                   ("right", np.full((3, 40, 60, 3), 200, np.uint8), half(slice(40, 60)), None)])
-
-    def doubled(share):
-        clips = _clips(store=store, paste=share, geometry={"kind": "resize"}, size=SIZE, batch_size=60)
-        batch = clips.batch(0)
-        _same(batch, clips.batch(0))
-        assert set(np.unique(batch["labels"])) == {0, 1}, "still one foreground"
-        return np.mean([label[:, :20].any() and label[:, 40:].any() for label in batch["labels"][:, 1]])
-
-    assert doubled(0.0) == 0
-    assert 0.3 < doubled(1.0) < 0.7  # half of the pasted ones are of the same video
-    assert 0.1 < doubled(0.5) < 0.4
-
-
-def test_pasting_and_flow_exclude_each_other():
-    with pytest.raises(UserError, match="Pasted objects have no flow"):
-        _clips("references", paste=0.5)

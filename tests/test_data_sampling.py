@@ -55,6 +55,15 @@ def test_pair():
     assert frames(_rngs(1)[0], _video(1), 0, first=False) == [0, 0]
 
 
+def test_next_takes_every_frame_but_the_last_with_the_one_after_it():
+    recipe = RECIPES["next"]
+    video = _video(4, labelled=[0, 3])  # flow needs no labels
+    items = list(recipe.items(video, {}))
+    assert items == [0, 1, 2] and recipe.length({}) == 2
+    assert [recipe.frames(_rngs(1)[0], video, item) for item in items] == [[0, 1], [1, 2], [2, 3]]
+    assert not list(recipe.items(_video(1), {}))
+
+
 def test_references_differ_from_the_query_and_each_other():
     video = _video(6)
     for rng in _rngs(200):

@@ -153,15 +153,12 @@ def _picture_case(seed, folder):
 
 
 def _flow_case(seed, folder):
-    from uvos_jax.data.listing import read_flow
+    from uvos_jax.video.flow_files import read_flow, write_flow
 
     rng = np.random.default_rng([5, seed])
-    field = rng.standard_normal((6, 8, 2)).astype("<f4")
-    npy = io.BytesIO()
-    np.save(npy, field)
-    flo = b"PIEH" + np.array([8, 6], "<i4").tobytes() + field.tobytes()
-    path = folder / ("flow.npy" if seed % 2 else "flow.flo")
-    path.write_bytes(damaged(npy.getvalue() if seed % 2 else flo, rng, _pictures()["bits.png"]))
+    path = folder / f"flow{('.flo', '.npy', '.png')[seed % 3]}"
+    write_flow(path, rng.standard_normal((6, 8, 2)).astype(np.float32))
+    path.write_bytes(damaged(path.read_bytes(), rng, _pictures()["bits.png"]))
     flow = read_flow(path)
     assert flow.dtype == np.float32 and flow.shape[2] == 2 and np.isfinite(flow).all()
 
@@ -260,7 +257,7 @@ def _masks(output):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("check", "count", "noise"), [(_video_case, 280, None), (_picture_case, 200, NOISE),
-                                                       (_flow_case, 60, None), (_folder_case, 45, NOISE),
+                                                       (_flow_case, 90, NOISE), (_folder_case, 45, NOISE),
                                                        (_prediction_case, 60, NOISE)],
                          ids=lambda value: getattr(value, "__name__", ""))
 def test_no_picture_brings_it_down(check, count, noise):

@@ -10,7 +10,8 @@ import pytest
 from small_adnet import clip, small_segmenter
 
 from uvos_jax import UserError
-from uvos_jax.inference.figures import check_figures, match, spread_points, write_figures
+from uvos_jax.inference.figures import check_figures, write_figures
+from uvos_jax.inference.figures_adnet import match, spread_points
 from uvos_jax.inference.job import Stopped, check_output, segment_to_folder
 from uvos_jax.video import VideoWriter, list_sources, open_source, read_mask
 from uvos_jax.video import output as writing

@@ -113,6 +113,26 @@ def test_shifted_form_equals_padded_convolution_with_gradients(size, dilation):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
 
 
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 5), (5, 1), (7, 7)])
+def test_gradients_in_a_loop_are_those_that_jax_derives(kernel):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 6, 9, 3)).astype(np.float32)
+    weights = 0.2 * rng.standard_normal((*kernel, 3, 3)).astype(np.float32)
+
+    def plain(x, weights):
+        return lax.conv_general_dilated(x, weights, (1, 1), [(k // 2, k // 2) for k in kernel], precision="highest",
+                                        dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def gradients(form):
+        def total(x, weights):
+            return jnp.square(lax.scan(lambda c, _: (jnp.tanh(form(c, weights)), None), x, None, length=3)[0]).sum()
+
+        return jax.jit(jax.grad(total, (0, 1)))(x, weights)
+
+    for ours, theirs in zip(gradients(lambda x, w: conv2d(x, w, in_loop=True)), gradients(plain), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
 def test_conv_keeps_bfloat16():
     x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in _arrays(CONVS["dilation 12, all taps"]))
     for dilation in (1, 12):

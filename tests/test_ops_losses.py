@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uvos_jax.ops.losses import binary_cross_entropy
+from uvos_jax.ops.losses import binary_cross_entropy, soft_iou
 
 
 def _batch(seed=0):
@@ -72,3 +72,25 @@ def test_bce_of_bfloat16_logits_is_computed_in_float32():
     loss = binary_cross_entropy(half, mask)
     assert loss.dtype == jnp.float32
     np.testing.assert_array_equal(loss, binary_cross_entropy(half.astype(jnp.float32), mask))
+
+
+def test_soft_iou_equals_the_published_code(golden):
+    with np.load(golden / "dpa_loss.npz") as file:
+        losses = [soft_iou(file["preds"][:, i:i + 1], file["gt"]) for i in range(4)]
+        np.testing.assert_allclose(np.mean(losses), file["iou_loss"][0], rtol=1e-6)
+
+
+def test_soft_iou_of_masks_is_one_minus_their_overlap():
+    ours, theirs = np.zeros((2, 4, 4, 1), bool), np.zeros((2, 4, 4, 1), bool)
+    ours[0, :2], theirs[0, 1:3], theirs[1, 0, 0] = True, True, True
+    np.testing.assert_allclose(soft_iou(ours, theirs), [1 - 4 / 12, 1])
+
+
+def test_soft_iou_leaves_out_what_does_not_count():
+    rng = np.random.default_rng(0)
+    probability, target = rng.random((2, 5, 6, 1)).astype(np.float32), rng.random((2, 5, 6, 1)) > 0.5
+    valid = np.ones(target.shape, bool)
+    valid[:, 3:] = False
+    np.testing.assert_allclose(soft_iou(probability, target, valid), soft_iou(probability[:, :3], target[:, :3]),
+                               rtol=1e-6)
+    assert not np.asarray(soft_iou(probability, target, np.zeros_like(valid))).any()  # nothing counts: no loss

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uvos_jax.ops.resize import resize_bicubic, resize_bilinear, resize_nearest, resize_uint8_as_opencv
+from uvos_jax.ops.resize import (
+    resize_bicubic,
+    resize_bilinear,
+    resize_nearest,
+    resize_uint8_as_opencv,
+    resize_uint8_as_pillow,
+)
 
 # (input, output): up, down, mixed, one axis kept, from one pixel, to one pixel.
 SIZES = [
@@ -134,3 +140,14 @@ def test_uint8_resize_stays_within_a_grey_level_of_exact_interpolation():
     frame = np.random.default_rng(1).integers(0, 256, (60, 90, 3), np.uint8)
     exact = np.asarray(resize_bilinear(frame, (73, 105), align_corners=False))
     assert np.abs(np.asarray(resize_uint8_as_opencv(frame, (73, 105))) - exact).max() <= 1
+
+
+@pytest.mark.parametrize(("native", "size"), [((96, 171), (64, 64)), ((40, 52), (64, 96)), ((37, 64), (37, 29))])
+def test_uint8_resize_equals_pillow(native, size):
+    Image = pytest.importorskip("PIL.Image")
+    frame = np.random.default_rng(0).integers(0, 256, (*native, 3), dtype=np.uint8)
+    theirs = np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.BILINEAR)).astype(np.float32)
+    ours = np.asarray(resize_uint8_as_pillow(frame[None], size))[0]
+    # What lies exactly between two whole numbers, fixed-point weights may round the other way.
+    assert np.abs(ours - theirs).max() <= 1
+    assert (ours != theirs).mean() < 0.01

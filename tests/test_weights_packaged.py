@@ -11,7 +11,7 @@ from small_adnet import SMALL
 
 import uvos_jax
 from uvos_jax import UserError
-from uvos_jax.inference.segmenter import random_variables
+from uvos_jax.inference.loading import random_variables
 from uvos_jax.models import build
 from uvos_jax.weights import checkpoints, packaged
 

@@ -168,6 +168,12 @@ def section(default: Any) -> Option:
     return Option(default, "a dict", lambda value: isinstance(value, dict))
 
 
+def one_or_more(option: Option) -> Option:
+    """The same, or a list of at least one of them."""
+    return option._replace(wants=f"{option.wants}, or a list of such", fits=lambda value: option.fits(value) or (
+        _is_list(value, option.fits) and len(value) > 0))
+
+
 def sections(default: Any) -> Option:
     """A list of dicts, which are checked by a table of their own."""
     return Option(default, "a list of dicts", lambda value: _is_list(value, lambda x: isinstance(x, dict)))

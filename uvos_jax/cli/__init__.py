@@ -14,7 +14,7 @@ with leave_at_once():
 
     # In the order of the help.
     # isort: off
-    from uvos_jax.cli import segment, demo, weights, training, scores  # noqa: F401
+    from uvos_jax.cli import segment, flow, demo, weights, training, scores  # noqa: F401
     # isort: on
 
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C

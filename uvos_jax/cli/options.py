@@ -1,6 +1,7 @@
 """Options that several commands share, and what their texts mean."""
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +11,7 @@ from uvos_jax.errors import UserError
 # What --set may not name, because load() or the command has a word of its own for it.
 _OWN_OPTIONS = {"name": "--model", "model": "--model", "weights": "--weights", "variant": "--variant",
                 "dtype": "--precision", "precision": "--precision", "scales": "--scales",
-                "flip": "--flip"}
+                "flip": "--flip", "flow": "--flow", "flow_weights": "--flow-weights", "flow_cache": "--flow-cache"}
 
 Model = Annotated[str | None, typer.Option("--model", help="System, see 'uvos models'; a checkpoint directory knows.")]
 Variant = Annotated[str | None, typer.Option("--variant", help="paper or official (as the published code).")]
@@ -20,6 +21,15 @@ Precision = Annotated[str, typer.Option("--precision", help="float32 (reference)
 Chunk = Annotated[int | None, typer.Option("--chunk", min=1, help="Frames encoded together; bounds the memory.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE",
                                                help="An option of the model, see 'uvos models'; repeatable.")]
+FlowFrom = Annotated[str | None, typer.Option("--flow", metavar="dis|raft|DIR", help="Where optical flow comes from,"
+                                              " for models that want it: OpenCV's DIS (default), RAFT, or files named"
+                                              " as the frames.")]
+FlowWeights = Annotated[str | None, typer.Option("--flow-weights", help="Of RAFT: a published .pth, or as --weights.")]
+FlowCache = Annotated[Path | None, typer.Option("--flow-cache", metavar="DIR", help="Keep computed flow there for the"
+                                                " next time.")]
+Start = Annotated[str | None, typer.Option("--start", help="First frame, as a time such as 90, 12.5s or 1:05.")]
+End = Annotated[str | None, typer.Option("--end", help="Time of the first frame that is left out.")]
+Every = Annotated[int, typer.Option("--every", min=1, metavar="N", help="Every Nth frame only.")]
 
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes; one for each core if not given.")]
 

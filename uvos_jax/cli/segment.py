@@ -12,7 +12,22 @@ import typer
 
 from uvos_jax.cli.app import app
 from uvos_jax.cli.messages import Messages, messages
-from uvos_jax.cli.options import Chunk, Model, Precision, Set, Variant, Weights, hyper_parameters_of, scales_of
+from uvos_jax.cli.options import (
+    Chunk,
+    End,
+    Every,
+    FlowCache,
+    FlowFrom,
+    FlowWeights,
+    Model,
+    Precision,
+    Set,
+    Start,
+    Variant,
+    Weights,
+    hyper_parameters_of,
+    scales_of,
+)
 from uvos_jax.cli.signals import asked_to_stop, leave_at_once
 from uvos_jax.errors import UserError, nearest_hint
 
@@ -35,10 +50,12 @@ def segment(
     precision: Precision = "float32",
     chunk: Chunk = None,
     hyper: Set = None,
-    start: Annotated[str | None, typer.Option("--start", help="First frame, as a time such as 90, 12.5s or 1:05.")
-                     ] = None,
-    end: Annotated[str | None, typer.Option("--end", help="Time of the first frame that is left out.")] = None,
-    every: Annotated[int, typer.Option("--every", min=1, metavar="N", help="Every Nth frame only.")] = 1,
+    flow: FlowFrom = None,
+    flow_weights: FlowWeights = None,
+    flow_cache: FlowCache = None,
+    start: Start = None,
+    end: End = None,
+    every: Every = 1,
     on_error: Annotated[str, typer.Option("--on-error", metavar="stop|skip", help="At a frame that cannot be decoded:"
                                           " stop, or repeat the last mask and go on.")] = "stop",
     soft: Annotated[bool, typer.Option("--soft", help="Also probabilities as 8-bit PNG, and a confidence per frame.")
@@ -61,15 +78,17 @@ def segment(
     """Segments videos: masks/*.png (indexed), overlay.mp4 and run.json."""
     options = {
         "model": model, "variant": variant, "weights": weights, "scales": scales, "flip": flip, "size": size,
-        "precision": precision, "chunk": chunk, "set": hyper or [], "start": start, "end": end, "every": every,
-        "on_error": on_error, "soft": soft, "json": json, "cutout": cutout, "no_overlay": no_overlay, "alpha": alpha,
-        "contour": contour, "background": background, "debug": debug}
+        "precision": precision, "chunk": chunk, "set": hyper or [], "flow": flow,
+        "flow_weights": flow_weights, "flow_cache": flow_cache and str(flow_cache), "start": start, "end": end,
+        "every": every, "on_error": on_error, "soft": soft, "json": json, "cutout": cutout, "no_overlay": no_overlay,
+        "alpha": alpha, "contour": contour, "background": background, "debug": debug}
     if on_error not in _ON_ERROR:
         raise UserError(f"--on-error is stop or skip, not '{on_error}'.{nearest_hint(on_error, _ON_ERROR)}")
     with messages(quiet, log_file) as say:
         with leave_at_once():  # nothing is written before the work begins
             from uvos_jax.inference import load
             from uvos_jax.inference.job import Stopped, check_output
+            from uvos_jax.inference.loading import METHODS
             from uvos_jax.inference.many import assign_folders
             from uvos_jax.video import ResultWriter, list_sources, look_of, open_source
 
@@ -83,9 +102,13 @@ def segment(
                 output = check_output(output or Path("uvos_output", video.name), overwrite, video, resume)
             else:
                 tasks = assign_folders(sources, output or "uvos_output")
+                if flow not in (None, *METHODS):
+                    raise UserError(f"The files in '{flow}' are the flow of one video, but {len(tasks)} are given;"
+                                    " segment them one after the other.")
                 for task in tasks:
                     check_output(task.output, overwrite, resume=resume)
             segmenter = load(model, weights, scales=scales_of(scales), flip=flip, precision=precision, variant=variant,
+                             flow=flow, flow_weights=flow_weights, flow_cache=flow_cache,
                              **(hyper_parameters_of(hyper) | ({"short_side": size} if size else {})))
             if model is None and weights is None:
                 say.note(f"Default network: {segmenter.name}, {segmenter.model.variant} variant, its weights in the"

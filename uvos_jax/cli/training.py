@@ -20,17 +20,34 @@ def convert_data(
     data_dir: Annotated[Path, typer.Option("--data-dir", help="Where converted datasets are kept.")],
     source: Annotated[Path | None, typer.Option("--source", help="The dataset as published, unpacked.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a converted dataset.")] = False,
+    flow: Annotated[str | None, typer.Option("--flow", metavar="dis|raft", help="Compute the optical flow of every"
+                                             " frame and store it, for models that want it.")] = None,
+    flow_weights: Annotated[Path | None, typer.Option("--flow-weights", help="Weights of RAFT.")] = None,
+    clips: Annotated[int | None, typer.Option("--clips", min=1, help="Clips that 'synthetic' has in its split train;"
+                                              " 100 if not given.")] = None,
     workers: Workers = None,
 ) -> None:
     """Checks every file of a dataset and converts it for training."""
     from uvos_jax.data.convert import convert
 
-    for row in convert(name, source, data_dir, overwrite, workers or cores(), progress):
+    method = _flow_method(flow, flow_weights)
+    for row in convert(name, source, data_dir, overwrite, workers or cores(), progress, method, clips):
         for note in row.notes:
             print(f"{row.name}: {note}")
         for split, (videos, frames, labelled) in row.splits.items():
             print(f"{row.name} {split}: {videos} videos, {frames} frames, {labelled} of them with ground truth")
         print(f"{row.folder}")
+
+
+def _flow_method(name: str | None, weights: Path | None):
+    if name is None and weights is None:
+        return None
+    from uvos_jax.inference.loading import METHODS, load_flow
+
+    if name not in METHODS:  # a folder of one's own has its flow within
+        raise UserError(f"--flow is {' or '.join(METHODS)}, not {'left out' if name is None else repr(name)}."
+                        f"{nearest_hint(name or '', METHODS)}")
+    return load_flow(name, weights)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True},

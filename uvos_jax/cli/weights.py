@@ -9,6 +9,8 @@ import typer
 from uvos_jax.cli.app import app
 from uvos_jax.cli.options import (
     Chunk,
+    FlowFrom,
+    FlowWeights,
     Model,
     Precision,
     Set,
@@ -78,6 +80,8 @@ def benchmark(
     scales: Annotated[str, typer.Option("--scales", help="Scales to average.")] = "1",
     flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored frames too.")] = False,
     hyper: Set = None,
+    flow: FlowFrom = None,
+    flow_weights: FlowWeights = None,
     data: Annotated[str | None, typer.Option("--data", metavar="NAME", help="Measure how fast a converted dataset is"
                                              " read and augmented, and no model.")] = None,
     data_dir: Annotated[Path | None, typer.Option("--data-dir", help="With --data: where converted datasets"
@@ -96,8 +100,8 @@ def benchmark(
 
     native_size = size_of(size)
     segmenter = load(model, weights, scales=scales_of(scales), flip=flip, precision=precision, variant=variant,
-                     **hyper_parameters_of(hyper))
-    with progress("benchmark", 4, "parts") as advance:
+                     flow=flow, flow_weights=flow_weights, **hyper_parameters_of(hyper))
+    with progress("benchmark", 5 if segmenter.flow else 4, "parts") as advance:
         def report(part):
             print(f"{part} ...", file=sys.stderr, flush=True)
             advance()
@@ -109,8 +113,10 @@ def benchmark(
         ("model", f"{segmenter.name} {segmenter.model.variant}, {precision}, network at {network[0]}x{network[1]}"),
         ("device", f"{device.device_kind} ({device.platform}) x {jax.device_count()}"),
         ("network alone", _seconds(result.network)),
-        ("end to end", f"{_seconds(result.end_to_end)}; JPEG to masks and overlay on disk, references included, over a"
-                       f" video of {result.video_frames} frames"),
+        *([("optical flow", f"{_seconds(result.flow)}; {segmenter.flow.name}")] if result.flow else []),
+        ("end to end", f"{_seconds(result.end_to_end)}; JPEG to masks and overlay on disk,"
+                       f" references{' and flow' if result.flow else ''} included, over a video of"
+                       f" {result.video_frames} frames"),
         ("arithmetic", f"{result.flops / 1e9:,.0f} GFLOP a frame"),
         ("share of peak", f"{result.share_of_peak:.0%} of a matrix product's {result.peak / 1e9:,.0f} GFLOP/s"),
         ("compilation", f"{result.compile_seconds:.1f} s, once per video size, first chunk included"),

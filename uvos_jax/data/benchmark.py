@@ -68,6 +68,7 @@ def measure(store: Any, workers: int, batch_count: int = 9) -> Iterator[Rate]:
         if not moving and name != "still":
             continue
         setting = dict(setting)
+        setting["flow"] = name == "references" and store.has_flow  # DPA's
         clips = make_clips([part(store, setting.pop("recipe"))], batch_size=_BATCH, seed=0, **setting)
         with closing(batches(clips, workers=workers)) as stream:
             for _ in range(_WARM_UP):
@@ -77,4 +78,4 @@ def measure(store: Any, workers: int, batch_count: int = 9) -> Iterator[Rate]:
                 start = time.perf_counter()
                 next(stream)
                 seconds.append(time.perf_counter() - start)
-        yield Rate(name, clips.length, clips.size, _BATCH / statistics.median(seconds))
+        yield Rate(name, clips.length, clips.sizes[0], _BATCH / statistics.median(seconds))

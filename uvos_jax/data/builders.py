@@ -5,12 +5,13 @@ A record is a frame, stored split by split, video by video, in order:
 - ``image``: the published file's own bytes where it is a JPEG or PNG, so that nothing is lost once more;
 - ``labels``: PNG, uint8 [h, w, 1]: 0 background, 1..254 objects, 255 void; all 255 where there is no ground truth;
 - ``video``, ``frame`` (its file's name without suffix), ``index`` (from 0), ``length`` of the video, ``labelled``;
-- ``flow``, only in datasets that have it: float32 [h, w, 2], (dx, dy) in pixels to the next frame.
+- ``flow``, only in datasets that have it: float16 [h', w', 2], (dx, dy) in pixels of the frame to the next frame, at
+  half the frame's size where it was computed. Readers take float32 as well.
 
-``metadata.json`` holds ``{"splits": {split: [video, ..]}, "flow": bool}``; a video is ``{"name", "start" (number of its
-first record in the split), "length", "height", "width", "objects": [[numbers in a frame's labels], ..], "labelled":
-[indices of frames], "categories": {number: name}}``, the last only where the dataset tells. So a reader knows what is
-where without a scan.
+``metadata.json`` holds ``{"splits": {split: [video, ..]}, "flow": where it comes from, or ""}``; a video is
+``{"name", "start" (number of its first record in the split), "length", "height", "width", "objects": [[numbers in a
+frame's labels], ..], "labelled": [indices of frames], "categories": {number: name}}``, the last only where the dataset
+tells. So a reader knows what is where without a scan.
 
 The file format is array_record: it finds record i at once, which training needs to pair frames at random and to go on
 exactly where it stopped; a TFRecord can only be read from its start.
@@ -28,7 +29,17 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from uvos_jax.data.listing import Listing
-from uvos_jax.data.records import PREFIX, VERSION, Record, encode_png, read_records, synthetic_records
+from uvos_jax.data.records import (
+    FLOW_TYPE,
+    PREFIX,
+    VERSION,
+    FlowMethod,
+    Record,
+    add_flow,
+    encode_png,
+    read_records,
+    synthetic_records,
+)
 from uvos_jax.data.sources import SOURCES
 from uvos_jax.errors import UserError
 from uvos_jax.video.files import reason
@@ -52,19 +63,22 @@ class _Frames(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     HOMEPAGE = ""
     CITATION = ""
     LICENSE = ""
-    FLOW = False
+    FLOW = ""  # where the flow comes from that every such dataset has
 
-    def __init__(self, *, listing: Listing | None = None, on_frame=None, file_format: str = "array_record", **kwargs):
+    def __init__(self, *, listing: Listing | None = None, flow: FlowMethod | None = None, on_frame=None,
+                 file_format: str = "array_record", **kwargs):
         """Makes the builder.
 
         Args:
             listing: What to convert; found out from TFDS's ``manual_dir`` if not given.
+            flow: Computes the flow of every frame.
             on_frame: Called after each frame that is written.
             file_format: That of TFDS; only array_record can be read by ``store.open_store``.
             **kwargs: Those of TFDS: data_dir, config, version.
         """
         self._listing, self._on_frame = listing, on_frame or (lambda: None)
-        self._with_flow = self.FLOW or bool(listing and listing.flow)
+        self._method = flow
+        self._flow = flow.identity if flow else "files" if listing and listing.flow else self.FLOW
         super().__init__(file_format=file_format, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -77,12 +91,12 @@ class _Frames(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             "length": np.int32,
             "labelled": np.bool_,
         }
-        if self._with_flow:
-            features["flow"] = tfds.features.Tensor(shape=(None, None, 2), dtype=np.float32, encoding="zlib")
+        if self._flow:
+            features["flow"] = tfds.features.Tensor(shape=(None, None, 2), dtype=FLOW_TYPE, encoding="zlib")
         return tfds.core.DatasetInfo(
             builder=self, description=self.__doc__, features=tfds.features.FeaturesDict(features),
             homepage=self.HOMEPAGE, citation=self.CITATION, license=self.LICENSE, disable_shuffling=True,
-            metadata=tfds.core.MetadataDict({"splits": {}, "flow": self._with_flow}))
+            metadata=tfds.core.MetadataDict({"splits": {}, "flow": self._flow}))
 
     def _split_generators(self, dl_manager):
         return {split: self._generate_examples(split, videos) for split, videos in self._videos(dl_manager).items()}
@@ -105,7 +119,7 @@ class _Frames(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         for video in videos:
             row = {"name": video.name, "start": position, "length": video.length, "height": 0, "width": 0,
                    "objects": [], "labelled": []} | ({"categories": video.categories} if video.categories else {})
-            for index, record in enumerate(video.records):
+            for index, record in enumerate(add_flow(video.records, self._method) if self._method else video.records):
                 row["height"], row["width"] = map(int, record.labels.shape)
                 numbers = np.flatnonzero(np.bincount(record.labels.ravel(), minlength=256))
                 row["objects"].append([int(number) for number in numbers if 0 < number < VOID])
@@ -119,7 +133,7 @@ class _Frames(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _example(self, video: _Video, index: int, record: Record) -> dict:
         example = {"image": record.image, "labels": encode_png(record.labels), "video": video.name,
                    "frame": record.name, "index": index, "length": video.length, "labelled": record.labelled}
-        return example | ({"flow": record.flow} if self._with_flow else {})
+        return example | ({"flow": record.flow} if self._flow else {})
 
 
 class UvosDavis2016(_Frames):
@@ -245,14 +259,29 @@ class UvosSynthetic(_Frames):
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = None
     LICENSE = "That of this package"
-    FLOW = True
+    FLOW = "exact"
     CLIPS = {"train": (0, 100), "val": (1_000_000, 10)}  # noqa: RUF012 - first seed and number
     LENGTH = 8
     SIZE = (240, 424)
 
+    def __init__(self, *, clips: int | None = None, **kwargs):
+        """Makes the builder.
+
+        Args:
+            clips: Number of clips of train, 100 if not given.
+            **kwargs: Those of the other datasets.
+        """
+        self._spans = self.spans(clips)
+        super().__init__(**kwargs)
+
+    @classmethod
+    def spans(cls, clips: int | None) -> dict[str, tuple[int, int]]:
+        """Returns the first seed and the number of clips of each split."""
+        return cls.CLIPS | ({"train": (cls.CLIPS["train"][0], clips)} if clips else {})
+
     def _videos(self, dl_manager) -> dict[str, list[_Video]]:
         return {split: [_Video(f"{seed:05d}", self.LENGTH, {}, synthetic_records(seed, self.LENGTH, self.SIZE))
-                        for seed in range(first, first + count)] for split, (first, count) in self.CLIPS.items()}
+                        for seed in range(first, first + count)] for split, (first, count) in self._spans.items()}
 
 
 BUILDERS = {cls.name.removeprefix(PREFIX): cls for cls in (
@@ -260,7 +289,8 @@ BUILDERS = {cls.name.removeprefix(PREFIX): cls for cls in (
     UvosVisal, UvosSegtrackV2, UvosFolder, UvosSynthetic)}
 
 
-def write(dataset: str, config: str | None, listing: Listing | None, data_dir: Path, progress) -> dict[str, list[dict]]:
+def write(dataset: str, config: str | None, listing: Listing | None, data_dir: Path, progress,
+          flow: FlowMethod | None = None, clips: int | None = None) -> dict[str, list[dict]]:
     """Writes a dataset that is not there yet.
 
     Args:
@@ -269,6 +299,8 @@ def write(dataset: str, config: str | None, listing: Listing | None, data_dir: P
         listing: What to write, checked; None for ``synthetic``.
         data_dir: Where to, a folder to work in within that of the datasets.
         progress: See ``convert.convert``.
+        flow: Computes the flow of every frame.
+        clips: Number of clips of ``synthetic``'s train.
 
     Returns:
         The splits of ``metadata.json``.
@@ -280,14 +312,15 @@ def write(dataset: str, config: str | None, listing: Listing | None, data_dir: P
     tfds.disable_progress_bar()
     splits = listing.splits.values() if listing else ()
     total = sum(len(video.frames) for videos in splits for video in videos) if listing else \
-        sum(count for _, count in cls.CLIPS.values()) * cls.LENGTH
+        sum(count for _, count in cls.spans(clips).values()) * cls.LENGTH
     own = tfds.core.BuilderConfig(name=config, description="A folder of one's own.") if dataset == "folder" else config
     name = f"{dataset}/{config}" if config else dataset
     # TFDS makes a folder for downloads, of which there are none, and prints of them.
     try:
         with progress(f"{name}, converting", total) as advance, TemporaryDirectory() as downloads, \
                 redirect_stdout(io.StringIO()):
-            builder = cls(listing=listing, on_frame=advance, data_dir=data_dir, config=own)
+            builder = cls(listing=listing, flow=flow, on_frame=advance, data_dir=data_dir, config=own,
+                          **({"clips": clips} if clips else {}))
             builder.download_and_prepare(download_dir=downloads,
                                          download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     except (OSError, RuntimeError, tf.errors.OpError) as error:

@@ -17,7 +17,7 @@ import numpy as np
 
 from uvos_jax.data import colour as colours
 from uvos_jax.data.geometry import KINDS, options_of, reduction, warp_flow, warp_image, warp_labels
-from uvos_jax.data.sampling import EXAMPLE, RECIPES, choose_videos, generator, item_of, part_of
+from uvos_jax.data.sampling import EXAMPLE, RECIPES, SIZE, choose_videos, generator, item_of, part_of
 from uvos_jax.data.store import VOID
 from uvos_jax.errors import UserError
 from uvos_jax.options import (
@@ -28,6 +28,7 @@ from uvos_jax.options import (
     flag,
     fraction,
     names,
+    one_or_more,
     optional,
     section,
     size,
@@ -40,7 +41,7 @@ _LONGEST_CYCLE = 10_000  # examples after which a mixture has its exact shares: 
 _OBJECTS = whole(None, 1, VOID - 1)
 # The options of ``make_clips`` and ``part``.
 SETTINGS = {
-    "size": size(REQUIRED), "batch_size": whole(REQUIRED, 1), "seed": whole(REQUIRED, 0, 2**32 - 1),
+    "size": one_or_more(size(REQUIRED)), "batch_size": whole(REQUIRED, 1), "seed": whole(REQUIRED, 0, 2**32 - 1),
     "geometry": section({"kind": "resize"}), "colour": optional(section(None)), "flow": flag(False),
     "paste": fraction(0.0),
     "objects": Option(None, f"None, 'foreground' or the largest number of objects, {_OBJECTS.wants}",
@@ -101,7 +102,7 @@ class Clips:
 
     Attributes:
         parts: The mixture.
-        size: Height and width of the frames.
+        sizes: Heights and widths of the frames; the batch of a step has one of them.
         batch_size: Examples of a step, of all processes together.
         seed: Seed of everything random.
         length: Frames of a clip.
@@ -118,7 +119,7 @@ class Clips:
     """
 
     parts: tuple[Part, ...]
-    size: tuple[int, int]
+    sizes: tuple[tuple[int, int], ...]
     batch_size: int
     seed: int
     length: int
@@ -132,6 +133,10 @@ class Clips:
     flow: bool
     objects: str | int | None
     paste: float
+
+    def size_of(self, step: int) -> tuple[int, int]:
+        """Returns height and width of the frames of a step, the same for all its examples."""
+        return self.sizes[generator(self.seed, SIZE, step).integers(len(self.sizes))]
 
     def batch(self, step: int) -> Batch:
         """Returns the whole batch of a step, see the module's text."""
@@ -150,25 +155,19 @@ class Clips:
             place: Place in the global batch, 0 to ``batch_size - 1``.
         """
         chosen, v, indices, rng = self._choose(step, place)
-        frames, labels, maps = self._clip(chosen, v, indices, rng)
+        size = self.size_of(step)
+        clip = self._clip(chosen, v, indices, rng, size)
         if self.paste and rng.random() < self.paste:
             # The other clip is of the same dataset, with a geometry and colours of its own.
             other, item = map(int, chosen.items[rng.integers(len(chosen.items))])
             its = RECIPES[chosen.recipe].frames(rng, chosen.store.videos[other], item, **chosen.options)
-            other_frames, other_labels, _ = self._clip(chosen, other, its, rng)
-            frames, labels = paste(frames, labels, other_frames, other_labels)
-        example = {"frames": np.stack(frames),
-                   "labels": relabel(rng, labels, self.objects, chosen.recipe == "sequence"),
-                   "example": np.int64(step * self.batch_size + place)}
-        if self.flow:
-            example["flow"] = np.stack([self._flow(chosen.store, v, t, matrix)
-                                        for t, matrix in zip(indices, maps, strict=True)])
-        return example
+            clip = paste(clip, self._clip(chosen, other, its, rng, size))
+        return clip | {"labels": relabel(rng, clip["labels"], self.objects, chosen.recipe == "sequence"),
+                       "example": np.int64(step * self.batch_size + place)}
 
-    def _clip(self, chosen: Part, v: int, indices: list[int], rng: np.random.Generator
-              ) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray]]:
-        """Returns the frames of a clip, uint8 [t, h, w] labels and the maps that its geometry drew for them."""
-        store, size = chosen.store, self.size
+    def _clip(self, chosen: Part, v: int, indices: list[int], rng: np.random.Generator, size: tuple[int, int]) -> Batch:
+        """Returns the frames of a clip, their labels as they are in the store and, if asked for, their flow."""
+        store = chosen.store
         # A frame may be in a clip several times.
         sources = {t: store.labels(v, t) for t in dict.fromkeys(indices)}
         labels = np.stack([sources[t] for t in indices])
@@ -186,9 +185,13 @@ class Clips:
         if self.colour:
             factors = [colours.draw(rng, self.colour) for _ in (indices if self.independent_colour else (0,))]
             frames = [colours.jitter(frame, factors[i % len(factors)]) for i, frame in enumerate(frames)]
-        warped = np.stack([warp_labels(sources[t], matrix, size, self.fill_label)
-                           for t, matrix in zip(indices, maps, strict=True)])
-        return frames, warped, maps
+        clip = {"frames": np.stack(frames),
+                "labels": np.stack([warp_labels(sources[t], matrix, size, self.fill_label)
+                                    for t, matrix in zip(indices, maps, strict=True)])}
+        if self.flow:
+            clip["flow"] = np.stack([self._flow(store, v, t, matrix, size)
+                                     for t, matrix in zip(indices, maps, strict=True)])
+        return clip
 
     def _choose(self, step: int, place: int) -> tuple[Part, int, list[int], np.random.Generator]:
         """Returns the part, video and frames of an example, and random numbers for the rest."""
@@ -199,39 +202,42 @@ class Clips:
         frames = RECIPES[chosen.recipe].frames(rng, chosen.store.videos[v], item, **chosen.options)
         return chosen, v, frames, rng
 
-    def _flow(self, store: Any, v: int, t: int, matrix: np.ndarray) -> np.ndarray:
+    def _flow(self, store: Any, v: int, t: int, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         flow = store.flow(v, t)
         if flow is None:  # such as that of a last frame
-            return np.zeros((*self.size, 2), np.float32)
-        return warp_flow(flow, matrix, self.size)
+            return np.zeros((*size, 2), np.float32)
+        return warp_flow(flow, matrix, size, store.videos[v].size)
 
 
-def paste(frames: Sequence[np.ndarray], labels: np.ndarray, others: Sequence[np.ndarray], other_labels: np.ndarray
-          ) -> tuple[list[np.ndarray], np.ndarray]:
+def paste(clip: Batch, other: Batch) -> Batch:
     """Puts the objects of one clip in front of another (after Ghiasi et al. 2021, "Simple Copy-Paste").
 
     A few videos then show every object before every background. Nothing is pasted if there is no object, or if the
     objects fill more than half of the picture and would leave nothing of the clip behind them.
 
     Args:
-        frames: t frames, uint8 [h, w, 3].
-        labels: uint8 [t, h, w], 0 background, ids, 255 void.
-        others: Frames of the clip whose objects are pasted, as many and as large.
-        other_labels: Their labels.
+        clip: ``"frames"`` uint8 [t, h, w, 3], ``"labels"`` uint8 [t, h, w], 0 background, ids, 255 void, and perhaps
+            ``"flow"`` float32 [t, h, w, 2].
+        other: The clip whose objects are pasted, as long and as large.
 
     Returns:
-        The frames and labels with the objects, whose ids follow those of the clip; edges are softened by a pixel.
+        The clip with the objects, whose ids follow its own; they move as they did, and their edges are softened by a
+        pixel.
     """
-    masks = (other_labels > 0) & (other_labels != VOID)
+    labels, theirs = clip["labels"], other["labels"]
+    masks = (theirs > 0) & (theirs != VOID)
     if not masks.any() or masks.mean() > 0.5:
-        return list(frames), labels
-    pasted = []
-    for frame, other, mask in zip(frames, others, masks, strict=True):
+        return clip
+    frames = []
+    for ground, object_, mask in zip(clip["frames"], other["frames"], masks, strict=True):
         weight = cv2.GaussianBlur(mask.astype(np.float32), (3, 3), 0)[..., None]
-        pasted.append(np.round(frame + (other.astype(np.float32) - frame) * weight).astype(np.uint8))
+        frames.append(np.round(ground + (object_.astype(np.float32) - ground) * weight).astype(np.uint8))
     last = int(labels[labels != VOID].max(initial=0))
-    ids = np.minimum(other_labels.astype(int) + last, VOID - 1)
-    return pasted, np.where(masks, ids, labels).astype(np.uint8)
+    ids = np.minimum(theirs.astype(int) + last, VOID - 1)
+    pasted = {"frames": np.stack(frames), "labels": np.where(masks, ids, labels).astype(np.uint8)}
+    if "flow" in clip:
+        pasted["flow"] = np.where(masks[..., None], other["flow"], clip["flow"])
+    return pasted
 
 
 def relabel(rng: np.random.Generator, labels: np.ndarray, objects: str | int | None, follow: bool = False
@@ -264,14 +270,14 @@ def relabel(rng: np.random.Generator, labels: np.ndarray, objects: str | int | N
     return cv2.LUT(labels.reshape(-1, labels.shape[-1]), table).reshape(labels.shape)
 
 
-def make_clips(parts: Sequence[Part], size: tuple[int, int], batch_size: int, seed: int, geometry: dict,
-               colour: dict | None = None, flow: bool = False, objects: str | int | None = None,
+def make_clips(parts: Sequence[Part], size: tuple[int, int] | Sequence[tuple[int, int]], batch_size: int, seed: int,
+               geometry: dict, colour: dict | None = None, flow: bool = False, objects: str | int | None = None,
                paste: float = 0.0) -> Clips:
     """Checks and completes a description of training examples.
 
     Args:
         parts: The mixture; their recipes give clips of one length.
-        size: Height and width of the frames.
+        size: Height and width of the frames; or several, of which each step has one (a function of seed and step).
         batch_size: Examples of a step, of all processes together.
         seed: Seed of everything random, 0 or more.
         geometry: ``{"kind": ..., option: value}``, see ``geometry.KINDS``; also ``"independent"``, ``"fill"`` and
@@ -295,15 +301,14 @@ def make_clips(parts: Sequence[Part], size: tuple[int, int], batch_size: int, se
                         f"{_LONGEST_CYCLE} at most together.")
     checked = check_options({"size": size, "batch_size": batch_size, "seed": seed, "geometry": geometry,
                              "colour": colour, "flow": flow, "objects": objects, "paste": paste}, SETTINGS, "data")
-    if checked["flow"] and checked["paste"]:
-        raise UserError("Pasted objects have no flow of their own to paste; set paste to 0 or flow to False.")
     without = [part.what for part in parts if flow and not part.store.has_flow]
     if without:
-        raise UserError(f"Flow is asked for, but {', '.join(without)} has none; convert it with flow, or set flow to "
-                        "False.")
+        raise UserError(f"Flow is asked for, but {', '.join(without)} has none; convert it with --flow, or set flow "
+                        "to False.")
     kind, options = check_named(checked["geometry"], {row: options_of(row) for row in KINDS}, "geometry", "kind")
     tones = check_options(checked["colour"] or {}, colours.OPTIONS, "colour")
-    return Clips(tuple(parts), tuple(map(int, size)), int(batch_size), int(seed), lengths[0],
+    sizes = tuple(tuple(map(int, each)) for each in (size if np.ndim(size) == 2 else [size]))
+    return Clips(tuple(parts), sizes, int(batch_size), int(seed), lengths[0],
                  kind=kind, independent=options.pop("independent"), fill=tuple(options.pop("fill")),
                  fill_label=options.pop("fill_label"), geometry=options,
                  independent_colour=tones.pop("independent"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from uvos_jax.data.listing import FrameFiles, Listing, named
-from uvos_jax.data.records import PREFIX, VERSION, check_record
+from uvos_jax.data.records import PREFIX, VERSION, FlowMethod, check_record
 from uvos_jax.data.sources import SOURCES, davis2017_configs
 from uvos_jax.errors import UserError, nearest_hint
 from uvos_jax.video.files import alone, cannot_write, check_folder, make_folder
@@ -45,7 +45,8 @@ def no_progress(what: str, total: int) -> AbstractContextManager[Callable[[], No
 
 
 def convert(name: str, source: str | os.PathLike | None, data_dir: str | os.PathLike, overwrite: bool = False,
-            workers: int = 1, progress: Callable[[str, int], AbstractContextManager] = no_progress) -> list[Converted]:
+            workers: int = 1, progress: Callable[[str, int], AbstractContextManager] = no_progress,
+            flow: FlowMethod | None = None, clips: int | None = None) -> list[Converted]:
     """Converts a dataset; nothing is written unless every file of it is in order.
 
     It is written to a folder beside and renamed at the end, so that what is there is complete; an old dataset is
@@ -61,6 +62,8 @@ def convert(name: str, source: str | os.PathLike | None, data_dir: str | os.Path
         workers: Threads that check files.
         progress: Given what is done and the number of frames, returns a context manager whose value is called after
             each frame.
+        flow: Computes the flow of every frame, which is stored in place of any that the dataset has.
+        clips: Number of clips that ``synthetic`` has in its split train; 100 if not given.
 
     Returns:
         What was written, a row for each config.
@@ -68,7 +71,7 @@ def convert(name: str, source: str | os.PathLike | None, data_dir: str | os.Path
     Raises:
         UserError: TensorFlow is not installed; there is no such dataset; it is converted already, or just now by
             another process; its files are not in order (the text tells all faults, up to a sensible length); it
-            cannot be written.
+            cannot be written; flow is asked of a dataset of stills.
     """
     dataset, _, config = name.partition("/")
     if dataset not in DATASETS:
@@ -77,6 +80,8 @@ def convert(name: str, source: str | os.PathLike | None, data_dir: str | os.Path
     if (source is None) != (dataset == "synthetic"):
         raise UserError("'synthetic' is generated; leave --source out." if source else
                         f"--source is missing, the folder of {dataset} as published.")
+    if clips and dataset != "synthetic":
+        raise UserError(f"--clips is for 'synthetic'; {dataset} has as many videos as it has.")
     root = None if source is None else Path(source)
     if root and not root.is_dir():
         raise UserError(f"The source '{root}' is not a folder; unpack the dataset and give its folder.")
@@ -93,9 +98,11 @@ def convert(name: str, source: str | os.PathLike | None, data_dir: str | os.Path
         listings = [SOURCES[dataset].list(root, config) if root else None for config in configs]
         for config, listing in zip(configs, listings, strict=True):
             if listing:
+                if flow and all(len(video.frames) == 1 for videos in listing.splits.values() for video in videos):
+                    raise UserError(f"{dataset} consists of stills, which have no flow; leave --flow out.")
                 check(_full_name(dataset, config), root, listing, workers, progress)
         builders = _import_builders()
-        tables = [builders.write(dataset, config, listing, workplace, progress)
+        tables = [builders.write(dataset, config, listing, workplace, progress, flow, clips)
                   for config, listing in zip(configs, listings, strict=True)]
         for place in places:
             _put_in_place(workplace / place, data_dir / place)

@@ -198,12 +198,9 @@ def warp_image(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], fil
     matrix = matrix / reduce
     # The edge is repeated for the half pixel beyond the outermost centres, which is inside the image.
     warped = _warp(image, matrix, size, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
-    corners = matrix @ [[0, size[1], 0, size[1]], [0, 0, size[0], size[0]], [1, 1, 1, 1]]
-    limits = np.array(image.shape[1::-1])[:, None]
-    if (corners < -1e-6).any() or (corners > limits + 1e-6).any():
-        inside = _warp(np.ones(image.shape[:2], np.uint8), matrix, size, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT)
-        return cv2.copyTo(warped, inside, np.full_like(warped, fill))
-    return warped
+    if _is_within(matrix, size, image.shape[:2]):
+        return warped
+    return cv2.copyTo(warped, _inside(matrix, size, image.shape[:2]), np.full_like(warped, fill))
 
 
 def warp_labels(labels: np.ndarray, matrix: np.ndarray, size: tuple[int, int], fill: int) -> np.ndarray:
@@ -221,24 +218,36 @@ def warp_labels(labels: np.ndarray, matrix: np.ndarray, size: tuple[int, int], f
     return _warp(labels, matrix, size, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT, fill)
 
 
-def warp_flow(flow: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def warp_flow(flow: np.ndarray, matrix: np.ndarray, size: tuple[int, int], frame: tuple[int, int]) -> np.ndarray:
     """Samples a flow field, bilinear, and turns and scales its vectors with the picture; 0 outside.
 
     The vectors are those between this frame and the next one *under the same map*: with a map for each frame they
     are the motion of the scene, and say nothing of where the next frame's own map shows it.
 
     Args:
-        flow: float32 [h, w, 2], (dx, dy) in pixels.
+        flow: float32 [h', w', 2], (dx, dy) in pixels of the frame, perhaps at fewer places than the frame has pixels.
         matrix: Output to source, [2, 3].
         size: Height and width of the output.
+        frame: Height and width of the frame, in whose pixels the map counts.
 
     Returns:
         float32 [*size, 2], in pixels of the output.
     """
-    sampled = _warp(flow, matrix, size, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
-    inside = _warp(np.ones(flow.shape[:2], np.uint8), matrix, size, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT)
-    vectors = sampled @ np.linalg.inv(matrix[:, :2]).T.astype(np.float32)
-    return vectors * inside[..., None]
+    grid = np.diag([flow.shape[1] / frame[1], flow.shape[0] / frame[0]]) @ matrix
+    vectors = cv2.transform(flow, np.linalg.inv(matrix[:, :2]))  # before there are more of them
+    sampled = _warp(vectors, grid, size, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
+    return sampled if _is_within(matrix, size, frame) else cv2.copyTo(sampled, _inside(matrix, size, frame))
+
+
+def _is_within(matrix: np.ndarray, size: tuple[int, int], frame: tuple[int, int]) -> bool:
+    """Says whether the whole output shows places of the frame."""
+    corners = matrix @ [[0, size[1], 0, size[1]], [0, 0, size[0], size[0]], [1, 1, 1, 1]]
+    return bool((corners > -1e-6).all() and (corners < np.array(frame[::-1])[:, None] + 1e-6).all())
+
+
+def _inside(matrix: np.ndarray, size: tuple[int, int], frame: tuple[int, int]) -> np.ndarray:
+    """Returns 1 where a pixel of the output lies in the frame and 0 elsewhere, uint8 [*size]."""
+    return _warp(np.ones(frame, np.uint8), matrix, size, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT)
 
 
 def _warp(pixels: np.ndarray, matrix: np.ndarray, size: tuple[int, int], interpolation: int, border: int,

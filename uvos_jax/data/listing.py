@@ -9,11 +9,8 @@ from typing import Any
 import numpy as np
 
 from uvos_jax.data.layouts import IMAGES, mask_files
-from uvos_jax.errors import UserError
 from uvos_jax.video.image_files import natural_sort
 
-FLOW_SUFFIXES = (".flo", ".npy")
-_FLO_MAGIC = b"PIEH"  # Middlebury's mark, the number 202021.25 in little-endian order
 _NAMED = 6  # files of one fault that are named
 
 
@@ -25,7 +22,7 @@ class FrameFiles:
         name: Its file's name without suffix.
         image: Its image file.
         labels: What its video's ``read`` takes, often a path; None if it has no ground truth.
-        flow: Its flow file, .flo or .npy, to the next frame; None if there is none.
+        flow: Its flow file (see ``read_flow``), to the next frame; None if there is none.
     """
 
     name: str
@@ -198,31 +195,3 @@ def stack_masks(masks: Iterable[tuple[int, np.ndarray]], size: tuple[int, int]) 
     for number, mask in sorted(masks, key=lambda item: -int(np.count_nonzero(item[1]))):
         labels[mask] = number
     return labels
-
-
-def read_flow(path: Path) -> np.ndarray:
-    """Reads optical flow, a Middlebury .flo or a .npy [h, w, 2].
-
-    Returns:
-        float32 [h, w, 2], (dx, dy) in pixels.
-
-    Raises:
-        UserError: The file cannot be read, or holds something else.
-    """
-    try:
-        if path.suffix.lower() == ".npy":
-            with open(path, "rb") as file:
-                flow = np.lib.format.read_array(file, allow_pickle=False)
-        else:
-            data = path.read_bytes()
-            width, height = np.frombuffer(data, "<i4", 2, 4)
-            if data[:4] != _FLO_MAGIC or width < 1 or height < 1:
-                raise ValueError("it does not start as a .flo file does")
-            flow = np.frombuffer(data, "<f4", offset=12).reshape(height, width, 2)
-    except Exception as error:  # on broken headers NumPy's reader raises whatever it stumbles over
-        raise UserError(f"'{path}' cannot be read as flow: {' '.join(str(error).split())}.") from error
-    if flow.ndim != 3 or flow.shape[2] != 2 or flow.dtype.kind not in "fiu":
-        raise UserError(f"'{path}' is not flow [h, w, 2] but {flow.dtype} {list(flow.shape)}.")
-    if not np.isfinite(flow).all():
-        raise UserError(f"'{path}' has flow that is not finite.")
-    return flow.astype(np.float32)

@@ -111,12 +111,14 @@ def _tensorflow(make: Callable[[int], Batch], first: int, size: int, workers: in
 
     with suppress(RuntimeError):  # too late if TensorFlow is in use already; the devices are JAX's
         tf.config.set_visible_devices([], "GPU")
-    height, width, length = *clips.size, clips.length
-    kinds = {"frames": (tf.uint8, [length, height, width, 3]), "labels": (tf.uint8, [length, height, width]),
-             "example": (tf.int64, [])}
+    # The shape of an example after length, height and width, which may differ from step to step.
+    kinds = {"frames": (tf.uint8, [3]), "labels": (tf.uint8, []), "example": (tf.int64, None)}
     if clips.flow:
-        kinds["flow"] = tf.float32, [length, height, width, 2]
+        kinds["flow"] = tf.float32, [2]
     failures = {}
+
+    def shape(rest, height=None, width=None):
+        return [] if rest is None else [clips.length, height, width, *rest]
 
     def run(number):
         try:
@@ -125,12 +127,13 @@ def _tensorflow(make: Callable[[int], Batch], first: int, size: int, workers: in
         except BaseException as error:
             # TensorFlow would tell its text only, at length, and anything that leaves a thread may end the process.
             failures[int(number)] = error
-            return [np.zeros(shape, dtype.as_numpy_dtype) for dtype, shape in kinds.values()]
+            frame = clips.size_of(int(number) // size)
+            return [np.zeros(shape(rest, *frame), dtype.as_numpy_dtype) for dtype, rest in kinds.values()]
 
     def one(number):
         values = tf.numpy_function(run, [number], [dtype for dtype, _ in kinds.values()], stateful=False)
-        return {key: tf.ensure_shape(value, shape)
-                for (key, (_, shape)), value in zip(kinds.items(), values, strict=True)}
+        return {key: tf.ensure_shape(value, shape(rest))
+                for (key, (_, rest)), value in zip(kinds.items(), values, strict=True)}
 
     dataset = tf.data.Dataset.range(first, np.iinfo(np.int64).max)
     dataset = dataset.map(one, num_parallel_calls=workers, deterministic=True)

@@ -1,21 +1,27 @@
 """One record of a converted dataset: a frame's image, labels and flow, read and checked."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
 
-from uvos_jax.data.listing import FrameFiles, VideoFiles, read_flow
+from uvos_jax.data.listing import FrameFiles, VideoFiles
+from uvos_jax.data.store import decode_image
 from uvos_jax.errors import UserError
 from uvos_jax.video.files import quoted, reason
+from uvos_jax.video.flow_files import read_flow
 from uvos_jax.video.image_files import read_image
 from uvos_jax.video.masks import VOID
 
 PREFIX = "uvos_"  # of a dataset's name in TFDS, which has some of the same names
 VERSION = "1.0.0"  # of the format
+FLOW_TYPE = np.float16  # half a pixel of 1000: flow is not known better, and reading it costs half
+_LARGEST_FLOW = 60_000  # pixels; float16 ends soon after
+_FLOW_STEPS = 32  # of a pixel that computed flow is rounded to, which halves the bytes again
+_PAIRS = 8  # of frames whose flow is computed at once
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 
 
@@ -27,7 +33,8 @@ class Record(NamedTuple):
         image: An image file's bytes, JPEG or PNG.
         labels: uint8 [h, w], 0 background, 1..254 objects, 255 void; all void without ground truth.
         labelled: Whether there is ground truth.
-        flow: float32 [h, w, 2], (dx, dy) in pixels to the next frame, or None.
+        flow: ``FLOW_TYPE`` [h', w', 2], (dx, dy) in pixels of the frame to the next frame, at fewer places than the
+            frame has pixels if it was computed; or None.
     """
 
     name: str
@@ -35,6 +42,19 @@ class Record(NamedTuple):
     labels: np.ndarray
     labelled: bool
     flow: np.ndarray | None = None
+
+
+class FlowMethod(Protocol):
+    """What computes optical flow.
+
+    Attributes:
+        identity: Names the method, with its version and settings.
+    """
+
+    identity: str
+
+    def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """uint8 [n, h, w, 3] RGB each to float32 [n, h', w', 2], (dx, dy) in pixels of the grid h' x w'."""
 
 
 def read_record(video: VideoFiles, frame: FrameFiles) -> Record:
@@ -50,7 +70,7 @@ def read_record(video: VideoFiles, frame: FrameFiles) -> Record:
     image, size = read_image_bytes(frame.image)
     labels = np.full(size, VOID, np.uint8) if frame.labels is None else _of_size(size, "mask", video.read(frame.labels))
     flow = _of_size(size, "flow", read_flow(frame.flow)) if frame.flow else None
-    return Record(frame.name, image, labels, frame.labels is not None, flow)
+    return Record(frame.name, image, labels, frame.labels is not None, None if flow is None else _half_floats(flow))
 
 
 def check_record(video: VideoFiles, frame: FrameFiles) -> tuple[tuple[int, int] | None, list[str]]:
@@ -137,7 +157,57 @@ def synthetic_records(seed: int, length: int, size: tuple[int, int]) -> Iterator
 
     clip = make_clip(seed, length, size)
     for t in range(length):
-        yield Record(f"{t:05d}", encode_png(clip.frames[t]), clip.labels[t], True, clip.flow[t])
+        yield Record(f"{t:05d}", encode_png(clip.frames[t]), clip.labels[t], True, _half_floats(clip.flow[t]))
+
+
+def add_flow(records: Iterable[Record], method: FlowMethod) -> Iterator[Record]:
+    """Computes the flow of a video's frames, each to the following one; that of the last leads to the one before.
+
+    Args:
+        records: Frames of a video, in order and of one size; flow that they have is replaced.
+        method: Computes it.
+
+    Yields:
+        The same frames with flow at half their size. A video of one frame has none, all zero.
+    """
+    held, images, before = [], [], None
+    for record in records:
+        held.append(record)
+        images.append(decode_image(record.image))
+        if len(held) > _PAIRS:
+            yield from _with_flow(held[:-1], method(np.stack(images[:-1]), np.stack(images[1:])))
+            before, held, images = images[-2], held[-1:], images[-1:]
+    if len(images) > 1:
+        before = images[-2]
+    if before is not None:
+        yield from _with_flow(held, method(np.stack(images), np.stack([*images[1:], before])))
+    elif images:
+        yield from _with_flow(held, np.zeros((1, *images[0].shape[:2], 2), np.float32))
+
+
+def shrink_flow(flow: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
+    """Averages flow to half the size of its frame, or leaves it at its own size where that is smaller.
+
+    Args:
+        flow: float32 [h', w', 2], (dx, dy) in pixels of the grid h' x w'.
+        frame: Height and width of the frame.
+
+    Returns:
+        ``FLOW_TYPE`` [h, w, 2], in pixels of the frame.
+    """
+    size = tuple(min((side + 1) // 2, have) for side, have in zip(frame, flow.shape, strict=False))
+    small = cv2.resize(flow, size[::-1], interpolation=cv2.INTER_AREA)
+    small = small * np.float32([frame[1] / flow.shape[1], frame[0] / flow.shape[0]])
+    return _half_floats(np.round(small * _FLOW_STEPS) / _FLOW_STEPS)
+
+
+def _with_flow(records, flows):
+    for record, flow in zip(records, flows, strict=True):
+        yield record._replace(flow=shrink_flow(flow, record.labels.shape))
+
+
+def _half_floats(flow):
+    return np.clip(flow, -_LARGEST_FLOW, _LARGEST_FLOW).astype(FLOW_TYPE)
 
 
 def _of_size(size, what, array):

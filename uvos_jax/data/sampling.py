@@ -16,7 +16,7 @@ from uvos_jax.errors import UserError, nearest_hint
 from uvos_jax.options import Option, flag, fraction, whole
 
 # What a random number is for; it keeps the streams of one seed apart.
-_CYCLE, _EPOCH, EXAMPLE = range(3)
+_CYCLE, _EPOCH, EXAMPLE, SIZE = range(4)
 _LONGEST = 1000  # frames of a clip
 
 
@@ -61,6 +61,21 @@ def references(rng: np.random.Generator, video: Video, item: int, *, count: int 
         ``[item, reference, ...]``, ``1 + count`` indices.
     """
     return [item, *_others(rng, video, item, count)]
+
+
+def following(rng: np.random.Generator, video: Video, item: int) -> list[int]:
+    """A frame and the one after it, between which flow is estimated (RAFT).
+
+    Args:
+        rng: Unused.
+        video: Unused.
+        item: Index of the first of the two.
+
+    Returns:
+        ``[item, item + 1]``.
+    """
+    del rng, video
+    return [item, item + 1]
 
 
 def starts(video: Video, length: int) -> Sequence[int]:
@@ -152,6 +167,7 @@ RECIPES = {
     "sequence": Recipe({"length": whole(3, 1, _LONGEST), "max_gap": whole(3, 1), "reverse": fraction(0.5)}, sequence,
                        lambda video, options: starts(video, options["length"]),
                        lambda options: 1 + options["length"]),
+    "next": Recipe({}, following, lambda video, options: range(video.length - 1), lambda options: 2),
     "still": Recipe({"length": whole(1, 1, _LONGEST)}, still, _labelled, lambda options: options["length"]),
 }
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from uvos_jax.data import layouts, truth
 from uvos_jax.data.listing import (
-    FLOW_SUFFIXES,
     FrameFiles,
     Listing,
     VideoFiles,
@@ -30,6 +29,7 @@ from uvos_jax.data.own_masks import meaning_of, read_own
 from uvos_jax.data.youtube_vis import list_youtube_vis
 from uvos_jax.errors import UserError, nearest_hint
 from uvos_jax.video.files import quoted
+from uvos_jax.video.flow_files import FLOW_SUFFIXES
 from uvos_jax.video.masks import VOID
 
 

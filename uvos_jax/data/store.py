@@ -26,6 +26,7 @@ REDUCTIONS = (1, 2, 4, 8)  # JPEG decoders can leave out frequencies and give 1/
 _PREFIX = "uvos_"  # TFDS has a youtube_vis of its own
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _MOST_MADE_UP = 1_000_000  # frames, since each is an entry of a table
+_RECORDS_KEPT = 64
 _SYNTHETIC_CACHE = 4  # made-up clips kept: the frames of one example are of one clip
 # What ``SyntheticStore`` takes; below 32 pixels no scene can be drawn.
 MADE_UP = {"count": whole(REQUIRED, 1, 1_000_000), "length": whole(8, 1, 10_000), "size": size((240, 424), least=32),
@@ -62,7 +63,7 @@ class MemoryStore:
         Args:
             name: Name of the dataset.
             clips: ``(name, frames, labels, flow)`` each: uint8 [t, h, w, 3] RGB, uint8 [t, h, w], and float32
-                [t, h, w, 2] or None. A frame whose labels are all 255 has no ground truth.
+                [t, h', w', 2] (see ``flow``) or None. A frame whose labels are all 255 has no ground truth.
 
         Raises:
             ValueError: Arrays of a clip do not fit each other.
@@ -82,7 +83,10 @@ class MemoryStore:
         return self._clips[v][1][t]
 
     def flow(self, v: int, t: int) -> np.ndarray | None:
-        """Returns the displacement (dx, dy) of each pixel to frame t+1 in pixels, float32 [h, w, 2], or None."""
+        """Returns the displacement (dx, dy) to frame t+1 in pixels of the frame, or None.
+
+        It is float32 [h', w', 2], of the frame's size or at fewer places.
+        """
         flow = self._clips[v][2]
         return None if flow is None else flow[t]
 
@@ -143,7 +147,7 @@ class ConvertedStore:
         self.name, self.has_flow = name, bool(metadata["flow"])
         self.videos = tuple(map(_video_of_row, metadata["splits"][split]))
         self._folder, self._split = folder, split
-        self._lock, self._reader = threading.Lock(), None
+        self._lock, self._read = threading.Lock(), None
 
     def __getstate__(self):
         return {"name": self.name, "has_flow": self.has_flow, "videos": self.videos, "_folder": self._folder,
@@ -151,7 +155,7 @@ class ConvertedStore:
 
     def __setstate__(self, state):
         self.__dict__ |= state
-        self._lock, self._reader = threading.Lock(), None  # each process opens the files for itself
+        self._lock, self._read = threading.Lock(), None  # each process opens the files for itself
 
     def image(self, v: int, t: int, reduce: int = 1) -> np.ndarray:
         """As of ``MemoryStore``; a JPEG is decoded at the reduced size."""
@@ -171,28 +175,34 @@ class ConvertedStore:
         if not self.has_flow:
             return None
         record = self._record(v, t)
-        return self._flow.decode_example_np({"value": record["flow/value"].bytes_list.value[0],
+        flow = self._flow.decode_example_np({"value": record["flow/value"].bytes_list.value[0],
                                              "shape": np.array(record["flow/shape"].int64_list.value)})
+        return flow.astype(np.float32, copy=False)
 
     def _record(self, v: int, t: int):
         """Returns the features of a frame's record, a mapping of protocol buffer messages."""
-        if self._reader is None:
+        if self._read is None:
             self._open()
         if not 0 <= t < self.videos[v].length:
             raise IndexError(f"frame {t} of a video of {self.videos[v].length}")
-        return self._message.FromString(self._reader[self.videos[v].start + t]).features.feature
+        return self._read(self.videos[v].start + t)
 
     def _open(self) -> None:
         with self._lock:
-            if self._reader is not None:
+            if self._read is not None:
                 return
             import tensorflow_datasets as tfds
             from tensorflow_datasets.proto import tf_example_pb2
 
             builder = tfds.builder_from_directory(self._folder)
-            self._message = tf_example_pb2.Example
             self._flow = builder.info.features["flow"] if self.has_flow else None
-            self._reader = builder.as_data_source(self._split).data_source  # the records' bytes, nothing decoded
+            records = builder.as_data_source(self._split).data_source  # the records' bytes, nothing decoded
+
+            @lru_cache(_RECORDS_KEPT)  # labels, images and flow of a clip are asked for one after the other
+            def read(number):
+                return tf_example_pb2.Example.FromString(records[number]).features.feature
+
+            self._read = read
 
 
 def open_store(data_dir: str | Path, name: str, split: str) -> ConvertedStore:
@@ -310,7 +320,8 @@ def _video_of_row(row: dict) -> Video:
 
 
 def _video_of(name: str, frames: np.ndarray, labels: np.ndarray, flow: np.ndarray | None) -> Video:
-    if frames.shape != (*labels.shape, 3) or (flow is not None and flow.shape != (*labels.shape, 2)):
+    if frames.shape != (*labels.shape, 3) or (flow is not None and (
+            flow.ndim != 4 or flow.shape[::3] != (len(labels), 2))):
         raise ValueError(f"clip '{name}': frames {list(frames.shape)}, labels {list(labels.shape)}"
                          f"{'' if flow is None else f', flow {list(flow.shape)}'} do not fit each other")
     counts = [np.bincount(frame.ravel(), minlength=256) for frame in labels]

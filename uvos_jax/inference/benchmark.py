@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uvos_jax.errors import UserError
 from uvos_jax.inference.flops import count_flops
 from uvos_jax.inference.job import segment_to_folder
 from uvos_jax.inference.segmenter import Segmenter, default_chunk
@@ -38,7 +39,9 @@ class Benchmark:
 
     Attributes:
       network: resizing, encoding, prediction and fusing, frames on the device already.
-      end_to_end: a video of ``video_frames`` from JPEG files to masks and overlay on disk, references encoded anew.
+      flow: optical flow between decoded frames, on this device or beside it; None for models that want none.
+      end_to_end: a video of ``video_frames`` from JPEG files to masks and overlay on disk, references encoded and flow
+        computed anew.
       video_frames: length of that video.
       flops: floating point operations a frame (convolutions and matrix products).
       peak: this device's measured rate of a large matrix product in the same precision, in FLOP/s.
@@ -46,6 +49,7 @@ class Benchmark:
     """
 
     network: Timing
+    flow: Timing | None
     end_to_end: Timing
     video_frames: int
     flops: int
@@ -70,27 +74,40 @@ def benchmark(segmenter: Segmenter, native_size: tuple[int, int], *, chunk: int 
     """
     chunk = chunk or default_chunk()
     engine = segmenter.engine(native_size)
-    frames = jnp.asarray(_frames(native_size, chunk))
-    valid = jnp.ones(chunk, bool)
+    method = segmenter.flow
+    if isinstance(method, Path):
+        raise UserError(f"The flow in '{method}' belongs to a video, and the benchmark makes up one; choose a method.")
+    images, flow = _frames(native_size, 2 * chunk), None
+    if method:
+        report("timing the flow")
+        pairs = images[:method.batch], images[::-1][:method.batch]
+        flow = method(*pairs)  # compiles
+        flow_seconds = _time(lambda: method(*pairs), at_least=2)
+        flow = jnp.asarray(flow)[np.zeros(chunk, int)]
+    frames, valid = jnp.asarray(images[:chunk]), jnp.ones(chunk, bool)
+    # Which frames they are does not matter here, only how many.
+    first = np.zeros(len(segmenter.model.reference_frames(2 * chunk)), int)
     report("compiling")
     started = time.perf_counter()
-    carry = jax.block_until_ready(engine.start(segmenter.variables, frames[:1]))
-    jax.block_until_ready(engine.step(segmenter.variables, carry, frames, valid))
+    carry = jax.block_until_ready(engine.start(segmenter.variables, frames[first], flow[first] if method else None))
+    step = segmenter.variables, carry, frames, valid, flow
+    jax.block_until_ready(engine.step(*step))
     compile_seconds = time.perf_counter() - started
     report("timing the network")
-    network = _time(lambda: engine.step(segmenter.variables, carry, frames, valid), at_least=3)
-    # The first frame's encoding is paid once per video; the step is what a frame costs.
-    flops = count_flops(engine.step, segmenter.variables, carry, frames, valid)
+    network = _time(lambda: engine.step(*step), at_least=3)
+    # The references' encoding is paid once per video; the step is what a frame costs.
+    flops = count_flops(engine.step, *step)
     report("timing disk to disk")
     with tempfile.TemporaryDirectory() as folder:
-        for i, frame in enumerate(_frames(native_size, 2 * chunk)):
+        for i, frame in enumerate(images):
             cv2.imwrite(str(Path(folder, f"{i:05d}.jpg")), frame)
         end_to_end = _time(lambda: segment_to_folder(segmenter, open_source(folder), Path(folder, "out"), chunk=chunk,
                                                      overwrite=True), at_least=2)
     report("timing a matrix product")
     peak = matmul_peak(segmenter.model.dtype)
-    return Benchmark(_per_frame(network, chunk), _per_frame(end_to_end, 2 * chunk), 2 * chunk, flops // chunk, peak,
-                     compile_seconds)
+    return Benchmark(_per_frame(network, chunk), _per_frame(flow_seconds, len(pairs[0])) if method else None,
+                     _per_frame(end_to_end, 2 * chunk), 2 * chunk, flops // chunk,
+                     peak, compile_seconds)
 
 
 def matmul_peak(dtype: jnp.dtype = jnp.float32) -> float:

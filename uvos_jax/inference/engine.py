@@ -68,20 +68,25 @@ class Engine:
 
     @functools.cached_property
     def start(self):
-        """``(variables, frames uint8 [r, h, w, 3]) -> Carry`` from the reference frames, jitted."""
+        """``(variables, frames uint8 [r, h, w, 3], flows=None) -> Carry`` from the reference frames, jitted.
+
+        Models that want it are given flow, float32 ``[r, h', w', 2]``, of any one size.
+        """
         return jax.jit(self._start)
 
     @functools.cached_property
     def step(self):
-        """``(variables, carry, frames uint8 [t, h, w, 3], valid bool [t]) -> (carry, Decision of [t])``, jitted.
+        """``(variables, carry, frames uint8 [t, h, w, 3], valid bool [t], flows=None) -> (carry, Decision of [t])``.
+
+        Jitted; flow as in :attr:`start`.
 
         Frames that are not valid fill up the last chunk, or could not be decoded: they leave no trace in the carry, and
         what was decided about the last valid frame is said of them, too.
         """
         return jax.jit(self._step)
 
-    def _start(self, variables, frames):
-        features = self._encode(variables, frames)
+    def _start(self, variables, frames, flows=None):
+        features = self._encode(variables, frames, flows)
         states = tuple(self._apply(variables, "init_state", f, None, self.native_size) for f in features)
         stages = tuple(STAGES[name][0](self.native_size) for name in self.model.postprocess)
         last = Decision(jnp.zeros(self.native_size, jnp.uint8))
@@ -89,7 +94,7 @@ class Engine:
             last = Decision(last.labels, jnp.zeros(self.native_size, jnp.uint8), jnp.zeros((), jnp.float32))
         return Carry(states, stages, last)
 
-    def _step(self, variables, carry, frames, valid):
+    def _step(self, variables, carry, frames, valid, flows=None):
         def one_frame(carry, xs):
             features, is_valid = xs
             features = jax.tree.map(lambda x: x[None], features)
@@ -97,7 +102,7 @@ class Engine:
             carry = jax.tree.map(lambda new, old: jnp.where(is_valid, new, old), new_carry, carry)
             return carry, carry.last
 
-        return jax.lax.scan(one_frame, carry, (self._encode(variables, frames), valid))
+        return jax.lax.scan(one_frame, carry, (self._encode(variables, frames, flows), valid))
 
     def _one_frame(self, variables, carry, features):
         """Predicts in every view, fuses at native size, decides the labels, commits them to every view."""
@@ -125,18 +130,28 @@ class Engine:
                                1 - probability.mean())
         return Decision(labels, jnp.round(255 * probability).astype(jnp.uint8), confidence)
 
-    def _encode(self, variables, frames) -> tuple[Any, ...]:
+    def _encode(self, variables, frames, flows) -> tuple[Any, ...]:
         """Features of every view, each with leading axis ``t``."""
         views = []
         for scale in self.scales:
-            x = preprocess(frames, self.model.frame_size(self.native_size, scale), self.model.preprocess)
+            size = self.model.frame_size(self.native_size, scale)
+            inputs = self._inputs(frames, flows, size, False)
             if not self.flip:
-                views.append(self._apply(variables, "encode", {"frame": x}))
+                views.append(self._apply(variables, "encode", inputs))
                 continue
             # A loop over both copies is compiled once and needs the memory of one.
-            both = jax.lax.map(lambda x: self._apply(variables, "encode", {"frame": x}), jnp.stack([x, x[:, :, ::-1]]))
+            both = jax.tree.map(lambda x, y: jnp.stack([x, y]), inputs, self._inputs(frames, flows, size, True))
+            both = jax.lax.map(lambda x: self._apply(variables, "encode", x), both)
             views += [jax.tree.map(lambda f: f[0], both), jax.tree.map(lambda f: f[1], both)]
         return tuple(views)
+
+    def _inputs(self, frames, flows, size, mirrored):
+        inputs = {"frame": _mirrored(preprocess(frames, size, self.model.preprocess), mirrored)}
+        if flows is not None:
+            if mirrored:
+                flows = _mirrored(flows, True) * jnp.array([-1.0, 1.0])  # what went right goes left
+            inputs["flow"] = self.model.flow_input(flows, size)
+        return inputs
 
     @property
     def _mirrored(self):

@@ -1,160 +1,46 @@
-"""``--debug`` pictures: what AD-Net's embeddings do in a video (Figures 1, 3 and 10 of the paper)."""
+"""``--debug`` pictures: a look inside a model at work, each system's own."""
 
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from uvos_jax.errors import UserError
+from uvos_jax.inference import figures_adnet, figures_dpa
 from uvos_jax.inference.segmenter import Segmenter
-from uvos_jax.ops.attention import attention_weights
-from uvos_jax.ops.preprocess import preprocess
-from uvos_jax.ops.resize import resize_nearest
-from uvos_jax.video import Source, read_mask
+from uvos_jax.video import Source
 
-_SAMPLES = 12  # frames looked at, spread over the video
-_POINTS = 8  # anchor pixels whose matches are drawn
+_DRAWN_BY = {"adnet": figures_adnet, "dpa": figures_dpa}
 
 
 def check_figures(segmenter: Segmenter, source: Source) -> None:
     """Raises ``UserError`` if :func:`write_figures` could not work for this model or source."""
-    if segmenter.name != "adnet" or segmenter.model.net == "base":
-        raise UserError("--debug draws AD-Net's pixel embeddings, which this model does not have.")
+    if segmenter.name not in _DRAWN_BY:
+        raise UserError(f"--debug knows nothing to draw of {segmenter.name}; it does of {', '.join(_DRAWN_BY)}.")
+    _DRAWN_BY[segmenter.name].check(segmenter.model)
     if not source.rereadable:
         raise UserError("--debug reads the video a second time, which an iterator does not allow.")
 
 
 def write_figures(segmenter: Segmenter, source: Source, results: Path, count: int) -> list[Path]:
-    """Draws matches of anchor pixels in a later frame, and the drift of the foreground's embedding.
-
-    Reads the video and the masks written for it once more, and encodes a dozen of its frames.
+    """Draws what the model's paper shows of its inside; reads the video and the masks written for it once more.
 
     Args:
-      segmenter: AD-Net with its weights.
+      segmenter: with its weights.
       source: the video, which must allow a second reading.
       results: folder with ``masks/``; the pictures go to ``debug/`` in it.
       count: frames of the video.
 
     Returns:
-      The pictures: ``matches.png`` and ``drift.png``.
+      The pictures.
+
+    Raises:
+      UserError: if there is nothing to draw, or the pictures cannot be written.
     """
     check_figures(segmenter, source)
     import matplotlib
 
     matplotlib.use("agg")
-    wanted = set(np.linspace(0, count - 1, min(count, _SAMPLES)).round().astype(int).tolist())
-    frames = [(i, frame) for i, frame in enumerate(source) if i in wanted]
-    masks = [read_mask(results / "masks" / f"{frame.name}.png") == 1 for _, frame in frames]
-    size = segmenter.model.frame_size(frames[0][1].image.shape[:2])
-
-    @jax.jit
-    def embed(variables, image):
-        x = preprocess(image[None], size, segmenter.model.preprocess)
-        return segmenter.model.apply(variables, {"frame": x}, method="encode")["embed"][0].astype(jnp.float32)
-
-    embeddings = [np.asarray(embed(segmenter.variables, frame.image)) for _, frame in frames]
     folder = results / "debug"
-    later = max(1, round(0.75 * (len(frames) - 1))) if len(frames) > 1 else 0
     try:
         folder.mkdir(exist_ok=True)
-        _draw_matches(folder / "matches.png", frames[0], frames[later], masks[0], embeddings[0], embeddings[later])
-        _draw_drift(folder / "drift.png", [i for i, _ in frames], masks, embeddings)
+        return _DRAWN_BY[segmenter.name].write(segmenter, source, results, count)
     except OSError as error:
         raise UserError(f"The pictures in '{folder}' cannot be written: {error.strerror}.") from error
-    return [folder / "matches.png", folder / "drift.png"]
-
-
-def spread_points(mask: np.ndarray, count: int) -> np.ndarray:
-    """Points inside a mask, far from each other: the middle one in reading order, then always the farthest.
-
-    Args:
-      mask: ``[h, w]`` bool; an empty one counts as full.
-      count: how many points at most.
-
-    Returns:
-      ``[n, 2]`` int, row and column, ``n <= count``.
-    """
-    inside = np.argwhere(mask if mask.any() else np.ones_like(mask))
-    chosen = [inside[len(inside) // 2]]
-    distance = np.full(len(inside), np.inf)
-    while len(chosen) < min(count, len(inside)):
-        distance = np.minimum(distance, np.square(inside - chosen[-1]).sum(1))
-        chosen.append(inside[distance.argmax()])
-    return np.stack(chosen)
-
-
-def match(points: np.ndarray, anchor: np.ndarray, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the anchor diffusion (Eq. 1) of some anchor pixels puts most weight in another frame.
-
-    Args:
-      points: ``[n, 2]`` rows and columns in the anchor's feature map.
-      anchor: ``[h, w, c]`` embedding of the anchor frame.
-      frame: ``[h, w, c]`` embedding of the other frame.
-
-    Returns:
-      ``[n, 2]`` rows and columns in the other map, and the ``[n]`` weights there.
-    """
-    queries = anchor[points[:, 0], points[:, 1]]
-    keys = frame.reshape(-1, frame.shape[-1])
-    weights = np.asarray(attention_weights(queries[None], keys[None], scale=keys.shape[-1] ** -0.5)[0])
-    best = weights.argmax(1)
-    return np.stack(np.unravel_index(best, frame.shape[:2]), 1), weights.max(1)
-
-
-def _draw_matches(path, anchor, later, mask, anchor_embed, later_embed):
-    import matplotlib.pyplot as plt
-    from matplotlib.patches import ConnectionPatch
-
-    shape = anchor_embed.shape[:2]
-    native = np.asarray(anchor[1].image.shape[:2])
-    small = np.asarray(resize_nearest(mask[..., None], shape))[..., 0]
-    points = spread_points(small, _POINTS)
-    found, weights = match(points, anchor_embed, later_embed)
-    # align_corners: the corner features lie on the corner pixels.
-    to_pixels = (native - 1) / np.maximum(np.asarray(shape) - 1, 1)
-    figure, axes = plt.subplots(1, 2, figsize=(16, 16 * native[0] / native[1] / 2 + 0.8), layout="constrained")
-    if mask.any() and not mask.all():
-        axes[0].contour(mask, [0.5], colors="white", linewidths=1)
-    weights = f"best matches (weights {weights.min():.2g} to {weights.max():.2g})"
-    titles = ("anchor, with its mask's outline", weights)
-    for axis, (index, frame), title in zip(axes, (anchor, later), titles, strict=True):
-        axis.imshow(frame.image)
-        axis.set_title(f"{title}: frame {index} ({frame.name})")
-        axis.set_axis_off()
-    colours = plt.get_cmap("hsv")(np.linspace(0, 1, len(points), endpoint=False))
-    for start, end, colour in zip(points * to_pixels, found * to_pixels, colours, strict=True):
-        for axis, place in zip(axes, (start, end), strict=True):
-            axis.plot(*place[::-1], "o", color=colour, markeredgecolor="white", markersize=9, clip_on=False)
-        figure.add_artist(ConnectionPatch(start[::-1], end[::-1], "data", "data", axesA=axes[0], axesB=axes[1],
-                                          color=colour, lw=1))
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
-
-
-def _draw_drift(path, indices, masks, embeddings):
-    """Distances of the mean foreground embedding; 1 is that of foreground and background in the anchor."""
-    import matplotlib.pyplot as plt
-
-    small = [np.asarray(resize_nearest(mask[..., None], e.shape[:2]))[..., 0]
-             for mask, e in zip(masks, embeddings, strict=True)]
-    foreground = np.stack([_mean(e, m) for e, m in zip(embeddings, small, strict=True)])
-    background = np.stack([_mean(e, ~m) for e, m in zip(embeddings, small, strict=True)])
-    unit = np.linalg.norm(foreground[0] - background[0])
-    unit = unit if unit > 0 else 1.0  # NaN stays NaN: nothing is drawn without foreground in the anchor
-    figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    axis.plot(indices, np.linalg.norm(foreground - foreground[0], axis=1) / unit, "o-", label="from the anchor's")
-    axis.plot(indices[1:], np.linalg.norm(np.diff(foreground, axis=0), axis=1) / unit, "s--",
-              label="from the sample before")
-    axis.plot(indices, np.linalg.norm(foreground - background, axis=1) / unit, ":", color="grey",
-              label="from the same frame's background")
-    if np.isnan(foreground).any():
-        axis.set_title("frames without foreground are left out")
-    axis.set(xlabel="frame", ylabel="distance of the mean foreground embedding", ylim=(0, None))
-    axis.legend()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-
-
-def _mean(embedding, mask):
-    return embedding[mask].mean(0) if mask.any() else np.full(embedding.shape[-1], np.nan, np.float32)

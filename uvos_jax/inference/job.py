@@ -20,6 +20,8 @@ import cv2
 from uvos_jax.errors import UserError
 from uvos_jax.inference import resume as resuming
 from uvos_jax.inference.engine import Carry
+from uvos_jax.inference.flow import Method
+from uvos_jax.inference.flow_folder import check_folder_of_flow
 from uvos_jax.inference.references import References, find_references
 from uvos_jax.inference.segmenter import Answer, Segmenter
 from uvos_jax.video import Frame, Look, ResultWriter, Source, read_mask, write_json
@@ -102,7 +104,7 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
       soft: whether to write probabilities and a confidence for each frame.
       json: whether to write the objects as JSON.
       cutout: ``"png"``, ``"mov"`` or ``"webm"`` writes the objects cut out.
-      say: called with a sentence about what becomes of an earlier run.
+      say: called with a sentence about what becomes of an earlier run, or about a video of one frame.
       stop: asked after each frame; the number of a signal ends the run, which a live source finishes.
       save_every: seconds between two states to go on from, at least; 0 saves one after each chunk.
 
@@ -120,6 +122,8 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
     options = options or {}
     outputs = {"overlay": overlay, "look": dataclasses.asdict(look), "soft": soft, "json": json, "cutout": cutout}
     started, progress = time.perf_counter(), _Progress()
+    if isinstance(segmenter.flow, Path) and source.rereadable:
+        check_folder_of_flow(segmenter.flow, source)
     with _own(output):
         check_output(output, overwrite, source, resume)  # once more, now that nobody else can write
 
@@ -170,6 +174,9 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
                "seconds": round(time.perf_counter() - started, 3), "peak_memory_mib": _peak_memory(),
                "options": options}
         run["source"]["frames"] = progress.frames
+        if progress.frames == 1 and isinstance(segmenter.flow, Method):
+            run["zero_flow"] = True
+            say(f"'{source.name}' has one frame, so that nothing is known of motion: its flow is zero.")
         write_json(output / "run.json", run)
         _remove_state(output)
     return run
@@ -349,6 +356,7 @@ def _description(segmenter: Segmenter, first: Frame, references: References) -> 
         "network_sizes": [list(model.frame_size(native_size, scale)) for scale in segmenter.scales],
         "reference_frames": list(references.frames),
         "references": references.rule,
+        **({"flow_cache": str(segmenter.flow.folder)} if getattr(segmenter.flow, "folder", None) else {}),
         "postprocess": list(model.postprocess),
         "threshold": model.threshold,
         "device_id": segmenter.device.id,

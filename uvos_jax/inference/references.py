@@ -2,10 +2,13 @@
 
 import contextlib
 import dataclasses
+from pathlib import Path
 
 import flax.linen as nn
 import numpy as np
 
+from uvos_jax.inference.flow import Method
+from uvos_jax.inference.flow_folder import with_flow
 from uvos_jax.video import Source
 
 # Long enough that a model which looks at a video as a whole asks for other frames of it than the first.
@@ -38,16 +41,27 @@ def find_references(model: nn.Module, source: Source) -> References:
     return References(_ints(model.reference_frames(length)), "whole video")
 
 
-def read_references(source: Source, references: References) -> np.ndarray:
-    """Decodes the references of a source that can be read again: ``[r, h, w, 3]`` uint8, in their order."""
+def read_references(source: Source, references: References, flow: Method | Path | None = None,
+                    ) -> tuple[np.ndarray, np.ndarray | None]:
+    """Decodes the references of a source that can be read again.
+
+    Args:
+      source: the video.
+      references: which frames.
+      flow: where their flow comes from, see ``Segmenter``; None for models that want none.
+
+    Returns:
+      ``[r, h, w, 3]`` uint8 in their order, and their flow, float32 ``[r, h', w', 2]`` or None.
+    """
     wanted, found = set(references.frames), {}
     with contextlib.closing(iter(source)) as frames:
-        for i, frame in enumerate(frames):
+        for i, (frame, its_flow) in enumerate(with_flow(frames, flow, False, wanted.__contains__)):
             if i in wanted:
-                found[i] = frame.image
+                found[i] = frame.image, its_flow
             if len(found) == len(wanted):
                 break
-    return np.stack([found[i] for i in references.frames])
+    images, flows = zip(*(found[i] for i in references.frames), strict=True)
+    return np.stack(images), None if flow is None else np.stack(flows)
 
 
 def _ints(indices) -> tuple[int, ...]:

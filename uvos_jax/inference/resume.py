@@ -19,6 +19,8 @@ import numpy as np
 
 import uvos_jax
 from uvos_jax.inference.engine import Carry
+from uvos_jax.inference.flow import Method, direction, flow_size
+from uvos_jax.inference.flow_folder import folder_identity
 from uvos_jax.inference.references import References
 from uvos_jax.inference.segmenter import Segmenter
 from uvos_jax.models import hyper_parameters
@@ -30,7 +32,9 @@ STATE = ".resume.npz"
 _ONLY_TO_GO_ON = ("device", "versions")
 _ASKED = ("start", "end", "every")
 _FOLLOWING = ("fps", "stated_length", "first_frame", "first_frame_sha256")  # of the video, from what is asked for
-_OPTIONS = {"weights_sha256": "weights", "short_side": "size (short_side)", "dtype": "precision"}
+_FLOW = "flow (method, weights or files)"
+_OPTIONS = {"weights_sha256": "weights", "short_side": "size (short_side)", "dtype": "precision", "method": _FLOW,
+            "identity": _FLOW, "direction": _FLOW, "flow": _FLOW}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +77,7 @@ def facts(segmenter: Segmenter, source: Source, first: Frame, chunk: int, asked:
         "scales": segmenter.scales,
         "flip": segmenter.flip,
         "chunk": chunk,
+        "flow": _flow_facts(segmenter.flow, source),
         "source": {
             "name": source.name, "kind": source.kind, "fps": source.fps, "size": native_size, **asked,
             "bytes": [path.stat().st_size for path in source.paths if path.is_file()],
@@ -86,6 +91,14 @@ def facts(segmenter: Segmenter, source: Source, first: Frame, chunk: int, asked:
         | {module.__name__: module.__version__ for module in (uvos_jax, jax, flax, np, cv2)},
     }
     return json.loads(json.dumps(described))  # tuples become lists, as they will be when they come from a file
+
+
+def _flow_facts(flow: Method | Path | None, source: Source) -> dict[str, str] | None:
+    if flow is None:
+        return None
+    if isinstance(flow, Path):
+        return {"method": "files", "identity": folder_identity(flow), "direction": "as in the files"}
+    return {"method": flow.name, "identity": flow.identity, "direction": direction(source.live)}
 
 
 def differences(known: dict[str, Any], now: dict[str, Any], finished: bool = False) -> list[str]:
@@ -106,7 +119,7 @@ def differences(known: dict[str, Any], now: dict[str, Any], finished: bool = Fal
             other = set(names) - {*asked, *(_FOLLOWING if asked else ())}
             names = asked + ["video"] * bool(other)
         differing += [f"{name} version" if key == "versions" else _OPTIONS.get(name, name) for name in names]
-    return differing
+    return list(dict.fromkeys(differing))
 
 
 def _unlike(known: Any, now: Any, name: str) -> list[str]:
@@ -170,9 +183,11 @@ def load(folder: Path, segmenter: Segmenter, first: Frame, now: dict[str, Any]) 
 def _carry_of(arrays, segmenter, first, references, soft):
     """The stored bytes in the form that the model gives to its state."""
     image = first.image
-    shape = jax.ShapeDtypeStruct((len(references.frames), *image.shape), image.dtype)
+    count = len(references.frames)
+    shape = jax.ShapeDtypeStruct((count, *image.shape), image.dtype)
+    flow = segmenter.flow and jax.ShapeDtypeStruct((count, *flow_size(image.shape[:2]), 2), np.float32)
     engine = segmenter.engine(image.shape[:2], soft)
-    leaves, form = jax.tree.flatten(jax.eval_shape(engine.start, segmenter.variables, shape))
+    leaves, form = jax.tree.flatten(jax.eval_shape(engine.start, segmenter.variables, shape, flow))
     if len(arrays) != len(leaves):
         raise ValueError("other arrays")
     return jax.tree.unflatten(form, [np.frombuffer(arrays[f"leaf{i}"].tobytes(), leaf.dtype).reshape(leaf.shape)

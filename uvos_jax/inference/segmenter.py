@@ -24,12 +24,13 @@ import numpy as np
 
 from uvos_jax.errors import UserError, nearest_hint
 from uvos_jax.inference.engine import Carry, Decision, Engine
+from uvos_jax.inference.flow import Method, dis
+from uvos_jax.inference.flow_folder import list_flows, with_flow
+from uvos_jax.inference.loading import load_flow, load_model
 from uvos_jax.inference.references import References, find_references, read_references
-from uvos_jax.models import build, system
+from uvos_jax.models import system
 from uvos_jax.video import Frame, Source, open_source
 from uvos_jax.weights import checkpoints
-from uvos_jax.weights.convert import expected_variables, from_torch
-from uvos_jax.weights.files import SUFFIXES, read_state_dict
 from uvos_jax.weights.packaged import load_packaged
 
 # A side of the network's input beyond which it is a strip or a mistake, and memory would run out.
@@ -65,15 +66,23 @@ class Segmenter:
       variables: its weights, on the device.
       scales: test-time scales whose scores are averaged.
       flip: whether mirrored copies are averaged in as well.
+      flow: where the flow comes from that the model wants beside frames: a method, or a folder of files named as the
+        frames. None in the constructor means ``dis``, and stays None for a model that wants none.
     """
 
     def __init__(self, name: str, model: nn.Module, variables: dict, *, scales: tuple[float, ...] = (1.0,),
-                 flip: bool = False):
+                 flip: bool = False, flow: Method | Path | None = None):
         scales = tuple(scales) if isinstance(scales, (tuple, list)) else (scales,)
         if not scales or len(set(scales)) < len(scales) or not all(_is_scale(s) for s in scales):
             raise UserError(f"Scales are different numbers from 0.1 to 8, such as 0.75, 1, 1.5; got {list(scales)}.")
+        wants_flow = "flow" in model.inputs
+        if flow is not None and not wants_flow:
+            raise UserError(f"{name} looks at frames alone; leave the flow out.")
+        if isinstance(flow, Path):
+            list_flows(flow)
         self.name = name
         self.model = model
+        self.flow = dis if flow is None and wants_flow else flow
         self.variables = jax.device_put(variables)
         self.scales = tuple(float(s) for s in scales)
         self.flip = flip
@@ -95,6 +104,8 @@ class Segmenter:
         """The same segmenter computing on another device; both may be used at the same time, in different threads."""
         other = copy.copy(self)
         other._device, other.variables = device, jax.device_put(self.variables, device)
+        if isinstance(self.flow, Method):
+            other.flow = self.flow.on(device)
         return other
 
     @property
@@ -160,7 +171,9 @@ class Segmenter:
         if carry is None:
             references = references or find_references(self.model, source)
         frames = iter(source)
-        batches = _chunks(frames, chunk)
+        # What an earlier run has answered needs no flow any more.
+        pairs = with_flow(frames, self.flow, source.live, range(done, sys.maxsize).__contains__)
+        batches = _chunks(pairs, chunk)
         if not source.live:
             batches = _read_ahead(batches, 1)
         # A live source gets its answer before the next frame is asked for; others keep the device busy meanwhile.
@@ -173,16 +186,15 @@ class Segmenter:
                 for batch in batches:
                     if done > 0:
                         done -= len(batch)
-                        yield from (Answer(frame, None) for frame in batch)
+                        yield from (Answer(frame, None) for frame, _ in batch)
                         continue
-                    images = np.stack([frame.image for frame in batch] + [batch[-1].image] * (chunk - len(batch)))
+                    images, flows, valid = _arrays(batch, chunk)
                     engine = self.engine(images.shape[1:3], soft)
                     if carry is None:
-                        carry = engine.start(self.variables, _reference_images(source, references, images))
-                    valid = np.zeros(chunk, bool)
-                    valid[:len(batch)] = [frame.broken is None for frame in batch]
-                    carry, decision = engine.step(self.variables, carry, images, valid)
-                    pending.append((batch, decision, carry if len(batch) == chunk else None))
+                        carry = engine.start(self.variables, *self._reference_arrays(source, references, images, flows))
+                    carry, decision = engine.step(self.variables, carry, images, valid, flows)
+                    full = len(batch) == chunk
+                    pending.append(([frame for frame, _ in batch], decision, carry if full else None))
                     while len(pending) > in_flight:
                         yield from _answers(*pending.popleft())
             except Exception as error:  # raised below, after the answers to the frames that came before it
@@ -202,8 +214,16 @@ class Segmenter:
                 with contextlib.suppress(jax.errors.JaxRuntimeError):
                     wait([decision for _, decision, _ in pending])
                 batches.close()  # stops the reader before its file handle goes
+                pairs.close()
                 if hasattr(frames, "close"):
                     frames.close()
+
+    def _reference_arrays(self, source, references, images, flows):
+        """What the state is made from; images and flows are those of the first chunk."""
+        if references.rule == "whole video":
+            return read_references(source, references, self.flow)
+        first = list(references.frames)
+        return images[first], None if flows is None else flows[first]
 
 
 def default_chunk() -> int:
@@ -212,7 +232,8 @@ def default_chunk() -> int:
 
 
 def load(name: str | None = None, weights: str | Path | None = None, *, scales: tuple[float, ...] = (1.0,),
-         flip: bool = False, precision: str = "float32", **overrides) -> Segmenter:
+         flip: bool = False, precision: str = "float32", flow: str | Path | None = None,
+         flow_weights: str | Path | None = None, flow_cache: str | Path | None = None, **overrides) -> Segmenter:
     """Loads a model with weights.
 
     Args:
@@ -223,6 +244,10 @@ def load(name: str | None = None, weights: str | Path | None = None, *, scales: 
       scales: test-time scales whose scores are averaged.
       flip: whether mirrored copies are averaged in as well.
       precision: ``"float32"`` (the reference) or ``"bfloat16"`` (faster on accelerators).
+      flow: where a model that wants optical flow gets it from: ``"dis"`` (the default, needs no weights), ``"raft"``,
+        or a folder of flow files named as the frames.
+      flow_weights: of RAFT, in any form that ``weights`` takes.
+      flow_cache: a folder where computed flow is kept for the next time.
       **overrides: hyper-parameters of the model, e.g. ``variant="official"``, ``short_side=241``.
 
     Raises:
@@ -232,52 +257,32 @@ def load(name: str | None = None, weights: str | Path | None = None, *, scales: 
         raise UserError(f"There is no precision '{precision}'.{nearest_hint(precision, PRECISIONS)} Known:"
                         f" {', '.join(PRECISIONS)}.")
     if name is not None:
-        system(name)  # an unknown name is the first thing to say
+        _check_segments(name)  # an unknown name is the first thing to say
     overrides = {k: v for k, v in overrides.items() if v is not None} | {"dtype": PRECISIONS[precision]}
     if name is None and weights is None:
-        return Segmenter(*load_packaged(**overrides), scales=scales, flip=flip)
-    if weights is None:
+        loaded = load_packaged(**overrides)
+    elif weights is None:
         raise UserError(f"No weights ship for a model that is named: leave out --model {name} for the default network,"
                         " or give --weights a checkpoint directory, a published .pth or .safetensors file, or 'random'"
                         " to try the machinery with untrained weights.")
-    path = Path(weights)
-    if str(weights) != "random" and not path.exists():
-        raise UserError(f"There are no weights '{weights}': give a checkpoint directory, a file ({', '.join(SUFFIXES)})"
-                        " or 'random'.")
-    if path.is_dir():
-        stored, model, variables = checkpoints.load(path, **overrides)
-        if name not in (None, stored):
-            raise UserError(f"'{path}' holds weights of {stored}, not of {name}.")
-        return Segmenter(stored, model, variables, scales=scales, flip=flip)
-    if name is None:
-        raise UserError(f"Say which model the weights '{weights}' belong to (--model, or name= in Python): only a"
-                        " checkpoint directory knows.")
-    model = build(name, **overrides)
-    if str(weights) == "random":
-        variables = random_variables(model)
     else:
-        variables = from_torch(name, read_state_dict(path), **overrides)
-    return Segmenter(name, model, variables, scales=scales, flip=flip)
+        loaded = load_model(name, weights, **overrides)
+        _check_segments(loaded[0])
+    given = [option for option, value in (("--flow", flow), ("--flow-weights", flow_weights),
+                                          ("--flow-cache", flow_cache)) if value is not None]
+    if "flow" in loaded[1].inputs:
+        method = load_flow("dis" if flow is None else flow, flow_weights, flow_cache)
+    elif given:
+        raise UserError(f"{loaded[0]} looks at frames alone; leave out {', '.join(given)}.")
+    else:
+        method = None
+    return Segmenter(*loaded, scales=scales, flip=flip, flow=method)
 
 
-def random_variables(model: nn.Module) -> dict:
-    """Untrained weights of a model, the same every time.
-
-    Drawn in NumPy, leaf by leaf: compiling ``init`` of a deep network takes longer than running it.
-    """
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        module, name = path[-2].key, path[-1].key
-        if name == "kernel":
-            kernel = rng.standard_normal(leaf.shape, np.float32) * np.float32((2 / np.prod(leaf.shape[:-1])) ** 0.5)
-            # What decides foreground sums to zero, so that it does not win everywhere or nowhere.
-            return kernel - kernel.mean() if leaf.shape[-1] == 1 else kernel
-        # Residual branches start small, as trained ones are: a hundred layers at full strength would overflow.
-        value = 0.2 if (module, name) == ("bn3", "scale") else float(name in ("scale", "var"))
-        return np.full(leaf.shape, value, np.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, expected_variables(model))
+def _check_segments(name):
+    if not hasattr(system(name).model, "predict"):
+        raise UserError(f"{name} computes optical flow and segments nothing: 'uvos flow' runs it, and --flow {name} has"
+                        " another model use its flow.")
 
 
 def parameter_count(variables: dict) -> int:
@@ -289,11 +294,13 @@ def _is_scale(scale):
     return isinstance(scale, (int, float)) and not isinstance(scale, bool) and 0.1 <= scale <= 8
 
 
-def _reference_images(source, references, images):
-    """The frames that the state is made from; ``images`` are the first ones of the video."""
-    if references.rule == "whole video":
-        return read_references(source, references)
-    return images[list(references.frames)]
+def _arrays(batch, chunk):
+    """Images, flows (or None) and which are valid, of ``(frame, flow)`` filled up to a full chunk."""
+    filled = batch + batch[-1:] * (chunk - len(batch))
+    valid = np.zeros(chunk, bool)
+    valid[:len(batch)] = [frame.broken is None for frame, _ in batch]
+    flows = None if batch[0][1] is None else np.stack([flow for _, flow in filled])
+    return np.stack([frame.image for frame, _ in filled]), flows, valid
 
 
 def _answers(batch, decision: Decision, carry):

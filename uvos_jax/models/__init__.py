@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from uvos_jax.errors import UserError, nearest_hint
-from uvos_jax.models import adnet
+from uvos_jax.models import adnet, dpa, raft
 
 # Building a network takes time and memory by its size alone, and a mistyped number must not take all there is.
 _DEEPEST = 200  # blocks of a stage
@@ -44,6 +44,11 @@ class System:
 SYSTEMS = {
     "adnet": System(adnet.ADNet, "Anchor Diffusion, ICCV 2019", "unsupervised, one foreground", "frames",
                     adnet.VARIANTS, {"net": tuple(adnet.NETS)}, adnet.torch_rules),
+    "dpa": System(dpa.DPA, "Dual Prototype Attention, CVPR 2024", "unsupervised, one foreground",
+                  "frames (optical flow is made by the way)", dpa.VARIANTS, {"streams": tuple(dpa.STREAMS)},
+                  dpa.torch_rules),
+    "raft": System(raft.RAFT, "RAFT, ECCV 2020", "optical flow", "pairs of frames", raft.VARIANTS,
+                   {"net": raft.NETS, "correlation": raft.CORRELATIONS}, raft.torch_rules),
 }
 
 

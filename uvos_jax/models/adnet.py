@@ -220,6 +220,11 @@ class ADNet(nn.Module):
         return jax.nn.sigmoid(score) if self.variant == "official" else score
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """What ``encode`` wants of a frame."""
+        return ("frame",)
+
+    @property
     def threshold(self) -> float:
         """Averaged scores above it are foreground."""
         return 0.5

@@ -19,6 +19,7 @@ class ASPP(nn.Module):
       features: channels of every branch and of the result.
       dilations: of the 3x3 branches.
       activation: after every normalisation.
+      use_bias: whether the convolutions have a bias, as some published ones do.
       axis_name: see ``BatchNorm``.
       dtype: type of the computation.
     """
@@ -26,6 +27,7 @@ class ASPP(nn.Module):
     features: int
     dilations: tuple[int, ...]
     activation: Callable[[jax.Array], jax.Array] = nn.relu
+    use_bias: bool = False
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -33,7 +35,7 @@ class ASPP(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """``[b, h, w, c] -> [b, h, w, features]``."""
         def unit(x, name, **kwargs):
-            x = Conv(self.features, dtype=self.dtype, name=f"{name}_conv", **kwargs)(x)
+            x = Conv(self.features, use_bias=self.use_bias, dtype=self.dtype, name=f"{name}_conv", **kwargs)(x)
             x = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=f"{name}_bn")(x, train)
             return self.activation(x)
 

@@ -16,35 +16,38 @@ torch_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Conv(nn.Module):
-    """``k x k`` convolution that keeps the size at stride 1 (zero padding ``dilation * (k - 1) // 2``).
+    """Convolution that keeps the size at stride 1 (zero padding ``dilation * (k - 1) // 2``).
 
     Attributes:
       features: output channels.
-      kernel: side of the square kernel, odd.
+      kernel: side of the square kernel, or (height, width); odd.
       stride: output step in pixels.
       dilation: distance of the taps in pixels.
       groups: channel groups.
       use_bias: whether a bias is added.
       dtype: type of the computation; parameters stay float32.
       kernel_init: initialiser of the kernel; biases start at 0.
+      in_loop: whether it runs in the body of a ``lax.scan`` that is differentiated, see ``conv2d``.
     """
 
     features: int
-    kernel: int = 3
+    kernel: int | tuple[int, int] = 3
     stride: int = 1
     dilation: int = 1
     groups: int = 1
     use_bias: bool = False
     dtype: jnp.dtype = jnp.float32
     kernel_init: Callable = kaiming_fan_out
+    in_loop: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[b, h, w, c] -> [b, ceil(h / stride), ceil(w / stride), features]``."""
-        shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.features)
+        sides = (self.kernel,) * 2 if isinstance(self.kernel, int) else tuple(self.kernel)
+        shape = (*sides, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         x = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, dilation=self.dilation,
-                   groups=self.groups)
+                   groups=self.groups, in_loop=self.in_loop)
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
         return x
@@ -86,6 +89,22 @@ class BatchNorm(nn.Module):
                 running_var.value = (1 - m) * running_var.value + m * var * (count / max(count - 1, 1))
         factor = scale * lax.rsqrt(var + self.epsilon)
         return ((x.astype(jnp.float32) - mean) * factor + bias).astype(self.dtype)
+
+
+def instance_norm(x: jax.Array, epsilon: float = 1e-5) -> jax.Array:
+    """Normalises every channel of every picture by its own mean and biased variance, as ``InstanceNorm2d``.
+
+    Args:
+      x: ``[b, h, w, c]`` float.
+      epsilon: added to the variance.
+
+    Returns:
+      ``[b, h, w, c]``, dtype of ``x``; statistics are float32.
+    """
+    y = x.astype(jnp.float32)
+    mean = y.mean((1, 2), keepdims=True)
+    var = jnp.square(y - mean).mean((1, 2), keepdims=True)
+    return ((y - mean) * lax.rsqrt(var + epsilon)).astype(x.dtype)
 
 
 def _moments(x, axis_name):

@@ -10,7 +10,8 @@ from jax import lax
 _SHIFTED_FROM_DILATION = 12
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1, groups: int = 1) -> jax.Array:
+def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1, groups: int = 1,
+           in_loop: bool = False) -> jax.Array:
     """Convolves (cross-correlates, as PyTorch's ``Conv2d``) with zero padding ``dilation * (k - 1) // 2``.
 
     All five systems pad so that a stride of 1 keeps the size; a stride of 2 then gives ``ceil(size / 2)``.
@@ -23,6 +24,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 
       stride: step of the output grid in both axes, in pixels.
       dilation: distance between kernel taps in both axes, in pixels.
       groups: number of channel groups; ``c_in`` for a depthwise convolution.
+      in_loop: whether this is differentiated in the body of a ``lax.scan``, where a CPU needs the gradient in a form of
+        its own to be fast (stride 1 only); forward-mode differentiation is not possible then.
 
     Returns:
       ``[b, ceil(h / stride), ceil(w / stride), c_out]``, dtype of ``x``. float32 is computed with the highest
@@ -37,10 +40,49 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 
         return jnp.einsum("bhwc,cd->bhwd", x, kernel[0, 0], precision=precision)
     if groups == 1 and stride == 1 and dilation >= _SHIFTED_FROM_DILATION:
         return _conv2d_shifted(x, kernel, dilation, precision)
-    padding = [(dilation * (k - 1) // 2,) * 2 for k in (kh, kw)]
+    if in_loop and groups == stride == dilation == 1:
+        return _loop_conv(x, kernel)
+    return _conv(x, kernel, [dilation * (k - 1) // 2 for k in (kh, kw)], stride, dilation, groups)
+
+
+def _conv(x, kernel, padding, stride=1, dilation=1, groups=1):
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups, precision=precision)
+        x, kernel, (stride, stride), [(side, side) for side in padding], rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups,
+        precision=lax.Precision.HIGHEST if x.dtype == jnp.float32 else None)
+
+
+@jax.custom_vjp
+def _loop_conv(x, kernel):
+    """Convolution of stride 1, whose gradient is fast inside loops too.
+
+    XLA's CPU compiler knows a fast convolution for one order of the axes only. It brings gradients into that order
+    itself, but not in the body of a loop, where they took twenty times as long; so they are written in it here. Other
+    devices want the gradient as JAX writes it.
+    """
+    return _conv(x, kernel, [k // 2 for k in kernel.shape[:2]])
+
+
+def _loop_forward(x, kernel):
+    return _loop_conv(x, kernel), (x, kernel)
+
+
+def _loop_backward(saved, gradient):
+    x, kernel = saved
+    padding = [k // 2 for k in kernel.shape[:2]]
+
+    def ordered(x, kernel, gradient):
+        # Channels take the place of pictures, and pictures that of channels: what slides over x is the gradient.
+        of_kernel = _conv(x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3), padding)
+        return _conv(gradient, kernel[::-1, ::-1].swapaxes(2, 3), padding), of_kernel.transpose(1, 2, 0, 3)
+
+    def as_jax(x, kernel, gradient):
+        return jax.vjp(lambda x, kernel: _conv(x, kernel, padding), x, kernel)[1](gradient)
+
+    return lax.platform_dependent(x, kernel, gradient, cpu=ordered, default=as_jax)
+
+
+_loop_conv.defvjp(_loop_forward, _loop_backward)
 
 
 def _conv2d_shifted(x, kernel, dilation, precision):

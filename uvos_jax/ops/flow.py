@@ -71,12 +71,12 @@ def subtract_camera(flow: jax.Array) -> jax.Array:
       ``[b, h, w, 2]`` float32, the flow less the fitted one.
     """
     h, w = flow.shape[1:3]
-    y, x = np.meshgrid(np.linspace(-1, 1, h), np.linspace(-1, 1, w) * (w / h), indexing="ij")
-    one, zero = np.ones_like(x), np.zeros_like(x)
-    rows = np.stack([np.stack([one, x, y, zero, zero, zero, x * x, x * y], -1),
-                     np.stack([zero, zero, zero, one, x, y, x * y, y * y], -1)], 2).astype(np.float32)
+    y, x = np.linspace(-1, 1, h, dtype=np.float32), np.linspace(-1, 1, w, dtype=np.float32) * np.float32(w / h)
     step = max(1, int(np.ceil(np.sqrt(h * w / _FIT_POINTS))))
-    seen = rows[step // 2::step, step // 2::step].reshape(-1, 2, 8)
+    seen_y, seen_x = (side.ravel() for side in np.meshgrid(y[step // 2::step], x[step // 2::step], indexing="ij"))
+    one, zero = np.ones_like(seen_x), np.zeros_like(seen_x)
+    seen = np.stack([np.stack([one, seen_x, seen_y, zero, zero, zero, seen_x * seen_x, seen_x * seen_y], -1),
+                     np.stack([zero, zero, zero, one, seen_x, seen_y, seen_x * seen_y, seen_y * seen_y], -1)], 1)
 
     def fit(vectors):
         def solve(weights):
@@ -96,8 +96,10 @@ def subtract_camera(flow: jax.Array) -> jax.Array:
 
     sampled = flow[:, step // 2::step, step // 2::step].astype(jnp.float32).reshape(len(flow), -1, 2)
     with jax.default_matmul_precision("highest"):
-        parameters = jax.vmap(fit)(sampled)
-        return flow - jnp.einsum("hwpi,bi->bhwp", rows, parameters)
+        a = jax.vmap(fit)(sampled).T[..., None, None]
+    x, y = x[None, :], y[:, None]
+    bent = a[6] * x + a[7] * y
+    return flow - jnp.stack([a[0] + a[1] * x + a[2] * y + bent * x, a[3] + a[4] * x + a[5] * y + bent * y], -1)
 
 
 def _wheel() -> np.ndarray:

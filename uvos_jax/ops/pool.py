@@ -20,6 +20,12 @@ def max_pool(x: jax.Array, *, window: int = 3, stride: int = 2, padding: int = 1
     Returns:
       ``[b, h_out, w_out, c]`` with ``n_out = floor or ceil((n + 2 * padding - window) / stride) + 1``.
     """
+    if window == stride == 2 and padding == 0 and not ceil_mode:
+        # Maxima of neighbouring rows, then columns: on a CPU its gradient takes a fifteenth of a window reduction's.
+        # Of equal values each gets its share of the gradient, where PyTorch chooses the first.
+        h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+        rows = jnp.maximum(x[:, 0:h:2, :w], x[:, 1:h:2, :w])
+        return jnp.maximum(rows[:, :, 0::2], rows[:, :, 1::2])
     pads = []
     for axis in (1, 2):
         n = x.shape[axis]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvos_jax.ops.resize import resize_bilinear, resize_uint8_as_opencv
+from uvos_jax.ops.resize import resize_bilinear, resize_uint8_as_opencv, resize_uint8_as_pillow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Preprocess:
       mean: subtracted after scaling, one per channel in the order of ``channels``.
       std: divisor after subtraction, one per channel.
       resize: ``"smooth"`` bilinear interpolation whose kernel grows as a frame shrinks, so that no pixel is skipped; or
-        ``"opencv"``, bilinear between neighbours whatever the scale, in OpenCV's fixed-point form on uint8.
+        ``"opencv"``, bilinear between neighbours whatever the scale, in OpenCV's fixed-point form on uint8; or
+        ``"pillow"``, the smooth one in whole numbers, as Pillow (and torchvision with it) resizes uint8 images.
     """
 
     channels: str
@@ -37,7 +38,7 @@ def preprocess(frames: jax.Array, size: tuple[int, int], rule: Preprocess) -> ja
     """Prepares frames for a network.
 
     Args:
-      frames: ``[b, h, w, 3]`` uint8 RGB at native size.
+      frames: ``[b, h, w, 3]`` RGB at native size, uint8 or whole numbers from 0 to 255.
       size: the network's ``(height, width)``.
       rule: the system's transform.
 
@@ -46,6 +47,8 @@ def preprocess(frames: jax.Array, size: tuple[int, int], rule: Preprocess) -> ja
     """
     if rule.resize == "opencv":
         x = resize_uint8_as_opencv(frames, size).astype(jnp.float32)
+    elif rule.resize == "pillow":
+        x = resize_uint8_as_pillow(frames, size)
     elif size[0] >= frames.shape[1] and size[1] >= frames.shape[2]:
         x = resize_bilinear(frames, size, align_corners=False)
     else:

@@ -88,6 +88,26 @@ def resize_uint8_as_opencv(x: jax.Array, size: Size) -> jax.Array:
     return (rows(top, 1 - v) + rows(top + 1, v) + 2) >> 2
 
 
+def resize_uint8_as_pillow(x: jax.Array, size: Size) -> jax.Array:
+    """``PIL.Image.resize(..., BILINEAR)`` of uint8 images: a triangle that widens as the image shrinks.
+
+    Pillow rounds to whole numbers between columns and rows, as this does; its fixed-point weights may round a rare
+    exact half the other way. Its newer versions begin with the rows where only the height shrinks, unlike this.
+
+    Args:
+      x: ``[b, h, w, c]``, uint8 or whole numbers from 0 to 255.
+      size: output ``(height, width)`` in pixels.
+
+    Returns:
+      ``[b, height, width, c]`` float32, whole numbers from 0 to 255.
+    """
+    x = x.astype(jnp.float32)
+    for shape in ((*x.shape[:2], size[1], x.shape[3]), (len(x), *size, x.shape[3])):
+        if shape != x.shape:
+            x = jnp.floor(jax.image.resize(x, shape, "linear", antialias=True, precision="highest") + 0.5)
+    return x
+
+
 def _source_floor(n_in, n_out):
     """Half-pixel source coordinates as OpenCV rounds them: the pixel before, int, and the float32 way to the next."""
     source = _source_coordinates(n_in, n_out, align_corners=False).astype(np.float32)

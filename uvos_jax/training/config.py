@@ -51,6 +51,7 @@ INIT = {"backbone": optional(text(None)), "weights": optional(text(None))}
 VALIDATE = {
     "every": whole(REQUIRED, 0), "name": optional(text(None)), "split": optional(text(None)),
     "only": optional(names(None)), "size": optional(whole(None, 1, 2**15 - 1)), "made_up": _SECTION,
+    "phases": optional(names(None)),
 }
 CARRY = {"from": pattern(REQUIRED), "to": text(REQUIRED)}
 # What a run that goes on may change: neither the batches nor the network nor its updates follow from these.
@@ -158,6 +159,11 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError("The configuration's phases must be a list of at least one phase.")
     for number, phase in enumerate(config["phases"]):
         _check_phase(number, phase)
+    called = [phase.get("name") for phase in config["phases"]]
+    for name in (config["validate"] or {}).get("phases") or ():
+        if name not in called:
+            raise UserError(f"The validate configuration's phases name '{name}', which is no phase."
+                            f"{nearest_hint(name, [other for other in called if other])}")
     if sum(phase["steps"] for phase in config["phases"]) > _MOST_STEPS:
         raise UserError(f"The phases have more than {_MOST_STEPS} steps together.")
     return config

@@ -22,9 +22,10 @@ import numpy as np
 
 from uvos_jax.errors import UserError
 from uvos_jax.inference import Segmenter
+from uvos_jax.inference.flow import cached, dis
 from uvos_jax.models import build
 from uvos_jax.progress import progress
-from uvos_jax.training import distributed
+from uvos_jax.training import distributed, flow_validation
 from uvos_jax.training.config import changed_keys, check, config_hash
 from uvos_jax.training.launch import Launcher
 from uvos_jax.training.logs import RunLog, line
@@ -100,7 +101,9 @@ class _Run:
         self.every = (config["validate"] or {}).get("every", 0)
         if self.every:
             self.store = held_back if held_back is not None else _held_back(config["validate"], data_dir)
-            self.videos = choose(self.store, config["validate"].get("only"))
+            finds_masks = hasattr(self.setups[-1].model, "predict")
+            chooser = choose if finds_masks else flow_validation.choose
+            self.videos = chooser(self.store, config["validate"].get("only"))
         self.checkpoints = RunCheckpoints(workdir / "checkpoints", config["keep"], config_hash(config))
         # Before anything is written: pretrained weights may be missing or not fit.
         self.begin = None if self.checkpoints.steps() else first_state(config, self.setups[0])
@@ -187,7 +190,7 @@ class _Run:
                 pending = (phase, step, metrics, examples)
                 stop = self._stop_asked(step)
                 ends = step == self.total
-                validates = bool(self.every) and (step % self.every == 0 or ends)
+                validates = self._is_validated(phase) and (step % self.every == 0 or ends)
                 saves = step % self.config["checkpoint_every"] == 0 or step == phase.stop or bool(stop)
                 if saves or validates:
                     self._settle(*pending)  # raises before a broken state is saved
@@ -240,17 +243,14 @@ class _Run:
             return f"examples {(step - 1) * len(places)} to {step * len(places) - 1}"
         return f"examples {', '.join(str(int(number)) for number in examples)}"
 
+    def _is_validated(self, phase):
+        return bool(self.every) and phase.name in (self.config["validate"].get("phases") or (phase.name,))
+
     def _validate(self, phase, parts, step, host):
         """Scores the held-back sequences; the best weights so far are published."""
         variables = inference_variables(host)
-        if self.segmenter is None or self.segmenter[0] != phase.index:
-            size = self.config["validate"].get("size")
-            model = parts.model.clone(**({"short_side": size} if size else {}))
-            self.segmenter = phase.index, Segmenter(phase.model["name"], model, variables)  # one: it compiles once
-        segmenter = self.segmenter[1]
-        segmenter.variables = jax.device_put(variables)
-        scores, panel = validate(segmenter, self.store, self.videos, jax.process_index(), jax.process_count())
-        score = scores["J&F"]
+        scores, panel = self._scores(phase, parts, variables)
+        score = scores["J&F"] if "J&F" in scores else -scores["epe"]  # what is best is largest
         better = self.best is None or score > self.best[1]
         if better:
             self._publish("best", step, phase, variables)
@@ -260,9 +260,27 @@ class _Run:
             self.log.write(step, {"validation": scores})
             if panel is not None:
                 self.log.image(step, "validation", panel)
-        self._say(f"validation after step {step}: J {scores['J']:.4f}  F {scores['F']:.4f}  J&F {score:.4f}"
-                  + ("  (best so far)" if better else f"  (best {self.best[1]:.4f}, step {self.best[0]})"))
+        said = "  ".join(f"{name} {value:.4f}" for name, value in scores.items() if name != "sequences")
+        self._say(f"validation after step {step}: {said}"
+                  + ("  (best so far)" if better else f"  (best {abs(self.best[1]):.4f}, step {self.best[0]})"))
         return score
+
+    def _scores(self, phase, parts, variables):
+        """Means and a picture of the held-back sequences, by masks or by flow, whichever the model finds."""
+        processes = jax.process_index(), jax.process_count()
+        if not hasattr(parts.model, "predict"):
+            return flow_validation.validate(flow_validation.estimator(parts.model, variables), self.store, self.videos,
+                                            *processes)
+        if self.segmenter is None or self.segmenter[0] != phase.index:
+            size = self.config["validate"].get("size")
+            model = parts.model.clone(**({"short_side": size} if size else {}))
+            # Flow depends on the videos alone, so a later validation finds it in the files.
+            flow = cached(dis, self.workdir / "flow") if "flow" in model.inputs else None
+            # One segmenter: it compiles once.
+            self.segmenter = phase.index, Segmenter(phase.model["name"], model, variables, flow=flow)
+        segmenter = self.segmenter[1]
+        segmenter.variables = jax.device_put(variables)
+        return validate(segmenter, self.store, self.videos, *processes)
 
     def _publish(self, name, step, phase, variables):
         if not self.is_main:

@@ -35,7 +35,7 @@ _SCHEDULE = {
     "name": choice(REQUIRED, ("constant", "poly", "cosine", "one_cycle")), "lr": optional(positive(None)),
     "peak": optional(positive(None)), "steps": optional(whole(None, 1)), "warmup": optional(whole(0, 0)),
     "end": optional(number(0.0)), "power": number(0.9), "pct_start": fraction(0.3), "div_factor": positive(25.0),
-    "final_div_factor": positive(1e4),
+    "final_div_factor": positive(1e4), "anneal": choice("cosine", ("cosine", "linear")),
 }
 _OPTIMIZER = {
     "name": choice(REQUIRED, ("sgd", "adam", "adamw")), "momentum": fraction(0.9, one=False),
@@ -63,12 +63,13 @@ def schedule(config: Mapping, total_steps: int) -> Schedule:
     ``poly`` is ``lr (1 - t / steps)^power``, never below ``end`` (DeepLab's rule; the papers' horizon may lie past the
     end of training); ``cosine`` falls from ``lr`` to ``end`` as ``CosineAnnealingLR``; ``one_cycle`` rises from
     ``lr / div_factor`` over ``pct_start`` of the steps and falls to ``lr / (div_factor final_div_factor)``, both along
-    a cosine, as ``OneCycleLR``. Past the horizon the last value stays.
+    a cosine or a line (``anneal``), as ``OneCycleLR``. Past the horizon the last value stays.
 
     Args:
       config: ``{"name": one of constant, poly, cosine, one_cycle; "lr" (or "peak"); "steps": horizon, by default
         total_steps; "warmup": 0, first steps, in which the rate rises linearly from 0, the rest follows over the
-        remaining horizon; "end": 0.0; "power": 0.9; "pct_start": 0.3; "div_factor": 25.0; "final_div_factor": 1e4}``.
+        remaining horizon; "end": 0.0; "power": 0.9; "pct_start": 0.3; "div_factor": 25.0; "final_div_factor": 1e4;
+        "anneal": "cosine" or "linear"}``.
       total_steps: steps of the phase.
 
     Raises:
@@ -87,7 +88,8 @@ def schedule(config: Mapping, total_steps: int) -> Schedule:
         if warmup:
             raise UserError("The one_cycle schedule rises by itself; set schedule.warmup to 0 and use"
                             " schedule.pct_start.")
-        return _one_cycle(peak, steps, config["pct_start"], config["div_factor"], config["final_div_factor"])
+        return _one_cycle(peak, steps, config["pct_start"], config["div_factor"], config["final_div_factor"],
+                          config["anneal"])
     power = config["power"]
 
     def rate(count):
@@ -101,14 +103,15 @@ def schedule(config: Mapping, total_steps: int) -> Schedule:
     return rate
 
 
-def _one_cycle(peak, steps, pct_start, div_factor, final_div_factor):
+def _one_cycle(peak, steps, pct_start, div_factor, final_div_factor, anneal):
     start, end = peak / div_factor, peak / div_factor / final_div_factor
     top = pct_start * steps - 1  # PyTorch's last position of the rise; the first is 0
     if not (0 < top < steps - 1):
         raise UserError(f"schedule.pct_start {pct_start} leaves no room to rise and to fall in {steps} steps.")
 
     def between(a, b, t):
-        return b + (a - b) / 2 * (1 + jnp.cos(jnp.pi * jnp.clip(t, 0.0, 1.0)))
+        t = jnp.clip(t, 0.0, 1.0)
+        return b + (a - b) * ((1 + jnp.cos(jnp.pi * t)) / 2 if anneal == "cosine" else 1 - t)
 
     def rate(count):
         count = jnp.asarray(count, jnp.float32)

@@ -9,6 +9,7 @@ import numpy as np
 from uvos_jax.errors import UserError, nearest_hint
 from uvos_jax.evaluation.measures import nan_mean, score_labels
 from uvos_jax.inference import Segmenter
+from uvos_jax.training.distributed import sum_over_processes
 from uvos_jax.video.overlay import draw_overlay
 
 _VOID = 255
@@ -59,12 +60,7 @@ def validate(segmenter: Segmenter, store: Any, videos: Sequence[int], process_in
         scores[place] = _score(store, v, labels)
         if panel is None:
             panel = _panel(store, v, labels)
-    if process_count > 1:
-        from jax.experimental import multihost_utils
-
-        # Each process has zeros where others have scores.
-        scores = np.asarray(multihost_utils.process_allgather(_as_bytes(scores)))
-        scores = np.ascontiguousarray(scores).view(np.float64).reshape(process_count, len(videos), 2).sum(0)
+    scores = sum_over_processes(scores, process_count)  # each process has zeros where others have scores
     region, boundary = (float(mean) for mean in scores.mean(0))
     sequences = {store.videos[v].name: {"J": float(j), "F": float(f)}
                  for v, (j, f) in zip(videos, scores, strict=True)}
@@ -101,8 +97,3 @@ def _panel(store, v, labels):
                                                   interpolation=cv2.INTER_AREA)
                                        for shown in (labels[t], store.labels(v, t))]))
     return np.concatenate(columns, 1)
-
-
-def _as_bytes(scores):
-    # JAX would gather them as float32.
-    return np.ascontiguousarray(scores).view(np.uint32)

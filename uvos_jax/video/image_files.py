@@ -80,7 +80,7 @@ def read_image(path: Path) -> np.ndarray:
     if _is_too_large(data):
         why = f"it has more than {LARGEST_FRAME >> 20} megapixels"
         raise Damaged(f"the frame {quoted(path)} cannot be used, {why}; shrink it.", why)
-    if _is_cut_off_png(data):
+    if is_cut_off_png(data):
         why = "it is cut off"
         raise Damaged(f"the frame {quoted(path)} cannot be decoded, {why}; replace or remove it.", why)
     try:
@@ -113,7 +113,7 @@ def _is_too_large(data: np.ndarray) -> bool:
         return False
 
 
-def _is_cut_off_png(data: np.ndarray) -> bool:
+def is_cut_off_png(data: np.ndarray) -> bool:
     """Tells whether a chunk of a PNG file ends behind the file; OpenCV would set aside as much memory as it claims."""
     content = memoryview(data)
     place = 8 if bytes(content[:8]) == b"\x89PNG\r\n\x1a\n" else len(content)

@@ -15,8 +15,12 @@ from uvos_jax.weights.convert import convert, unwrap
 _HEADS = re.compile(r"(fc|classifier(\.\d+)?)\.(weight|bias)")
 
 
-def backbone_from_torch(variables: dict, state_dict: Mapping[str, np.ndarray], backbone: str = "backbone") -> dict:
-    """Replaces one backbone in a model's variables by a pretrained one; everything else stays.
+# What models call their backbones.
+_BACKBONES = ("backbone", "appearance_encoder", "motion_encoder")
+
+
+def backbone_from_torch(variables: dict, state_dict: Mapping[str, np.ndarray], backbone: str | None = None) -> dict:
+    """Replaces a backbone in a model's variables by a pretrained one; everything else stays.
 
     Understood are torchvision's layouts of ResNets with bottlenecks (``conv1``, ``layer1.0.conv1``, ...) and of
     VGG-16 (``features.0``, ...), and the layout of ResNets with a deep stem (``conv1`` to ``conv3``). The depth and
@@ -25,7 +29,8 @@ def backbone_from_torch(variables: dict, state_dict: Mapping[str, np.ndarray], b
     Args:
       variables: ``{"params": ..., "batch_stats": ...}`` of any model.
       state_dict: arrays by PyTorch name, wrapped or not.
-      backbone: path of the ``ResNet`` or ``VGG16`` in the variables, ``/`` between modules.
+      backbone: path of the ``ResNet`` or ``VGG16`` in the variables, ``/`` between modules; None takes the model's
+        backbone, both encoders where a model has two streams.
 
     Returns:
       A new tree of variables.
@@ -34,6 +39,10 @@ def backbone_from_torch(variables: dict, state_dict: Mapping[str, np.ndarray], b
       UserError: if there is no such backbone, or keys are missing, extra or misshapen.
     """
     state_dict = {key: value for key, value in unwrap(state_dict).items() if not _HEADS.fullmatch(key)}
+    if backbone is None:
+        for name in [name for name in _BACKBONES if name in variables["params"]] or ["backbone"]:
+            variables = backbone_from_torch(variables, state_dict, name)
+        return variables
     flat = flatten_dict(variables)
     inside = tuple(backbone.split("/"))
     part = {path: leaf for path, leaf in flat.items() if path[1:1 + len(inside)] == inside}

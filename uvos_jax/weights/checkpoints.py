@@ -53,7 +53,9 @@ def save(directory: str | Path, name: str, model: nn.Module, variables: dict, or
     partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
     variables = jax.tree.map(np.asarray, variables)
     meta = {"format": _FORMAT, "model": name, "variant": model.variant, "hyper_parameters": hyper_parameters(model),
-            "preprocess": dataclasses.asdict(model.preprocess), "origin": origin,
+            # Networks that take frames as they are have none.
+            "preprocess": dataclasses.asdict(model.preprocess) if hasattr(model, "preprocess") else None,
+            "origin": origin,
             "sha256": digest(variables), "uvos_jax": uvos_jax.__version__}
     try:
         partial.mkdir(parents=True)

@@ -6,8 +6,12 @@ A rule is ``(pattern, key, layout)``. The pattern matches the whole path of one 
 
 - ``conv``: ``weight`` OIHW -> ``kernel`` HWIO (depthwise and grouped too), ``bias``.
 - ``linear``: ``weight`` (out, in) -> ``kernel`` (in, out), ``bias``.
+- ``edge``: ``weight`` (out, in, 1, 1) -> ``kernel`` (in, out): a 1x1 convolution of what is no image.
 - ``norm``: ``weight, bias, running_mean, running_var`` -> ``scale, bias, mean, var``.
 - ``abn``: as ``norm``, but the scale is ``|weight| + 1e-5``, what in-place activated batch norm computes with.
+- ``alias``: no module of ours; the pattern matches a key that the published code saves a second time, and the key names
+  the first. Either may be missing; if both are there they must be equal.
+- ``unused``: no module of ours; the pattern matches keys that are saved, and that the published network never reads.
 """
 
 import re
@@ -35,11 +39,16 @@ def _hwio(x):
     return x.transpose(2, 3, 1, 0)
 
 
+def _io(x):
+    return x[:, :, 0, 0].T
+
+
 _NORM = {"scale": ("weight", _as_is), "bias": ("bias", _as_is), "mean": ("running_mean", _as_is),
          "var": ("running_var", _as_is)}
 _LAYOUTS: dict[str, dict[str, tuple[str, Callable]]] = {
     "conv": {"kernel": ("weight", _hwio), "bias": ("bias", _as_is)},
     "linear": {"kernel": ("weight", np.transpose), "bias": ("bias", _as_is)},
+    "edge": {"kernel": ("weight", _io)},
     "norm": _NORM,
     "abn": _NORM | {"scale": ("weight", lambda x: np.abs(x) + _ABN_EPSILON)},
 }
@@ -77,6 +86,7 @@ def convert(expected: dict, state_dict: Mapping[str, np.ndarray], rules: Rules, 
       rules: see the module's text.
       what: name of the model, for the message.
     """
+    state_dict = _without_aliases(state_dict, rules, what)
     variables, missing, misshapen, used = {}, [], [], set()
     for path, leaf in flatten_dict(expected).items():
         key, layout = _their_key(path, rules)
@@ -92,7 +102,8 @@ def convert(expected: dict, state_dict: Mapping[str, np.ndarray], rules: Rules, 
             misshapen.append(f"{key} {list(theirs.shape)}, not {list(wanted)}")
             continue
         variables[path] = np.ascontiguousarray(layout(theirs), dtype=np.float32)
-    extra = [key for key in state_dict if key not in used and not _IGNORED.fullmatch(key)]
+    unused = [_IGNORED, *(re.compile(pattern) for pattern, _, layout in rules if layout == "unused")]
+    extra = [key for key in state_dict if key not in used and not any(p.fullmatch(key) for p in unused)]
     if missing or extra or misshapen:
         kinds = (("keys missing", missing), ("keys too many", extra), ("misshapen", misshapen))
         parts = [f"{len(keys)} {title if len(keys) > 1 else title.replace('keys', 'key')} ({_first_ten(keys)})"
@@ -100,6 +111,18 @@ def convert(expected: dict, state_dict: Mapping[str, np.ndarray], rules: Rules, 
         raise UserError(f"This checkpoint does not fit {what}: {'; '.join(parts)}."
                         " Check --model, --variant and the hyper-parameters it was trained with.")
     return unflatten_dict(variables)
+
+
+def _without_aliases(state_dict, rules, what):
+    """The state_dict with every array under one name only."""
+    kept = dict(state_dict)
+    for pattern, name, layout in rules:
+        for key in [key for key in kept if layout == "alias" and re.fullmatch(pattern, key)]:
+            first, second = re.fullmatch(pattern, key).expand(name), kept.pop(key)
+            if not np.array_equal(kept.setdefault(first, second), second):
+                raise UserError(f"'{key}' and '{first}' of this checkpoint for {what} are one array in the published"
+                                " code, but differ here.")
+    return kept
 
 
 def unwrap(state_dict: Mapping) -> dict[str, np.ndarray]:
@@ -129,7 +152,7 @@ def _their_key(path, rules):
     module = "/".join(modules)
     for pattern, key, layout in rules:
         match = re.fullmatch(pattern, module)
-        if match and leaf in _LAYOUTS[layout]:
+        if match and leaf in _LAYOUTS.get(layout, ()):
             theirs, transform = _LAYOUTS[layout][leaf]
             return f"{match.expand(key)}.{theirs}", transform
     raise AssertionError(f"no name rule covers {'/'.join(path)}")
@@ -139,6 +162,8 @@ def _their_shape(shape, layout):
     if layout is _hwio:
         h, w, c_in, c_out = shape
         return c_out, c_in, h, w
+    if layout is _io:
+        return *shape[::-1], 1, 1
     return shape[::-1] if layout is np.transpose else shape
 
 

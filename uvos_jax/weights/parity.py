@@ -123,8 +123,9 @@ def check(reference: str | Path, manifest: str | Path | None = None, variant: st
     if trace is None:
         raise UserError(f"'{reference}' is of system '{meta['system']}', which has no reference run here; known:"
                         f" {', '.join(TRACES)}.")
-    model = build(trace.model, variant=variant)
-    variables = from_torch(trace.model, weights, variant=variant)
+    overrides = {**trace.overrides, "variant": variant}
+    model = build(trace.model, **overrides)
+    variables = from_torch(trace.model, weights, **overrides)
     inputs = {name: tensors[name] for name in trace.inputs if name in tensors}
     if len(inputs) < len(trace.inputs):
         lacking = ", ".join(name for name in trace.inputs if name not in inputs)

@@ -1,0 +1,65 @@
+"""RAFT (Recurrent All-Pairs Field Transforms, ECCV 2020) on generated clips, whose flow is exact.
+
+    uvos train --config configs/raft.py --workdir runs/raft
+
+The recipe is that of the published training script for its first stage (FlyingChairs), in whose place scenes of
+``uvos_jax.data.synthetic`` stand: as many pairs of frames, of the same size. What follows there, on FlyingThings,
+Sintel and KITTI, is not here. The full recipe was not run: its time and its accuracy are not measured.
+``configs/raft.py:tiny`` is the small network on small frames, for a CPU: about ten minutes on two cores, see
+benchmarks/raft_tiny.py.
+
+    uvos convert-data synthetic --data-dir data    # without --flow: what is learned is the exact flow
+    uvos train --config configs/raft.py:tiny --workdir runs/raft_tiny --data-dir data
+"""
+
+from configs import common
+
+_SCENES_APART = 1_000_000  # seeds of the held-back scenes begin here
+
+
+def get_config(arg: str = ""):
+    """The recipe, or its preset ``tiny``."""
+    return common.preset(arg, {"": full, "tiny": tiny})()
+
+
+def full():
+    """The published script's stage "chairs" (paper: Sec. 4 and the table of its appendix)."""
+    config = common.empty()
+    config.model = {"name": "raft", "net": "large", "iterations": 12}  # while training; --iterations at test
+    config.batch_size = 10  # the script's; 12 in the paper
+    size = [384, 512]
+    config.data = {
+        "mixture": [{"name": "synthetic", "count": 22_232, "length": 2, "size": size}],
+        "recipe": {"name": "next"},
+        # The code scales by 2^-0.1 to 2^1 and stretches a little; a frame is never smaller than the crop, so
+        # here it begins at 1. Mirrored left and right with probability .5; upside down (.1) is left out.
+        "geometry": {"kind": "random_crop", "scale": [1.0, 2.0], "flip": 0.5},
+        # Colour jitter of .4; its turns of hue (.16) and the erased patches of the second frame are left out. One draw
+        # for both frames, which the code does for 80% of the pairs.
+        "colour": {"brightness": [0.6, 1.4], "contrast": [0.6, 1.4], "colour": [0.6, 1.4]},
+        "size": [368, 496], "flow": True,
+    }
+    config.optimizer = {"name": "adamw", "weight_decay": 1e-4, "eps": 1e-8, "clip_norm": 1.0}
+    config.schedule = {"name": "one_cycle", "lr": 4e-4, "anneal": "linear", "pct_start": 0.05, "steps": 100_100}
+    config.phases = [{"name": "scenes", "steps": 100_000}]
+    config.validate = {"every": 5_000, "made_up": {"count": 200, "length": 2, "size": size, "seed": _SCENES_APART}}
+    return config
+
+
+def tiny():
+    """RAFT small on crops of generated clips; half of the iterations, from random weights."""
+    config = full()
+    # Below 128 pixels a side the coarsest of the four levels of comparison would be a single row.
+    config.model = {"name": "raft", "net": "small", "iterations": 6}
+    config.batch_size = 4
+    config.data = config.data | {
+        "mixture": [{"name": "synthetic", "split": "train"}],
+        "geometry": {"kind": "random_crop", "scale": [1.0, 1.5], "flip": 0.5},
+        "size": [128, 128],
+    }
+    config.schedule = {"name": "one_cycle", "lr": 6e-4, "anneal": "linear", "pct_start": 0.05}
+    config.phases = [{"name": "scenes", "steps": 1_000}]
+    config.validate = {"every": 500, "name": "synthetic", "split": "val"}
+    config.log_every = 20
+    config.checkpoint_every = 250
+    return config

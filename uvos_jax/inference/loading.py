@@ -1,0 +1,108 @@
+"""From what a user names to a model with its weights, and to a way of computing flow."""
+
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.inference.flow import Method, cached, dis, make_raft
+from uvos_jax.inference.flow_folder import list_flows
+from uvos_jax.models import build, system
+from uvos_jax.weights import checkpoints
+from uvos_jax.weights.convert import expected_variables, from_torch, unwrap
+from uvos_jax.weights.files import SUFFIXES, read_state_dict
+
+METHODS = ("dis", "raft")
+_OF_LARGE_RAFT = "update_block.mask.0.weight"  # the small one has no such layer
+
+
+def load_model(name: str | None, weights: str | Path, **overrides) -> tuple[str, nn.Module, dict]:
+    """Builds a model and reads its weights.
+
+    Args:
+      name: a system; None takes what the checkpoint directory says.
+      weights: a checkpoint directory; a published ``.pth``, ``.safetensors`` or ``.npz`` state_dict; or ``"random"``
+        for untrained weights, which show that everything runs and nothing else.
+      **overrides: hyper-parameters of the model.
+
+    Returns:
+      ``(name, model, variables)`` with NumPy leaves.
+
+    Raises:
+      UserError: if any of these cannot be used.
+    """
+    path = Path(weights)
+    if str(weights) != "random" and not path.exists():
+        raise UserError(f"There are no weights '{weights}': give a checkpoint directory, a file ({', '.join(SUFFIXES)})"
+                        " or 'random'.")
+    if path.is_dir():
+        stored, model, variables = checkpoints.load(path, **overrides)
+        if name not in (None, stored):
+            raise UserError(f"'{path}' holds weights of {stored}, not of {name}.")
+        return stored, model, variables
+    if name is None:
+        raise UserError(f"Say which model the weights '{weights}' belong to (--model, or name= in Python): only a"
+                        " checkpoint directory knows.")
+    if str(weights) == "random":
+        model = build(name, **overrides)
+        return name, model, random_variables(model)
+    state_dict = unwrap(read_state_dict(path))
+    if name == "raft":
+        overrides = {"net": "large" if _OF_LARGE_RAFT in state_dict else "small"} | overrides
+    return name, build(name, **overrides), from_torch(name, state_dict, **overrides)
+
+
+def random_variables(model: nn.Module) -> dict:
+    """Untrained weights of a model, the same every time.
+
+    Drawn in NumPy, leaf by leaf: compiling ``init`` of a deep network takes longer than running it.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        module, name = path[-2].key, path[-1].key
+        if name == "kernel":
+            kernel = rng.standard_normal(leaf.shape, np.float32) * np.float32((2 / np.prod(leaf.shape[:-1])) ** 0.5)
+            # What decides foreground sums to zero, so that it does not win everywhere or nowhere.
+            return kernel - kernel.mean() if leaf.shape[-1] == 1 else kernel
+        # Residual branches start small, as trained ones are: a hundred layers at full strength would overflow.
+        value = 0.2 if (module, name) == ("bn3", "scale") else float(name in ("scale", "var"))
+        return np.full(leaf.shape, value, np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, expected_variables(model))
+
+
+def load_flow(flow: str | Path, weights: str | Path | None = None, cache: str | Path | None = None) -> Method | Path:
+    """Finds out where flow is to come from.
+
+    Args:
+      flow: ``"dis"``, ``"raft"``, or a folder of flow files named as the frames.
+      weights: of RAFT, see :func:`load_model`; which of its networks they belong to is found out.
+      cache: a folder where computed flow is kept.
+
+    Returns:
+      The method, or the folder.
+
+    Raises:
+      UserError: if any of these cannot be used, or is of no use together.
+    """
+    if weights is not None and flow != "raft":
+        raise UserError(f"Flow from '{flow}' needs no weights; leave them out, or choose raft.")
+    if flow not in METHODS:
+        if not Path(flow).is_dir():
+            raise UserError(f"There is no flow '{flow}': give {', '.join(METHODS)} or a folder of flow"
+                            f" files.{nearest_hint(str(flow), METHODS)}")
+        if cache is not None:
+            raise UserError(f"The flow in '{flow}' is read, not computed: leave out the folder to keep it in.")
+        list_flows(Path(flow))
+        return Path(flow)
+    method = dis
+    if flow == "raft":
+        if weights is None:
+            raise UserError("No weights of RAFT ship with the package: give a published .pth or a checkpoint directory"
+                            " (--flow-weights; --weights of 'uvos flow'), or take dis, which needs none.")
+        system("raft")
+        method = make_raft(*load_model("raft", weights)[1:])
+    return method if cache is None else cached(method, cache)

@@ -1,0 +1,110 @@
+"""Validation of optical flow during training: endpoint errors on held-back pairs of frames."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import cv2
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uvos_jax.data.sampling import choose_videos
+from uvos_jax.errors import UserError
+from uvos_jax.evaluation.flow import flow_scores
+from uvos_jax.models.raft import pad_to_eight, unpad
+from uvos_jax.ops.flow import flow_to_rgb
+from uvos_jax.training.distributed import sum_over_processes
+
+_PANEL_PAIRS = 3
+_PANEL_HEIGHT = 160
+
+# uint8 RGB [h, w, 3] of a frame and of the next one -> float32 [h, w, 2], (dx, dy) in pixels
+Estimate = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def choose(store: Any, only: Sequence[str] | None) -> tuple[int, ...]:
+    """Numbers of the videos to validate on: those named in ``only``, or all.
+
+    Raises:
+      UserError: for a store without flow, a name that it does not have, or a video of one frame.
+    """
+    if not store.has_flow:
+        raise UserError(f"'{store.name}' has no flow to validate on; convert it with flow.")
+    videos = choose_videos(store.videos, f"'{store.name}'", only=only or ())
+    for v in videos:
+        if store.videos[v].length < 2:
+            raise UserError(f"'{store.videos[v].name}' of '{store.name}' cannot be validated on: flow needs two"
+                            " frames.")
+    return tuple(videos)
+
+
+def estimator(model: nn.Module, variables: Any) -> Estimate:
+    """A network's flow between two frames of any size; a size is compiled once for all variables.
+
+    Args:
+      model: RAFT.
+      variables: of it.
+    """
+    variables = jax.device_put(variables)
+    return lambda first, second: np.asarray(_run(model, variables, first, second))
+
+
+@partial(jax.jit, static_argnums=0)
+def _run(model, variables, first, second):
+    padded, padding = pad_to_eight(jnp.stack([first, second]).astype(jnp.float32))
+    outputs, _ = model.apply(variables, {"first": padded[:1], "second": padded[1:]}, train=False)
+    return unpad(outputs["flow"], padding)[0].astype(jnp.float32)
+
+
+def validate(estimate: Estimate, store: Any, videos: Sequence[int], process_index: int = 0, process_count: int = 1
+             ) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Estimates the flow of held-back videos and scores it.
+
+    Every frame but the last of each video is scored against its true flow to the following one: the mean over the
+    frames of a video, then over the videos.
+
+    Args:
+      estimate: what is judged.
+      store: with the shape of ``uvos_jax.data.store``, and flow.
+      videos: numbers of its videos.
+      process_index: of this process; the videos are shared among the processes, which must all call this.
+      process_count: of all.
+
+    Returns:
+      Means as ``uvos_jax.evaluation.flow.flow_scores`` has them, and ``"sequences"`` with those of each video, the same
+      in every process; and a picture of a few pairs, uint8 RGB, or None if this process has no video.
+    """
+    names = tuple(flow_scores(np.zeros((1, 1, 2)), np.zeros((1, 1, 2))))
+    table, panel = np.zeros((len(videos), len(names))), []
+    for place in range(process_index, len(videos), process_count):
+        v, seen = videos[place], []
+        for t in range(store.videos[v].length - 1):
+            first, truth = store.image(v, t), _at_size(store.flow(v, t), store.videos[v].size)
+            flow = estimate(first, store.image(v, t + 1))
+            scores = flow_scores(flow, truth)
+            seen.append([scores[name] for name in names])
+            if t == 0 and len(panel) < _PANEL_PAIRS:
+                panel.append(_column(first, flow, truth))
+        table[place] = np.mean(seen, 0)
+    table = sum_over_processes(table, process_count)
+    sequences = {store.videos[v].name: dict(zip(names, map(float, row), strict=True))
+                 for v, row in zip(videos, table, strict=True)}
+    overall = dict(zip(names, map(float, table.mean(0)), strict=True))
+    return overall | {"sequences": sequences}, np.concatenate(panel, 1) if panel else None
+
+
+def _at_size(flow, size):
+    """A stored field may be smaller than its frame; its vectors are in pixels of the frame all the same."""
+    return flow if flow.shape[:2] == tuple(size) else cv2.resize(flow, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def _column(first, flow, truth):
+    """A frame above its flow above the true one, in the colours of one scale."""
+    radius = float(np.linalg.norm(truth, axis=-1).max()) + 1e-5
+    pictures = [first, *(np.asarray(flow_to_rgb(field, radius)).astype(np.uint8) for field in (flow, truth))]
+    width = max(1, round(first.shape[1] * _PANEL_HEIGHT / first.shape[0]))
+    return np.concatenate([cv2.resize(picture, (width, _PANEL_HEIGHT), interpolation=cv2.INTER_AREA)
+                           for picture in pictures])
+
