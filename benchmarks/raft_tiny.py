@@ -1,8 +1,8 @@
 """What ``configs/raft.py:tiny`` learns: endpoint errors on held-back clips, beside DIS, no motion and no training.
 
-    uvos convert-data synthetic --data-dir data
-    uvos train --config configs/raft.py:tiny --workdir runs/raft_tiny --data-dir data
-    python benchmarks/raft_tiny.py runs/raft_tiny --data-dir data
+    uvos convert-data synthetic --data-dir exact
+    uvos train --config configs/raft.py:tiny --workdir runs/raft_tiny --data-dir exact
+    python benchmarks/raft_tiny.py runs/raft_tiny --data-dir exact
 
 All rows are scored by the code that scores validation during training. "Last" is the network after the last step.
 """

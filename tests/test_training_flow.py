@@ -114,6 +114,10 @@ def test_processes_share_the_videos(monkeypatch):
 def test_what_cannot_be_validated_on_is_named():
     with pytest.raises(UserError, match="'plain' has no flow to validate on"):
         choose(MemoryStore("plain", [(*shifts()[:3], None)]), None)
+    computed = MemoryStore("computed", [shifts()])
+    computed.flow_origin = "DIS, preset medium"  # as a converted dataset says it
+    with pytest.raises(UserError, match="no truth"):
+        choose(computed, None)
     with pytest.raises(UserError, match="'shift0' of 'short' .* flow needs two frames"):
         choose(MemoryStore("short", [shifts(1)]), None)
     with pytest.raises(UserError, match="Did you mean 'shift0'"):

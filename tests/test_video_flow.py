@@ -78,6 +78,7 @@ HOLE[0, 1] = 0
     ("other.flo", lambda path: path.write_bytes(bytes(100)), "does not start as a .flo"),
     ("empty.flo", lambda path: path.touch(), "cannot be read"),
     ("nan.npy", _npy(np.full((2, 2, 2), np.nan)), "not finite"),
+    ("long.npy", _npy(np.full((2, 2, 2), 1e300)), "longer than a million pixels"),
     ("flat.npy", _npy(np.zeros((2, 2))), r"not flow \[h, w, 2\] but float64 \[2, 2\]"),
     ("words.npy", _npy(np.full((2, 2, 2), "a")), "is not flow"),
     ("objects.npy", _npy(np.full((2, 2, 2), None, object)), "cannot be read"),

@@ -7,7 +7,7 @@ import typer
 
 from uvos_jax.cli.app import app
 from uvos_jax.cli.messages import messages
-from uvos_jax.cli.options import End, Every, FlowCache, Start
+from uvos_jax.cli.options import End, Every, FlowCache, OnError, Start, check_on_error
 from uvos_jax.cli.signals import asked_to_stop, leave_at_once
 from uvos_jax.errors import UserError, nearest_hint
 
@@ -27,13 +27,15 @@ def flow(
     start: Start = None,
     end: End = None,
     every: Every = 1,
+    on_error: OnError = "stop",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace flow of an earlier run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show errors only.")] = False,
     log_file: Annotated[Path | None, typer.Option("--log-file", help="Append all that is said, with the time.")] = None,
 ) -> None:
     """Computes optical flow: a file for each frame, at the frame's size and of its name, and flow.json."""
     options = {"input": source, "method": method, "weights": weights, "format": form, "backward": backward,
-               "flow_cache": cache and str(cache), "start": start, "end": end, "every": every}
+               "flow_cache": cache and str(cache), "start": start, "end": end, "every": every, "on_error": on_error}
+    check_on_error(on_error)
     with messages(quiet, log_file) as say:
         with leave_at_once():  # nothing is written before the work begins
             from uvos_jax.inference.flow_job import FORMATS, check_flow_output, flow_to_folder
@@ -44,7 +46,7 @@ def flow(
             for name, given, known in (("--method", method, METHODS), ("--format", form, tuple(FORMATS))):
                 if given not in known:
                     raise UserError(f"{name} is one of {', '.join(known)}, not '{given}'.{nearest_hint(given, known)}")
-            video = open_source(source, start=start, end=end, every=every)
+            video = open_source(source, start=start, end=end, every=every, on_error=on_error)
             if video.kind == "camera":
                 raise UserError("'uvos flow' wants a recording, and a camera has no end; record it first.")
             check_flow_output(output, overwrite, video)
@@ -57,6 +59,8 @@ def flow(
         if not about["finished"]:
             say.last_word(f"Interrupted. {frames} {'are' if about['frames'] > 1 else 'is'} kept in '{output}'.")
             raise SystemExit(128 + stop())
+        if about["broken"]:
+            say.note(f"Could not be used, so that its flow is zero: frame {', '.join(about['broken'])}.")
         if about["frames"] == 1:
             say.note(f"'{video.name}' has one frame, so that nothing is known of motion: its flow is zero.")
         elif backward:

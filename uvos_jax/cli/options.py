@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, nearest_hint
 
 # What --set may not name, because load() or the command has a word of its own for it.
 _OWN_OPTIONS = {"name": "--model", "model": "--model", "weights": "--weights", "variant": "--variant",
@@ -30,8 +30,16 @@ FlowCache = Annotated[Path | None, typer.Option("--flow-cache", metavar="DIR", h
 Start = Annotated[str | None, typer.Option("--start", help="First frame, as a time such as 90, 12.5s or 1:05.")]
 End = Annotated[str | None, typer.Option("--end", help="Time of the first frame that is left out.")]
 Every = Annotated[int, typer.Option("--every", min=1, metavar="N", help="Every Nth frame only.")]
+OnError = Annotated[str, typer.Option("--on-error", metavar="stop|skip", help="At a frame that cannot be decoded: stop,"
+                                      " or go on as if it were the one before.")]
 
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes; one for each core if not given.")]
+
+
+def check_on_error(text: str) -> None:
+    known = ("stop", "skip")
+    if text not in known:
+        raise UserError(f"--on-error is stop or skip, not '{text}'.{nearest_hint(text, known)}")
 
 
 def names(text: str | None) -> tuple[str, ...]:

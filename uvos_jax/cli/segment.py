@@ -20,18 +20,18 @@ from uvos_jax.cli.options import (
     FlowFrom,
     FlowWeights,
     Model,
+    OnError,
     Precision,
     Set,
     Start,
     Variant,
     Weights,
+    check_on_error,
     hyper_parameters_of,
     scales_of,
 )
 from uvos_jax.cli.signals import asked_to_stop, leave_at_once
-from uvos_jax.errors import UserError, nearest_hint
-
-_ON_ERROR = ("stop", "skip")
+from uvos_jax.errors import UserError
 
 
 @app.command(epilog="Example: uvos segment my.mp4 --soft --json")
@@ -56,8 +56,7 @@ def segment(
     start: Start = None,
     end: End = None,
     every: Every = 1,
-    on_error: Annotated[str, typer.Option("--on-error", metavar="stop|skip", help="At a frame that cannot be decoded:"
-                                          " stop, or repeat the last mask and go on.")] = "stop",
+    on_error: OnError = "stop",
     soft: Annotated[bool, typer.Option("--soft", help="Also probabilities as 8-bit PNG, and a confidence per frame.")
                     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Also objects.json: run lengths (COCO), boxes, areas.")] = False,
@@ -82,8 +81,7 @@ def segment(
         "flow_weights": flow_weights, "flow_cache": flow_cache and str(flow_cache), "start": start, "end": end,
         "every": every, "on_error": on_error, "soft": soft, "json": json, "cutout": cutout, "no_overlay": no_overlay,
         "alpha": alpha, "contour": contour, "background": background, "debug": debug}
-    if on_error not in _ON_ERROR:
-        raise UserError(f"--on-error is stop or skip, not '{on_error}'.{nearest_hint(on_error, _ON_ERROR)}")
+    check_on_error(on_error)
     with messages(quiet, log_file) as say:
         with leave_at_once():  # nothing is written before the work begins
             from uvos_jax.inference import load

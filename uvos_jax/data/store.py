@@ -144,13 +144,14 @@ class ConvertedStore:
             split: Name of the split.
         """
         metadata = json.loads((folder / "metadata.json").read_text())
-        self.name, self.has_flow = name, bool(metadata["flow"])
+        self.name, self.flow_origin = name, metadata["flow"]
+        self.has_flow = bool(self.flow_origin)
         self.videos = tuple(map(_video_of_row, metadata["splits"][split]))
         self._folder, self._split = folder, split
         self._lock, self._read = threading.Lock(), None
 
     def __getstate__(self):
-        return {"name": self.name, "has_flow": self.has_flow, "videos": self.videos, "_folder": self._folder,
+        return {"name": self.name, "has_flow": self.has_flow, "flow_origin": self.flow_origin, "videos": self.videos, "_folder": self._folder,
                 "_split": self._split}
 
     def __setstate__(self, state):

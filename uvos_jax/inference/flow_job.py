@@ -69,7 +69,7 @@ def flow_to_folder(method: Method, source: Source, output: str | Path, *, form: 
     """
     output = check_flow_output(output, overwrite, source)
     suffix, write = FORMATS[form]
-    started, count, why = time.perf_counter(), 0, ""
+    started, count, broken, why = time.perf_counter(), 0, {}, ""
     with contextlib.closing(between(iter(source), method, backward)) as pairs:
         first = next(pairs)  # nothing of an earlier run is touched before
         size = first[0].image.shape[:2]
@@ -83,14 +83,20 @@ def flow_to_folder(method: Method, source: Source, output: str | Path, *, form: 
             check_flow_output(output, overwrite, source)  # once more, now that nobody else can write
             write_json(output / _ABOUT, about)
             _remove_earlier(output)
-            for frame, flow in chain([first], pairs):
-                write(output / f"{frame.name}{suffix}", resize_flow(flow, size))
-                count += 1
-                on_frame()
-                if stop():
-                    why = f"stopped by {signal.Signals(stop()).name}"
-                    break
-            about |= {"finished": not why, **({"stopped": why} if why else {}), "frames": count,
+            try:
+                for frame, flow in chain([first], pairs):
+                    write(output / f"{frame.name}{suffix}", resize_flow(flow, size))
+                    count += 1
+                    if frame.broken is not None:
+                        broken[frame.name] = frame.broken
+                    on_frame()
+                    if stop():
+                        why = f"stopped by {signal.Signals(stop()).name}"
+                        break
+            except UserError as error:
+                kept = "1 file is" if count == 1 else f"{count} files are"
+                raise UserError(f"{error} {kept} kept in '{output}'.") from error
+            about |= {"finished": not why, **({"stopped": why} if why else {}), "frames": count, "broken": broken,
                       "seconds": round(time.perf_counter() - started, 3)}
             write_json(output / _ABOUT, about)
     return about

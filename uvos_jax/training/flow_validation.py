@@ -28,10 +28,14 @@ def choose(store: Any, only: Sequence[str] | None) -> tuple[int, ...]:
     """Numbers of the videos to validate on: those named in ``only``, or all.
 
     Raises:
-      UserError: for a store without flow, a name that it does not have, or a video of one frame.
+      UserError: for a store without flow or with flow that was computed, a name that it does not have, or a video of
+        one frame.
     """
     if not store.has_flow:
         raise UserError(f"'{store.name}' has no flow to validate on; convert it with flow.")
+    if getattr(store, "flow_origin", True) not in (True, "exact", "files"):  # True: as older conversions say it
+        raise UserError(f"The flow of '{store.name}' was computed ({store.flow_origin}) and is no truth to validate on;"
+                        " convert it without --flow, into another folder.")
     videos = choose_videos(store.videos, f"'{store.name}'", only=only or ())
     for v in videos:
         if store.videos[v].length < 2:

@@ -17,6 +17,7 @@ from uvos_jax.video.pictures import LARGEST_FRAME
 
 FLOW_SUFFIXES = (".flo", ".npy", ".png")
 _FLO_MAGIC = b"PIEH"  # Middlebury's mark, the number 202021.25 in little-endian order
+_LONGEST = 1e6  # pixels; Middlebury's files mark unknown vectors by 1e9 and more
 # KITTI's PNG: 64ths of a pixel around the middle of 16 bits.
 _PNG_STEPS = 64.0
 _PNG_ZERO = 2**15
@@ -46,8 +47,8 @@ def read_flow(path: str | os.PathLike) -> np.ndarray:
         raise UserError(f"{quoted(path)} cannot be read as flow: {reason(error).removesuffix('.')}.") from error
     if flow.ndim != 3 or flow.shape[2] != 2 or flow.dtype.kind not in "fiu" or 0 in flow.shape:
         raise UserError(f"{quoted(path)} is not flow [h, w, 2] but {flow.dtype} {list(flow.shape)}.")
-    if not np.isfinite(flow).all():
-        raise UserError(f"{quoted(path)} has flow that is not finite.")
+    if not (np.abs(flow) < _LONGEST).all():
+        raise UserError(f"{quoted(path)} has flow that is not finite, or longer than a million pixels.")
     return flow.astype(np.float32)
 
 

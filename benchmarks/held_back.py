@@ -1,8 +1,8 @@
-"""What ``configs/adnet.py:tiny`` learns: held-back J and F beside trivial predictions, and the learning curve.
+"""What the ``tiny`` presets learn: held-back J and F of runs beside trivial predictions, and the learning curves.
 
     uvos train --config configs/adnet.py:tiny --workdir runs/tiny0 --data-dir data --config.seed=0
     uvos train --config configs/adnet.py:tiny --workdir runs/tiny1 --data-dir data --config.seed=1
-    python benchmarks/adnet_tiny.py runs/tiny0 runs/tiny1 --data-dir data --picture docs/adnet_tiny.png
+    python benchmarks/held_back.py runs/tiny0 runs/tiny1 --data-dir data --picture docs/adnet_tiny.png
 
 All rows are scored by the code that scores validation during training, on the same sequences. "Last" is the network
 after the last step; the best of several validations on the sequences it is chosen by would flatter it.
@@ -22,6 +22,7 @@ from uvos_jax.training.phases import phases
 from uvos_jax.training.setup import first_state, inference_variables, setup
 from uvos_jax.training.validate import choose, validate
 
+_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:red", "tab:brown", "tab:pink", "tab:olive")
 _THRESHOLDS = np.arange(0.05, 0.5, 0.05)
 
 
@@ -69,7 +70,7 @@ def curve(runs, logs, trivial, path):
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for run, log, colour in zip(runs, logs, ("tab:blue", "tab:orange", "tab:green", "tab:purple"), strict=False):
+    for run, log, colour in zip(runs, logs, _COLOURS, strict=False):
         steps, losses = zip(*((row["step"], row["loss"]) for row in log if "loss" in row), strict=True)
         left.plot(steps, losses, color=colour, alpha=0.25)
         smooth = [np.mean(losses[max(0, i - 4):i + 1]) for i in range(len(losses))]
