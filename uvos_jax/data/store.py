@@ -151,8 +151,8 @@ class ConvertedStore:
         self._lock, self._read = threading.Lock(), None
 
     def __getstate__(self):
-        return {"name": self.name, "has_flow": self.has_flow, "flow_origin": self.flow_origin, "videos": self.videos, "_folder": self._folder,
-                "_split": self._split}
+        return {"name": self.name, "has_flow": self.has_flow, "flow_origin": self.flow_origin, "videos": self.videos,
+                "_folder": self._folder, "_split": self._split}
 
     def __setstate__(self, state):
         self.__dict__ |= state
