@@ -146,6 +146,15 @@ def test_what_is_there_is_left_alone(tmp_path):
     assert _names(tmp_path / "flow") == [name.replace(".flo", ".png") for name in before[:-1]] + ["flow.json"]
 
 
+def test_files_of_others_are_left_alone(tmp_path):
+    clip = _clip(tmp_path / "clip")
+    assert uvos("flow", clip, "--output", "flow")[0] == 0
+    (tmp_path / "flow/photo.png").write_bytes(b"mine")
+    assert uvos("flow", clip, "--output", "flow", "--overwrite", "--format", "picture", "--every", "3")[0] == 0
+    assert _names(tmp_path / "flow") == ["00000.png", "00003.png", "flow.json", "photo.png"]
+    assert (tmp_path / "flow/photo.png").read_bytes() == b"mine"
+
+
 def test_frames_of_different_size_keep_what_came_before(tmp_path):
     clip = _clip(tmp_path / "clip")
     cv2.imwrite(str(clip / "00003.png"), np.zeros((40, 50, 3), np.uint8))

@@ -35,15 +35,14 @@ def convert_weights(
     hyper: Set = None,
 ) -> None:
     """Converts a published PyTorch checkpoint to a checkpoint directory; every key must fit."""
+    from uvos_jax.inference.loading import from_published
     from uvos_jax.inference.segmenter import parameter_count
-    from uvos_jax.models import build
-    from uvos_jax.weights import checkpoints, from_torch, read_state_dict
+    from uvos_jax.weights import checkpoints
 
-    overrides = hyper_parameters_of(hyper) | ({"variant": variant} if variant else {})
-    module = build(model, **overrides)
     if to.exists():
         raise UserError(f"'{to}' exists already; choose a directory that does not.")
-    variables = from_torch(model, read_state_dict(source), **overrides)
+    overrides = hyper_parameters_of(hyper) | ({"variant": variant} if variant else {})
+    module, variables = from_published(model, source, **overrides)
     checkpoints.save(to, model, module, variables, origin=f"converted from {source.name}")
     print(f"{to}: {model}, variant {module.variant}, {parameter_count(variables):,} parameters")
 

@@ -30,6 +30,7 @@ from uvos_jax.weights import checkpoints
 _SHORT_SIDE = 480  # flow is smooth: more pixels cost memory and time, and tell a segmentation little
 _LEAST_SIDE = 16
 _LEAST_RAFT_SIDE = 128  # below, the coarsest of RAFT's four correlation maps would have a single row
+_MOST_STORED = 1_280_000  # pixels; RAFT's correlation volume then takes 2 GB
 _THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -85,7 +86,10 @@ def make_raft(model: nn.Module, variables: dict, iterations: int = 20, device: j
     @jax.jit
     def flow_of(variables, first, second):
         images, padding = pad_to_eight(jnp.concatenate([first, second]).astype(jnp.float32))
-        outputs, _ = model.apply(variables, {"first": images[:batch], "second": images[batch:]}, train=False,
+        # A very long strip, whose products with itself would not fit into memory.
+        large = images.shape[1] * images.shape[2] > _MOST_STORED
+        network = model.clone(correlation="on_demand") if large else model
+        outputs, _ = network.apply(variables, {"first": images[:batch], "second": images[batch:]}, train=False,
                                  iterations=iterations)
         return unpad(outputs["flow"], padding)
 

@@ -1,6 +1,7 @@
 """One video to a folder of its optical flow: a file for each frame, and ``flow.json``."""
 
 import contextlib
+import json
 import platform
 import signal
 import time
@@ -69,7 +70,7 @@ def flow_to_folder(method: Method, source: Source, output: str | Path, *, form: 
     """
     output = check_flow_output(output, overwrite, source)
     suffix, write = FORMATS[form]
-    started, count, broken, why = time.perf_counter(), 0, {}, ""
+    started = time.perf_counter()
     with contextlib.closing(between(iter(source), method, backward)) as pairs:
         first = next(pairs)  # nothing of an earlier run is touched before
         size = first[0].image.shape[:2]
@@ -81,32 +82,44 @@ def flow_to_folder(method: Method, source: Source, output: str | Path, *, form: 
         make_folder(output)
         with alone(output / _LOCK, f"Another run is writing into '{output}'; choose another --output."):
             check_flow_output(output, overwrite, source)  # once more, now that nobody else can write
+            earlier = _files_of_earlier(output)
             write_json(output / _ABOUT, about)
-            _remove_earlier(output)
+            _remove(earlier)
+            files, broken, why = [], {}, ""
             try:
                 for frame, flow in chain([first], pairs):
-                    write(output / f"{frame.name}{suffix}", resize_flow(flow, size))
-                    count += 1
+                    files.append(f"{frame.name}{suffix}")
+                    write(output / files[-1], resize_flow(flow, size))
                     if frame.broken is not None:
                         broken[frame.name] = frame.broken
                     on_frame()
                     if stop():
                         why = f"stopped by {signal.Signals(stop()).name}"
                         break
+                about |= {"finished": not why, **({"stopped": why} if why else {}), "frames": len(files),
+                          "broken": broken, "seconds": round(time.perf_counter() - started, 3)}
             except UserError as error:
-                kept = "1 file is" if count == 1 else f"{count} files are"
-                raise UserError(f"{error} {kept} kept in '{output}'.") from error
-            about |= {"finished": not why, **({"stopped": why} if why else {}), "frames": count, "broken": broken,
-                      "seconds": round(time.perf_counter() - started, 3)}
-            write_json(output / _ABOUT, about)
+                kept = [name for name in files if (output / name).exists()]
+                raise UserError(f"{error} {len(kept)} {'file is' if len(kept) == 1 else 'files are'} kept in"
+                                f" '{output}'.") from error
+            finally:
+                with contextlib.suppress(UserError):  # the disk may be full
+                    write_json(output / _ABOUT, about | {"files": files})
     return about
 
 
-def _remove_earlier(output):
-    """Removes files of an earlier run, which may have been of another form."""
-    suffixes = {suffix for suffix, _ in FORMATS.values()}
+def _files_of_earlier(output):
+    """Files that an earlier run says it has written."""
     try:
-        for path in [path for path in output.iterdir() if path.suffix in suffixes]:
-            path.unlink()
+        names = json.loads((output / _ABOUT).read_text())["files"]
+        return [output / name for name in names if Path(name).name == name]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or a run that was killed
+        return []
+
+
+def _remove(paths):
+    try:
+        for path in paths:
+            path.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"Earlier flow in '{output}' cannot be removed: {reason(error)}.") from error
+        raise UserError(f"Earlier flow in '{paths[0].parent}' cannot be removed: {reason(error)}.") from error

@@ -48,10 +48,28 @@ def load_model(name: str | None, weights: str | Path, **overrides) -> tuple[str,
     if str(weights) == "random":
         model = build(name, **overrides)
         return name, model, random_variables(model)
+    return name, *from_published(name, path, **overrides)
+
+
+def from_published(name: str, path: Path, **overrides) -> tuple[nn.Module, dict]:
+    """Builds a model for a published state_dict, and converts that; of RAFT's two networks the one that it is of.
+
+    Args:
+      name: a system.
+      path: a ``.pth``, ``.safetensors`` or ``.npz`` file.
+      **overrides: hyper-parameters of the model.
+
+    Returns:
+      ``(model, variables)`` with NumPy leaves.
+
+    Raises:
+      UserError: if the file cannot be read or does not fit.
+    """
+    build(name, **overrides)  # a mistake in these is the first thing to say
     state_dict = unwrap(read_state_dict(path))
     if name == "raft":
         overrides = {"net": "large" if _OF_LARGE_RAFT in state_dict else "small"} | overrides
-    return name, build(name, **overrides), from_torch(name, state_dict, **overrides)
+    return build(name, **overrides), from_torch(name, state_dict, **overrides)
 
 
 def random_variables(model: nn.Module) -> dict:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from uvos_jax.errors import UserError
 from uvos_jax.models import raft_encoder
 from uvos_jax.models.raft_encoder import Encoder
 from uvos_jax.nn.layers import Conv, torch_default
@@ -271,7 +272,12 @@ class RAFT(nn.Module):
         Args:
           clip: ``{"frames": [b, 2, h, w, 3] uint8 RGB, "flow": [b, 2, h, w, 2]}``, each frame's flow to the following
             one; sides multiples of 8. Vectors that are not finite, or beyond 1000 pixels, are unknown.
+
+        Raises:
+          UserError: if there is no flow, or a side is no multiple of 8.
         """
+        if "flow" not in clip or any(side % 8 for side in clip["frames"].shape[2:4]):
+            raise UserError("RAFT learns from clips with optical flow (data.flow), sides multiples of 8 (data.size).")
         flow = clip["flow"][:, 0].astype(jnp.float32)
         valid = (jnp.abs(flow) < 1000).all(-1)
         first, second = (clip["frames"][:, i].astype(jnp.float32) for i in range(2))

@@ -30,7 +30,15 @@ from uvos_jax.training.config import changed_keys, check, config_hash
 from uvos_jax.training.launch import Launcher
 from uvos_jax.training.logs import RunLog, line
 from uvos_jax.training.phases import Phase, phase_at, phases
-from uvos_jax.training.setup import check_carry, compile_step, first_state, inference_variables, next_state, setup
+from uvos_jax.training.setup import (
+    Setup,
+    check_carry,
+    compile_step,
+    first_state,
+    inference_variables,
+    next_state,
+    setup,
+)
 from uvos_jax.training.validate import choose, validate
 from uvos_jax.video.files import alone, make_folder, write_atomically
 from uvos_jax.weights import checkpoints
@@ -97,7 +105,8 @@ class _Run:
         if config["batch_size"] % self.launcher.size:
             raise UserError(f"batch_size is {config['batch_size']}, which {self.launcher.size} devices cannot share"
                             " equally.")
-        self.batches, self.describe = (batches, None) if batches else _from_data(config, self.recipe, data_dir)
+        self.batches, self.describe = (batches, None) if batches else _from_data(config, self.recipe, self.setups,
+                                                                                 data_dir)
         self.every = (config["validate"] or {}).get("every", 0)
         if self.every:
             self.store = held_back if held_back is not None else _held_back(config["validate"], data_dir)
@@ -324,13 +333,21 @@ class _Run:
             print(sentence, flush=True)
 
 
-def _from_data(config, recipe: tuple[Phase, ...], data_dir):
-    """``(batches, describe)`` of the configuration's data."""
+def _from_data(config, recipe: tuple[Phase, ...], setups: list[Setup], data_dir):
+    """``(batches, describe)`` of the configuration's data, which the models of all phases can take."""
     from uvos_jax.data import pipeline
 
     clips = [pipeline.from_config(phase.data | {"batch_size": config["batch_size"], "seed": config["seed"]},
                                   data_dir or None)
              for phase in recipe]
+    for parts, clip in zip(setups, clips, strict=True):
+        for size in clip.sizes:
+            axes = config["batch_size"], clip.length, *size
+            shapes = {"frames": jax.ShapeDtypeStruct((*axes, 3), np.uint8),
+                      "labels": jax.ShapeDtypeStruct(axes, np.uint8)}
+            if clip.flow:
+                shapes["flow"] = jax.ShapeDtypeStruct((*axes, 2), np.float32)
+            jax.eval_shape(parts.model.training_batch, shapes)  # a mistake of a later phase shows now
 
     def batches(index, start_step):
         return pipeline.batches(clips[index], start_step, jax.process_index(), jax.process_count())
