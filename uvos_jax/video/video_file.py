@@ -162,7 +162,8 @@ def decode_pictures(
     Yields:
         As ``read_video``; where reading itself fails, a damaged picture is the last.
     """
-    stream.thread_type = "AUTO" if threads else "NONE"
+    # Not whole frames side by side: on a busy machine those may be handed out before their damage is known.
+    stream.thread_type = "SLICE" if threads else "NONE"
     zero, turns = None, 0
     for number, (stamp, frame, why) in enumerate(_decoded(container, stream, threads)):
         zero = stamp if zero is None else zero
