@@ -27,9 +27,10 @@ ALLOWED = {
     "__init__": {"inference"},
     "errors": set(),
     "options": set(),
+    "colour_wheel": set(),
     "_version": set(),
 }
-EVERYWHERE = {"errors", "options", "_version"}
+EVERYWHERE = {"errors", "options", "colour_wheel", "_version"}
 ONLY_IN = {"torch": {"weights/files.py"}, "orbax": {"weights/checkpoints.py"}}
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "array_record"}  # only in data
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -7,11 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uvos_jax.colour_wheel import colour_wheel
 from uvos_jax.ops.resize import Size, resize_bilinear
 
-# Colours between red, yellow, green, cyan, blue, magenta and red again (Baker et al., IJCV 2011).
-_WHEEL_STEPS = (15, 6, 4, 11, 13, 6)
-_WHEEL_CORNERS = ((1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 0, 1))
 _FIT_POINTS = 1024  # at most so many vectors, on a grid, decide the camera's motion
 _FIT_ROUNDS = 12
 _LEAST_SPREAD = 0.02  # pixels; a residual below it is no motion but rounding
@@ -50,7 +48,7 @@ def flow_to_rgb(flow: jax.Array, radius: jax.Array | float | None = None) -> jax
     if radius is None:
         radius = length.max((-2, -1), keepdims=True) + 1e-5
     x, y, length = flow[..., 0] / radius, flow[..., 1] / radius, (length / radius)[..., None]
-    wheel = _wheel()
+    wheel = colour_wheel().astype(np.float32)
     position = (jnp.arctan2(-y, -x) / np.pi + 1) / 2 * (len(wheel) - 1)
     low = jnp.floor(position).astype(jnp.int32)
     share = (position - low)[..., None]
@@ -100,14 +98,3 @@ def subtract_camera(flow: jax.Array) -> jax.Array:
     x, y = x[None, :], y[:, None]
     bent = a[6] * x + a[7] * y
     return flow - jnp.stack([a[0] + a[1] * x + a[2] * y + bent * x, a[3] + a[4] * x + a[5] * y + bent * y], -1)
-
-
-def _wheel() -> np.ndarray:
-    """The 55 colours of the wheel, float32 ``[55, 3]`` in [0, 1]."""
-    colours = []
-    for i, steps in enumerate(_WHEEL_STEPS):
-        start, end = np.array(_WHEEL_CORNERS[i]), np.array(_WHEEL_CORNERS[(i + 1) % 6])
-        # The published wheel holds whole levels of 255.
-        ramp = np.floor(255 * np.arange(steps) / steps)[:, None] / 255
-        colours.append(start + (end - start) * ramp)
-    return np.concatenate(colours).astype(np.float32)

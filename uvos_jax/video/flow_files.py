@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from uvos_jax.colour_wheel import colour_wheel
 from uvos_jax.errors import UserError
 from uvos_jax.video.files import quoted, reason, write_atomically
 from uvos_jax.video.image_files import is_cut_off_png
@@ -21,9 +22,6 @@ _LONGEST = 1e6  # pixels; Middlebury's files mark unknown vectors by 1e9 and mor
 # KITTI's PNG: 64ths of a pixel around the middle of 16 bits.
 _PNG_STEPS = 64.0
 _PNG_ZERO = 2**15
-# Steps between red, yellow, green, cyan, blue, magenta and red on the wheel of Baker et al.
-_WHEEL_STEPS = (15, 6, 4, 11, 13, 6)
-_WHEEL_CORNERS = ((1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 0, 1))
 
 
 def read_flow(path: str | os.PathLike) -> np.ndarray:
@@ -114,7 +112,7 @@ def flow_picture(flow: np.ndarray) -> np.ndarray:
     Returns:
         uint8 [h, w, 3], RGB; white is no motion, and the longest vector of the field has full colour.
     """
-    wheel = _wheel()
+    wheel = colour_wheel()
     radius = np.sqrt((flow**2).sum(-1))
     scale = radius.max() + 1e-5
     x, y = flow[..., 0] / scale, flow[..., 1] / scale
@@ -124,17 +122,6 @@ def flow_picture(flow: np.ndarray) -> np.ndarray:
     share = (position - low)[..., None]
     colour = (1 - share) * wheel[low] + share * wheel[(low + 1) % len(wheel)]
     return np.floor(255 * np.where(radius <= 1, 1 - radius * (1 - colour), 0.75 * colour)).astype(np.uint8)
-
-
-def _wheel() -> np.ndarray:
-    """Returns the 55 colours of the wheel, float64 [55, 3] in [0, 1]."""
-    colours = []
-    for i, steps in enumerate(_WHEEL_STEPS):
-        start, end = np.array(_WHEEL_CORNERS[i]), np.array(_WHEEL_CORNERS[(i + 1) % 6])
-        # The published wheel holds whole levels of 255.
-        ramp = np.floor(255 * np.arange(steps) / steps)[:, None] / 255
-        colours.append(start + (end - start) * ramp)
-    return np.concatenate(colours)
 
 
 def _read_flo(path):
