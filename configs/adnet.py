@@ -11,9 +11,6 @@ README.md has its table.
 
 from configs import common
 
-# Sequences of the training split that :tiny holds back, because the recipe is judged on what it has not seen.
-HELD_BACK = ["bear", "dance-jump", "motorbike", "rhino", "surf"]
-
 
 def get_config(arg: str = ""):
     """The recipe, or one of its presets: ``tiny``, ``small``."""
@@ -56,7 +53,7 @@ def tiny():
                     # Unsure of what it has never seen, the network would leave it out.
                     "background_weight": 0.45}
     config.data = config.data | {
-        "mixture": [{"name": "davis2016", "split": "train", "exclude": HELD_BACK}],
+        "mixture": [{"name": "davis2016", "split": "train", "exclude": common.HELD_BACK}],
         # Nearly the whole frame: where in it the object tends to be is half of what 25 videos can teach.
         "geometry": {"kind": "random_crop", "short_side": 81, "scale": [1.0, 1.1], "flip": 0.5},
         "paste": 0.5,
@@ -68,7 +65,7 @@ def tiny():
     config.schedule = {"name": "cosine", "lr": 1e-3, "warmup": 50}
     config.ema_decay = 0.99
     config.phases = [{"name": "davis", "steps": 1_000}]
-    config.validate = {"every": 250, "name": "davis2016", "split": "train", "only": HELD_BACK}
+    config.validate = {"every": 250, "name": "davis2016", "split": "train", "only": common.HELD_BACK}
     config.log_every = 20
     config.checkpoint_every = 250
     return config
@@ -83,7 +80,7 @@ def small():
     config = tiny()
     config.model = config.model | {"depths": [1, 2, 3, 1], "dropout": 0.1, "short_side": 113, "background_weight": 0.6}
     config.data = config.data | {
-        "mixture": [{"name": "davis2016", "split": "train", "share": 2, "exclude": HELD_BACK},
+        "mixture": [{"name": "davis2016", "split": "train", "share": 2, "exclude": common.HELD_BACK},
                     {"name": "duts", "split": "train", "share": 2, "recipe": {"name": "still", "length": 2}},
                     {"name": "synthetic", "split": "train", "share": 1}],
         "geometry": {"kind": "random_crop", "short_side": 113, "scale": [1.0, 1.25], "flip": 0.5},

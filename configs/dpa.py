@@ -19,8 +19,6 @@ recipe: not measured here. ``configs/dpa.py:tiny`` is a small network for a CPU,
 
 from configs import common
 
-# Sequences of the training split that :tiny holds back, because the recipe is judged on what it has not seen.
-HELD_BACK = ["bear", "dance-jump", "motorbike", "rhino", "surf"]
 # Paper: the appearance stream, trained on stills, also starts the motion stream.
 START_MOTION = [{"from": "appearance_", "to": "motion_"}]
 
@@ -88,15 +86,16 @@ def tiny():
     config.phases = [
         {"name": "stills", "steps": 200, "model": {"streams": "appearance"}, "data": {
             "mixture": [{"name": "duts", "split": "train", "share": 2},
-                        {"name": "davis2016", "split": "train", "exclude": HELD_BACK}],
+                        {"name": "davis2016", "split": "train", "exclude": common.HELD_BACK}],
             "recipe": {"name": "still", "length": 1}}},
         {"name": "videos", "steps": 600, "carry": START_MOTION, "data": {
-            "mixture": [{"name": "davis2016", "split": "train", "share": 4, "exclude": HELD_BACK},
+            "mixture": [{"name": "davis2016", "split": "train", "share": 4, "exclude": common.HELD_BACK},
                         {"name": "synthetic", "split": "train", "share": 1}],
             "recipe": {"name": "references", "count": 1},
             "flow": True}},
     ]
-    config.validate = {"every": 200, "name": "davis2016", "split": "train", "only": HELD_BACK, "phases": ["videos"]}
+    config.validate = {"every": 200, "name": "davis2016", "split": "train", "only": common.HELD_BACK,
+                       "phases": ["videos"]}
     config.log_every = 20
     config.checkpoint_every = 200
     return config

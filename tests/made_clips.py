@@ -24,6 +24,8 @@ def made_store(name="made up", videos=3, length=5, flow=True):
 
 RECIPES = {
     "pair": {"recipe": {"name": "pair"}, "geometry": {"kind": "foreground_crop"}, "objects": "foreground"},
+    "previous": {"recipe": {"name": "previous"}, "objects": "foreground",
+                 "geometry": {"kind": "resize", "flip": 0.5}},
     "references": {"recipe": {"name": "references", "count": 3}, "flow": True,
                    "geometry": {"kind": "margin_crop", "margin": 5, "independent": True},
                    "colour": {"brightness": (0.5, 1.5), "sharpness": (0, 3), "independent": True}},

@@ -33,10 +33,11 @@ def test_a_batch_is_a_function_of_its_step(name):
         assert_same(again.batch(step), forth[step])
     assert_same(again.example(3, 1), {key: value[1] for key, value in forth[3].items()})
     assert differ(forth[0], forth[1]) and differ(made_clips(name, seed=1).batch(0), forth[0])
-    length = {"pair": 2, "references": 4, "sequence": 4, "still": 3}[name]
+    length = {"pair": 2, "previous": 3, "references": 4, "sequence": 4, "still": 3}[name]
     assert forth[2]["frames"].shape == (4, length, 33, 41, 3) and forth[2]["frames"].dtype == np.uint8
     assert forth[2]["labels"].shape == (4, length, 33, 41) and forth[2]["labels"].dtype == np.uint8
     assert forth[2]["example"].tolist() == [8, 9, 10, 11] and forth[2]["example"].dtype == np.int64
+    assert forth[2]["still"].tolist() == [name == "still"] * 4 and forth[2]["still"].dtype == np.bool_
     assert ("flow" in forth[2]) == (name == "references")
     if name == "references":
         assert forth[2]["flow"].shape == (4, 4, 33, 41, 2) and forth[2]["flow"].dtype == np.float32
@@ -125,6 +126,39 @@ def test_a_mixture_keeps_its_shares():
         assert sources[2] == "made up: video1" and all(source.startswith("images: ") for source in sources[:2])
 
 
+def by_turns(batch_size=4, images=None, **changes):
+    """A step of stills, then two of videos."""
+    images = images or made_store("images", videos=7, length=1)
+    parts = [part(images, {"name": "still", "length": 3}), part(made_store(), {"name": "previous"}, 2)]
+    return made_clips(parts=parts, batch_size=batch_size, turns=True, **changes)
+
+
+def test_whole_batches_come_from_one_part_by_turns():
+    clips, seen = by_turns(batch_size=5), {"images": [], "made up": []}
+    for step in range(12):
+        said = [clips.describe(step, place).split(": ") for place in range(5)]
+        assert {source for source, _ in said} == {"images" if step % 3 == 0 else "made up"}
+        assert (clips.batch(step)["still"] == (step % 3 == 0)).all()
+        seen[said[0][0]] += [frames for _, frames in said]
+    # Nothing is left out: 8 batches of 15 frames, 4 of 7 pictures; and each epoch has all of them.
+    assert sorted(seen["images"][:7]) == sorted(seen["images"][7:14]) and len(set(seen["images"][:7])) == 7
+    assert sorted(seen["made up"][:15]) == sorted(seen["made up"][15:30]) and len(set(seen["made up"][:15])) == 15
+
+
+@pytest.mark.parametrize("engine", ["threads", "tensorflow"])
+def test_turns_go_on_from_any_step_on_any_number_of_processes(engine):
+    if engine == "tensorflow":
+        pytest.importorskip("tensorflow")
+    clips = by_turns(paste=0.5)
+    expected = [clips.batch(step) for step in range(5)]
+    for start in range(5):
+        for batch, whole in zip(batches(clips, start, workers=2, engine=engine), expected[start:], strict=False):
+            assert_same(batch, whole)
+    shares = [islice(batches(clips, 1, index, 2, workers=2, engine=engine), 4) for index in range(2)]
+    for whole, *pieces in zip(expected[1:], *shares, strict=True):
+        assert_same({key: np.concatenate([piece[key] for piece in pieces]) for key in whole}, whole)
+
+
 def test_identity_leaves_frames_labels_and_flow_alone():
     store = made_store()
     clips = made_clips("sequence", size=SIZE, geometry={"kind": "resize"}, objects=None, flow=True, store=store)
@@ -187,6 +221,9 @@ def test_configuration_mistakes_are_named():
         ({"seed": 2**32}, "seed must be"),
         ({"batch_size": True}, "batch_size must be"),
         ({"flow": "yes"}, "flow must be True or False"),
+        ({"turns": 1}, "turns must be True or False"),
+        ({"turns": True, "mixture": [made_up, made_up | {"recipe": {"name": "previous"}}]}, "clips of one length"),
+        ({"recipe": {"name": "previous", "first": 0}}, "recipe previous configuration's first must be"),
         ({"seed": -1}, "seed must be"),
         ({"recipe": {"name": "pairs"}}, "no recipe 'pairs'.*Did you mean 'pair'"),
         ({"recipe": {"name": "sequence", "gap": 2}}, "recipe sequence configuration knows no 'gap'"),
@@ -228,6 +265,8 @@ def test_configuration_mistakes_are_named():
     assert make_clip(0, 1, (32, 32)).frames.shape == (1, 32, 32, 3)  # the least that a store may be asked for
     with pytest.raises(UserError, match="Flow is asked for, but made up has none"):
         made_clips(store=made_store(flow=False), flow=True)
+    with pytest.raises(UserError, match="Flow is asked for, but images has none"):
+        by_turns(images=made_store("images", flow=False), flow=True)
 
 
 def test_synthetic_clips_from_a_config_dict():

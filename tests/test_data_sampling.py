@@ -5,7 +5,17 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from uvos_jax.data.sampling import RECIPES, choose_videos, generator, item_of, part_of, references, sequence, starts
+from uvos_jax.data.sampling import (
+    RECIPES,
+    choose_videos,
+    generator,
+    item_of,
+    part_by_turns,
+    part_of,
+    references,
+    sequence,
+    starts,
+)
 from uvos_jax.data.store import Video
 from uvos_jax.errors import UserError
 
@@ -38,6 +48,15 @@ def test_mixture_has_exact_shares_in_every_cycle():
     assert [part_of(5, n, shares) for n in (41, 7, 59)] == [parts[41], parts[7], parts[59]]
 
 
+def test_parts_take_turns_in_their_order():
+    shares = (1, 3, 2)
+    parts = [[part_by_turns(step, place, 4, shares) for place in range(4)] for step in range(18)]
+    assert [{part for part, _ in batch} for batch in parts] == 3 * [{0}, {1}, {1}, {1}, {2}, {2}]
+    for p in range(3):  # the examples of a part are counted without a gap
+        assert [visit for batch in parts for part, visit in batch if part == p] == list(range(3 * shares[p] * 4))
+    assert part_by_turns(10**6, 2, 4, (1, 2)) == (1, 2 + 4 * 2 * 333_333)  # turn 1 of its cycle
+
+
 def test_every_item_once_an_epoch_in_changing_order():
     epochs = [[item_of(3, 1, visit, 17) for visit in range(e * 17, e * 17 + 17)] for e in range(3)]
     assert all(sorted(epoch) == list(range(17)) for epoch in epochs)
@@ -53,6 +72,14 @@ def test_pair():
     seen = Counter(frames(rng, video, 4, first=False)[0] for rng in _rngs(500))
     assert set(seen) == {0, 1, 2, 3, 5} and min(seen.values()) > 60
     assert frames(_rngs(1)[0], _video(1), 0, first=False) == [0, 0]
+
+
+def test_previous_takes_the_frame_before():
+    recipe, video = RECIPES["previous"], _video(6, labelled=[0, 1, 4])
+    assert recipe.items(video, {"first": True}) == (0, 1, 4) and recipe.length({"first": True}) == 3
+    assert [recipe.frames(_rngs(1)[0], video, item) for item in (0, 1, 4)] == [[0, 0, 0], [0, 0, 1], [0, 3, 4]]
+    drawn = [recipe.frames(rng, video, 4, first=False) for rng in _rngs(200)]
+    assert {anchor for anchor, *_ in drawn} == {0, 1, 2, 3, 5} and all(rest == [3, 4] for _, *rest in drawn)
 
 
 def test_next_takes_every_frame_but_the_last_with_the_one_after_it():

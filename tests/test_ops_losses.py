@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uvos_jax.ops.losses import binary_cross_entropy, soft_iou
+from uvos_jax.models.f2net_official import mask_loss
+from uvos_jax.ops.losses import binary_cross_entropy, focal_loss, soft_iou
 
 
 def _batch(seed=0):
@@ -94,3 +95,80 @@ def test_soft_iou_leaves_out_what_does_not_count():
     np.testing.assert_allclose(soft_iou(probability, target, valid), soft_iou(probability[:, :3], target[:, :3]),
                                rtol=1e-6)
     assert not np.asarray(soft_iou(probability, target, np.zeros_like(valid))).any()  # nothing counts: no loss
+
+
+def _heat(*peaks, size=(6, 7)):
+    """A batch of one target: a spot that falls off around each peak (row, column)."""
+    target = np.zeros((1, *size, 1), np.float32)
+    y, x = np.mgrid[:size[0], :size[1]]
+    for row, column in peaks:
+        spot = np.maximum(1 - 0.3 * (abs(y - row) + abs(x - column)), 0)
+        target[0, ..., 0] = np.maximum(target[0, ..., 0], spot)
+    return target
+
+
+def test_focal_loss_equals_the_published_code(golden):
+    with np.load(golden / "f2net_units.npz") as file:
+        p, target = (file[name].transpose(0, 2, 3, 1) for name in ("focal_pred", "focal_gt"))
+        logits = np.log(p.astype(np.float64) / (1 - p))
+        np.testing.assert_allclose(focal_loss(logits.astype(np.float32), target), file["focal_loss"], rtol=1e-6)
+
+
+def test_the_published_mask_loss(golden):
+    """F2Net's ``official`` loss: a cross-entropy with one weight for all pixels, and 0.8 times the mean error."""
+    with np.load(golden / "f2net_units.npz") as file:
+        p, label = (file[name].transpose(0, 2, 3, 1) for name in ("bce_pred", "bce_label"))
+        logits = np.log(p.astype(np.float64) / (1 - p)).astype(np.float32)
+        loss = mask_loss(logits, label > 0, np.ones(label.shape, bool))
+        np.testing.assert_allclose(loss, file["wbce"] + 0.8 * file["l1"], rtol=1e-6)
+
+
+def test_focal_loss_by_hand():
+    # p = 1/2 everywhere. The peak costs log(2) / 4; the pixel beside it, 0.5 in the target, a sixteenth of that; the
+    # pixel that is 0 as much as the peak.
+    target = np.array([[1, 0.5, 0]], np.float32)
+    np.testing.assert_allclose(focal_loss(np.zeros((1, 3)), target), [np.log(2) / 4 * (2 + 1 / 16)], rtol=1e-6)
+    # p = 3/4 at the peak and 1/4 where nothing is: (1/4)^2 log(4/3) each.
+    logits = np.log(np.array([[3, 1 / 3]], np.float32))
+    np.testing.assert_allclose(focal_loss(logits, np.array([[1, 0]])), [np.log(4 / 3) / 8], rtol=1e-5)
+
+
+def test_focal_loss_is_per_peak_of_each_example():
+    logits = np.random.default_rng(0).standard_normal((3, 6, 7, 1)).astype(np.float32)
+    target = np.concatenate([_heat(), _heat((1, 2)), _heat((0, 0), (5, 6))])
+    loss = np.asarray(focal_loss(logits, target))
+    p = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    for i, divisor in enumerate((1, 1, 2)):
+        peak = target[i] == 1
+        total = -((1 - p[i]) ** 2 * np.log(p[i]))[peak].sum()
+        total -= ((1 - target[i]) ** 4 * p[i] ** 2 * np.log(1 - p[i]))[~peak].sum()
+        np.testing.assert_allclose(loss[i], total / divisor, rtol=1e-5)
+        np.testing.assert_allclose(focal_loss(logits[i:i + 1], target[i:i + 1]), loss[i:i + 1], rtol=1e-6)
+    assert loss.shape == (3,) and loss.dtype == np.float32
+
+
+def test_a_perfect_heat_map_costs_nothing():
+    target = np.concatenate([_heat((2, 3)), _heat()])
+    np.testing.assert_array_equal(focal_loss(np.where(target == 1, 200, -200).astype(np.float32), target), [0, 0])
+
+
+@pytest.mark.parametrize("value", [1e4, 100.0, -100.0, -1e4])
+def test_focal_loss_of_extreme_logits_is_finite_and_pulls_back(value):
+    target = np.concatenate([_heat((2, 3)), _heat()])
+    logits = np.full_like(target, value)
+    loss, gradient = jax.value_and_grad(lambda x: focal_loss(x, target).sum())(logits)
+    assert np.isfinite(loss) and np.isfinite(gradient).all()
+    if value < 0:  # all is right but the peak
+        np.testing.assert_allclose(loss, -value, rtol=1e-6)
+        assert gradient[0, 2, 3, 0] == -1 and (np.asarray(gradient) != 0).sum() == 1
+    else:
+        np.testing.assert_allclose(gradient, np.where(target == 1, 0, (1 - target) ** 4), rtol=1e-6)
+
+
+def test_focal_loss_counts_only_what_counts():
+    logits = np.random.default_rng(0).standard_normal((1, 6, 7, 1)).astype(np.float32)
+    target, weight = _heat((1, 1), (1, 5)), np.ones((1, 6, 7, 1), bool)
+    weight[:, :, 4:] = False  # the second peak lies there
+    np.testing.assert_allclose(focal_loss(logits, target, weight), focal_loss(logits[:, :, :4], target[:, :, :4]),
+                               rtol=1e-6)
+    assert not np.asarray(focal_loss(logits, target, np.zeros_like(weight))).any()

@@ -1,16 +1,21 @@
 """Configurations: files, presets, overrides, and what is said about mistakes."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from uvos_jax.errors import UserError
 from uvos_jax.training.config import CHANGEABLE, changed_keys, check, config_hash, load_config, override, plain
 from uvos_jax.training.optimizers import schedule
+from uvos_jax.training.phases import phases
+from uvos_jax.training.setup import check_carry, setup
 
 FILE = '''
 from ml_collections import ConfigDict
@@ -225,3 +230,52 @@ def test_the_shipped_recipe_of_adnet_is_the_papers():
     tiny = load_config(f"{path}:tiny")
     held_back = set(tiny["validate"]["only"])
     assert len(held_back) == 5 and held_back == set(tiny["data"]["mixture"][0]["exclude"])
+
+
+F2NET = Path(__file__).parents[1] / "configs" / "f2net.py"
+
+
+def test_the_shipped_recipe_of_f2net_is_the_papers():
+    """Sec. 4: batch 16 of 473x473, SGD with learning rate 2.5e-4, poly of power .9, twice 20 epochs."""
+    config = load_config(str(F2NET))
+    recipe = phases(config)
+    assert (config["batch_size"], config["data"]["size"], config["optimizer"]["momentum"]) == (16, [473, 473], 0.9)
+    assert config["optimizer"]["weight_decay"] == 5e-4
+    assert [phase.model["prior_from"] for phase in recipe] == ["truth", "predicted"]
+    videos = [step for phase in recipe for step in range(phase.start, phase.stop) if step % 3]
+    assert 40 * 2079 <= 16 * len(videos) < 40 * 2079 + 40 * 16  # an epoch ends with the batch of its last frame
+    # One curve through both phases.
+    rates = [schedule(phase.schedule, phase.stop - phase.start) for phase in recipe]
+    for step in (0, 1_000, 3_899, 3_900, 5_000, 7_799):
+        rate, first = (rates[0], 0) if step < 3_900 else (rates[1], 3_900)
+        assert float(rate(step - first)) == pytest.approx(2.5e-4 * (1 - step / 7_800) ** 0.9, rel=2e-4)
+
+
+def test_what_f2net_brings_along_rests_while_videos_are_seen():
+    config = load_config(str(F2NET))
+    encoder, new = config["optimizer"]["groups"]
+    first, second = phases(config)
+    for phase in (first, second):
+        parts = [entry.get("recipe", phase.data["recipe"])["name"] for entry in phase.data["mixture"]
+                 for _ in range(entry["share"])]
+        assert phase.data["turns"] and list(zip(parts, encoder["lr"], strict=True)) == [
+            ("still", 1.0), ("previous", 0.01), ("previous", 0.01)]
+    assert new == {"match": ".*", "lr": 10.0}
+    params = flatten_dict(setup(config, first).state.params, sep="/")
+    theirs = sum(leaf.size for path, leaf in params.items() if re.fullmatch(encoder["match"], path))
+    # Parameters under "encoder." in the published file, and all of them.
+    assert (theirs, sum(leaf.size for leaf in params.values())) == (78_815_810, 80_247_400)
+
+
+@pytest.mark.parametrize(("preset", "net"), [(":tiny", "csa"), (":tiny_ad", "ad"), (":tiny_cgad", "cgad")])
+def test_small_networks_of_f2net_see_the_same_and_hold_the_same_back(preset, net):
+    config, tiny = load_config(f"{F2NET}{preset}"), load_config(f"{F2NET}:tiny")
+    recipe = phases(config)
+    first, second = (setup(config, phase) for phase in recipe)
+    check_carry(first, second, recipe[1])
+    assert first.model.net == net and (first.model.prior_from, second.model.prior_from) == ("truth", "predicted")
+    assert jax.tree.map(np.shape, first.state.params) == jax.tree.map(np.shape, second.state.params)
+    assert {key: value for key, value in config.items() if key != "model"} == {
+        key: value for key, value in tiny.items() if key != "model"}
+    assert config["validate"]["only"] == config["data"]["mixture"][1]["exclude"] == load_config(
+        f"{F2NET.parent / 'adnet.py'}:tiny")["validate"]["only"]

@@ -29,15 +29,15 @@ def _flat(tree):
     return {f"{a}/{b}/{c}": np.asarray(x) for a, bs in tree.items() for b, cs in bs.items() for c, x in cs.items()}
 
 
-def _ours(config, rate, steps, scale=1.0):
+def _ours(config, rate, steps, scale=1.0, first=0):
     # In float32 optax's 1 - 0.999^t is off by 1e-5 in the first steps, where PyTorch computes it in float64.
     with jax.enable_x64(True):
-        return _updates(config, rate, steps, scale)
+        return _updates(config, rate, steps, scale, first)
 
 
-def _updates(config, rate, steps, scale):
+def _updates(config, rate, steps, scale, first):
     params = _nested(_arrays(0))
-    tx = make_optimizer(config, rate, params)
+    tx = make_optimizer(config, rate, params, first)
     state, seen = tx.init(params), []
     for step in range(steps):
         updates, state = jax.jit(tx.update)(_nested(_arrays(step + 1, scale)), state, params)
@@ -46,8 +46,11 @@ def _updates(config, rate, steps, scale):
     return seen, state
 
 
-def _theirs(torch, make, rate, steps, *, scale=1.0, clip=None, frozen=()):
-    """The same gradients through ``torch.optim``; ``make(parameters by path) -> optimizer``, its lrs are factors."""
+def _theirs(torch, make, rate, steps, *, scale=1.0, clip=None, frozen=(), turns=None):
+    """The same gradients through ``torch.optim``; ``make(parameters by path) -> optimizer``, its lrs are factors.
+
+    ``turns(step)`` gives the factors of a step instead.
+    """
     params = {path: torch.nn.Parameter(torch.from_numpy(x.copy())) for path, x in _arrays(0).items()}
     optimizer, seen = make(params), []
     factors = [group["lr"] for group in optimizer.param_groups]
@@ -56,7 +59,7 @@ def _theirs(torch, make, rate, steps, *, scale=1.0, clip=None, frozen=()):
             params[path].grad = None if path in frozen else torch.from_numpy(grad)
         if clip:
             torch.nn.utils.clip_grad_norm_(params.values(), clip)
-        for group, factor in zip(optimizer.param_groups, factors, strict=True):
+        for group, factor in zip(optimizer.param_groups, turns(step) if turns else factors, strict=True):
             group["lr"] = factor * rate[step]
         optimizer.step()
         seen.append({path: p.detach().numpy().copy() for path, p in params.items()})
@@ -104,6 +107,40 @@ def test_groups_and_clipping_follow_torch(torch, name):
                      {"params": [p["head/conv/kernel"]], "lr": 10.0, "weight_decay": 0.1}], lr=1.0, **options)
 
     _assert_same(ours, _theirs(torch, make, RATES, 20, clip=2.0, frozen=("backbone/conv/kernel",)))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_rates_by_turns_follow_torch(torch, name):
+    config = {"name": name, "weight_decay": 0.1, "groups": [
+        {"match": "backbone/.*", "lr": [1.0, 0.01, 0.01]}, {"match": ".*/bias", "lr": [0.0, 2.0]},
+        {"match": ".*", "lr": 10.0}]}
+    ours, _ = _ours(config, schedule(RATE, 25), 20, first=4)  # global steps 4, 5, ...
+    options = {"momentum": 0.9} if name == "sgd" else {}
+
+    def make(p):
+        groups = [[p["backbone/conv/kernel"], p["backbone/bn/scale"]], [p["head/conv/bias"]], [p["head/conv/kernel"]]]
+        kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+        return kind([{"params": group} for group in groups], lr=1.0, weight_decay=0.1, **options)
+
+    def turns(step):
+        return (1.0 if step % 3 == 2 else 0.01), (2.0 if step % 2 else 0.0), 10.0
+
+    _assert_same(ours, _theirs(torch, make, RATES, 20, turns=turns))
+
+
+def test_rates_by_turns_by_hand():
+    rate = schedule({"name": "constant", "lr": 1.0}, 9)
+    groups = [{"match": "backbone/.*", "lr": [2.0, 0.0, 0.5]}, {"match": "head/.*", "lr": [0.0, 0.0]}]
+    seen, state = _ours({"name": "sgd", "momentum": 0.0, "groups": groups}, rate, 4, first=7)  # 7, 8, 9, 10
+    start, grads = _arrays(0), [_arrays(step + 1) for step in range(4)]
+    path = "backbone/conv/kernel"
+    value = start[path]
+    for step, factor in enumerate((0.0, 0.5, 2.0, 0.0)):
+        value = value - factor * grads[step][path]
+        np.testing.assert_allclose(seen[step][path], value, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(seen[-1]["head/conv/bias"], start["head/conv/bias"])
+    assert len(jax.tree.leaves(state.inner)) == 2  # what never learns has no momentum
 
 
 def test_clipping_leaves_small_gradients_alone():
@@ -199,7 +236,10 @@ def test_a_bad_schedule_is_named(config, says):
                      {"clip_norm": "x"}, {"clip_norm": -1}, {"b1": 2}, {"eps": 0}, {"groups": [".*"]},
                      {"groups": {"match": ".*"}})),
     *(({"name": "sgd", "groups": [{"match": ".*"} | change]}, f"groups configuration's {next(iter(change))} must be")
-      for change in ({"lr": "x"}, {"lr": -1}, {"lr": float("inf")}, {"decay": "no"}, {"match": 3})),
+      for change in ({"lr": "x"}, {"lr": -1}, {"lr": float("inf")}, {"decay": "no"}, {"match": 3}, {"lr": []},
+                     {"lr": [1.0, -1.0]}, {"lr": [[1.0]]}, {"lr": [1.0, None]})),
+    ({"name": "sgd", "groups": [{"match": ".*", "lr": [-1]}]},
+     r"^The optimizer.groups configuration's lr must be a number of at least 0, or a list of such, not \[-1\]\.$"),
     ({"name": "sgd", "moment": 0.9}, "Did you mean 'momentum'"),
     ({"name": "sgd", "groups": [{"match": "backbone"}]}, "'backbone' matches no parameter"),
     ({"name": "sgd", "groups": [{"match": ".*"}, {"match": "head/.*"}]}, "earlier group"),
@@ -207,6 +247,7 @@ def test_a_bad_schedule_is_named(config, says):
     ({"name": "sgd", "groups": [{"lr": 2.0}]}, "does not say 'match'"),
     ({"name": "sgd", "groups": [{"match": ".*", "lrs": 2.0}]}, "knows no 'lrs'"),
     ({"name": "sgd", "groups": [{"match": ".*", "lr": 0}]}, "freezes every parameter"),
+    ({"name": "sgd", "groups": [{"match": ".*", "lr": [0, 0.0]}]}, "freezes every parameter"),
 ])
 def test_a_bad_optimizer_is_named(config, says):
     with pytest.raises(UserError, match=says):

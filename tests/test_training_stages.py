@@ -162,6 +162,33 @@ def test_flow_that_the_data_lack_is_asked_for(tmp_path):
         make_clips([part(store, {"name": "still"})], (8, 8), 1, 0, {"kind": "resize"}, flow=True)
 
 
+def test_rates_and_batches_take_turns_through_all_phases(tmp_path, monkeypatch):
+    whole, asked = Flowing.training_batch, []
+
+    def noted(self, clip):
+        asked.append((clip["still"].shape, str(clip["still"].dtype)))
+        return whole(self, clip)
+
+    monkeypatch.setattr(Flowing, "training_batch", nn.nowrap(noted))
+    made_up = DATA["mixture"][0]
+    data = DATA | {"mixture": [made_up | {"recipe": {"name": "still", "length": 2}}, made_up | {"share": 2}],
+                   "turns": True}
+    every_third = {"name": "sgd", "momentum": 0.0, "groups": [{"match": ".*", "lr": [1.0, 0.0, 0.0]}]}
+
+    def weights(*steps):
+        folder = tmp_path / "".join(map(str, steps))
+        train(config(data=data, optimizer=every_third, schedule={"name": "constant", "lr": 0.05}, accumulate=2,
+                     phases=[{"name": str(i), "steps": n} for i, n in enumerate(steps)]), folder)
+        return flatten_dict(checkpoints.load(folder / "last")[2]["params"])
+
+    # Steps 0 and 3 learn, and 6 would be the next. The second phase knows that its first is step 4.
+    through = weights(4, 2)
+    assert through["head", "bias"].any()  # it starts at 0
+    for path, leaf in weights(4).items():
+        np.testing.assert_array_equal(through[path], leaf)
+    assert set(asked) == {((4,), "bool"), ((2,), "bool")}  # the check before the start; a micro-batch
+
+
 STREAMS = {"": {"appearance", "motion"}, ":tiny": {"appearance", "motion"}, ":tiny_appearance": {"appearance"},
            ":tiny_motion": {"motion"}}
 

@@ -70,8 +70,8 @@ def segment(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run of this command ended;"
                                               " with --overwrite, replace results of other options.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are in the way.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Also draw features: AD-Net's matches and drift, DPA's"
-                                             " attentions.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Also draw what the network sees: AD-Net's matches and"
+                                             " drift, DPA's attentions, F2Net's centres.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show errors only.")] = False,
     log_file: Annotated[Path | None, typer.Option("--log-file", help="Append all that is said, with the time.")] = None,
 ) -> None:

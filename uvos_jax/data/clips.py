@@ -5,6 +5,7 @@ Examples are NumPy:
 - ``"frames"``: uint8 [t, h, w, 3], RGB;
 - ``"labels"``: uint8 [t, h, w], 0 background, ids, 255 void;
 - ``"flow"``: float32 [t, h, w, 2], (dx, dy) in pixels to the following frame of the video, if asked for;
+- ``"still"``: bool, whether the example is a picture (of the recipe "still"), not a video;
 - ``"example"``: int64, global number of the example.
 """
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from uvos_jax.data import colour as colours
 from uvos_jax.data.geometry import KINDS, options_of, reduction, warp_flow, warp_image, warp_labels
-from uvos_jax.data.sampling import EXAMPLE, RECIPES, SIZE, choose_videos, generator, item_of, part_of
+from uvos_jax.data.sampling import EXAMPLE, RECIPES, SIZE, choose_videos, generator, item_of, part_by_turns, part_of
 from uvos_jax.data.store import VOID
 from uvos_jax.errors import UserError
 from uvos_jax.options import (
@@ -43,7 +44,7 @@ _OBJECTS = whole(None, 1, VOID - 1)
 SETTINGS = {
     "size": one_or_more(size(REQUIRED)), "batch_size": whole(REQUIRED, 1), "seed": whole(REQUIRED, 0, 2**32 - 1),
     "geometry": section({"kind": "resize"}), "colour": optional(section(None)), "flow": flag(False),
-    "paste": fraction(0.0),
+    "paste": fraction(0.0), "turns": flag(False),
     "objects": Option(None, f"None, 'foreground' or the largest number of objects, {_OBJECTS.wants}",
                       lambda value: value is None or value == "foreground" or _OBJECTS.fits(value)),
 }
@@ -57,7 +58,7 @@ class Part:
     Attributes:
         store: See ``uvos_jax.data.store``.
         what: Its name and split, for messages.
-        share: Examples of it in a cycle of the mixture.
+        share: Examples of it, or steps if the parts take turns, in a cycle of the mixture.
         recipe: Name in ``RECIPES``.
         options: All options of the recipe.
         items: int [n, 2], video and the recipe's item.
@@ -78,7 +79,7 @@ def part(store: Any, recipe: dict, share: int = 1, split: str = "", exclude: Seq
     Args:
         store: See ``uvos_jax.data.store``.
         recipe: ``{"name": ..., option: value}``, see ``RECIPES``.
-        share: Whole number of examples in a cycle of the mixture.
+        share: Whole number of examples, or of steps if the parts take turns, in a cycle of the mixture.
         split: Its split, for messages.
         exclude: Sequences to leave out.
         only: Sequences to keep; all if empty.
@@ -116,6 +117,7 @@ class Clips:
         flow: Whether examples have optical flow.
         objects: None, "foreground" or the largest number of objects, see ``relabel``.
         paste: Share of the examples that get the objects of another clip.
+        turns: Whether whole batches come from one part, by turns.
     """
 
     parts: tuple[Part, ...]
@@ -133,6 +135,7 @@ class Clips:
     flow: bool
     objects: str | int | None
     paste: float
+    turns: bool
 
     def size_of(self, step: int) -> tuple[int, int]:
         """Returns height and width of the frames of a step, the same for all its examples."""
@@ -163,6 +166,7 @@ class Clips:
             its = RECIPES[chosen.recipe].frames(rng, chosen.store.videos[other], item, **chosen.options)
             clip = paste(clip, self._clip(chosen, other, its, rng, size))
         return clip | {"labels": relabel(rng, clip["labels"], self.objects, chosen.recipe == "sequence"),
+                       "still": np.bool_(chosen.recipe == "still"),
                        "example": np.int64(step * self.batch_size + place)}
 
     def _clip(self, chosen: Part, v: int, indices: list[int], rng: np.random.Generator, size: tuple[int, int]) -> Batch:
@@ -195,7 +199,9 @@ class Clips:
 
     def _choose(self, step: int, place: int) -> tuple[Part, int, list[int], np.random.Generator]:
         """Returns the part, video and frames of an example, and random numbers for the rest."""
-        index, visit = part_of(self.seed, step * self.batch_size + place, tuple(part.share for part in self.parts))
+        shares = tuple(part.share for part in self.parts)
+        index, visit = (part_by_turns(step, place, self.batch_size, shares) if self.turns else
+                        part_of(self.seed, step * self.batch_size + place, shares))
         chosen = self.parts[index]
         v, item = map(int, chosen.items[item_of(self.seed, index, visit, len(chosen.items))])
         rng = generator(self.seed, EXAMPLE, step, place)
@@ -272,7 +278,7 @@ def relabel(rng: np.random.Generator, labels: np.ndarray, objects: str | int | N
 
 def make_clips(parts: Sequence[Part], size: tuple[int, int] | Sequence[tuple[int, int]], batch_size: int, seed: int,
                geometry: dict, colour: dict | None = None, flow: bool = False, objects: str | int | None = None,
-               paste: float = 0.0) -> Clips:
+               paste: float = 0.0, turns: bool = False) -> Clips:
     """Checks and completes a description of training examples.
 
     Args:
@@ -286,6 +292,7 @@ def make_clips(parts: Sequence[Part], size: tuple[int, int] | Sequence[tuple[int
         flow: Whether examples have optical flow; every dataset must.
         objects: See ``relabel``.
         paste: Share of the examples that get the objects of another clip of their dataset, see ``paste``.
+        turns: Whether whole batches come from one part of the mixture: in its order, each for ``share`` steps in a row.
 
     Raises:
         UserError: Something of it does not fit.
@@ -300,7 +307,8 @@ def make_clips(parts: Sequence[Part], size: tuple[int, int] | Sequence[tuple[int
         raise UserError(f"The shares of the mixture sum up to {cycle}; choose smaller ones of the same ratio, "
                         f"{_LONGEST_CYCLE} at most together.")
     checked = check_options({"size": size, "batch_size": batch_size, "seed": seed, "geometry": geometry,
-                             "colour": colour, "flow": flow, "objects": objects, "paste": paste}, SETTINGS, "data")
+                             "colour": colour, "flow": flow, "objects": objects, "paste": paste, "turns": turns},
+                            SETTINGS, "data")
     without = [part.what for part in parts if flow and not part.store.has_flow]
     if without:
         raise UserError(f"Flow is asked for, but {', '.join(without)} has none; convert it with --flow, or set flow "
@@ -313,7 +321,7 @@ def make_clips(parts: Sequence[Part], size: tuple[int, int] | Sequence[tuple[int
                  fill_label=options.pop("fill_label"), geometry=options,
                  independent_colour=tones.pop("independent"),
                  colour={name: tuple(value) for name, value in tones.items() if value is not None},
-                 flow=flow, objects=objects, paste=float(paste))
+                 flow=flow, objects=objects, paste=float(paste), turns=turns)
 
 
 def stack(examples: Sequence[Batch]) -> Batch:

@@ -31,9 +31,10 @@ def from_config(config: Any, data_dir: str | os.PathLike | None = None) -> Clips
 
     Args:
         config: A dict or ConfigDict: ``{"mixture": [{"name", "split", "share", "exclude", "only", "recipe"}, ...],
-            "recipe", "geometry", "colour", "size", "flow", "objects", "paste", "batch_size", "seed"}``. ``recipe`` of
-            a part replaces the common one; ``split`` is "train" and ``share`` 1 if not given. A part of name
-            "synthetic" that has a ``count`` is made up: ``{"name": "synthetic", "count", "length", "size", "seed"}``.
+            "recipe", "geometry", "colour", "size", "flow", "objects", "paste", "turns", "batch_size", "seed"}``.
+            ``recipe`` of a part replaces the common one; ``split`` is "train" and ``share`` 1 if not given. A part of
+            name "synthetic" that has a ``count`` is made up: ``{"name": "synthetic", "count", "length", "size",
+            "seed"}``.
         data_dir: Folder of the converted datasets; None if all are made up.
 
     Raises:
@@ -112,7 +113,8 @@ def _tensorflow(make: Callable[[int], Batch], first: int, size: int, workers: in
     with suppress(RuntimeError):  # too late if TensorFlow is in use already; the devices are JAX's
         tf.config.set_visible_devices([], "GPU")
     # The shape of an example after length, height and width, which may differ from step to step.
-    kinds = {"frames": (tf.uint8, [3]), "labels": (tf.uint8, []), "example": (tf.int64, None)}
+    kinds = {"frames": (tf.uint8, [3]), "labels": (tf.uint8, []), "still": (tf.bool, None),
+             "example": (tf.int64, None)}
     if clips.flow:
         kinds["flow"] = tf.float32, [2]
     failures = {}

@@ -45,6 +45,22 @@ def pair(rng: np.random.Generator, video: Video, item: int, *, first: bool = Tru
     return [0 if first else _others(rng, video, item, 1)[0], item]
 
 
+def previous(rng: np.random.Generator, video: Video, item: int, *, first: bool = True) -> list[int]:
+    """An anchor, the frame to be segmented and, between them, the one before it (F2Net, Sec. 4).
+
+    Args:
+        rng: Random numbers.
+        video: The video.
+        item: Index of the frame to be segmented; before the first one comes itself. The frame before needs no labels.
+        first: Whether the anchor is the first frame of the video, or any frame other than ``item``.
+
+    Returns:
+        ``[anchor, item - 1, item]``.
+    """
+    anchor, _ = pair(rng, video, item, first=first)
+    return [anchor, max(item - 1, 0), item]
+
+
 def references(rng: np.random.Generator, video: Video, item: int, *, count: int = 4) -> list[int]:
     """The frame to be segmented and random other frames of its video (DPA, Sec. 4: four of them).
 
@@ -162,6 +178,7 @@ class Recipe:
 
 RECIPES = {
     "pair": Recipe({"first": flag(True)}, pair, _labelled, lambda options: 2),
+    "previous": Recipe({"first": flag(True)}, previous, _labelled, lambda options: 3),
     "references": Recipe({"count": whole(4, 1, _LONGEST)}, references, _labelled,
                          lambda options: 1 + options["count"]),
     "sequence": Recipe({"length": whole(3, 1, _LONGEST), "max_gap": whole(3, 1), "reverse": fraction(0.5)}, sequence,
@@ -215,6 +232,26 @@ def part_of(seed: int, number: int, shares: tuple[int, ...]) -> tuple[int, int]:
     order = _cycle(seed, cycle, shares)
     part = int(order[place])
     return part, cycle * shares[part] + int(np.count_nonzero(order[:place] == part))
+
+
+def part_by_turns(step: int, place: int, batch_size: int, shares: tuple[int, ...]) -> tuple[int, int]:
+    """Says of which part of a mixture an example is where whole batches are: each part has ``share`` steps in a row.
+
+    Args:
+        step: Step of the training.
+        place: Place in the global batch.
+        batch_size: Examples of a step.
+        shares: Whole-number share of each part; what comes when follows from ``step % sum(shares)`` alone.
+
+    Returns:
+        The part, and how many examples of it came before.
+    """
+    cycle, turn = divmod(step, sum(shares))
+    part = 0
+    while turn >= shares[part]:
+        turn -= shares[part]
+        part += 1
+    return part, (cycle * shares[part] + turn) * batch_size + place
 
 
 def item_of(seed: int, part: int, visit: int, count: int) -> int:

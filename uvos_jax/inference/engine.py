@@ -26,11 +26,14 @@ class Decision:
       probability: ``[h, w]`` uint8, 255 where foreground is certain; None unless it was asked for.
       confidence: float32 in [0, 1], the mean probability of what was decided to be foreground, or of background in all
         pixels if nothing was; None unless probabilities were asked for.
+      notes: what else the model says of the frame, ``aux["notes"]`` of ``predict`` in the first view: flags (bool) and
+        measures (float32); before the first valid frame, False and NaN. None of models that say nothing.
     """
 
     labels: jax.Array
     probability: jax.Array | None = None
     confidence: jax.Array | None = None
+    notes: dict[str, jax.Array] | None = None
 
 
 @flax.struct.dataclass
@@ -89,10 +92,19 @@ class Engine:
         features = self._encode(variables, frames, flows)
         states = tuple(self._apply(variables, "init_state", f, None, self.native_size) for f in features)
         stages = tuple(STAGES[name][0](self.native_size) for name in self.model.postprocess)
-        last = Decision(jnp.zeros(self.native_size, jnp.uint8))
+        last = Decision(jnp.zeros(self.native_size, jnp.uint8), notes=self._first_notes(variables, states, features))
         if self.soft:
-            last = Decision(last.labels, jnp.zeros(self.native_size, jnp.uint8), jnp.zeros((), jnp.float32))
+            last = last.replace(probability=last.labels, confidence=jnp.zeros((), jnp.float32))
         return Carry(states, stages, last)
+
+    def _first_notes(self, variables, states, features):
+        """Nothing yet, in the form that ``predict`` gives to its notes."""
+        if not self.model.notes:
+            return None
+        one = jax.tree.map(lambda x: x[:1], features[0])
+        _, aux = jax.eval_shape(lambda: self._apply(variables, "predict", states[0], one))
+        return {name: jnp.full(note.shape[1:], False if note.dtype == bool else jnp.nan, note.dtype)
+                for name, note in aux["notes"].items()}
 
     def _step(self, variables, carry, frames, valid, flows=None):
         def one_frame(carry, xs):
@@ -118,17 +130,18 @@ class Engine:
         states = tuple(self._apply(variables, "commit", state, f, _mirrored(labels[..., None], mirrored)[..., 0], aux)
                        for state, f, (_, aux), mirrored
                        in zip(carry.states, features, predictions, self._mirrored, strict=True))
-        return Carry(states, tuple(stages), self._decision(score[0, ..., 0], labels[0]))
+        notes = jax.tree.map(lambda x: x[0], predictions[0][1].get("notes"))
+        return Carry(states, tuple(stages), self._decision(score[0, ..., 0], labels[0], notes))
 
-    def _decision(self, score, labels):
+    def _decision(self, score, labels, notes):
         if not self.soft:
-            return Decision(labels)
+            return Decision(labels, notes=notes)
         probability = self.model.to_probability(score)
         foreground = labels > 0
         area = foreground.sum()
         confidence = jnp.where(area > 0, jnp.where(foreground, probability, 0).sum() / jnp.maximum(area, 1),
                                1 - probability.mean())
-        return Decision(labels, jnp.round(255 * probability).astype(jnp.uint8), confidence)
+        return Decision(labels, jnp.round(255 * probability).astype(jnp.uint8), confidence, notes)
 
     def _encode(self, variables, frames, flows) -> tuple[Any, ...]:
         """Features of every view, each with leading axis ``t``."""

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from uvos_jax.errors import UserError
-from uvos_jax.inference import figures_adnet, figures_dpa
+from uvos_jax.inference import figures_adnet, figures_dpa, figures_f2net
 from uvos_jax.inference.segmenter import Segmenter
 from uvos_jax.video import Source
 
-_DRAWN_BY = {"adnet": figures_adnet, "dpa": figures_dpa}
+_DRAWN_BY = {"adnet": figures_adnet, "dpa": figures_dpa, "f2net": figures_f2net}
 
 
 def check_figures(segmenter: Segmenter, source: Source) -> None:

@@ -74,6 +74,7 @@ class _Progress:
     resumed: int = 0
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
     confidences: list[float] = dataclasses.field(default_factory=list)
+    notes: dict[str, list] = dataclasses.field(default_factory=dict)
 
 
 def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, *, chunk: int | None = None,
@@ -177,6 +178,11 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
         if progress.frames == 1 and isinstance(segmenter.flow, Method):
             run["zero_flow"] = True
             say(f"'{source.name}' has one frame, so that nothing is known of motion: its flow is zero.")
+        for name, sentence in segmenter.model.notes.items():
+            count = sum(progress.notes[name])
+            run.setdefault("notes", {})[name] = count
+            if count:
+                say(f"In {count} of {progress.frames} frames {sentence}.")
         write_json(output / "run.json", run)
         _remove_state(output)
     return run
@@ -250,8 +256,8 @@ def _remove_state(output: Path) -> None:
 
 
 def _add(writer: ResultWriter, answer: Answer, progress: _Progress) -> None:
-    writer.add(answer.frame, answer.labels, answer.probability, answer.confidence)
-    _count(answer.frame, answer.confidence, progress)
+    writer.add(answer.frame, answer.labels, answer.probability, answer.confidence, answer.notes)
+    _count(answer.frame, answer.confidence, answer.notes, progress)
 
 
 def _add_from_disk(writer, output, frame, progress, point) -> None:
@@ -263,17 +269,20 @@ def _add_from_disk(writer, output, frame, progress, point) -> None:
         probability, confidence = cv2.imread(str(path), cv2.IMREAD_UNCHANGED), point.confidences[progress.frames]
         if probability is None:
             raise UserError(f"{quoted(path)} is gone or damaged; start over with --overwrite.")
-    writer.add(frame, labels, probability, confidence, on_disk=True)
+    notes = {name: values[progress.frames] for name, values in point.notes.items()}
+    writer.add(frame, labels, probability, confidence, notes, on_disk=True)
     progress.resumed += 1
-    _count(frame, confidence, progress)
+    _count(frame, confidence, notes, progress)
 
 
-def _count(frame, confidence, progress):
+def _count(frame, confidence, notes, progress):
     progress.frames += 1
     if frame.broken is not None:
         progress.skipped[frame.name] = frame.broken
     if confidence is not None:
         progress.confidences.append(confidence)
+    for name, value in notes.items():
+        progress.notes.setdefault(name, []).append(value)
 
 
 class _State:
@@ -295,7 +304,7 @@ class _State:
 
     def after_chunk(self, carry: Carry, progress: _Progress) -> None:
         """Notes the moment after a full chunk, and saves it if it is time to."""
-        self._latest = resuming.Point(progress.frames, carry, self._references, progress.confidences)
+        self._latest = resuming.Point(progress.frames, carry, self._references, progress.confidences, progress.notes)
         if time.monotonic() >= self._next:
             self._save()
 

@@ -46,12 +46,14 @@ class Point:
       carry: the past after them.
       references: of the whole run.
       confidences: of these frames, and perhaps of later ones; empty if none were asked for.
+      notes: the same of each of the model's notes, as ``Answer`` has them.
     """
 
     frames: int
     carry: Carry
     references: References
     confidences: list[float]
+    notes: dict[str, list] = dataclasses.field(default_factory=dict)
 
 
 def facts(segmenter: Segmenter, source: Source, first: Frame, chunk: int, asked: dict[str, Any],
@@ -135,7 +137,9 @@ def save(folder: Path, point: Point, now: dict[str, Any]) -> None:
     Raises:
       UserError: if it cannot be written.
     """
-    text = json.dumps({"facts": now, "frames": point.frames, "references": dataclasses.asdict(point.references)})
+    notes = {name: values[:point.frames] for name, values in point.notes.items()}
+    text = json.dumps({"facts": now, "frames": point.frames, "references": dataclasses.asdict(point.references),
+                       "notes": notes})
     arrays = {"text": np.frombuffer(text.encode(), np.uint8),
               "confidences": np.asarray(point.confidences[:point.frames], np.float32)}
     for i, leaf in enumerate(jax.tree.leaves(point.carry)):
@@ -172,12 +176,15 @@ def load(folder: Path, segmenter: Segmenter, first: Frame, now: dict[str, Any]) 
         frames, confidences = text["frames"], arrays.pop("confidences").tolist()
         if type(frames) is not int or frames < 1 or len(confidences) not in (0, frames):
             raise ValueError("no number of frames")
+        notes = text.get("notes", {})
+        if not notes.keys() >= segmenter.model.notes.keys() or any(len(said) != frames for said in notes.values()):
+            raise ValueError("other notes")
         carry = _carry_of(arrays, segmenter, first, references, now["outputs"]["soft"])
     except Exception:
         return None, "its state is damaged"
     if len(list((folder / "masks").glob("*.png"))) < frames:
         return None, "some of its masks are gone"
-    return Point(frames, carry, references, confidences), ""
+    return Point(frames, carry, references, confidences, notes), ""
 
 
 def _carry_of(arrays, segmenter, first, references, soft):

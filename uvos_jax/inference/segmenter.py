@@ -47,6 +47,8 @@ class Answer:
       labels: ``[h, w]`` uint8, 0 for background; None for a frame that was answered before the run began.
       probability: ``[h, w]`` uint8, 255 where foreground is certain; None unless it was asked for.
       confidence: 0 to 1, see ``engine.Decision``; None unless probabilities were asked for.
+      notes: what else the model says of the frame, by name: flags, numbers and lists of them; None for a number before
+        the first good frame.
       carry: the past after this frame, if a run can begin behind it: it is the last one of a full chunk.
     """
 
@@ -54,6 +56,7 @@ class Answer:
     labels: np.ndarray | None
     probability: np.ndarray | None = None
     confidence: float | None = None
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
     carry: Carry | None = None
 
 
@@ -307,9 +310,11 @@ def _answers(batch, decision: Decision, carry):
     """One a frame of the batch; what was decided about fill-up frames means nothing."""
     labels = np.array(decision.labels)  # writable
     probability, confidence = (None if x is None else np.array(x) for x in (decision.probability, decision.confidence))
+    notes = {name: np.array(note) for name, note in (decision.notes or {}).items()}
     for i, frame in enumerate(batch):
         soft = () if probability is None else (probability[i], float(confidence[i]))
-        yield Answer(frame, labels[i], *soft, carry=carry if i == len(batch) - 1 else None)
+        said = {name: None if np.isnan(note[i]).any() else note[i].tolist() for name, note in notes.items()}
+        yield Answer(frame, labels[i], *soft, notes=said, carry=carry if i == len(batch) - 1 else None)
 
 
 def _chunks(frames, size):

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from uvos_jax.errors import UserError, nearest_hint
-from uvos_jax.models import adnet, dpa, raft
+from uvos_jax.models import adnet, dpa, f2net, raft
 
 # Building a network takes time and memory by its size alone, and a mistyped number must not take all there is.
 _DEEPEST = 200  # blocks of a stage
@@ -47,6 +47,9 @@ SYSTEMS = {
     "dpa": System(dpa.DPA, "Dual Prototype Attention, CVPR 2024", "unsupervised, one foreground",
                   "frames (optical flow is made by the way)", dpa.VARIANTS, {"streams": tuple(dpa.STREAMS)},
                   dpa.torch_rules),
+    "f2net": System(f2net.F2Net, "Focus on Foreground Network, AAAI 2021", "unsupervised, one foreground", "frames",
+                    f2net.VARIANTS, {"net": f2net.NETS, "selection": f2net.SELECTIONS, "prior_from": f2net.PRIORS},
+                    f2net.torch_rules),
     "raft": System(raft.RAFT, "RAFT, ECCV 2020", "optical flow", "pairs of frames", raft.VARIANTS,
                    {"net": raft.NETS, "correlation": raft.CORRELATIONS}, raft.torch_rules),
 }

@@ -235,6 +235,11 @@ class ADNet(nn.Module):
         return self.PREPROCESS.replace(resize="opencv" if self.variant == "official" else "smooth")
 
     @property
+    def notes(self) -> dict[str, str]:
+        """Nothing is said of single frames."""
+        return {}
+
+    @property
     def postprocess(self) -> tuple[str, ...]:
         """Names of the driver's stages that follow the fused score."""
         return ("temporal_gate",) if self.variant == "official" else ()

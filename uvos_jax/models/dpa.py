@@ -36,8 +36,7 @@ from uvos_jax.ops.resize import resize_bilinear
 
 VARIANTS = ("paper", "official", "official_full")
 STREAMS = {"both": ("appearance", "motion"), "appearance": ("appearance",), "motion": ("motion",)}
-_SHORT_SIDE = 384
-_OFFICIAL_SIDE = 512
+_SHORT_SIDE, _OFFICIAL_SIDE = 384, 512
 
 torch_rules = dpa_official.torch_rules
 
@@ -280,6 +279,11 @@ class DPA(nn.Module):
             radius = jnp.maximum(longest, flow.shape[2] / 500)
         rule = self.preprocess.replace(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         return preprocess(flow_to_rgb(flow, radius), size, rule)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """Nothing is said of single frames."""
+        return {}
 
     @property
     def postprocess(self) -> tuple[str, ...]:

@@ -26,7 +26,8 @@ class Conv(nn.Module):
       groups: channel groups.
       use_bias: whether a bias is added.
       dtype: type of the computation; parameters stay float32.
-      kernel_init: initialiser of the kernel; biases start at 0.
+      kernel_init: initialiser of the kernel.
+      bias_start: where biases start.
       in_loop: whether it runs in the body of a ``lax.scan`` that is differentiated, see ``conv2d``.
     """
 
@@ -38,6 +39,7 @@ class Conv(nn.Module):
     use_bias: bool = False
     dtype: jnp.dtype = jnp.float32
     kernel_init: Callable = kaiming_fan_out
+    bias_start: float = 0.0
     in_loop: bool = False
 
     @nn.compact
@@ -49,7 +51,8 @@ class Conv(nn.Module):
         x = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, dilation=self.dilation,
                    groups=self.groups, in_loop=self.in_loop)
         if self.use_bias:
-            x = x + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+            start = nn.initializers.constant(self.bias_start)
+            x = x + self.param("bias", start, (self.features,), jnp.float32).astype(self.dtype)
         return x
 
 
@@ -89,6 +92,16 @@ class BatchNorm(nn.Module):
                 running_var.value = (1 - m) * running_var.value + m * var * (count / max(count - 1, 1))
         factor = scale * lax.rsqrt(var + self.epsilon)
         return ((x.astype(jnp.float32) - mean) * factor + bias).astype(self.dtype)
+
+
+class PReLU(nn.Module):
+    """Leaky ReLU whose one slope, for all channels, is learned (He et al. 2015; ``torch.nn.PReLU``)."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[..., c] -> [..., c]``."""
+        slope = self.param("slope", nn.initializers.constant(0.25), (1,), jnp.float32)
+        return jnp.where(x >= 0, x, slope.astype(x.dtype) * x)
 
 
 def instance_norm(x: jax.Array, epsilon: float = 1e-5) -> jax.Array:

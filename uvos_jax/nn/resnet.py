@@ -12,13 +12,14 @@ RESNET101 = (3, 4, 23, 3)
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 with a residual; stride and dilation sit in the 3x3.
+    """1x1, 3x3, 1x1 with a residual; dilation sits in the 3x3.
 
     Attributes:
       planes: channels of the first two convolutions; the output has four times as many.
-      stride: step of the 3x3 convolution.
+      stride: step of the 3x3 convolution (or the first 1x1).
       dilation: dilation of the 3x3 convolution.
       project: whether the residual passes a strided 1x1 convolution (the first block of every layer).
+      stride_first: whether the first 1x1 takes the step, as in Caffe's models, and not the 3x3, as in torchvision's.
       axis_name: see ``BatchNorm``.
       dtype: type of the computation.
     """
@@ -27,6 +28,7 @@ class Bottleneck(nn.Module):
     stride: int = 1
     dilation: int = 1
     project: bool = False
+    stride_first: bool = False
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -39,8 +41,9 @@ class Bottleneck(nn.Module):
         def norm(name):
             return BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=name)
 
-        y = nn.relu(norm("bn1")(conv(self.planes, "conv1", kernel=1)(x), train))
-        y = conv(self.planes, "conv2", stride=self.stride, dilation=self.dilation)(y)
+        first, second = (self.stride, 1) if self.stride_first else (1, self.stride)
+        y = nn.relu(norm("bn1")(conv(self.planes, "conv1", kernel=1, stride=first)(x), train))
+        y = conv(self.planes, "conv2", stride=second, dilation=self.dilation)(y)
         y = nn.relu(norm("bn2")(y, train))
         y = norm("bn3")(conv(4 * self.planes, "conv3", kernel=1)(y), train)
         if self.project:
@@ -56,6 +59,7 @@ class ResNet(nn.Module):
       depths: blocks in each of the four layers.
       width: channels of the stem and planes of layer1; later layers double it.
       deep_stem: three 3x3 convolutions (the last with ``2 * width`` channels) instead of one 7x7.
+      stride_first: see ``Bottleneck``.
       ceil_pool: whether the stem's max pooling rounds its output size up.
       strides: of the first block of each layer.
       dilations: of each layer.
@@ -69,6 +73,7 @@ class ResNet(nn.Module):
     depths: tuple[int, ...] = RESNET101
     width: int = 64
     deep_stem: bool = False
+    stride_first: bool = False
     ceil_pool: bool = False
     strides: tuple[int, ...] = (1, 2, 2, 2)
     dilations: tuple[int, ...] = (1, 1, 1, 1)
@@ -101,7 +106,7 @@ class ResNet(nn.Module):
             for i in range(blocks):
                 grid = self.multi_grid[min(i, len(self.multi_grid) - 1)] if layer == 4 else 1
                 x = block(self.width * 2 ** (layer - 1), stride if i == 0 else 1, dilation * grid,
-                          project=i == 0, axis_name=self.axis_name, dtype=self.dtype,
+                          project=i == 0, stride_first=self.stride_first, axis_name=self.axis_name, dtype=self.dtype,
                           name=f"layer{layer}_{i}")(x, train)
             stages[f"layer{layer}"] = x
         return stages

@@ -344,7 +344,8 @@ def _from_data(config, recipe: tuple[Phase, ...], setups: list[Setup], data_dir)
         for size in clip.sizes:
             axes = config["batch_size"], clip.length, *size
             shapes = {"frames": jax.ShapeDtypeStruct((*axes, 3), np.uint8),
-                      "labels": jax.ShapeDtypeStruct(axes, np.uint8)}
+                      "labels": jax.ShapeDtypeStruct(axes, np.uint8),
+                      "still": jax.ShapeDtypeStruct(axes[:1], np.bool_)}
             if clip.flow:
                 shapes["flow"] = jax.ShapeDtypeStruct((*axes, 2), np.float32)
             jax.eval_shape(parts.model.training_batch, shapes)  # a mistake of a later phase shows now

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -22,6 +23,7 @@ from uvos_jax.options import (
     flag,
     fraction,
     number,
+    one_or_more,
     optional,
     pattern,
     positive,
@@ -42,7 +44,7 @@ _OPTIMIZER = {
     "b1": fraction(0.9, one=False), "b2": fraction(0.999, one=False), "eps": positive(1e-8),
     "weight_decay": optional(number(0.0)), "clip_norm": optional(positive(None)), "groups": optional(sections(())),
 }
-_GROUP = {"match": pattern(REQUIRED), "lr": number(1.0), "decay": flag(True)}
+_GROUP = {"match": pattern(REQUIRED), "lr": one_or_more(number(1.0)), "decay": flag(True)}
 
 
 class OptimizerState(NamedTuple):
@@ -121,7 +123,8 @@ def _one_cycle(peak, steps, pct_start, div_factor, final_div_factor, anneal):
     return rate
 
 
-def make_optimizer(config: Mapping, schedule: Schedule, params: Mapping) -> optax.GradientTransformation:
+def make_optimizer(config: Mapping, schedule: Schedule, params: Mapping, first_step: int = 0
+                   ) -> optax.GradientTransformation:
     """Builds the optimiser of a phase.
 
     An update is: gradients of all trainable parameters clipped together to ``clip_norm``, coupled decay, moments,
@@ -132,9 +135,11 @@ def make_optimizer(config: Mapping, schedule: Schedule, params: Mapping) -> opta
       config: ``{"name": "sgd" | "adam" | "adamw", "momentum": 0.9, "b1": 0.9, "b2": 0.999, "eps": 1e-8,
         "weight_decay": 0.0, "clip_norm": None, "groups": []}``. A group is ``{"match": regular expression on the
         whole path "module/name/kernel", "lr": multiplier (0 freezes), "decay": bool}``; the first that matches counts,
-        a parameter that none matches has ``lr`` 1 and decays.
+        a parameter that none matches has ``lr`` 1 and decays. Of a list of multipliers, global step ``t`` takes entry
+        ``t % len``, in step with data by turns; momentum and moments gather the gradients of all steps.
       schedule: learning rate by number of updates, see :func:`schedule`.
       params: nested dict of arrays or ``ShapeDtypeStruct``s; only its paths are read.
+      first_step: global step of the first update.
 
     Raises:
       UserError: an unknown name or key, or a group without a parameter.
@@ -142,7 +147,8 @@ def make_optimizer(config: Mapping, schedule: Schedule, params: Mapping) -> opta
     config = check_options(config, _OPTIMIZER, "optimizer")
     groups = _assign([check_options(group, _GROUP, "optimizer.groups") for group in config["groups"] or ()],
                      list(flatten_dict(params, sep="/")))
-    multipliers = {path: group["lr"] for path, group in groups.items() if group["lr"] != 0}
+    turns = {path: tuple(np.atleast_1d(group["lr"]).tolist()) for path, group in groups.items()}
+    multipliers = {path: factors for path, factors in turns.items() if any(factors)}
     if not multipliers:
         raise UserError("optimizer.groups freezes every parameter; leave one group with an lr other than 0.")
     decay = optax.add_decayed_weights(config["weight_decay"] or 0.0,
@@ -161,8 +167,10 @@ def make_optimizer(config: Mapping, schedule: Schedule, params: Mapping) -> opta
 
     def update(grads, state, params):
         updates, moments = inner.update(trainable(grads), state.inner, trainable(params))
-        rate = schedule(state.count)
-        full = {path: -(rate * multipliers[path]) * updates[path] if path in multipliers else jnp.zeros_like(grad)
+        rate, step = schedule(state.count), first_step + state.count
+        rates = {factors: rate * jnp.asarray(factors, jnp.float32)[step % len(factors)]
+                 for factors in set(multipliers.values())}
+        full = {path: -rates[multipliers[path]] * updates[path] if path in multipliers else jnp.zeros_like(grad)
                 for path, grad in flatten_dict(grads, sep="/").items()}
         return unflatten_dict(full, sep="/"), OptimizerState(state.count + 1, moments)
 

@@ -46,7 +46,7 @@ def setup(config: dict[str, Any], phase: Phase) -> Setup:
     model = build(phase.model["name"], **({"dtype": config["precision"]} | fields))
     expected = expected_variables(model)
     rate = schedule(phase.schedule, phase.stop - phase.start)
-    tx = make_optimizer(phase.optimizer, rate, expected["params"])
+    tx = make_optimizer(phase.optimizer, rate, expected["params"], phase.start)
     state = jax.eval_shape(lambda: create_state(model, tx, None, config["seed"], bool(config["ema_decay"])))
     return Setup(model, tx, rate, state)
 

@@ -16,9 +16,22 @@ def head(size: tuple[int, int], fps: float) -> str:
     return f'{{"size": {json.dumps(size)}, "fps": {json.dumps(float(fps))}, "frames": [\n'
 
 
-def line(frame: Frame, labels: np.ndarray) -> str:
-    """Returns a frame as JSON on one line: its name, its time in seconds or null, and its objects."""
-    return json.dumps({"name": frame.name, "time": frame.time, "objects": objects_of(labels)})
+def line(frame: Frame, labels: np.ndarray, notes: dict) -> str:
+    """Returns a frame as JSON on one line.
+
+    Args:
+        frame: The frame.
+        labels: Integer or bool [h, w], see ``objects_of``.
+        notes: What else was said of it, JSON values by name; ``centre`` is [x, y] in shares of the width and height.
+
+    Returns:
+        Its name, its time in seconds or null, the notes, their centre in pixels as those of a ``bbox``, the objects.
+    """
+    if notes.get("centre"):
+        height, width = labels.shape
+        x, y = notes["centre"]
+        notes = notes | {"centre": [round(x * width, 2), round(y * height, 2)]}
+    return json.dumps({"name": frame.name, "time": frame.time, **notes, "objects": objects_of(labels)})
 
 
 def objects_of(labels: np.ndarray) -> list[dict]:

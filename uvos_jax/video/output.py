@@ -112,7 +112,7 @@ class ResultWriter:
         return self
 
     def add(self, frame: Frame, labels: np.ndarray, probability: np.ndarray | None = None,
-            confidence: float | None = None, on_disk: bool = False) -> None:
+            confidence: float | None = None, notes: dict[str, object] | None = None, on_disk: bool = False) -> None:
         """Queues a frame, and waits while too much is queued. No array may be altered afterwards.
 
         Args:
@@ -121,6 +121,7 @@ class ResultWriter:
             probability: uint8 [h, w], 255 for sure foreground. With ``soft`` it is needed, but for a frame on disk
                 without a cut-out video.
             confidence: How sure the model is of the frame, 0 to 1; with ``soft`` it is needed.
+            notes: What else the model said of the frame, see ``objects_json.line``.
             on_disk: The files of this frame are there from an earlier run: only those that span the video get it.
 
         Raises:
@@ -138,7 +139,7 @@ class ResultWriter:
             waiting = self._waiting.popleft()
             _raise_failure((*waiting.files, *waiting.spanning))
         files = [] if on_disk else self._submit_files(frame, labels, probability)
-        spanning = [file.submit(frame, labels, probability, confidence) for file in self._spanning]
+        spanning = [file.submit(frame, labels, probability, confidence, notes or {}) for file in self._spanning]
         self._waiting.append(_Waiting(size, files, spanning))
 
     def flush(self) -> None:
@@ -187,18 +188,18 @@ class ResultWriter:
 
     def _add_cutout(self, fps: float) -> None:
         video = VideoWriter(self._folder / f"cutout.{self._cutout}", fps)
-        self._spanning.append(_Spanning(video, lambda frame, labels, probability, _: video.write(
+        self._spanning.append(_Spanning(video, lambda frame, labels, probability, *_: video.write(
             cut_out(frame.image, labels, probability, _SEAM), frame.time)))
 
     def _add_confidences(self) -> None:
         table = GrowingFile(self._folder / "confidence.csv")
-        self._spanning.append(_Spanning(table, lambda frame, labels, probability, confidence: table.write(
+        self._spanning.append(_Spanning(table, lambda frame, labels, probability, confidence, _: table.write(
             _csv_line(frame.name, f"{confidence:.6f}"), head=_csv_line("name", "confidence"))))
 
     def _add_objects(self, fps: float) -> None:
         file = GrowingFile(self._folder / "objects.json", between=",\n", tail=objects_json.TAIL)
-        self._spanning.append(_Spanning(file, lambda frame, labels, *_: file.write(
-            objects_json.line(frame, labels), head=objects_json.head(labels.shape, fps))))
+        self._spanning.append(_Spanning(file, lambda frame, labels, probability, confidence, notes: file.write(
+            objects_json.line(frame, labels, notes), head=objects_json.head(labels.shape, fps))))
 
 
 @dataclass(frozen=True)

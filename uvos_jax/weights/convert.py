@@ -9,6 +9,7 @@ A rule is ``(pattern, key, layout)``. The pattern matches the whole path of one 
 - ``edge``: ``weight`` (out, in, 1, 1) -> ``kernel`` (in, out): a 1x1 convolution of what is no image.
 - ``norm``: ``weight, bias, running_mean, running_var`` -> ``scale, bias, mean, var``.
 - ``abn``: as ``norm``, but the scale is ``|weight| + 1e-5``, what in-place activated batch norm computes with.
+- ``prelu``: ``weight`` -> ``slope``.
 - ``alias``: no module of ours; the pattern matches a key that the published code saves a second time, and the key names
   the first. Either may be missing; if both are there they must be equal.
 - ``unused``: no module of ours; the pattern matches keys that are saved, and that the published network never reads.
@@ -50,6 +51,7 @@ _LAYOUTS: dict[str, dict[str, tuple[str, Callable]]] = {
     "linear": {"kernel": ("weight", np.transpose), "bias": ("bias", _as_is)},
     "edge": {"kernel": ("weight", _io)},
     "norm": _NORM,
+    "prelu": {"slope": ("weight", _as_is)},
     "abn": _NORM | {"scale": ("weight", lambda x: np.abs(x) + _ABN_EPSILON)},
 }
 

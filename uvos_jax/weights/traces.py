@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from uvos_jax.models.raft import pad_to_eight, unpad
 from uvos_jax.ops.attention import attention_weights
@@ -91,6 +92,49 @@ def _dpa(model, variables, inputs, expected):
     return made
 
 
+def _f2net(model, variables, inputs, expected):
+    side, means = 473, jnp.asarray(model.preprocess.mean)
+    frames = [jnp.asarray(smooth_noise(int(seed), side, side) * 255) - means for seed in inputs["seeds"]]
+    anchor, frame = frames[0][None], frames[2][None]  # the published network takes the second and ignores it
+    batch = {"anchor": anchor, "frame": frame, "previous": _nhwc(inputs["prev_gauss"]),
+             "centre": jnp.asarray(inputs["ct"]) / 4}  # pixels of the frame there, of the heat map here
+    outputs, inner = jax.jit(model.apply)(variables, batch)
+    maps = {"maxpool": "stem", "l1": "layer1", "l2": "layer2", "l3": "layer3", "l4": "layer4"}
+    made = {f"cur_{theirs}": _nchw(inner[ours])[1:, :8, ::4, ::4] for theirs, ours in maps.items()}
+    made |= {"ref_s16": _nchw(anchor)[..., ::16, ::16], "cur_s16": _nchw(frame)[..., ::16, ::16]}
+    half = {"ref_aspp_c32": inner["embed"][:1, ..., :32], "cur_aspp_c32": inner["embed"][1:, ..., :32],
+            "cls_in_c32": inner["fused"][..., :32], "up_c16": inner["up"][..., :16]}
+    made |= {name: _nchw(x)[..., ::2, ::2] for name, x in half.items()}
+    made |= {"heat_fc": _nchw(inner["fresh"]), "heat": _nchw(outputs["heat_logits"]),
+             "ca_logits": _nchw(inner["channel_logits"])}
+    for name, logits in (("pred", outputs["logits"]), ("temp", outputs["static_logits"])):
+        made[name] = _nchw(jax.nn.sigmoid(resize_bilinear(logits, (side, side), align_corners=False)))
+    return made
+
+
+def smooth_noise(seed: int, height: int, width: int, cell: int = 16) -> np.ndarray:
+    """The pictures from which some reference files were made: smooth random colours with a little noise.
+
+    Args:
+      seed: of ``PCG64``.
+      height: in pixels.
+      width: in pixels.
+      cell: distance of the random colours between which it is interpolated, in pixels.
+
+    Returns:
+      ``[height, width, 3]`` float32 in 0..1.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    x = rng.random((3, height // cell + 2, width // cell + 2))
+    for axis, size in ((1, height), (2, width)):
+        place = np.linspace(0, x.shape[axis] - 1, size)
+        below = np.minimum(np.floor(place), x.shape[axis] - 2).astype(int)
+        part = (place - below).reshape((-1, 1) if axis == 1 else (-1,))
+        x = x.take(below, axis) * (1 - part) + x.take(below + 1, axis) * part
+    x = np.clip(x + 0.02 * rng.standard_normal((3, height, width)), 0, 1)
+    return np.moveaxis(x, 0, -1).astype(np.float32)
+
+
 def _nhwc(x):
     return jnp.moveaxis(jnp.asarray(x), 1, -1)
 
@@ -102,6 +146,7 @@ def _nchw(x):
 TRACES: dict[str, Trace] = {
     "adnet": Trace("adnet", ("ref", "cur"), _adnet),
     "dpa": Trace("dpa", ("image", "flow", "ref_images", "ref_flows"), _dpa),
+    "f2net": Trace("f2net", ("seeds", "ct", "prev_gauss"), _f2net, {"prior_from": "truth"}),
     "raft_large": Trace("raft", ("image1", "image2", "iters"), _raft, {"net": "large"}),
     "raft_small": Trace("raft", ("image1", "image2", "iters"), _raft, {"net": "small"}),
 }

@@ -1,0 +1,48 @@
+"""A small F2Net with tame random weights, and clips for it. A helper of the tests."""
+
+import jax
+import numpy as np
+
+from uvos_jax.models import build
+from uvos_jax.weights.convert import expected_variables
+
+SMALL = {"depths": (1, 1, 1, 1), "width": 4, "aspp_features": 8, "embedding": 16, "centre_features": 8,
+         "centre_embedding": 4, "short_side": 65}
+
+
+def small(seed: int = 0, **overrides):
+    """``(model, variables)``: any score of a centre counts, unless ``lost_below`` says otherwise."""
+    model = build("f2net", **SMALL | {"lost_below": 0.0} | overrides)
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        name = path[-1].key
+        if name == "kernel":
+            return (rng.standard_normal(leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:3]))).astype(np.float32)
+        low, high = (0.5, 1.5) if name in ("scale", "var") else (-0.3, 0.3)
+        return rng.uniform(low, high, leaf.shape).astype(np.float32)
+
+    variables = jax.tree_util.tree_map_with_path(fill, expected_variables(model))
+    # Residual branches start small, or attention would pick single pixels; and heat should not saturate.
+    for name, block in variables["params"]["backbone"].items():
+        if name.startswith("layer"):
+            block["bn3"]["scale"] *= np.float32(0.2)
+    if "centre" in variables["params"]:
+        variables["params"]["centre"]["fresh"]["kernel"] *= np.float32(0.2)
+    return model, variables
+
+
+def clip(b: int = 2, size: tuple[int, int] = (65, 81), seed: int = 0) -> dict[str, np.ndarray]:
+    """A clip batch: in every example a bright box, which moves, on noise; the last one is a still."""
+    rng = np.random.default_rng(seed)
+    frames = rng.integers(0, 120, (b, 3, *size, 3), dtype=np.uint8)
+    labels = np.zeros((b, 3, *size), np.uint8)
+    still = np.arange(b) == b - 1
+    for i in range(b):
+        for t in range(3):
+            top, left = 10 + 6 * i + (0 if still[i] else 3 * t), 12 + 4 * i + (0 if still[i] else 6 * t)
+            frames[i, t, top:top + 24, left:left + 30] = (250, 200, 60)
+            labels[i, t, top:top + 24, left:left + 30] = 1 + i
+        if still[i]:
+            frames[i] = frames[i, :1]
+    return {"frames": frames, "labels": labels, "still": still}
