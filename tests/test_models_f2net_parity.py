@@ -50,6 +50,18 @@ def test_variants_have_the_same_parameters_whatever_net_the_official_ones_are_to
         assert expected_torch_shapes("f2net", **SMALL, **fields) == full
 
 
+@pytest.mark.parametrize("net", f2net.NETS)
+def test_a_published_file_fits_every_net_of_the_paper(net):
+    shapes = expected_torch_shapes("f2net", **SMALL, variant="official")
+    published = {key: np.full(shape, i, np.float32) for i, (key, shape) in enumerate(shapes.items())}
+    read = flatten_dict(from_torch("f2net", published, **SMALL, net=net), sep="/")
+    values = {float(x.flat[0]) for x in read.values()}
+    assert all(np.ptp(x) == 0 for x in read.values()) and len(values) == len(read) <= len(published)
+    kept = "".join(read)
+    assert ("centre/" in kept, "squeeze" in kept, "spatial" in kept) == (
+        net not in ("baseline", "ad"), net in ("ca", "csa", "sca"), net in ("sa", "csa", "sca"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "tensors"), [("published", 16), ("full", 5)])
 def test_whole_network_equals_the_published_one(golden, case, tensors):

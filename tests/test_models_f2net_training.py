@@ -10,6 +10,8 @@ from small_f2net import SMALL, clip, small
 
 from uvos_jax.errors import UserError
 from uvos_jax.models import build
+from uvos_jax.models.f2net_blocks import prior
+from uvos_jax.ops.centres import centre_map
 
 # These programs run for milliseconds: compiling them well is what would take the time.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -19,7 +21,10 @@ def test_stills_have_no_last_map_and_videos_have_one():
     batch = build("f2net", **SMALL).training_batch(clip())  # a video, then a still
     assert {name: x.shape[1:] for name, x in batch.items()} == {
         "anchor": (65, 81, 3), "frame": (65, 81, 3), "previous": (17, 21, 1), "heat": (17, 21, 1), "centre": (2,),
-        "present": (), "mask": (65, 81, 1), "valid": (65, 81, 1), "still": ()}
+        "present": (), "mask": (65, 81, 1), "valid": (65, 81, 1), "still": (), "last": (65, 81, 3),
+        "last_mask": (17, 21)}
+    assert np.asarray(batch["last_mask"]).any((1, 2)).tolist() == [True, False]
+    assert "last" not in build("f2net", **SMALL, prior_from="truth").training_batch(clip())
     previous, heat = np.asarray(batch["previous"])[..., 0], np.asarray(batch["heat"])[..., 0]
     assert not previous[1].any() and np.asarray(batch["still"]).tolist() == [False, True]
     # Middles of the boxes in the clip, (x, y) in pixels of the frame: 33, 25 in the last one, 39, 28 and 31, 28 now.
@@ -28,6 +33,41 @@ def test_stills_have_no_last_map_and_videos_have_one():
         assert drawn[y, x] == 1 and np.abs(np.array([4 * x, 4 * y]) - middle).max() <= 4
     np.testing.assert_allclose(4 * batch["centre"], [[39, 28], [31, 28]], atol=4)
     assert np.asarray(batch["present"]).all()
+
+
+def test_the_map_of_the_last_frame_lies_where_the_network_finds_something_there():
+    model, variables = small(lost_below=0.0)
+    centre = variables["params"]["centre"]
+    centre["scale"]["kernel"] *= 0  # a gate half open
+    centre["fresh"]["kernel"] *= np.float32(0.02)  # or many probabilities were 1
+    batch = jax.tree.map(jnp.asarray, model.training_batch(clip()))
+    heat = quick_jit(lambda batch: model.apply(variables, batch)[0]["heat_logits"])
+    # By hand: what is found in the last frame with no map before it, as large as its mask.
+    alone = {"anchor": batch["anchor"], "frame": batch["last"], "previous": jnp.zeros_like(batch["previous"]),
+             "centre": batch["centre"]}
+    truth = model.clone(prior_from="truth")
+    found = np.asarray(truth.apply(variables, alone)[0]["heat_logits"])[0, ..., 0]
+    y, x = np.unravel_index(found.argmax(), found.shape)
+    drawn = centre_map(batch["last_mask"], jnp.array([[x, y], [0, 0]], jnp.float32))[0]
+    assert drawn[0].max() == 1 and not np.asarray(drawn[1]).any()  # a still has no last frame
+    made = heat(batch)
+    now = {name: batch[name] for name in ("anchor", "frame", "centre")}
+    wanted, copied = (truth.apply(variables, now | {"previous": x})[0]["heat_logits"]
+                      for x in (drawn, batch["previous"]))
+    np.testing.assert_allclose(made, wanted, atol=1e-4 * np.abs(wanted).max())
+    assert np.abs(np.asarray(made - copied)).max() > 0.1  # the true map would have led elsewhere
+
+
+@pytest.mark.parametrize("centre", [(8, 8), (9, 8), (9, 9)])
+@pytest.mark.parametrize("side", [17, 21, 119])
+def test_a_prior_shows_wherever_its_centre_lies_between_pixels(side, centre):
+    drawn = np.asarray(prior(jnp.array([centre], jnp.float32), (side, side + 2), ((side + 1) // 2, (side + 3) // 2)))
+    assert drawn.shape == (1, (side + 1) // 2, (side + 3) // 2, 1) and drawn.max() > 0.75
+    y, x = np.unravel_index(drawn[0, ..., 0].argmax(), drawn.shape[1:3])
+    assert abs(2 * x - centre[0]) <= 1 and abs(2 * y - centre[1]) <= 1
+    # At the paper's size: 15 pixels of the input are 1.875 of the map.
+    if side == 119 and centre == (8, 8):
+        np.testing.assert_allclose(drawn[0, 4, 4:8, 0], np.exp(-np.arange(4) ** 2 / (2 * (15 / 8) ** 2)), rtol=1e-5)
 
 
 def test_objects_are_one_foreground_and_void_is_none():

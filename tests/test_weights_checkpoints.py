@@ -196,3 +196,13 @@ def test_what_the_weights_were_made_with_cannot_be_changed(saved):
     assert "made with net=intra, not anchor" in _refusal(checkpoints.load, saved[0], net="anchor")
     assert "made with width=1, not 2" in _refusal(checkpoints.load, saved[0], width=2)
     assert checkpoints.load(saved[0], short_side=97)[1].short_side == 97
+
+
+def test_what_means_nothing_to_the_weights_can(tmp_path):
+    from small_f2net import small
+
+    checkpoints.save(tmp_path / "weights", "f2net", *small(), "a test")
+    chosen = {"selection": "maximum", "lost_below": 0.3, "candidates": 2, "history": 4, "prior_from": "truth"}
+    model = checkpoints.load(tmp_path / "weights", **chosen)[1]
+    assert {name: getattr(model, name) for name in chosen} == chosen
+    assert "made with net=csa, not ca" in _refusal(checkpoints.load, tmp_path / "weights", net="ca")

@@ -68,8 +68,12 @@ def check_output(output: str | Path, overwrite: bool, source: Source | None = No
 
 @dataclasses.dataclass
 class _Progress:
-    """How far a run has come."""
+    """How far a run has come; of the notes it keeps those that ``kept`` names, or all of them.
 
+    Whatever is kept of every frame makes memory grow with the video: without ``--json`` that is a flag.
+    """
+
+    kept: set[str] | None = None
     frames: int = 0
     resumed: int = 0
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -122,7 +126,7 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
     chunk = segmenter.chunk_for(source, chunk)
     options = options or {}
     outputs = {"overlay": overlay, "look": dataclasses.asdict(look), "soft": soft, "json": json, "cutout": cutout}
-    started, progress = time.perf_counter(), _Progress()
+    started, progress = time.perf_counter(), _Progress(None if json else set(segmenter.model.notes))
     if isinstance(segmenter.flow, Path) and source.rereadable:
         check_folder_of_flow(segmenter.flow, source)
     with _own(output):
@@ -282,7 +286,8 @@ def _count(frame, confidence, notes, progress):
     if confidence is not None:
         progress.confidences.append(confidence)
     for name, value in notes.items():
-        progress.notes.setdefault(name, []).append(value)
+        if progress.kept is None or name in progress.kept:
+            progress.notes.setdefault(name, []).append(value)
 
 
 class _State:

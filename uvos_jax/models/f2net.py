@@ -25,21 +25,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from uvos_jax.models import f2net_official
-from uvos_jax.models.f2net_blocks import CentreBranch, Fusion
+from uvos_jax.models import f2net_blocks, f2net_official
+from uvos_jax.models.f2net_blocks import SIDE, STRIDE, CentreBranch, Fusion
 from uvos_jax.nn import resnet
 from uvos_jax.nn.aspp import ASPP
 from uvos_jax.nn.layers import BatchNorm, Conv, PReLU, torch_default
 from uvos_jax.ops.attention import tiled_attention
-from uvos_jax.ops.centres import (
-    Track,
-    centre_map,
-    centre_prior,
-    choose_centre,
-    extend_track,
-    new_track,
-    peaks,
-)
+from uvos_jax.ops.centres import Track, centre_map, choose_centre, extend_track, new_track, peaks
 from uvos_jax.ops.losses import binary_cross_entropy, focal_loss
 from uvos_jax.ops.preprocess import Preprocess, preprocess
 from uvos_jax.ops.resize import resize_bilinear, resize_nearest
@@ -49,9 +41,6 @@ VARIANTS = ("paper", "official", "official_full")
 NETS = ("baseline", "ad", "cgad", "sa", "ca", "sca", "csa")
 SELECTIONS = ("motion", "maximum")  # Table 2
 PRIORS = ("predicted", "truth")
-_SIDE = 473
-_SIGMA = 15.0  # of the prior, in pixels of an input of that side
-_STRIDE = 4  # of the centre map
 
 torch_rules = f2net_official.torch_rules
 
@@ -81,7 +70,7 @@ class F2Net(nn.Module):
       history: n, centres that tell the motion; and frames after which a lost object is forgotten.
       candidates: K, peaks of the heat map among which is chosen.
       lost_below: score below which a peak is no candidate. Without one, all of the frame is searched.
-      prior_from: in training, whether the prior lies around the predicted centre or the true one.
+      prior_from: in training, whether prior and last map lie around the predicted centres or the true ones.
       depths: blocks in the four layers of the backbone.
       width: channels of the stem; layers have ``4 * width * (1, 2, 4, 8)``.
       aspp_features: channels of the ASPP branches.
@@ -109,7 +98,7 @@ class F2Net(nn.Module):
     centre_features: int = 256
     centre_embedding: int = 64
     background_weight: float = 1.0
-    short_side: int = _SIDE
+    short_side: int = SIDE
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
@@ -188,8 +177,8 @@ class F2Net(nn.Module):
         prior = self._prior(centre - 1 if self._official else centre, found, heat.shape[1:3],
                             features["embed"].shape[1:3])
         logits, _ = self._segment(state.anchor, features["embed"], prior, train=False)
-        whole = _STRIDE * (jnp.array([heat.shape[2], heat.shape[1]]) - 1) + 1  # the map's corners are the frame's
-        notes = {"lost": ~found, "centre": jnp.clip((_STRIDE * centre + 0.5) / whole, 0, 1), "centre_score": score}
+        whole = STRIDE * (jnp.array([heat.shape[2], heat.shape[1]]) - 1) + 1  # the map's corners are the frame's
+        notes = {"lost": ~found, "centre": jnp.clip((STRIDE * centre + 0.5) / whole, 0, 1), "centre_score": score}
         return logits, {"heat": heat, "prior": prior, "centre": centre, "score": score, "found": found, "notes": notes}
 
     @nn.nowrap
@@ -210,23 +199,29 @@ class F2Net(nn.Module):
         Args:
           batch: ``{"anchor": [b, h, w, 3], "frame": [b, h, w, 3]}`` after ``preprocess``; ``"previous"``
             ``[b, h', w', 1]``, the last frame's centre map; ``"centre"`` ``[b, 2]``, the true centre in pixels of that
-            map; ``"present"`` ``[b]`` bool, whether there is one (all True if left out).
+            map; ``"present"`` ``[b]`` bool, whether there is one (all True if left out). Where predicted centres count,
+            ``"last"`` ``[b, h, w, 3]`` and ``"last_mask"`` ``[b, h', w']`` make a map in its place, around what is
+            found in the last frame alone: who only ever sees true maps learns to copy them, and later cannot let go.
           train: whether batch norm uses batch statistics.
 
         Returns:
           ``({"logits", "static_logits": [b, h'', w'', 1], "heat_logits": [b, h', w', 1]}, intermediates)`` at strides
           8 and 4; the static ones come from the frame alone. Nets without a centre branch have no heat. Intermediates
-          of both frames are stacked along the batch axis, the anchors first.
+          of all frames are stacked along the batch axis, the anchors first.
         """
         b = batch["frame"].shape[0]
-        stages = self._embed(jnp.concatenate([batch["anchor"], batch["frame"]]), train)
-        anchor, embed = stages["embed"][:b], stages["embed"][b:]
+        names = ["anchor", "last", "frame"] if self._has_centre and "last" in batch else ["anchor", "frame"]
+        stages = self._embed(jnp.concatenate([batch[name] for name in names]), train)
+        anchor, embed = stages["embed"][:b], stages["embed"][-b:]
         outputs, made, prior = {"static_logits": self.static(embed)}, {}, None
         if self._has_centre:
-            heat, made = self.centre({f"layer{i}": stages[f"layer{i}"][b:] for i in range(1, 5)}, batch["previous"],
-                                     train)
-            outputs["heat_logits"] = heat
-            prior = self._training_prior(batch, lax.stop_gradient(nn.sigmoid(heat)), embed.shape[1:3])
+            seen = self.centre.encode({f"layer{i}": stages[f"layer{i}"][b:] for i in range(1, 5)}, train)
+            made = jax.tree.map(lambda x: x[-b:], seen)
+            previous = batch["previous"]
+            if "last" in batch:
+                previous = self._found_map(jax.tree.map(lambda x: x[:b], seen), batch)
+            outputs["heat_logits"] = heat = self.centre.heat(made, previous)
+            prior = self._training_prior(batch, nn.sigmoid(heat), embed.shape[1:3])
         outputs["logits"], fused = self._segment(anchor, embed, prior, train)
         return outputs, stages | made | fused
 
@@ -249,12 +244,16 @@ class F2Net(nn.Module):
         if not self._has_centre:
             return batch
         # Every fourth pixel, so that corners lie on corners; the published nearest ones lie up to 3 pixels beside them.
-        small = labels[:, 1:, ::_STRIDE, ::_STRIDE]
+        small = labels[:, 1:, ::STRIDE, ::STRIDE]
         small = (small > 0) & (small < 255)
         previous, _, _ = centre_map(small[:, 0])
         heat, centre, present = centre_map(small[:, 1])
         previous = jnp.where(still[:, None, None, None], 0.0, previous)
-        return batch | {"previous": previous, "heat": heat, "centre": centre, "present": present}
+        batch |= {"previous": previous, "heat": heat, "centre": centre, "present": present}
+        if self.prior_from == "truth":
+            return batch
+        return batch | {"last": preprocess(frames[:, 1], size, self.preprocess),
+                        "last_mask": small[:, 0] & ~still[:, None, None]}
 
     @nn.nowrap
     def loss(self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], step: jax.Array):
@@ -370,21 +369,22 @@ class F2Net(nn.Module):
     def _training_prior(self, batch, heat, size):
         centre, found = batch["centre"], batch.get("present", jnp.ones(heat.shape[0], bool))
         if self.prior_from == "predicted":
-            scores, candidates = peaks(heat, 1)
-            centre, found = candidates[:, 0], scores[:, 0] >= self.lost_below
+            centre, found = self._best(heat)
         return self._prior(centre, found, heat.shape[1:3], size)
 
-    @nn.nowrap
+    def _found_map(self, features, batch):
+        """The map around what the last frame alone leads to, as large as its true mask."""
+        heat = nn.sigmoid(self.centre.heat(features, jnp.zeros_like(features["fresh"])))
+        centre, found = self._best(heat)
+        return jnp.where(found[:, None, None, None], centre_map(batch["last_mask"], centre)[0], 0.0)
+
+    def _best(self, heat):
+        scores, candidates = peaks(lax.stop_gradient(heat), 1)
+        return candidates[:, 0], scores[:, 0] >= self.lost_below
+
     def _prior(self, centre, found, map_size, size):
-        """The Gauss around a centre in pixels of the heat map, at the size of the embedding; ones if none was found."""
-        side = _STRIDE * (min(map_size) - 1) + 1
-        sigma = _SIGMA * side / _SIDE
-        if self._official:
-            whole = tuple(_STRIDE * (n - 1) + 1 for n in map_size)
-            prior = resize_bilinear(centre_prior(_STRIDE * centre, whole, sigma), size, align_corners=False)
-        else:
-            prior = centre_prior(centre / 2, size, sigma / 8)  # stride 4 to stride 8
-        return jnp.where(found[:, None, None, None], prior, 1.0)
+        draw = f2net_official.drawn_prior if self._official else f2net_blocks.prior
+        return jnp.where(found[:, None, None, None], draw(centre, map_size, size), 1.0)
 
     def _segment(self, anchor, embed, prior, train):
         """Logits, and what was fused to get them (Eq. 5-11)."""

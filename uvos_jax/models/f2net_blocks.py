@@ -5,11 +5,33 @@ import jax
 import jax.numpy as jnp
 
 from uvos_jax.nn.layers import BatchNorm, Conv, torch_default
+from uvos_jax.ops.centres import centre_prior
 from uvos_jax.ops.pool import global_average_pool
 from uvos_jax.ops.resize import resize_bilinear
 
+SIDE = 473  # of the paper's input, in pixels
+STRIDE = 4  # of the centre map
+SIGMA = 15.0  # of the prior, in pixels of an input of that side
 _REDUCTION = 16  # of the channel attention's bottleneck
-_RARE = -2.6  # start of the heat map's bias: with sigmoid(0) of its other term, a centre has probability 0.1
+_RARE = -4.1  # start of the heat map's bias: with sigmoid(0) of its other term, a centre has probability 0.03
+
+
+def prior(centre: jax.Array, map_size: tuple[int, int], size: tuple[int, int]) -> jax.Array:
+    """The Gauss prior around a centre (Eq. 5), drawn at the size of the embedding.
+
+    Its width follows the input, but is a pixel of stride 8 at least: of a small input the prior would else be lost
+    between two pixels.
+
+    Args:
+      centre: ``[b, 2]``, (x, y) in pixels of the centre map.
+      map_size: of the centre map, at stride 4.
+      size: of the embedding, at stride 8.
+
+    Returns:
+      ``[b, *size, 1]`` float32 in 0..1.
+    """
+    side = STRIDE * (min(map_size) - 1) + 1
+    return centre_prior(centre / 2, size, max(SIGMA * side / SIDE / 8, 1.0))
 
 
 class UpsamplingUnit(nn.Module):
@@ -93,11 +115,6 @@ class CentreBranch(nn.Module):
         both = jnp.concatenate([features["up"].astype(jnp.float32), previous], -1)
         gates = nn.sigmoid(self.scale(both)), nn.sigmoid(self.shift(both))
         return gates[0] * previous + gates[1] + features["fresh"]
-
-    def __call__(self, stages: dict[str, jax.Array], previous: jax.Array, train: bool):
-        """Both of them: ``(heat logits, features)``."""
-        features = self.encode(stages, train)
-        return self.heat(features, previous), features
 
 
 class Fusion(nn.Module):

@@ -4,8 +4,27 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from uvos_jax.models.f2net_blocks import SIDE, SIGMA, STRIDE
 from uvos_jax.nn import resnet
+from uvos_jax.ops.centres import centre_prior
 from uvos_jax.ops.losses import binary_cross_entropy
+from uvos_jax.ops.resize import resize_bilinear
+
+
+def drawn_prior(centre: jax.Array, map_size: tuple[int, int], size: tuple[int, int]) -> jax.Array:
+    """The Gauss prior as the published code draws it: at the size of the input, then resized.
+
+    Args:
+      centre: ``[b, 2]``, (x, y) in pixels of the centre map.
+      map_size: of the centre map, at stride 4.
+      size: of the embedding, at stride 8.
+
+    Returns:
+      ``[b, *size, 1]`` float32 in 0..1.
+    """
+    whole = tuple(STRIDE * (n - 1) + 1 for n in map_size)
+    drawn = centre_prior(STRIDE * centre, whole, SIGMA * min(whole) / SIDE)
+    return resize_bilinear(drawn, size, align_corners=False)
 
 
 def mask_loss(logits: jax.Array, mask: jax.Array, valid: jax.Array) -> jax.Array:
@@ -27,8 +46,11 @@ def mask_loss(logits: jax.Array, mask: jax.Array, valid: jax.Array) -> jax.Array
 
 
 def torch_rules(model: nn.Module) -> tuple[tuple[str, str, str], ...]:
-    """Name rules for the published code's checkpoints (742 keys)."""
-    del model
+    """Name rules for the published code's checkpoints (742 keys); nets without a part of it leave that unread."""
+    parts = {"centre": r"(upsample|fc|motion_conv_[wb])\b.*", "ca": "channel_attention_.*",
+             "sa": "spatial_attention_conv.*"}
+    nets = {"baseline": (), "ad": (), "cgad": ("centre",), "ca": ("centre", "ca"), "sa": ("centre", "sa")}
+    has = nets.get(model.net, tuple(parts)) if model.variant == "paper" else tuple(parts)
     aspp = "encoder.layer5."
     return (
         *resnet.torch_rules("backbone", "encoder."),
@@ -57,4 +79,5 @@ def torch_rules(model: nn.Module) -> tuple[tuple[str, str, str], ...]:
         ("cls_conv1", "cls.0", "conv"),
         ("cls_bn", "cls.1", "norm"),
         ("cls_conv2", "cls.3", "conv"),
+        *((pattern, "", "unused") for part, pattern in parts.items() if part not in has),
     )

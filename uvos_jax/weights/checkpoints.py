@@ -31,7 +31,8 @@ from uvos_jax.weights.convert import expected_variables
 _FORMAT = 1
 _orbax = threading.Lock()
 # Hyper-parameters that say how weights are used, not what they are; all others are fixed by the weights.
-_CHANGEABLE = ("variant", "short_side", "dropout", "axis_name", "dtype", "remat", "background_weight")
+_CHANGEABLE = ("variant", "short_side", "dropout", "axis_name", "dtype", "remat", "background_weight", "selection",
+               "history", "candidates", "lost_below", "prior_from")
 
 
 def save(directory: str | Path, name: str, model: nn.Module, variables: dict, origin: str) -> None:
@@ -75,8 +76,8 @@ def load(directory: str | Path, **overrides) -> tuple[str, nn.Module, dict]:
 
     Args:
       directory: as written by :func:`save`.
-      **overrides: hyper-parameters to change: ``variant``, ``short_side``, ``dropout``, ``axis_name``, ``dtype``,
-        ``remat``.
+      **overrides: hyper-parameters to change: those that mean nothing to the weights, such as ``variant``,
+        ``short_side``, ``dtype``, ``remat``.
 
     Returns:
       ``(name, model, variables)`` with NumPy leaves.
