@@ -1,6 +1,7 @@
 """Peak memory of ``uvos segment`` against the length of the video, from a file to masks and overlay on disk.
 
     python benchmarks/memory.py [--picture docs/memory.png] [--rows "default 480x854"] [--lengths 100,1000,5000]
+    python benchmarks/memory.py --weights RUN/best [--lengths 100,1000]
 
 Every run is a process of its own on a video made for it; the peak is what the system counted for that process
 (``run.json`` has it). Frames are generated scenes, repeated to the length.
@@ -66,10 +67,14 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--rows", help="some of: " + ", ".join(ROWS))
     parser.add_argument("--lengths", default="10,100,1000,5000")
+    parser.add_argument("--weights", help="a checkpoint to measure at 480x854, in place of these rows")
     arguments = parser.parse_args()
-    results = {}
-    for name in arguments.rows.split(",") if arguments.rows else ROWS:
-        options, size, most = ROWS[name.strip()]
+    rows, results = ROWS, {}
+    if arguments.weights:
+        rows = {f"{Path(arguments.weights).resolve().parent.name} 480x854": (["--weights", arguments.weights],
+                                                                             (480, 854), 5000)}
+    for name in arguments.rows.split(",") if arguments.rows else rows:
+        options, size, most = rows[name.strip()]
         for length in (int(n) for n in arguments.lengths.split(",") if int(n) <= most):
             run = measure(options, size, length)
             results.setdefault(name, {})[length] = run["peak_memory_mib"]

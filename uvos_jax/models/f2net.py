@@ -69,7 +69,7 @@ class F2Net(nn.Module):
       selection: of candidate centres the one that the motion of the last ones leads to, or the maximum.
       history: n, centres that tell the motion; and frames after which a lost object is forgotten.
       candidates: K, peaks of the heat map among which is chosen.
-      lost_below: score below which a peak is no candidate. Without one, all of the frame is searched.
+      lost_below: score below which a peak is no candidate; not stated. Without one, all of the frame is searched.
       prior_from: in training, whether prior and last map lie around the predicted centres or the true ones.
       depths: blocks in the four layers of the backbone.
       width: channels of the stem; layers have ``4 * width * (1, 2, 4, 8)``.
@@ -89,7 +89,7 @@ class F2Net(nn.Module):
     selection: str = "motion"
     history: int = 10
     candidates: int = 5
-    lost_below: float = 0.1
+    lost_below: float = 0.2
     prior_from: str = "predicted"
     depths: tuple[int, ...] = resnet.RESNET101
     width: int = 64
