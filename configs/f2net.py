@@ -72,6 +72,7 @@ def tiny():
     config = full()
     config.model = {"name": "f2net", "depths": [1, 2, 2, 1], "width": 16, "aspp_features": 64, "embedding": 64,
                     "centre_features": 32, "centre_embedding": 16, "short_side": 81,
+                    "lost_below": 0.1,  # after so few steps hardly a peak reaches 0.2
                     # Unsure of what it has never seen, the network would leave it out.
                     "background_weight": 0.45}
     config.batch_size = 8
