@@ -71,7 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows, results = ROWS, {}
     if arguments.weights:
-        rows = {f"{Path(arguments.weights).resolve().parent.name} 480x854": (["--weights", arguments.weights],
+        rows = {f"{Path(arguments.weights).absolute().parent.name} 480x854": (["--weights", arguments.weights],
                                                                              (480, 854), 5000)}
     for name in arguments.rows.split(",") if arguments.rows else rows:
         options, size, most = rows[name.strip()]
