@@ -91,16 +91,16 @@ def test_the_first_frame_has_neither_map_nor_track():
     assert tuple(model.reference_frames(None)) == tuple(model.reference_frames(50)) == (0,)
 
 
-def test_the_prior_is_a_gauss_of_15_pixels_around_the_peak():
+def test_the_prior_is_a_gauss_around_the_peak_a_pixel_wide_at_least():
     model, _, step = _stepper(net="cgad")
     features = _features(peak=(12, 8))
     _, _, aux = step(model.init_state(features), features, _box())
     np.testing.assert_array_equal(aux["centre"], [[12, 8]])
     prior = np.asarray(aux["prior"])[0, ..., 0]
     assert prior.shape == (9, 11) and prior[4, 6] == 1
-    sigma = 15 * 65 / 473 / 8  # pixels at stride 8 of an input that is 65 pixels high
+    # 15 pixels of an input of 473 would be 0.26 of stride 8 where it is 65 high.
     for (y, x), squared in {(4, 7): 1, (5, 6): 1, (3, 5): 2}.items():
-        assert prior[y, x] == pytest.approx(np.exp(-squared / (2 * sigma**2)), rel=1e-4)
+        assert prior[y, x] == pytest.approx(np.exp(-squared / 2), rel=1e-4)
     np.testing.assert_allclose(aux["heat"][0, 8, 12], 1, atol=0.01)
     np.testing.assert_allclose(aux["notes"]["centre"], [[48.5 / 81, 32.5 / 65]], rtol=1e-6)
     np.testing.assert_array_equal(aux["notes"]["centre_score"], aux["heat"][0, 8, 12])
