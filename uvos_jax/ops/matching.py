@@ -1,0 +1,232 @@
+"""Matching of pixel embeddings by distance, for each object: global (whole references) and local (a window).
+
+Sec. 3.2 of CFBI (Yang et al., ECCV 2020). Squared distances become values by ``2 sigmoid(|p - q|^2 + bias) - 1``, and a
+pixel keeps the least over the pixels of each object. At 480x854 and stride 4 a frame has 25,000 pixels, and the
+distances of two frames would fill 2.6 GB; neither that matrix nor a copy of it for each object is ever made.
+
+All functions here are of one example; ``jax.vmap`` makes them functions of a batch. Objects are numbered 0 (background)
+to ``objects - 1``; a label outside that range belongs to no object.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+FAR = 5e4  # squared distance to an object that is nowhere, as published
+
+
+@flax.struct.dataclass
+class Grouped:
+    """Reference pixels in tiles of one object each, so that one minimum serves a whole tile.
+
+    Attributes:
+      keys: ``[tiles, rows, c]`` float32, zeros where a tile is not full.
+      norms: ``[tiles, rows]`` float32, squared lengths of the keys; infinity where a tile is not full.
+      source: ``[tiles, rows]`` int32, which pixel it was; -1 where a tile is not full.
+      owner: ``[tiles]`` int32, the object.
+      used: int32, how many tiles hold anything; the others come last.
+    """
+
+    keys: jax.Array
+    norms: jax.Array
+    source: jax.Array
+    owner: jax.Array
+    used: jax.Array
+
+
+def match_value(distance: jax.Array, bias: jax.Array) -> jax.Array:
+    """Squared distances, with the learned bias of their object, as values: at bias 0 from 0 for equal pixels to 1.
+
+    Args:
+      distance: any shape, float32.
+      bias: a shape that broadcasts to it.
+
+    Returns:
+      ``2 sigmoid(distance + bias) - 1`` (Eq. 1 and 2).
+    """
+    return 2 * jax.nn.sigmoid(distance + bias) - 1
+
+
+def group_by_object(keys: jax.Array, labels: jax.Array, objects: int, tile: int = 1024) -> Grouped:
+    """Sorts reference pixels by object, once for all query pixels.
+
+    Args:
+      keys: ``[k, c]`` float.
+      labels: ``[k]`` int; pixels of no object are left out.
+      objects: how many, with the background.
+      tile: pixels of a tile.
+
+    Returns:
+      ``ceil(k / tile) + objects`` tiles, whatever the sizes of the objects.
+    """
+    labels = jnp.where((labels >= 0) & (labels < objects), labels, objects).astype(jnp.int32)
+    order = jnp.argsort(labels, stable=True).astype(jnp.int32)
+    counts = jnp.bincount(labels, length=objects + 1)
+    wanted = -(-counts[:objects] // tile)  # tiles of each object
+    tiles = -(-labels.shape[0] // tile) + objects
+    # An object's pixels begin where a tile does; those of no object are sent beyond the end, and dropped.
+    begin = jnp.append((jnp.cumsum(wanted) - wanted) * tile, tiles * tile)
+    rank = jnp.arange(labels.shape[0]) - (jnp.cumsum(counts) - counts)[labels[order]]
+    place = begin[labels[order]] + rank
+    rows = jnp.asarray(keys, jnp.float32)[order]
+
+    def laid_out(empty, values):
+        return empty.at[place].set(values, mode="drop").reshape(tiles, tile, *values.shape[1:])
+
+    owner = jnp.searchsorted(jnp.cumsum(wanted), jnp.arange(tiles), side="right")
+    return Grouped(laid_out(jnp.zeros((tiles * tile, keys.shape[1])), rows),
+                   laid_out(jnp.full(tiles * tile, jnp.inf), jnp.square(rows).sum(-1)),
+                   laid_out(jnp.full(tiles * tile, -1, jnp.int32), order),
+                   jnp.minimum(owner, objects - 1).astype(jnp.int32), wanted.sum().astype(jnp.int32))
+
+
+def nearest_distance(query: jax.Array, reference: Grouped, objects: int, tile: int = 1024) -> jax.Array:
+    """Squared distance of every pixel to the nearest reference pixel of each object (Eq. 3).
+
+    One pass over the distances, tile by tile. The work grows with the reference pixels there are, not with the objects;
+    tiles that hold nothing are not visited. It has no gradient, see :func:`global_distance`.
+
+    Args:
+      query: ``[n, c]`` float.
+      reference: of :func:`group_by_object`.
+      objects: how many, with the background.
+      tile: query pixels at a time.
+
+    Returns:
+      ``[n, objects]`` float32, ``FAR`` for an object without pixels.
+    """
+    def update(best, score, i):
+        return best.at[reference.owner[i]].min(score.min(-1))
+
+    query = jnp.asarray(query, jnp.float32)
+    best = _search(query, reference, tile, lambda rows: jnp.full((objects, rows), jnp.inf), update)
+    return jnp.where(jnp.isinf(best), FAR, jnp.maximum(best + jnp.square(query).sum(-1, keepdims=True), 0))
+
+
+def global_distance(query: jax.Array, keys: jax.Array, labels: jax.Array, objects: int, tile: int = 1024) -> jax.Array:
+    """As :func:`nearest_distance`, from plain reference pixels and with a gradient, for training.
+
+    The search has none; the distances to what it found are computed again, so that a gradient reaches the one nearest
+    pixel of each object, as of PyTorch's ``min``.
+
+    Args:
+      query: ``[n, c]`` float.
+      keys: ``[k, c]`` float.
+      labels: ``[k]`` int.
+      objects: how many, with the background.
+      tile: pixels at a time, of both.
+
+    Returns:
+      ``[n, objects]`` float32.
+    """
+    query, keys = jnp.asarray(query, jnp.float32), jnp.asarray(keys, jnp.float32)
+    reference = group_by_object(lax.stop_gradient(keys), labels, objects, tile)
+
+    def update(best, score, i):
+        distance, index = best
+        o, at = reference.owner[i], score.argmin(-1)
+        least = jnp.take_along_axis(score, at[:, None], 1)[:, 0]
+        better = least < distance[o]
+        return (distance.at[o].set(jnp.where(better, least, distance[o])),
+                index.at[o].set(jnp.where(better, reference.source[i][at], index[o])))
+
+    def start(rows):
+        return jnp.full((objects, rows), jnp.inf), jnp.full((objects, rows), -1, jnp.int32)
+
+    _, index = _search(lax.stop_gradient(query), reference, tile, start, update)
+    distance = jnp.square(query[:, None] - keys[jnp.maximum(index, 0)]).sum(-1)
+    return jnp.where(index >= 0, distance, FAR)
+
+
+def _search(query, reference, tile, start, update):
+    """Shows ``update`` the distances, less the query's squared length, of each tile of queries to each reference tile.
+
+    ``start(rows)`` and ``update(best, score [rows, reference rows], number of the reference tile)`` are pytrees of
+    ``[objects, rows]``; the result's leaves are ``[n, objects]``.
+    """
+    n, c = query.shape
+    count = -(-n // tile)
+    rows = -(-n // count)
+
+    def one_tile(q):
+        def one(i, best):
+            dots = jnp.dot(q, reference.keys[i].T, precision=lax.Precision.HIGHEST)
+            return update(best, reference.norms[i] - 2 * dots, i)
+
+        return lax.fori_loop(0, reference.used, one, start(rows))
+
+    best = lax.map(one_tile, jnp.pad(query, ((0, count * rows - n), (0, 0))).reshape(count, rows, c))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2).reshape(count * rows, -1)[:n], best)
+
+
+def local_distance(query: jax.Array, previous: jax.Array, labels: jax.Array, objects: int,
+                   windows: tuple[int, ...]) -> jax.Array:
+    """Squared distance of every pixel to the nearest pixel of each object within windows of another frame.
+
+    One pass over the largest window, row by row; the smaller ones are its middle.
+
+    Args:
+      query: ``[h, w, c]`` float.
+      previous: ``[h, w, c]`` float, the other frame.
+      labels: ``[h, w]`` int, of the other frame.
+      objects: how many, with the background.
+      windows: how far each reaches, in pixels to either side.
+
+    Returns:
+      ``[h, w, objects, len(windows)]`` float32, ``FAR`` for an object that a window does not show.
+    """
+    h, w, _ = query.shape
+    r = max(windows)
+    query = jnp.asarray(query, jnp.float32)
+    previous = jnp.pad(jnp.asarray(previous, jnp.float32), ((r, r), (0, 0), (0, 0)))
+    norms = jnp.square(previous).sum(-1)
+    labels = jnp.pad(jnp.asarray(labels, jnp.int32), r, constant_values=-1)
+
+    @jax.checkpoint
+    def one_row(y):
+        q = query[y]
+        rows, its = (lax.dynamic_slice_in_dim(x, y, 2 * r + 1) for x in (previous, norms))
+        dots = jnp.einsum("dkc,xc->dxk", rows, q, precision=lax.Precision.HIGHEST)
+        distance = _diagonals(jnp.square(q).sum(-1)[:, None] + its[:, None] - 2 * dots, r)
+        near = lax.dynamic_slice_in_dim(labels, y, 2 * r + 1)
+        near = jnp.stack([near[:, i:i + w] for i in range(2 * r + 1)], 1)  # [dy, dx, x]
+        return jnp.stack([_least(jnp.where(near == o, distance, FAR), windows) for o in range(objects)])
+
+    least = lax.map(one_row, jnp.arange(h))  # [h, objects, windows, w]
+    return jnp.maximum(jnp.moveaxis(least, 3, 1), 0)
+
+
+def _diagonals(x, r):
+    """``[d, x, k] -> [d, 2 r + 1, x]``: of every ``x`` the ``k`` from ``x - r`` to ``x + r``, zeros beyond the ends."""
+    d, w, _ = x.shape
+    x = jnp.pad(x, ((0, 0), (0, 0), (r, r))).reshape(d, -1)
+    # In rows that are one longer each row begins one further right.
+    x = jnp.pad(x, ((0, 0), (0, w))).reshape(d, w, w + 2 * r + 1)
+    return jnp.swapaxes(x[..., :2 * r + 1], 1, 2)
+
+
+def _least(x, windows):
+    """``[2 r + 1, 2 r + 1, w] -> [len(windows), w]``: minima over the middle of each size."""
+    r = x.shape[0] // 2
+    return jnp.stack([x[r - n:r + n + 1, r - n:r + n + 1].min((0, 1)) for n in windows])
+
+
+def background_value(values: jax.Array, ids: jax.Array) -> jax.Array:
+    """For each object the least value of all others: how much a pixel looks like anything but it.
+
+    Args:
+      values: ``[..., objects, k]``.
+      ids: bool ``[objects]``, which of them are there.
+
+    Returns:
+      The same shape; with a single object its own values, as published.
+    """
+    there = jnp.where(ids[:, None], values, jnp.inf)
+    objects = values.shape[-2]
+    least = there.min(-2, keepdims=True)
+    at = there.argmin(-2, keepdims=True)
+    own = jnp.arange(objects)[:, None] == at
+    second = jnp.where(own, jnp.inf, there).min(-2, keepdims=True)
+    others = jnp.where(own, second, least)
+    return jnp.where(ids.sum() > 1, others, values)
