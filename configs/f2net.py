@@ -38,7 +38,7 @@ def full():
         "turns": True,
         "recipe": {"name": "previous", "first": True},
         # Code: a crop, scaled by .7 to 1.3, mirrored. There every frame of a clip is moved for itself, after which the
-        # last frame says little of where the object is; here all of them alike. Nor is the picture stretched to a
+        # previous frame says little of where the object is; here all of them alike. Nor is the picture stretched to a
         # square, or the scale applied to the wrong axes, as there: the crop is square.
         "geometry": {"kind": "random_crop", "short_side": 473, "scale": [0.7, 1.3], "flip": 0.5},
         "size": [473, 473],

@@ -21,10 +21,10 @@ def test_stills_have_no_last_map_and_videos_have_one():
     batch = build("f2net", **SMALL).training_batch(clip())  # a video, then a still
     assert {name: x.shape[1:] for name, x in batch.items()} == {
         "anchor": (65, 81, 3), "frame": (65, 81, 3), "previous": (17, 21, 1), "heat": (17, 21, 1), "centre": (2,),
-        "present": (), "mask": (65, 81, 1), "valid": (65, 81, 1), "still": (), "last": (65, 81, 3),
-        "last_mask": (17, 21)}
-    assert np.asarray(batch["last_mask"]).any((1, 2)).tolist() == [True, False]
-    assert "last" not in build("f2net", **SMALL, prior_from="truth").training_batch(clip())
+        "present": (), "mask": (65, 81, 1), "valid": (65, 81, 1), "still": (), "previous_frame": (65, 81, 3),
+        "previous_mask": (17, 21)}
+    assert np.asarray(batch["previous_mask"]).any((1, 2)).tolist() == [True, False]
+    assert "previous_frame" not in build("f2net", **SMALL, prior_from="truth").training_batch(clip())
     previous, heat = np.asarray(batch["previous"])[..., 0], np.asarray(batch["heat"])[..., 0]
     assert not previous[1].any() and np.asarray(batch["still"]).tolist() == [False, True]
     # Middles of the boxes in the clip, (x, y) in pixels of the frame: 33, 25 in the last one, 39, 28 and 31, 28 now.
@@ -43,12 +43,12 @@ def test_the_map_of_the_last_frame_lies_where_the_network_finds_something_there(
     batch = jax.tree.map(jnp.asarray, model.training_batch(clip()))
     heat = quick_jit(lambda batch: model.apply(variables, batch)[0]["heat_logits"])
     # By hand: what is found in the last frame with no map before it, as large as its mask.
-    alone = {"anchor": batch["anchor"], "frame": batch["last"], "previous": jnp.zeros_like(batch["previous"]),
+    alone = {"anchor": batch["anchor"], "frame": batch["previous_frame"], "previous": jnp.zeros_like(batch["previous"]),
              "centre": batch["centre"]}
     truth = model.clone(prior_from="truth")
     found = np.asarray(truth.apply(variables, alone)[0]["heat_logits"])[0, ..., 0]
     y, x = np.unravel_index(found.argmax(), found.shape)
-    drawn = centre_map(batch["last_mask"], jnp.array([[x, y], [0, 0]], jnp.float32))[0]
+    drawn = centre_map(batch["previous_mask"], jnp.array([[x, y], [0, 0]], jnp.float32))[0]
     assert drawn[0].max() == 1 and not np.asarray(drawn[1]).any()  # a still has no last frame
     made = heat(batch)
     now = {name: batch[name] for name in ("anchor", "frame", "centre")}

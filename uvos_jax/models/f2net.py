@@ -12,9 +12,9 @@ Variants:
 - ``official_full``: the same with its commented-out lines: the prior multiplies what is diffused *to* a pixel, and
   spatial attention follows channel attention.
 
-The two official variants share their parameters. The published test script takes the map of the last frame from the
-annotations; here every variant makes it from its own centre and mask. Nor is the script's rule copied that the second
-best peak counts if a coordinate of the best one is 0.
+The two official variants share their parameters. The published test script takes the map of the previous frame from
+the annotations; here every variant makes it from its own centre and mask. Nor is the script's rule copied that the
+second best peak counts if a coordinate of the best one is 0.
 """
 
 from collections.abc import Mapping
@@ -51,7 +51,7 @@ class State:
 
     Attributes:
       anchor: ``[b, h, w, c]``, embedding of the first frame, at stride 8.
-      previous: ``[b, h', w', 1]``, centre map of the last frame, at stride 4; zeros if it had none.
+      previous: ``[b, h', w', 1]``, centre map of the previous frame, at stride 4; zeros if it had none.
       track: the last centres, in pixels of that map.
     """
 
@@ -70,7 +70,7 @@ class F2Net(nn.Module):
       history: n, centres that tell the motion; and frames after which a lost object is forgotten.
       candidates: K, peaks of the heat map among which is chosen.
       lost_below: score below which a peak is no candidate; not stated. Without one, all of the frame is searched.
-      prior_from: in training, whether prior and last map lie around the predicted centres or the true ones.
+      prior_from: in training, whether prior and previous map lie around the predicted centres or the true ones.
       depths: blocks in the four layers of the backbone.
       width: channels of the stem; layers have ``4 * width * (1, 2, 4, 8)``.
       aspp_features: channels of the ASPP branches.
@@ -140,7 +140,7 @@ class F2Net(nn.Module):
 
     def init_state(self, reference_features: dict[str, jax.Array], reference_labels: jax.Array | None = None,
                    native_size: tuple[int, int] | None = None, slots: int = 1) -> State:
-        """The state before the first step, which has neither a last map nor a centre.
+        """The state before the first step, which has neither a previous map nor a centre.
 
         Args:
           reference_features: ``encode`` of the first frame.
@@ -194,14 +194,15 @@ class F2Net(nn.Module):
         return State(state.anchor, drawn, extend_track(state.track, aux["centre"], aux["found"]))
 
     def __call__(self, batch: Mapping[str, jax.Array], train: bool = False):
-        """The training forward of a frame with its first and its last one.
+        """The training forward of a frame with the first and the previous one.
 
         Args:
           batch: ``{"anchor": [b, h, w, 3], "frame": [b, h, w, 3]}`` after ``preprocess``; ``"previous"``
-            ``[b, h', w', 1]``, the last frame's centre map; ``"centre"`` ``[b, 2]``, the true centre in pixels of that
-            map; ``"present"`` ``[b]`` bool, whether there is one (all True if left out). Where predicted centres count,
-            ``"last"`` ``[b, h, w, 3]`` and ``"last_mask"`` ``[b, h', w']`` make a map in its place, around what is
-            found in the last frame alone: who only ever sees true maps learns to copy them, and later cannot let go.
+            ``[b, h', w', 1]``, the previous frame's centre map; ``"centre"`` ``[b, 2]``, the true centre in pixels of
+            that map; ``"present"`` ``[b]`` bool, whether there is one (all True if left out). Where predicted centres
+            count, ``"previous_frame"`` ``[b, h, w, 3]`` and ``"previous_mask"`` ``[b, h', w']`` make a map in its
+            place, around what is found in that frame alone: a network that only ever sees true maps learns to copy
+            them, and later cannot let go.
           train: whether batch norm uses batch statistics.
 
         Returns:
@@ -210,7 +211,8 @@ class F2Net(nn.Module):
           of all frames are stacked along the batch axis, the anchors first.
         """
         b = batch["frame"].shape[0]
-        names = ["anchor", "last", "frame"] if self._has_centre and "last" in batch else ["anchor", "frame"]
+        finds = self._has_centre and "previous_frame" in batch
+        names = ("anchor", "previous_frame", "frame") if finds else ("anchor", "frame")
         stages = self._embed(jnp.concatenate([batch[name] for name in names]), train)
         anchor, embed = stages["embed"][:b], stages["embed"][-b:]
         outputs, made, prior = {"static_logits": self.static(embed)}, {}, None
@@ -218,7 +220,7 @@ class F2Net(nn.Module):
             seen = self.centre.encode({f"layer{i}": stages[f"layer{i}"][b:] for i in range(1, 5)}, train)
             made = jax.tree.map(lambda x: x[-b:], seen)
             previous = batch["previous"]
-            if "last" in batch:
+            if finds:
                 previous = self._found_map(jax.tree.map(lambda x: x[:b], seen), batch)
             outputs["heat_logits"] = heat = self.centre.heat(made, previous)
             prior = self._training_prior(batch, nn.sigmoid(heat), embed.shape[1:3])
@@ -227,12 +229,12 @@ class F2Net(nn.Module):
 
     @nn.nowrap
     def training_batch(self, clip: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """What ``__call__`` and ``loss`` take, from clips of a first frame, a last one and the one to be segmented.
+        """What ``__call__`` and ``loss`` take, from clips of the first, the previous and the frame to be segmented.
 
         Args:
           clip: ``{"frames": [b, 3, h, w, 3] uint8 RGB, "labels": [b, 3, h, w] uint8}`` and, if the data has stills,
-            ``"still"`` ``[b]`` bool: frames with no last one. Any object is foreground, 255 is void. Sides ``8 k + 1``
-            align best.
+            ``"still"`` ``[b]`` bool: frames with no previous one. Any object is foreground, 255 is void. Sides
+            ``8 k + 1`` align best.
         """
         frames, labels = clip["frames"], clip["labels"]
         size = frames.shape[2:4]
@@ -252,8 +254,8 @@ class F2Net(nn.Module):
         batch |= {"previous": previous, "heat": heat, "centre": centre, "present": present}
         if self.prior_from == "truth":
             return batch
-        return batch | {"last": preprocess(frames[:, 1], size, self.preprocess),
-                        "last_mask": small[:, 0] & ~still[:, None, None]}
+        return batch | {"previous_frame": preprocess(frames[:, 1], size, self.preprocess),
+                        "previous_mask": small[:, 0] & ~still[:, None, None]}
 
     @nn.nowrap
     def loss(self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], step: jax.Array):
@@ -373,10 +375,10 @@ class F2Net(nn.Module):
         return self._prior(centre, found, heat.shape[1:3], size)
 
     def _found_map(self, features, batch):
-        """The map around what the last frame alone leads to, as large as its true mask."""
+        """The map around what the previous frame alone leads to, as large as its true mask."""
         heat = nn.sigmoid(self.centre.heat(features, jnp.zeros_like(features["fresh"])))
         centre, found = self._best(heat)
-        return jnp.where(found[:, None, None, None], centre_map(batch["last_mask"], centre)[0], 0.0)
+        return jnp.where(found[:, None, None, None], centre_map(batch["previous_mask"], centre)[0], 0.0)
 
     def _best(self, heat):
         scores, candidates = peaks(lax.stop_gradient(heat), 1)

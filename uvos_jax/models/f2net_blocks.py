@@ -61,7 +61,7 @@ class UpsamplingUnit(nn.Module):
 
 
 class CentreBranch(nn.Module):
-    """Where the centre of the foreground is (Eq. 1-4): features of all four stages and the last frame's centre map.
+    """Where the centre of the foreground is (Eq. 1-4): features of all four stages and the previous centre map.
 
     Attributes:
       features: channels of the upsampling units.
@@ -103,11 +103,11 @@ class CentreBranch(nn.Module):
         return {"up": x, "fresh": self.fresh(nn.relu(self.hidden(x)))}
 
     def heat(self, features: dict[str, jax.Array], previous: jax.Array) -> jax.Array:
-        """The heat map: the last frame's centre map, scaled and shifted by gates, and what the frame alone says.
+        """The heat map: the previous frame's centre map, scaled and shifted by gates, and what the frame alone says.
 
         Args:
           features: of :meth:`encode`.
-          previous: ``[b, h, w, 1]`` in 0..1, the centre map of the last frame; zeros if there is none.
+          previous: ``[b, h, w, 1]`` in 0..1, the centre map of the previous frame; zeros if there is none.
 
         Returns:
           ``[b, h, w, 1]`` float32 logits.
