@@ -212,10 +212,14 @@ class TorchF2Net(nn.Module):
 
 
 def gauss(centre, height, width, step=1):
-    """``[b, 1, h', w']``: the prior around ``[b, 2]`` (x, y) in pixels of the input, at every ``step``-th pixel."""
+    """``[b, 1, h', w']``: the prior around ``[b, 2]`` (x, y) in pixels of the input, at every ``step``-th pixel.
+
+    The paper's width follows the input; here it is no less than the step.
+    """
     y, x = torch.meshgrid(torch.arange(0, height, step), torch.arange(0, width, step), indexing="ij")
     squared = (x - centre[:, 0, None, None]) ** 2 + (y - centre[:, 1, None, None]) ** 2
-    return torch.exp(-squared / (2 * (15 * min(height, width) / 473) ** 2))[:, None]
+    sigma = max(15 * min(height, width) / 473, step)
+    return torch.exp(-squared / (2 * sigma**2))[:, None]
 
 
 def published_prior(centre, height=473, width=473):
