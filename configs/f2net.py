@@ -15,7 +15,7 @@ authors published, where the paper is silent. Hardware and time of the full reci
 examples for as many steps. Any other row of the paper's Table 1 is ``--config.model.net=ca`` and so on, on any preset.
 """
 
-from configs import common
+from configs import adnet, common
 
 # 2,079 frames of DAVIS in batches of 16 are 130 steps; with the stills between them an epoch has 195.
 EPOCH = 195
@@ -69,7 +69,7 @@ def tiny():
 
     Data, size and optimiser are those of AD-Net's ``:tiny``, with which it is to be compared.
     """
-    config = full()
+    config, same = full(), adnet.tiny()
     config.model = {"name": "f2net", "depths": [1, 2, 2, 1], "width": 16, "aspp_features": 64, "embedding": 64,
                     "centre_features": 32, "centre_embedding": 16, "short_side": 81,
                     "lost_below": 0.1,  # after so few steps hardly a peak reaches 0.2
@@ -79,24 +79,17 @@ def tiny():
     config.data = config.data | {
         "mixture": [{"name": "duts", "split": "train", "share": 1, "recipe": {"name": "still", "length": 3}},
                     {"name": "davis2016", "split": "train", "share": 2, "exclude": common.HELD_BACK}],
-        "geometry": {"kind": "random_crop", "short_side": 81, "scale": [1.0, 1.1], "flip": 0.5},
         # The centre is that of the box of all foreground, so with a pasted object it may lie between two. Objects fill
         # much of these frames and mostly overlap: it lies on one of them in 60% of the clips, without pasting in 70%.
-        "paste": 0.5,
-        "colour": {"brightness": [0.5, 1.5], "contrast": [0.5, 1.5], "colour": [0.0, 2.0], "sharpness": [0.0, 3.0]},
-        "size": [81, 145],
+        **{key: same.data[key] for key in ("geometry", "paste", "colour", "size")},
     }
     # No groups: nothing is pretrained that should rest while videos are seen.
-    config.optimizer = {"name": "adamw", "weight_decay": 1e-2, "clip_norm": 5.0}
-    config.schedule = {"name": "cosine", "lr": 1e-3, "warmup": 50}
-    config.ema_decay = 0.99
+    for key in ("optimizer", "schedule", "ema_decay", "validate", "log_every", "checkpoint_every"):
+        config[key] = same[key]
     # As in the paper half of the steps each; Adam begins anew in between, so it warms up once more.
     config.phases = [
         {"name": "true centres", "steps": 500, "model": {"prior_from": "truth"}, "schedule": {"steps": 1_000}},
         {"name": "own centres", "steps": 500, "model": {"prior_from": "predicted"}, "schedule": {"lr": 5e-4}}]
-    config.validate = {"every": 250, "name": "davis2016", "split": "train", "only": common.HELD_BACK}
-    config.log_every = 20
-    config.checkpoint_every = 250
     return config
 
 

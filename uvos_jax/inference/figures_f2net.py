@@ -10,11 +10,11 @@ import numpy as np
 
 from uvos_jax.errors import UserError
 from uvos_jax.inference.segmenter import Segmenter
+from uvos_jax.models.f2net_blocks import STRIDE
 from uvos_jax.ops.preprocess import preprocess
 from uvos_jax.video import Source, read_mask
 
 _SAMPLES = 4  # frames whose maps are drawn, spread over the video
-_CENTRE_STRIDE, _PRIOR_STRIDE = 4, 8  # of the heat map and the prior, in pixels of the network's input
 _OF_EACH = ("centre", "score", "found")  # what is kept of every frame
 
 
@@ -91,7 +91,7 @@ def _draw_maps(path, rows, scale):
     figure, axes = plt.subplots(len(rows), 3, figsize=size, squeeze=False, layout="constrained")
     for line, (name, image, mask, maps, aux, track) in zip(axes, rows, strict=True):
         grey = image.mean(-1) / 255
-        for axis, key, stride in zip(line, ("heat", "prior"), (_CENTRE_STRIDE, _PRIOR_STRIDE), strict=False):
+        for axis, key, stride in zip(line, ("heat", "prior"), (STRIDE, 2 * STRIDE), strict=False):
             axis.imshow(grey, cmap="gray", vmin=0, vmax=1)
             corners = np.array([[-0.5, -0.5], np.subtract(maps[key].shape[::-1], 0.5)])
             (left, top), (right, bottom) = to_pixels(corners, stride, scale)
@@ -99,7 +99,7 @@ def _draw_maps(path, rows, scale):
                         extent=(left, right, bottom, top))
         found, score = bool(aux["found"][0]), float(aux["score"][0])
         centre = np.asarray(aux["centre"])
-        way = to_pixels(np.concatenate([track, centre]), _CENTRE_STRIDE, scale)
+        way = to_pixels(np.concatenate([track, centre]), STRIDE, scale)
         line[0].plot(*way.T, "-", color="deepskyblue", lw=1)
         line[0].plot(*way[:-1].T, ".", color="deepskyblue", ms=4)
         line[0].plot(*way[-1], "o" if found else "x", color="lime", markeredgecolor="black" if found else "lime", ms=8)
@@ -122,7 +122,7 @@ def _draw_track(path, indices, seen, scale, longest, threshold):
     import matplotlib.pyplot as plt
 
     centres, scores, found = (np.array(column) for column in zip(*seen, strict=True))
-    places = to_pixels(centres, _CENTRE_STRIDE, scale)
+    places = to_pixels(centres, STRIDE, scale)
     indices = np.array(indices)
     figure, (where, how) = plt.subplots(2, 1, sharex=True, figsize=(9, 5.5), height_ratios=(2, 1),
                                         layout="constrained")

@@ -31,7 +31,7 @@ from uvos_jax.nn import resnet
 from uvos_jax.nn.aspp import ASPP
 from uvos_jax.nn.layers import BatchNorm, Conv, PReLU, torch_default
 from uvos_jax.ops.attention import tiled_attention
-from uvos_jax.ops.centres import Track, centre_map, choose_centre, extend_track, new_track, peaks
+from uvos_jax.ops.centres import RULES, Track, centre_map, choose_centre, extend_track, new_track, peaks
 from uvos_jax.ops.losses import binary_cross_entropy, focal_loss
 from uvos_jax.ops.preprocess import Preprocess, preprocess
 from uvos_jax.ops.resize import resize_bilinear, resize_nearest
@@ -39,7 +39,7 @@ from uvos_jax.ops.resize import resize_bilinear, resize_nearest
 VARIANTS = ("paper", "official", "official_full")
 # Rows of the paper's Table 1: AD is appearance diffusion, CG guides it by the centre, the others name the fusion.
 NETS = ("baseline", "ad", "cgad", "sa", "ca", "sca", "csa")
-SELECTIONS = ("motion", "maximum")  # Table 2
+SELECTIONS = RULES  # Table 2
 PRIORS = ("predicted", "truth")
 
 torch_rules = f2net_official.torch_rules
