@@ -11,11 +11,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from uvos_jax.errors import UserError, nearest_hint
-from uvos_jax.models import adnet, dpa, f2net, raft
+from uvos_jax.models import adnet, cfbi, dpa, f2net, raft
 
 # Building a network takes time and memory by its size alone, and a mistyped number must not take all there is.
 _DEEPEST = 200  # blocks of a stage
 _WIDEST = 2**15 - 1  # channels, pixels of a side
+_LONGEST = 2**31 - 1  # steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,9 @@ class System:
 SYSTEMS = {
     "adnet": System(adnet.ADNet, "Anchor Diffusion, ICCV 2019", "unsupervised, one foreground", "frames",
                     adnet.VARIANTS, {"net": tuple(adnet.NETS)}, adnet.torch_rules),
+    "cfbi": System(cfbi.CFBI, "Collaborative VOS by Foreground-Background Integration, ECCV 2020",
+                   "semi-supervised, many objects", "frames, and masks of the objects", cfbi.VARIANTS, {},
+                   cfbi.torch_rules),
     "dpa": System(dpa.DPA, "Dual Prototype Attention, CVPR 2024", "unsupervised, one foreground",
                   "frames (optical flow is made by the way)", dpa.VARIANTS, {"streams": tuple(dpa.STREAMS)},
                   dpa.torch_rules),
@@ -114,7 +118,8 @@ def _checked(name, key, value, default):
     elif isinstance(default, bool):
         wanted, ok = "true or false", isinstance(value, bool)
     elif isinstance(default, int):
-        wanted, ok = f"a whole number from 1 to {_WIDEST}", _is_count(value, _WIDEST)
+        least, most = (1, _WIDEST) if default else (0, _LONGEST)  # of what can be left out, zero says so
+        wanted, ok = f"a whole number from {least} to {most}", _is_count(value, most, least)
     elif isinstance(default, float):
         wanted = "a number from 0 to 1"
         ok = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
@@ -125,5 +130,5 @@ def _checked(name, key, value, default):
     return value
 
 
-def _is_count(value, most):
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
+def _is_count(value, most, least=1):
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most

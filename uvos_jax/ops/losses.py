@@ -68,3 +68,26 @@ def focal_loss(logits: jax.Array, target: jax.Array, weight: jax.Array | None = 
     axes = tuple(range(1, logits.ndim))
     total = (jnp.where(peak, missed, wrong) * weight).sum(axes)
     return total / jnp.maximum((peak & (weight > 0)).sum(axes), 1)
+
+
+def bootstrapped_cross_entropy(logits: jax.Array, labels: jax.Array, share: jax.Array | float) -> jax.Array:
+    """Mean cross-entropy of each example's hardest pixels (CFBI, Sec. 3.6).
+
+    As in the published code, void pixels cost nothing but count among all pixels.
+
+    Args:
+      logits: ``[b, h, w, n]`` float.
+      labels: ``[b, h, w]`` int, 0 to ``n - 1``; 255 is void.
+      share: of all pixels, in (0, 1]; may be traced. At least one pixel counts.
+
+    Returns:
+      ``[b]`` float32.
+    """
+    logits = logits.astype(jnp.float32)
+    void = labels == 255
+    own = jnp.take_along_axis(logits, jnp.where(void, 0, labels).astype(jnp.int32)[..., None], -1)[..., 0]
+    losses = jnp.where(void, 0, jax.nn.logsumexp(logits, -1) - own).reshape(len(logits), -1)
+    # In float32 a share that means a whole number of pixels may fall just short of it.
+    count = jnp.maximum(jnp.floor(jnp.asarray(share, jnp.float32) * losses.shape[1] + 1e-3), 1)
+    hardest = jnp.arange(losses.shape[1]) < count
+    return jnp.where(hardest, jnp.sort(losses, -1, descending=True), 0).sum(-1) / count

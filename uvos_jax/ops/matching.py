@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 FAR = 5e4  # squared distance to an object that is nowhere, as published
+_EPSILON = 1e-5  # pixels, beside those that are counted, as published
 
 
 @flax.struct.dataclass
@@ -230,3 +231,20 @@ def background_value(values: jax.Array, ids: jax.Array) -> jax.Array:
     second = jnp.where(own, jnp.inf, there).min(-2, keepdims=True)
     others = jnp.where(own, second, least)
     return jnp.where(ids.sum() > 1, others, values)
+
+
+def object_means(x: jax.Array, labels: jax.Array, objects: int) -> jax.Array:
+    """Mean embedding of each object's pixels, and that of the pixels of all others (Sec. 3.4).
+
+    Args:
+      x: ``[n, c]`` float.
+      labels: ``[n]`` int.
+      objects: how many, with the background.
+
+    Returns:
+      ``[objects, 2 c]`` float32, own and others'; zeros for the mean of no pixel.
+    """
+    own = jax.nn.one_hot(labels, objects)
+    sums = jnp.dot(own.T, jnp.asarray(x, jnp.float32), precision=lax.Precision.HIGHEST)
+    counts = own.sum(0)[:, None]
+    return jnp.concatenate([sums / (counts + _EPSILON), (sums.sum(0) - sums) / (counts.sum() - counts + _EPSILON)], -1)

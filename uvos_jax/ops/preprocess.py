@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvos_jax.ops.resize import resize_bilinear, resize_uint8_as_opencv, resize_uint8_as_pillow
+from uvos_jax.ops.resize import resize_bicubic, resize_bilinear, resize_uint8_as_opencv, resize_uint8_as_pillow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Preprocess:
       std: divisor after subtraction, one per channel.
       resize: ``"smooth"`` bilinear interpolation whose kernel grows as a frame shrinks, so that no pixel is skipped; or
         ``"opencv"``, bilinear between neighbours whatever the scale, in OpenCV's fixed-point form on uint8; or
-        ``"pillow"``, the smooth one in whole numbers, as Pillow (and torchvision with it) resizes uint8 images.
+        ``"pillow"``, the smooth one in whole numbers, as Pillow (and torchvision with it) resizes uint8 images; or
+        ``"cubic"``, bicubic between neighbours whatever the scale, as OpenCV resizes float images.
     """
 
     channels: str
@@ -49,6 +50,8 @@ def preprocess(frames: jax.Array, size: tuple[int, int], rule: Preprocess) -> ja
         x = resize_uint8_as_opencv(frames, size).astype(jnp.float32)
     elif rule.resize == "pillow":
         x = resize_uint8_as_pillow(frames, size)
+    elif rule.resize == "cubic":
+        x = resize_bicubic(frames, size, align_corners=False)
     elif size[0] >= frames.shape[1] and size[1] >= frames.shape[2]:
         x = resize_bilinear(frames, size, align_corners=False)
     else:

@@ -10,6 +10,8 @@ A rule is ``(pattern, key, layout)``. The pattern matches the whole path of one 
 - ``norm``: ``weight, bias, running_mean, running_var`` -> ``scale, bias, mean, var``.
 - ``abn``: as ``norm``, but the scale is ``|weight| + 1e-5``, what in-place activated batch norm computes with.
 - ``prelu``: ``weight`` -> ``slope``.
+- ``gate``: ``alpha, gamma, beta`` (1, c, 1, 1) -> the same (c).
+- ``match_bias``: ``bg_bias, fg_bias`` (1, 1, 1, 1) -> ``background, foreground`` (1); they belong to no module there.
 - ``alias``: no module of ours; the pattern matches a key that the published code saves a second time, and the key names
   the first. Either may be missing; if both are there they must be equal.
 - ``unused``: no module of ours; the pattern matches keys that are saved, and that the published network never reads.
@@ -44,6 +46,10 @@ def _io(x):
     return x[:, :, 0, 0].T
 
 
+def _channels(x):
+    return x[0, :, 0, 0]
+
+
 _NORM = {"scale": ("weight", _as_is), "bias": ("bias", _as_is), "mean": ("running_mean", _as_is),
          "var": ("running_var", _as_is)}
 _LAYOUTS: dict[str, dict[str, tuple[str, Callable]]] = {
@@ -52,6 +58,8 @@ _LAYOUTS: dict[str, dict[str, tuple[str, Callable]]] = {
     "edge": {"kernel": ("weight", _io)},
     "norm": _NORM,
     "prelu": {"slope": ("weight", _as_is)},
+    "gate": {name: (name, _channels) for name in ("alpha", "gamma", "beta")},
+    "match_bias": {"background": ("bg_bias", _channels), "foreground": ("fg_bias", _channels)},
     "abn": _NORM | {"scale": ("weight", lambda x: np.abs(x) + _ABN_EPSILON)},
 }
 
@@ -156,7 +164,7 @@ def _their_key(path, rules):
         match = re.fullmatch(pattern, module)
         if match and leaf in _LAYOUTS.get(layout, ()):
             theirs, transform = _LAYOUTS[layout][leaf]
-            return f"{match.expand(key)}.{theirs}", transform
+            return f"{match.expand(key)}.{theirs}".lstrip("."), transform
     raise AssertionError(f"no name rule covers {'/'.join(path)}")
 
 
@@ -166,6 +174,8 @@ def _their_shape(shape, layout):
         return c_out, c_in, h, w
     if layout is _io:
         return *shape[::-1], 1, 1
+    if layout is _channels:
+        return 1, *shape, 1, 1
     return shape[::-1] if layout is np.transpose else shape
 
 

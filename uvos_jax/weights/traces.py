@@ -112,6 +112,38 @@ def _f2net(model, variables, inputs, expected):
     return made
 
 
+def _cfbi(model, variables, inputs, expected):
+    references, objects = len(inputs["ref"]), int(inputs["obj_num"]) + 1
+    model = model.clone(slots=max(1, objects - 1), references=references)
+    frames = jnp.concatenate([_nhwc(inputs[name]) for name in ("ref", "prev", "cur")])
+    labels = [jnp.asarray(x, jnp.int32) for x in (*inputs["ref_label"], *inputs["prev_label"])]  # each [1, h, w]
+
+    def step(model, frames):
+        stages = model._embed(frames, False)
+        features = [{"embed": x[None], "low": y[None]} for x, y in zip(stages["embed"], stages["layer1"], strict=True)]
+        state = model.init_state(features[0], labels[0])
+        for its, given in zip(features[1:references], labels[1:references], strict=True):
+            state = model.commit(state, its, given, {}, given)
+        state = model.commit(state, features[references], labels[-1], {})
+        state = state.replace(count=jnp.full(1, objects - 1))
+        return stages, model.predict(state, features[-1])[0], model._look(state, features[-1])[1]
+
+    stages, logits, inner = jax.jit(lambda *args: model.apply(*args, method=step))(variables, frames)
+    logits = logits[..., :objects]
+    names = {"low": "layer1", "l2": "layer2", "l3": "layer3", "l4": "layer4", "aspp": "aspp", "dec": "decoded",
+             "emb": "embed"}
+    places = {"ref": slice(0, references), "prev": slice(references, -1), "cur": slice(-1, None)}
+    made = {f"{frame}_{theirs}": _nchw(stages[ours][place]) for frame, place in places.items()
+            for theirs, ours in names.items()}
+    names = {"prehead_in": "matches", "prehead_out": "prehead", "ce_aspp": "ensembler_aspp"}
+    names |= {f"ce_layer{i}": f"block{i}" for i in range(1, 9)}
+    made |= {theirs: _nchw(inner[ours][:objects]) for theirs, ours in names.items()}
+    made |= {"att_head": inner["instance"][:objects], "logits_s4": _nchw(logits)}
+    if "prob" in expected:
+        made["prob"] = _nchw(model.to_native(logits, expected["prob"].shape[-2:]))
+    return made
+
+
 def smooth_noise(seed: int, height: int, width: int, cell: int = 16) -> np.ndarray:
     """The pictures from which some reference files were made: smooth random colours with a little noise.
 
@@ -145,6 +177,7 @@ def _nchw(x):
 
 TRACES: dict[str, Trace] = {
     "adnet": Trace("adnet", ("ref", "cur"), _adnet),
+    "cfbi": Trace("cfbi", ("ref", "ref_label", "prev", "prev_label", "cur", "obj_num"), _cfbi),
     "dpa": Trace("dpa", ("image", "flow", "ref_images", "ref_flows"), _dpa),
     "f2net": Trace("f2net", ("seeds", "ct", "prev_gauss"), _f2net, {"prior_from": "truth"}),
     "raft_large": Trace("raft", ("image1", "image2", "iters"), _raft, {"net": "large"}),
