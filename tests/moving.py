@@ -70,6 +70,7 @@ class Moving(nn.Module):
     threshold = 0.5
     preprocess = Preprocess("RGB", 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     postprocess = ()
+    follows = False
     notes = property(lambda self: {})
     inputs = ("frame", "flow")
 

@@ -69,6 +69,7 @@ class Remembering(nn.Module):
     threshold = 0.5
     preprocess = Preprocess("RGB", 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     postprocess = ()
+    follows = False
     notes = property(lambda self: {})
     inputs = ("frame",)
 

@@ -95,10 +95,10 @@ def _length(video):
 
 
 def test_a_full_disk_is_one_sentence_that_says_what_is_kept(segmenter, tmp_path, monkeypatch):
-    def full_at_the_fourth(path, labels):
+    def full_at_the_fourth(path, *labels):
         if path.name == "frame3.png":
             raise cannot_write(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-        write_mask(path, labels)
+        write_mask(path, *labels)
 
     write_mask = writing.write_mask
     monkeypatch.setattr(writing, "write_mask", full_at_the_fourth)

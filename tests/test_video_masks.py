@@ -8,6 +8,7 @@ from PIL import Image
 
 from uvos_jax.errors import UserError
 from uvos_jax.video import PALETTE, read_mask, write_mask
+from uvos_jax.video.masks import read_palette
 
 
 def tiled(*values: int) -> np.ndarray:
@@ -196,3 +197,21 @@ def test_numbered_grey_levels_stand_for_themselves(tmp_path):
         np.testing.assert_array_equal(read_mask(path, numbered=True), tiled(*values))
     with pytest.raises(UserError, match="neither 0/255 nor object numbers"):
         read_mask(save(tmp_path / "y.png", tiled(0, 100)), numbered=True)
+
+
+def test_a_palette_goes_from_one_mask_to_another(tmp_path):
+    palette = np.random.default_rng(0).integers(1, 256, (256, 3)).astype(np.uint8)
+    palette[0] = 0
+    write_mask(tmp_path / "own.png", tiled(0, 1, 200), palette)
+    np.testing.assert_array_equal(read_palette(tmp_path / "own.png"), palette)
+    np.testing.assert_array_equal(read_mask(tmp_path / "own.png"), tiled(0, 1, 200))
+    short = Image.fromarray(tiled(0, 1))
+    short.putpalette([60, 60, 60, 250, 0, 0])
+    short.save(tmp_path / "short.png")
+    assert read_palette(tmp_path / "short.png") is None  # object 8 has a darker colour than this background
+    short.putpalette([0, 0, 0, 250, 0, 0])
+    short.save(tmp_path / "short.png")
+    found = read_palette(tmp_path / "short.png")
+    np.testing.assert_array_equal(found[:2], [(0, 0, 0), (250, 0, 0)])
+    np.testing.assert_array_equal(found[-1], PALETTE[-1])
+    assert read_palette(save(tmp_path / "grey.png", tiled(0, 255), "L")) is None

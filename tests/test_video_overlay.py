@@ -62,6 +62,15 @@ def test_overlay_colours_are_visible_and_distinct():
     assert colours.max(1).min() >= 110
 
 
+def test_overlay_has_the_colours_of_another_palette():
+    palette = PALETTE.copy()
+    palette[1] = (0, 0, 255)
+    overlay = draw_overlay(np.zeros((40, 50, 3), np.uint8), square(), Look(alpha=1), palette)
+    np.testing.assert_array_equal(overlay[20, 20], (0, 0, 255))
+    assert (draw_overlay(np.zeros((40, 50, 3), np.uint8), square(), Look(alpha=1))[20, 20, 1:] == 0).all()
+    assert not draw_overlay(np.zeros((40, 50, 3), np.uint8), square(), Look(alpha=1), np.zeros_like(PALETTE)).any()
+
+
 def test_overlay_of_another_size():
     with pytest.raises(ValueError, match="do not fit"):
         draw_overlay(np.zeros((40, 50, 3), np.uint8), square(50, 40))

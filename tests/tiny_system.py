@@ -87,6 +87,7 @@ class Tiny(nn.Module):
     threshold = 0.5
     preprocess = Preprocess("RGB", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     postprocess = ()
+    follows = False
     notes = property(lambda self: {})
     inputs = ("frame",)
 

@@ -27,6 +27,12 @@ FlowFrom = Annotated[str | None, typer.Option("--flow", metavar="dis|raft|DIR", 
 FlowWeights = Annotated[str | None, typer.Option("--flow-weights", help="Of RAFT: a published .pth, or as --weights.")]
 FlowCache = Annotated[Path | None, typer.Option("--flow-cache", metavar="DIR", help="Keep computed flow there for the"
                                                 " next time.")]
+FirstMask = Annotated[str | None, typer.Option("--first-mask", metavar="PNG|DIR|auto", help="What a model follows that"
+                                               " follows objects: a mask of the first frame, a folder of masks named as"
+                                               " frames, or what an unsupervised model finds.")]
+FirstModel = Annotated[str | None, typer.Option("--first-model", help="For --first-mask auto; the default network if"
+                                                " not given.")]
+FirstWeights = Annotated[str | None, typer.Option("--first-weights", help="Of --first-model, as --weights.")]
 Start = Annotated[str | None, typer.Option("--start", help="First frame, as a time such as 90, 12.5s or 1:05.")]
 End = Annotated[str | None, typer.Option("--end", help="Time of the first frame that is left out.")]
 Every = Annotated[int, typer.Option("--every", min=1, metavar="N", help="Every Nth frame only.")]

@@ -16,6 +16,9 @@ from uvos_jax.cli.options import (
     Chunk,
     End,
     Every,
+    FirstMask,
+    FirstModel,
+    FirstWeights,
     FlowCache,
     FlowFrom,
     FlowWeights,
@@ -53,6 +56,9 @@ def segment(
     flow: FlowFrom = None,
     flow_weights: FlowWeights = None,
     flow_cache: FlowCache = None,
+    first_mask: FirstMask = None,
+    first_model: FirstModel = None,
+    first_weights: FirstWeights = None,
     start: Start = None,
     end: End = None,
     every: Every = 1,
@@ -79,16 +85,17 @@ def segment(
     options = {
         "model": model, "variant": variant, "weights": weights, "scales": scales, "flip": flip, "size": size,
         "precision": precision, "chunk": chunk, "set": hyper or [], "flow": flow,
-        "flow_weights": flow_weights, "flow_cache": flow_cache and str(flow_cache), "start": start, "end": end,
-        "every": every, "on_error": on_error, "soft": soft, "json": json, "cutout": cutout, "no_overlay": no_overlay,
-        "alpha": alpha, "contour": contour, "background": background, "debug": debug}
+        "flow_weights": flow_weights, "flow_cache": flow_cache and str(flow_cache),
+        "first_mask": first_mask, "first_model": first_model, "first_weights": first_weights, "start": start,
+        "end": end, "every": every, "on_error": on_error, "soft": soft, "json": json, "cutout": cutout,
+        "no_overlay": no_overlay, "alpha": alpha, "contour": contour, "background": background, "debug": debug}
     check_on_error(on_error)
     with messages(quiet, log_file) as say:
         with leave_at_once():  # nothing is written before the work begins
             from uvos_jax.inference import load
             from uvos_jax.inference.job import Stopped, check_output
             from uvos_jax.inference.loading import METHODS
-            from uvos_jax.inference.many import assign_folders
+            from uvos_jax.inference.many import assign_folders, check_masks
             from uvos_jax.video import ResultWriter, list_sources, look_of, open_source
 
             files = {"overlay": not no_overlay, "look": look_of(alpha, contour, background), "soft": soft, "json": json,
@@ -109,13 +116,16 @@ def segment(
             segmenter = load(model, weights, scales=scales_of(scales), flip=flip, precision=precision, variant=variant,
                              flow=flow, flow_weights=flow_weights, flow_cache=flow_cache,
                              **(hyper_parameters_of(hyper) | ({"short_side": size} if size else {})))
+            first_mask = _first_mask(segmenter, first_mask, first_model, first_weights)
+            if len(sources) > 1:
+                check_masks(first_mask, tasks)
             if model is None and weights is None:
                 say.note(f"Default network: {segmenter.name}, {segmenter.model.variant} variant, its weights in the"
                          " package.")
         try:
             with asked_to_stop() as stop:
-                work = _Work(options, part, files, {"chunk": chunk, "overwrite": overwrite, "resume": resume}, debug,
-                             say, stop)
+                run = {"chunk": chunk, "overwrite": overwrite, "resume": resume, "first_mask": first_mask}
+                work = _Work(options, part, files, run, debug, say, stop)
                 if len(sources) == 1:
                     work.one(segmenter, video, sources[0], output, f"{segmenter.name} on {video.name}")
                 elif not work.many(segmenter, tasks):
@@ -123,6 +133,20 @@ def segment(
         except Stopped as stopped:
             say.last_word(str(stopped))
             raise SystemExit(stopped.code) from None
+
+
+def _first_mask(segmenter, first_mask, first_model, first_weights):
+    """What ``Segmenter.run`` takes; the model that ``auto`` asks is loaded once for all videos."""
+    from uvos_jax.inference import load
+
+    if first_mask != "auto":
+        for option, value in (("--first-model", first_model), ("--first-weights", first_weights)):
+            if value is not None:
+                raise UserError(f"{option} is for --first-mask auto, where a model finds what is to be followed.")
+    elif segmenter.model.follows:
+        first_mask = load(first_model, first_weights)
+    segmenter.check_first_mask(first_mask)
+    return first_mask
 
 
 @dataclasses.dataclass(frozen=True)

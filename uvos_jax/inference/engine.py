@@ -2,6 +2,9 @@
 
 Raw uint8 frames go in and uint8 label maps (and probabilities, if wanted) come out; resizing, scales, mirrored copies,
 fusing, stages and thresholds happen on the device at native size.
+
+A model that follows given objects (``model.follows``) scores places, 0 for the background; the place with the best mean
+score is the label. A mask that is given for a frame has the last word there, and in the first frame the only one.
 """
 
 import dataclasses
@@ -15,6 +18,7 @@ import jax.numpy as jnp
 
 from uvos_jax.inference.stages import STAGES
 from uvos_jax.ops.preprocess import preprocess
+from uvos_jax.video.masks import VOID
 
 
 @flax.struct.dataclass
@@ -22,10 +26,10 @@ class Decision:
     """What was decided about a frame; about several ones with a leading axis ``t``.
 
     Attributes:
-      labels: ``[h, w]`` uint8, 0 for background.
+      labels: ``[h, w]`` uint8, 0 for background; the places of objects, of a model that follows some.
       probability: ``[h, w]`` uint8, 255 where foreground is certain; None unless it was asked for.
-      confidence: float32 in [0, 1], the mean probability of what was decided to be foreground, or of background in all
-        pixels if nothing was; None unless probabilities were asked for.
+      confidence: float32 in [0, 1], the mean probability of what was decided to be foreground (of the object that was
+        decided on), or of background in all pixels if nothing was; None unless probabilities were asked for.
       notes: what else the model says of the frame, ``aux["notes"]`` of ``predict`` in the first view: flags (bool) and
         measures (float32); before the first valid frame, False and NaN. None of models that say nothing.
     """
@@ -71,9 +75,10 @@ class Engine:
 
     @functools.cached_property
     def start(self):
-        """``(variables, frames uint8 [r, h, w, 3], flows=None) -> Carry`` from the reference frames, jitted.
+        """``(variables, frames uint8 [r, h, w, 3], flows=None, labels=None) -> Carry``, jitted.
 
-        Models that want it are given flow, float32 ``[r, h', w', 2]``, of any one size.
+        It is made from the reference frames. Models that want it are given flow, float32 ``[r, h', w', 2]``, of any one
+        size; models that follow, the labels of the references, uint8 ``[r, h, w]``: places, 255 for void.
         """
         return jax.jit(self._start)
 
@@ -81,16 +86,24 @@ class Engine:
     def step(self):
         """``(variables, carry, frames uint8 [t, h, w, 3], valid bool [t], flows=None) -> (carry, Decision of [t])``.
 
-        Jitted; flow as in :attr:`start`.
+        Jitted; flow as in :attr:`start`. Of models that follow, two more arguments say what is given: ``given``, uint8
+        ``[t, h, w]``, places where a mask has some, else 0 or 255; and ``whole``, bool ``[t]``, whether that is all of
+        the answer, so that nothing is predicted. The first frame is answered so, since ``start`` has seen it. Without
+        them nothing is given.
 
         Frames that are not valid fill up the last chunk, or could not be decoded: they leave no trace in the carry, and
         what was decided about the last valid frame is said of them, too.
         """
         return jax.jit(self._step)
 
-    def _start(self, variables, frames, flows=None):
+    def _start(self, variables, frames, flows=None, labels=None):
         features = self._encode(variables, frames, flows)
-        states = tuple(self._apply(variables, "init_state", f, None, self.native_size) for f in features)
+        if self.model.follows:
+            labels = jnp.where(labels == VOID, -1, labels.astype(jnp.int32))
+            states = tuple(self._apply(variables, "init_state", f, _mirrored_labels(labels, mirrored), self.native_size,
+                                       self.model.slots) for f, mirrored in zip(features, self._mirrored, strict=True))
+        else:
+            states = tuple(self._apply(variables, "init_state", f, None, self.native_size) for f in features)
         stages = tuple(STAGES[name][0](self.native_size) for name in self.model.postprocess)
         last = Decision(jnp.zeros(self.native_size, jnp.uint8), notes=self._first_notes(variables, states, features))
         if self.soft:
@@ -106,7 +119,13 @@ class Engine:
         return {name: jnp.full(note.shape[1:], False if note.dtype == bool else jnp.nan, note.dtype)
                 for name, note in aux["notes"].items()}
 
-    def _step(self, variables, carry, frames, valid, flows=None):
+    def _step(self, variables, carry, frames, valid, flows=None, given=None, whole=None):
+        if self.model.follows:
+            if given is None:
+                given, whole = jnp.zeros(frames.shape[:3], jnp.uint8), jnp.zeros(len(frames), bool)
+            return jax.lax.scan(functools.partial(self._follow, variables), carry,
+                                (self._encode(variables, frames, flows), valid, given, whole))
+
         def one_frame(carry, xs):
             features, is_valid = xs
             features = jax.tree.map(lambda x: x[None], features)
@@ -118,10 +137,8 @@ class Engine:
 
     def _one_frame(self, variables, carry, features):
         """Predicts in every view, fuses at native size, decides the labels, commits them to every view."""
-        predictions = [self._apply(variables, "predict", state, f)
-                       for state, f in zip(carry.states, features, strict=True)]
-        score = sum(_mirrored(self.model.to_native(raw, self.native_size), mirrored)
-                    for (raw, _), mirrored in zip(predictions, self._mirrored, strict=True)) / len(predictions)
+        predictions = self._predict(variables, carry.states, features)
+        score = self._fuse(predictions)
         stages = []
         for name, stage_state in zip(self.model.postprocess, carry.stages, strict=True):
             stage_state, score = STAGES[name][1](stage_state, score, self.model.threshold)
@@ -133,6 +150,47 @@ class Engine:
         notes = jax.tree.map(lambda x: x[0], predictions[0][1].get("notes"))
         return Carry(states, tuple(stages), self._decision(score[0, ..., 0], labels[0], notes))
 
+    def _follow(self, variables, carry, xs):
+        """One frame of a model that follows: only what the frame needs is computed."""
+        features, is_valid, given, whole = xs
+        features = jax.tree.map(lambda x: x[None], features)
+        given = jnp.where(given == VOID, 0, given.astype(jnp.int32))[None]
+
+        def answered():
+            return carry.replace(last=self._decision_of_places(None, given[0], given[0], carry.last.notes))
+
+        def predicted():
+            predictions = self._predict(variables, carry.states, features)
+            score = self._fuse(predictions)
+            labels = jnp.where(given > 0, given, score.argmax(-1))
+
+            def commit(new):
+                return tuple(self._apply(variables, "commit", state, f, _mirrored_labels(labels, mirrored), aux,
+                                         None if new is None else _mirrored_labels(new, mirrored))
+                             for state, f, (_, aux), mirrored
+                             in zip(carry.states, features, predictions, self._mirrored, strict=True))
+
+            states = jax.lax.cond((given > 0).any(), lambda: commit(given), lambda: commit(None))
+            notes = jax.tree.map(lambda x: x[0], predictions[0][1].get("notes"))
+            return Carry(states, carry.stages, self._decision_of_places(score[0], labels[0], given[0], notes))
+
+        carry = jax.lax.cond(is_valid, lambda: jax.lax.cond(whole, answered, predicted), lambda: carry)
+        return carry, carry.last
+
+    def _decision_of_places(self, score, places, given, notes):
+        """``score`` is None where the given mask is the answer; what is given is certain."""
+        labels = places.astype(jnp.uint8)
+        if not self.soft:
+            return Decision(labels, notes=notes)
+        if score is None:
+            return Decision(labels, jnp.where(labels > 0, 255, 0).astype(jnp.uint8), jnp.ones(()), notes)
+        probability = jnp.where(given > 0, 1, self.model.to_probability(score))
+        of_place = jnp.where(given > 0, 1, jnp.take_along_axis(score, places[..., None], -1)[..., 0])
+        area = (places > 0).sum()
+        confidence = jnp.where(area > 0, jnp.where(places > 0, of_place, 0).sum() / jnp.maximum(area, 1),
+                               1 - probability.mean())
+        return Decision(labels, jnp.round(255 * probability).astype(jnp.uint8), confidence, notes)
+
     def _decision(self, score, labels, notes):
         if not self.soft:
             return Decision(labels, notes=notes)
@@ -142,6 +200,15 @@ class Engine:
         confidence = jnp.where(area > 0, jnp.where(foreground, probability, 0).sum() / jnp.maximum(area, 1),
                                1 - probability.mean())
         return Decision(labels, jnp.round(255 * probability).astype(jnp.uint8), confidence, notes)
+
+    def _predict(self, variables, states, features):
+        """``(raw, aux)`` of one frame in every view."""
+        return [self._apply(variables, "predict", state, f) for state, f in zip(states, features, strict=True)]
+
+    def _fuse(self, predictions):
+        """The mean over the views, ``[1, h, w, c]`` at native size."""
+        return sum(_mirrored(self.model.to_native(raw, self.native_size), mirrored)
+                   for (raw, _), mirrored in zip(predictions, self._mirrored, strict=True)) / len(predictions)
 
     def _encode(self, variables, frames, flows) -> tuple[Any, ...]:
         """Features of every view, each with leading axis ``t``."""
@@ -177,3 +244,8 @@ class Engine:
 def _mirrored(x, mirrored):
     """``[b, h, w, c]`` flipped left to right if ``mirrored``."""
     return x[:, :, ::-1] if mirrored else x
+
+
+def _mirrored_labels(labels, mirrored):
+    """The same of ``[b, h, w]``."""
+    return labels[:, :, ::-1] if mirrored else labels

@@ -22,6 +22,7 @@ from uvos_jax.inference import resume as resuming
 from uvos_jax.inference.engine import Carry
 from uvos_jax.inference.flow import Method
 from uvos_jax.inference.flow_folder import check_folder_of_flow
+from uvos_jax.inference.given import FirstMask, Objects
 from uvos_jax.inference.references import References, find_references
 from uvos_jax.inference.segmenter import Answer, Segmenter
 from uvos_jax.video import Frame, Look, ResultWriter, Source, read_mask, write_json
@@ -84,7 +85,7 @@ class _Progress:
 def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, *, chunk: int | None = None,
                       overwrite: bool = False, resume: bool = False, options: dict[str, Any] | None = None,
                       on_frame: Callable[[], None] = lambda: None, overlay: bool = True, look: Look = PLAIN,
-                      soft: bool = False, json: bool = False, cutout: str | None = None,
+                      soft: bool = False, json: bool = False, cutout: str | None = None, first_mask: FirstMask = None,
                       say: Callable[[str], None] = lambda sentence: None,
                       stop: Callable[[], int | None] = lambda: None, save_every: float = 1.0) -> dict[str, Any]:
     """Segments a video into a folder.
@@ -109,7 +110,8 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
       soft: whether to write probabilities and a confidence for each frame.
       json: whether to write the objects as JSON.
       cutout: ``"png"``, ``"mov"`` or ``"webm"`` writes the objects cut out.
-      say: called with a sentence about what becomes of an earlier run, or about a video of one frame.
+      first_mask: what a model that follows is to follow, see ``Segmenter.stream``.
+      say: called with a sentence about what becomes of an earlier run, about masks, or about a video of one frame.
       stop: asked after each frame; the number of a signal ends the run, which a live source finishes.
       save_every: seconds between two states to go on from, at least; 0 saves one after each chunk.
 
@@ -123,6 +125,7 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
     if resume and not source.rereadable:
         raise UserError(f"--resume reads the video once more, which {_kind(source)} does not allow; leave it out.")
     output = check_output(output, overwrite, source, resume)
+    objects = segmenter.objects(source, first_mask)
     chunk = segmenter.chunk_for(source, chunk)
     options = options or {}
     outputs = {"overlay": overlay, "look": dataclasses.asdict(look), "soft": soft, "json": json, "cutout": cutout}
@@ -134,7 +137,7 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
 
         def facts_from(first: Frame) -> dict[str, Any]:
             asked = {name: options.get(name) for name in ("start", "end", "every")}
-            return resuming.facts(segmenter, source, first, chunk, asked, outputs)
+            return resuming.facts(segmenter, source, first, chunk, asked, outputs, objects)
 
         point = None
         if resume and (output / "run.json").exists():
@@ -142,14 +145,18 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
             if finished:
                 return finished
         references = point.references if point else find_references(segmenter.model, source)
-        writer = ResultWriter(output, source.fps, overlay=overlay, look=look, soft=soft, json=json, cutout=cutout)
+        if objects and point:
+            objects.known = point.known
+        writer = ResultWriter(output, source.fps, overlay=overlay, look=look, soft=soft, json=json, cutout=cutout,
+                              palette=objects and objects.palette)
         try:
             with contextlib.closing(segmenter.run(source, chunk=chunk, soft=soft, references=references,
-                                                  begin=(point.frames, point.carry) if point else None)) as answers:
+                                                  begin=(point.frames, point.carry) if point else None,
+                                                  first_mask=objects, say=say)) as answers:
                 first = next(answers)  # nothing of an earlier run is touched before
                 facts = facts_from(first.frame)
                 _begin(output, keep=point is not None)
-                with writer, _State(output, facts, references, save_every, writer) as state:
+                with writer, _State(output, facts, references, save_every, writer, objects) as state:
                     for answer in chain([first], answers):
                         if answer.labels is None:
                             _add_from_disk(writer, output, answer.frame, progress, point)
@@ -179,6 +186,10 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
                "seconds": round(time.perf_counter() - started, 3), "peak_memory_mib": _peak_memory(),
                "options": options}
         run["source"]["frames"] = progress.frames
+        if objects:
+            run["objects"] = [{"id": known.id, "frame": known.frame} for known in objects.known]
+            if objects.missed:
+                say(f"Objects {', '.join(map(str, objects.missed))} were never given: no frame of their masks came by.")
         if progress.frames == 1 and isinstance(segmenter.flow, Method):
             run["zero_flow"] = True
             say(f"'{source.name}' has one frame, so that nothing is known of motion: its flow is zero.")
@@ -293,8 +304,9 @@ def _count(frame, confidence, notes, progress):
 class _State:
     """Saves where a run can go on: at most once in a while, and when an exception ends the run."""
 
-    def __init__(self, output: Path, facts: dict[str, Any], references: References, every: float, writer: ResultWriter):
-        self._output, self._facts, self._references = output, facts, references
+    def __init__(self, output: Path, facts: dict[str, Any], references: References, every: float, writer: ResultWriter,
+                 objects: Objects | None = None):
+        self._output, self._facts, self._references, self._objects = output, facts, references, objects
         self._every, self._writer = every, writer
         self._latest: resuming.Point | None = None
         self._next = -float("inf")
@@ -309,7 +321,8 @@ class _State:
 
     def after_chunk(self, carry: Carry, progress: _Progress) -> None:
         """Notes the moment after a full chunk, and saves it if it is time to."""
-        self._latest = resuming.Point(progress.frames, carry, self._references, progress.confidences, progress.notes)
+        self._latest = resuming.Point(progress.frames, carry, self._references, progress.confidences, progress.notes,
+                                      self._objects.before(progress.frames) if self._objects else [])
         if time.monotonic() >= self._next:
             self._save()
 

@@ -13,9 +13,11 @@ from typing import Any
 import jax
 
 from uvos_jax.errors import UserError
+from uvos_jax.inference.given import AUTO
 from uvos_jax.inference.job import Stopped
 from uvos_jax.inference.segmenter import Segmenter
 from uvos_jax.video.files import reason
+from uvos_jax.video.image_files import list_images
 from uvos_jax.video.listing import is_pattern
 from uvos_jax.video.live import public_url
 
@@ -70,6 +72,28 @@ def assign_folders(sources: Sequence[str], output: str | Path) -> list[Task]:
             raise UserError(f"The results of {both} would both be called '{name}'; segment them one after the other,"
                             " each with an --output of its own.")
     return [Task(i, source, Path(output, name)) for i, (source, name) in enumerate(zip(sources, names, strict=True), 1)]
+
+
+def check_masks(first_mask: Any, tasks: Sequence[Task]) -> None:
+    """Checks that every video has first masks of its own; those that cannot be used are told with their video.
+
+    Args:
+      first_mask: what ``Segmenter.run`` takes.
+      tasks: more than one.
+
+    Raises:
+      UserError: if it is a mask of one video, or a folder without masks of some.
+    """
+    if not isinstance(first_mask, str) or first_mask == AUTO:
+        return
+    if not os.path.isdir(first_mask) or list_images(Path(first_mask)):
+        raise UserError(f"The masks '{first_mask}' are of one video, but {len(tasks)} are given; give a folder that"
+                        " holds a folder of masks for each of them, called as the video.")
+    names = [_name(task.source) for task in tasks]
+    missing = [name for name in names if not (Path(first_mask, name).is_dir() and list_images(Path(first_mask, name)))]
+    if missing:
+        raise UserError(f"'{first_mask}' has no masks for {len(missing)} of {len(tasks)} videos:"
+                        f" {', '.join(missing)}; each wants a folder that is called as the video.")
 
 
 def segment_many(segmenter: Segmenter, tasks: Sequence[Task], work: Callable[[Segmenter, Task], dict[str, Any]], *,

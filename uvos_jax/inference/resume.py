@@ -21,6 +21,7 @@ import uvos_jax
 from uvos_jax.inference.engine import Carry
 from uvos_jax.inference.flow import Method, direction, flow_size
 from uvos_jax.inference.flow_folder import folder_identity
+from uvos_jax.inference.given import Known, Objects
 from uvos_jax.inference.references import References
 from uvos_jax.inference.segmenter import Segmenter
 from uvos_jax.models import hyper_parameters
@@ -34,7 +35,7 @@ _ASKED = ("start", "end", "every")
 _FOLLOWING = ("fps", "stated_length", "first_frame", "first_frame_sha256")  # of the video, from what is asked for
 _FLOW = "flow (method, weights or files)"
 _OPTIONS = {"weights_sha256": "weights", "short_side": "size (short_side)", "dtype": "precision", "method": _FLOW,
-            "identity": _FLOW, "direction": _FLOW, "flow": _FLOW}
+            "identity": _FLOW, "direction": _FLOW, "flow": _FLOW, "first_mask": "first mask"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Point:
       references: of the whole run.
       confidences: of these frames, and perhaps of later ones; empty if none were asked for.
       notes: the same of each of the model's notes, as ``Answer`` has them.
+      known: objects that were given for these frames.
     """
 
     frames: int
@@ -54,10 +56,11 @@ class Point:
     references: References
     confidences: list[float]
     notes: dict[str, list] = dataclasses.field(default_factory=dict)
+    known: list[Known] = dataclasses.field(default_factory=list)
 
 
 def facts(segmenter: Segmenter, source: Source, first: Frame, chunk: int, asked: dict[str, Any],
-          outputs: dict[str, Any]) -> dict[str, Any]:
+          outputs: dict[str, Any], objects: Objects | None = None) -> dict[str, Any]:
     """All that must be the same for a run to go on, as JSON values; ``run.json`` has them, too.
 
     Args:
@@ -67,6 +70,7 @@ def facts(segmenter: Segmenter, source: Source, first: Frame, chunk: int, asked:
       chunk: frames encoded together.
       asked: the part of the video that was asked for: ``start``, ``end``, ``every``.
       outputs: options of the files that are written.
+      objects: what is followed.
     """
     model = segmenter.model
     native_size = first.image.shape[:2]
@@ -80,6 +84,7 @@ def facts(segmenter: Segmenter, source: Source, first: Frame, chunk: int, asked:
         "flip": segmenter.flip,
         "chunk": chunk,
         "flow": _flow_facts(segmenter.flow, source),
+        **({"first_mask": objects.identity} if objects else {}),
         "source": {
             "name": source.name, "kind": source.kind, "fps": source.fps, "size": native_size, **asked,
             "bytes": [path.stat().st_size for path in source.paths if path.is_file()],
@@ -139,7 +144,7 @@ def save(folder: Path, point: Point, now: dict[str, Any]) -> None:
     """
     notes = {name: values[:point.frames] for name, values in point.notes.items()}
     text = json.dumps({"facts": now, "frames": point.frames, "references": dataclasses.asdict(point.references),
-                       "notes": notes})
+                       "notes": notes, "known": point.known})
     arrays = {"text": np.frombuffer(text.encode(), np.uint8),
               "confidences": np.asarray(point.confidences[:point.frames], np.float32)}
     for i, leaf in enumerate(jax.tree.leaves(point.carry)):
@@ -179,12 +184,13 @@ def load(folder: Path, segmenter: Segmenter, first: Frame, now: dict[str, Any]) 
         notes = text.get("notes", {})
         if not notes.keys() >= segmenter.model.notes.keys() or any(len(said) != frames for said in notes.values()):
             raise ValueError("other notes")
+        known = [Known(*entry) for entry in text.get("known", [])]
         carry = _carry_of(arrays, segmenter, first, references, now["outputs"]["soft"])
     except Exception:
         return None, "its state is damaged"
     if len(list((folder / "masks").glob("*.png"))) < frames:
         return None, "some of its masks are gone"
-    return Point(frames, carry, references, confidences, notes), ""
+    return Point(frames, carry, references, confidences, notes, known), ""
 
 
 def _carry_of(arrays, segmenter, first, references, soft):
@@ -194,7 +200,8 @@ def _carry_of(arrays, segmenter, first, references, soft):
     shape = jax.ShapeDtypeStruct((count, *image.shape), image.dtype)
     flow = segmenter.flow and jax.ShapeDtypeStruct((count, *flow_size(image.shape[:2]), 2), np.float32)
     engine = segmenter.engine(image.shape[:2], soft)
-    leaves, form = jax.tree.flatten(jax.eval_shape(engine.start, segmenter.variables, shape, flow))
+    labels = [jax.ShapeDtypeStruct(shape.shape[:3], np.uint8)] * segmenter.model.follows
+    leaves, form = jax.tree.flatten(jax.eval_shape(engine.start, segmenter.variables, shape, flow, *labels))
     if len(arrays) != len(leaves):
         raise ValueError("other arrays")
     return jax.tree.unflatten(form, [np.frombuffer(arrays[f"leaf{i}"].tobytes(), leaf.dtype).reshape(leaf.shape)

@@ -10,10 +10,8 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import queue
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.inference.chunks import chunks, read_ahead
 from uvos_jax.inference.engine import Carry, Decision, Engine
 from uvos_jax.inference.flow import Method, dis
 from uvos_jax.inference.flow_folder import list_flows, with_flow
+from uvos_jax.inference.given import AUTO, FirstMask, Objects
 from uvos_jax.inference.loading import load_flow, load_model
 from uvos_jax.inference.references import References, find_references, read_references
-from uvos_jax.models import system
+from uvos_jax.models import SYSTEMS, build, system
 from uvos_jax.video import Frame, Source, open_source
 from uvos_jax.weights import checkpoints
 from uvos_jax.weights.packaged import load_packaged
@@ -44,7 +44,8 @@ class Answer:
 
     Attributes:
       frame: as the source gave it.
-      labels: ``[h, w]`` uint8, 0 for background; None for a frame that was answered before the run began.
+      labels: ``[h, w]`` uint8, 0 for background, else the ids of objects that are followed, or 1; None for a frame that
+        was answered before the run began.
       probability: ``[h, w]`` uint8, 255 where foreground is certain; None unless it was asked for.
       confidence: 0 to 1, see ``engine.Decision``; None unless probabilities were asked for.
       notes: what else the model says of the frame, by name: flags, numbers and lists of them; None for a number before
@@ -92,16 +93,20 @@ class Segmenter:
         self._device = None
         self._engines: dict[tuple, Engine] = {}
 
-    def engine(self, native_size: tuple[int, int], soft: bool = False) -> Engine:
-        """The compiled functions for videos of ``(height, width)``; the same object every time."""
+    def engine(self, native_size: tuple[int, int], soft: bool = False, slots: int | None = None) -> Engine:
+        """The compiled functions for videos of ``(height, width)``; the same object every time.
+
+        ``slots`` is the number of objects that a model which follows has room for; None is what it has itself.
+        """
         largest = self.model.frame_size(native_size, max(self.scales))
         if max(largest) > _LARGEST_SIDE:
             raise UserError(f"Frames of {native_size[1]}x{native_size[0]} (width x height) would run through the"
                             f" network at {largest[1]}x{largest[0]}; its sides may have {_LARGEST_SIDE} pixels at"
                             " most: crop the frames or lower --size.")
+        model = self.model if slots in (None, getattr(self.model, "slots", None)) else self.model.clone(slots=slots)
         # In one step, so that threads which segment videos of one size share what is compiled.
-        return self._engines.setdefault((native_size, soft),
-                                        Engine(self.model, native_size, self.scales, self.flip, soft))
+        return self._engines.setdefault((native_size, soft, getattr(model, "slots", None)),
+                                        Engine(model, native_size, self.scales, self.flip, soft))
 
     def on(self, device: jax.Device) -> "Segmenter":
         """The same segmenter computing on another device; both may be used at the same time, in different threads."""
@@ -127,34 +132,66 @@ class Segmenter:
             raise UserError(f"A chunk holds a whole number of frames, at least one; got {chunk}.")
         return chunk or (1 if source.live else default_chunk())
 
-    def stream(self, source: Any, *, chunk: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def stream(self, source: Any, *, chunk: int | None = None, first_mask: FirstMask = None
+               ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Segments a video of any length frame by frame, in constant memory.
 
         Args:
           source: a video file, a folder of frames, a glob, an array ``[t, h, w, 3]`` or an iterator of uint8 RGB
             frames, which may be live: its frames are then answered one by one.
           chunk: frames encoded together; None takes 1 on a CPU and for a live iterator, 8 on an accelerator.
+          first_mask: of a model that follows objects, which ones: an array of ids ``[h, w]`` or a file for the first
+            frame; a folder of files named as their frames, or a mapping from names or indices of frames to arrays or
+            files, for objects that appear later; ``"auto"`` or a segmenter that needs no mask, for what that finds.
 
         Yields:
-          ``(frame, labels)``: uint8 RGB ``[h, w, 3]`` and uint8 ``[h, w]``, 0 for background.
+          ``(frame, labels)``: uint8 RGB ``[h, w, 3]`` and uint8 ``[h, w]``, 0 for background, else the objects' ids.
 
         Raises:
           UserError: if the source cannot be read, at the frame where that shows.
         """
         # Closing this also ends the reader's thread, however early the caller loses interest.
-        with contextlib.closing(self.run(open_source(source), chunk=chunk)) as answers:
+        with contextlib.closing(self.run(open_source(source), chunk=chunk, first_mask=first_mask)) as answers:
             for answer in answers:
                 yield answer.frame.image, answer.labels
 
-    def segment(self, frames: Any, *, chunk: int | None = None) -> np.ndarray:
+    def segment(self, frames: Any, *, chunk: int | None = None, first_mask: FirstMask = None) -> np.ndarray:
         """Labels of a whole video as one array: ``[t, h, w]`` uint8, from anything that :meth:`stream` takes."""
-        labels = [labels for _, labels in self.stream(frames, chunk=chunk)]
+        labels = [labels for _, labels in self.stream(frames, chunk=chunk, first_mask=first_mask)]
         if not labels:
             raise UserError("The video holds no frame.")
         return np.stack(labels)
 
+    def check_first_mask(self, first_mask: FirstMask) -> None:
+        """Raises ``UserError`` if this model needs a first mask and there is none, or the other way round."""
+        if self.model.follows and first_mask is None:
+            raise UserError(f"{self.name} follows objects that it is given: name a mask of the first frame, a folder of"
+                            " masks, or auto (--first-mask; first_mask= in Python).")
+        if not self.model.follows and first_mask is not None:
+            raise UserError(f"{self.name} finds its object itself: leave out --first-mask, or choose a model that"
+                            f" follows what it is given ({', '.join(_models(follows=True))}).")
+        if isinstance(first_mask, Segmenter) and first_mask.model.follows:
+            raise UserError(f"{first_mask.name} needs a first mask itself; models that find an object are"
+                            f" {', '.join(_models(follows=False))}.")
+
+    def objects(self, source: Source, first_mask: FirstMask) -> Objects | None:
+        """What is to be followed through a video, judged (see :meth:`stream`); None of a model that needs no mask.
+
+        Raises:
+          UserError: if the masks cannot be used, or there are none and this model needs some, or the other way round.
+        """
+        self.check_first_mask(first_mask)
+        if not self.model.follows:
+            return None
+        if isinstance(first_mask, str) and first_mask == AUTO:
+            first_mask = load()
+        if not isinstance(first_mask, Segmenter):
+            return Objects(first_mask, source)
+        return Objects(None, source, first_mask.on(self.device) if self._device else first_mask)
+
     def run(self, source: Source, *, chunk: int | None = None, soft: bool = False,
-            references: References | None = None, begin: tuple[int, Carry] | None = None) -> Iterator[Answer]:
+            references: References | None = None, begin: tuple[int, Carry] | None = None,
+            first_mask: FirstMask = None, say: Callable[[str], None] = lambda sentence: None) -> Iterator[Answer]:
         """As :meth:`stream`, for an opened source and with all that is known about each frame.
 
         A frame that could not be decoded (``frame.broken``) is answered as the last good one, and leaves no trace in
@@ -167,18 +204,26 @@ class Segmenter:
           references: of this video, if they are known already.
           begin: where an earlier run with this chunk stopped: the number of frames it answered, a multiple of
             ``chunk``, and the ``carry`` after them. Those frames are handed out with no labels.
+          first_mask: see :meth:`stream`; or what :meth:`objects` made of it.
+          say: called with a sentence about masks, and where more objects need more room.
         """
+        objects = first_mask if isinstance(first_mask, Objects) else self.objects(source, first_mask)
+        if objects is not None:
+            objects.look()
+            for note in objects.notes:
+                say(note)
         chunk = self.chunk_for(source, chunk)
         done, carry = begin or (0, None)
         carry = jax.device_put(carry, self._device)
         if carry is None:
             references = references or find_references(self.model, source)
         frames = iter(source)
+        index = 0
         # What an earlier run has answered needs no flow any more.
         pairs = with_flow(frames, self.flow, source.live, range(done, sys.maxsize).__contains__)
-        batches = _chunks(pairs, chunk)
+        batches = chunks(pairs, chunk)
         if not source.live:
-            batches = _read_ahead(batches, 1)
+            batches = read_ahead(batches, 1)
         # A live source gets its answer before the next frame is asked for; others keep the device busy meanwhile.
         in_flight = 0 if source.live else 1
         pending: collections.deque = collections.deque()
@@ -188,22 +233,24 @@ class Segmenter:
             try:
                 for batch in batches:
                     if done > 0:
-                        done -= len(batch)
+                        done, index = done - len(batch), index + len(batch)
                         yield from (Answer(frame, None) for frame, _ in batch)
                         continue
                     images, flows, valid = _arrays(batch, chunk)
-                    engine = self.engine(images.shape[1:3], soft)
+                    engine, labels, given = self._prepare(objects, index, batch, images, soft, say)
                     if carry is None:
-                        carry = engine.start(self.variables, *self._reference_arrays(source, references, images, flows))
-                    carry, decision = engine.step(self.variables, carry, images, valid, flows)
+                        seen = self._reference_arrays(source, references, images, flows)
+                        carry = engine.start(self.variables, *seen, *labels)
+                    carry, decision = engine.step(self.variables, carry, images, valid, flows, *given)
+                    index += len(batch)
                     full = len(batch) == chunk
                     pending.append(([frame for frame, _ in batch], decision, carry if full else None))
                     while len(pending) > in_flight:
-                        yield from _answers(*pending.popleft())
+                        yield from _answers(*pending.popleft(), objects)
             except Exception as error:  # raised below, after the answers to the frames that came before it
                 failure = error
             while pending:
-                yield from _answers(*pending.popleft())
+                yield from _answers(*pending.popleft(), objects)
             if failure is not None:
                 raise failure
         except jax.errors.JaxRuntimeError as error:
@@ -220,6 +267,21 @@ class Segmenter:
                 pairs.close()
                 if hasattr(frames, "close"):
                     frames.close()
+
+    def _prepare(self, objects, index, batch, images, soft, say):
+        """The engine with room for all objects; what its two functions want to know of them."""
+        if objects is None:
+            return self.engine(images.shape[1:3], soft), (), ()
+        places = objects.given(index, [frame for frame, _ in batch], len(images))
+        slots, grown = objects.room(self.model.slots)
+        if grown:
+            say(grown)
+        engine = self.engine(images.shape[1:3], soft, slots)
+        if places is None:
+            places = np.zeros(images.shape[:3], np.uint8)
+        whole = np.zeros(len(images), bool)
+        whole[0] = index == 0
+        return engine, (places[:1],), (places, whole)
 
     def _reference_arrays(self, source, references, images, flows):
         """What the state is made from; images and flows are those of the first chunk."""
@@ -293,6 +355,10 @@ def parameter_count(variables: dict) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables["params"]))
 
 
+def _models(follows):
+    return [name for name, row in SYSTEMS.items() if hasattr(row.model, "predict") and build(name).follows is follows]
+
+
 def _is_scale(scale):
     return isinstance(scale, (int, float)) and not isinstance(scale, bool) and 0.1 <= scale <= 8
 
@@ -306,70 +372,14 @@ def _arrays(batch, chunk):
     return np.stack([frame.image for frame, _ in filled]), flows, valid
 
 
-def _answers(batch, decision: Decision, carry):
+def _answers(batch, decision: Decision, carry, objects):
     """One a frame of the batch; what was decided about fill-up frames means nothing."""
     labels = np.array(decision.labels)  # writable
+    if objects is not None:
+        labels = objects.lookup[labels]
     probability, confidence = (None if x is None else np.array(x) for x in (decision.probability, decision.confidence))
     notes = {name: np.array(note) for name, note in (decision.notes or {}).items()}
     for i, frame in enumerate(batch):
         soft = () if probability is None else (probability[i], float(confidence[i]))
         said = {name: None if np.isnan(note[i]).any() else note[i].tolist() for name, note in notes.items()}
         yield Answer(frame, labels[i], *soft, notes=said, carry=carry if i == len(batch) - 1 else None)
-
-
-def _chunks(frames, size):
-    """Lists of ``size`` frames; a failure comes after the frames before it."""
-    batch, failure = [], None
-    try:
-        for frame in frames:
-            batch.append(frame)
-            if len(batch) == size:
-                yield batch
-                batch = []
-    except Exception as error:
-        failure = error
-    if batch:
-        yield batch
-    if failure is not None:
-        raise failure
-
-
-def _read_ahead(items, at_most):
-    """Iterates in a thread that is at most ``at_most`` items ahead; its exceptions come out here."""
-    ahead: queue.Queue = queue.Queue(at_most)
-    stopped = threading.Event()
-    end = object()
-
-    def put(item):
-        while not stopped.is_set():
-            try:
-                ahead.put(item, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def read():
-        try:
-            for item in items:
-                put((item, None))
-                if stopped.is_set():
-                    return
-            put((end, None))
-        except BaseException as error:  # handed to the consumer, whatever it is
-            put((end, error))
-
-    thread = threading.Thread(target=read, name="uvos-reader", daemon=True)
-    thread.start()
-    is_finalizing = sys.is_finalizing
-    try:
-        while True:
-            item, error = ahead.get()
-            if error is not None:
-                raise error
-            if item is end:
-                return
-            yield item
-    finally:
-        if not is_finalizing():
-            stopped.set()
-            thread.join()

@@ -85,6 +85,7 @@ class ADNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
+    follows = False  # no mask is needed: it finds its object itself
     # Means of the Caffe ImageNet models, as the published code subtracts them.
     PREPROCESS = Preprocess("BGR", 1.0, (104.00698793, 116.66876762, 122.67891434), (1.0, 1.0, 1.0))
 

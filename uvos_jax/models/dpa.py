@@ -83,6 +83,7 @@ class DPA(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
+    follows = False  # no mask is needed: it finds its object itself
     # Means and deviations of torchvision's ImageNet models; the picture of the flow is only brought to 0..1.
     PREPROCESS = Preprocess("RGB", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

@@ -103,6 +103,7 @@ class F2Net(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
+    follows = False  # no mask is needed: it finds its object itself
     # Means of the Caffe ImageNet models, as the published code subtracts them.
     PREPROCESS = Preprocess("BGR", 1.0, (104.00699, 116.66877, 122.67892), (1.0, 1.0, 1.0))
 

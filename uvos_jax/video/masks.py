@@ -81,25 +81,48 @@ def read_mask(path: str | os.PathLike, numbered: bool = False) -> np.ndarray:
     )
 
 
-def write_mask(path: str | os.PathLike, labels: np.ndarray) -> None:
-    """Writes labels as an indexed PNG with the colours of ``PALETTE``, in one step.
+def read_palette(path: str | os.PathLike) -> np.ndarray | None:
+    """Reads the colours of an indexed mask, for masks that are to look like it.
+
+    Args:
+        path: A mask that ``read_mask`` takes.
+
+    Returns:
+        uint8 [256, 3], RGB, with the colours of ``PALETTE`` where the file has none; None of a mask that is not
+        indexed, and of one with a colour darker than its background's, which could not be told from a picture.
+    """
+    from PIL import Image
+
+    with Image.open(path) as image:
+        if image.mode != "P":
+            return None
+        colours = np.array(image.getpalette("RGB") or PALETTE.ravel(), np.uint8).reshape(-1, 3)
+    palette = np.concatenate([colours, PALETTE[len(colours):]])
+    brightness = palette.sum(1, dtype=int)
+    return palette if brightness.min() == brightness[0] else None
+
+
+def write_mask(path: str | os.PathLike, labels: np.ndarray, palette: np.ndarray = PALETTE) -> None:
+    """Writes labels as an indexed PNG, in one step.
 
     Args:
         path: The file to write, in an existing folder; an existing file is replaced.
         labels: Integer or bool [h, w], 0..255.
+        palette: uint8 [256, 3], RGB.
 
     Raises:
         ValueError: The labels are of another shape, dtype or range.
         UserError: The operating system refused to write the file.
     """
-    write_atomically(path, encode_mask(labels))
+    write_atomically(path, encode_mask(labels, palette))
 
 
-def encode_mask(labels: np.ndarray) -> bytes:
-    """Returns labels as the content of an indexed PNG with the colours of ``PALETTE``.
+def encode_mask(labels: np.ndarray, palette: np.ndarray = PALETTE) -> bytes:
+    """Returns labels as the content of an indexed PNG.
 
     Args:
         labels: Integer or bool [h, w], 0..255.
+        palette: uint8 [256, 3], RGB.
 
     Raises:
         ValueError: The labels are of another shape, dtype or range.
@@ -107,7 +130,7 @@ def encode_mask(labels: np.ndarray) -> bytes:
     from PIL import Image
 
     image = Image.fromarray(_as_uint8(labels))
-    image.putpalette(PALETTE.tobytes())  # makes a grey image an indexed one, with the same bytes
+    image.putpalette(palette.tobytes())  # makes a grey image an indexed one, with the same bytes
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=_COMPRESS_LEVEL)
     return buffer.getvalue()

@@ -20,7 +20,7 @@ from uvos_jax.video.cutout import CUTOUTS, cut_out
 from uvos_jax.video.files import make_folder, partial_of, write_atomically
 from uvos_jax.video.growing_file import GrowingFile
 from uvos_jax.video.look import PLAIN, Look
-from uvos_jax.video.masks import write_mask
+from uvos_jax.video.masks import PALETTE, write_mask
 from uvos_jax.video.overlay import draw_overlay
 from uvos_jax.video.source import Frame
 from uvos_jax.video.video_writer import VideoWriter
@@ -55,7 +55,7 @@ class ResultWriter:
     """
 
     def __init__(self, output_dir: str | os.PathLike, fps: float, *, overlay: bool = True, look: Look = PLAIN,
-                 soft: bool = False, json: bool = False, cutout: str | None = None):
+                 soft: bool = False, json: bool = False, cutout: str | None = None, palette: np.ndarray | None = None):
         """Prepares a writer; nothing is created before it is entered.
 
         Args:
@@ -66,6 +66,7 @@ class ResultWriter:
             soft: Whether to write probabilities and confidences.
             json: Whether to write the objects as JSON.
             cutout: "png", "mov" or "webm" writes the objects cut out.
+            palette: Colours of the labels in the masks and the overlay, uint8 [256, 3], RGB; those of DAVIS if None.
 
         Raises:
             UserError: There is no such form of cut-outs, or PyAV or an encoder is not installed.
@@ -75,6 +76,7 @@ class ResultWriter:
                             f"{', '.join(CUTOUTS)}.")
         self._folder = Path(output_dir)
         self._soft, self._cutout = soft, cutout
+        self._palette = PALETTE if palette is None else palette
         kinds = {"masks": True, "soft": soft, "cutout": cutout == "png"}
         self._folders = [name for name, wanted in kinds.items() if wanted]
         self._spanning: list[_Spanning] = []
@@ -174,7 +176,7 @@ class ResultWriter:
 
     def _submit_files(self, frame: Frame, labels: np.ndarray, probability: np.ndarray | None) -> list[Future]:
         png = f"{frame.name}.png"
-        jobs = [self._pool.submit(write_mask, self._folder / "masks" / png, labels)]
+        jobs = [self._pool.submit(write_mask, self._folder / "masks" / png, labels, self._palette)]
         if self._soft:
             jobs.append(self._pool.submit(_write_png, self._folder / "soft" / png, probability))
         if self._cutout == "png":
@@ -184,7 +186,7 @@ class ResultWriter:
     def _add_overlay(self, fps: float, look: Look) -> None:
         video = VideoWriter(self._folder / "overlay.mp4", fps)
         self._spanning.append(_Spanning(video, lambda frame, labels, *_: video.write(
-            draw_overlay(frame.image, labels, look), frame.time)))
+            draw_overlay(frame.image, labels, look, self._palette), frame.time)))
 
     def _add_cutout(self, fps: float) -> None:
         video = VideoWriter(self._folder / f"cutout.{self._cutout}", fps)

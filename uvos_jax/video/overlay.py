@@ -6,8 +6,6 @@ import numpy as np
 from uvos_jax.video.look import PLAIN, Look
 from uvos_jax.video.masks import PALETTE, VOID
 
-# The palette is dark (label 1 is half red), so it is stretched by a curve that keeps its colours apart.
-_DISPLAY = np.round(255 * (PALETTE / PALETTE.max()) ** 0.4).clip(0, 255).astype(np.uint8)
 # Below this many rows a contour of one pixel is enough to be seen.
 _ROWS_OF_THIN_CONTOUR = 720
 # A blurred frame has no detail that needs more pixels than this on its longer side.
@@ -16,13 +14,15 @@ _BLURRED_SIDE = 320
 _BLUR_PART = 12
 
 
-def draw_overlay(image: np.ndarray, labels: np.ndarray, look: Look = PLAIN) -> np.ndarray:
+def draw_overlay(image: np.ndarray, labels: np.ndarray, look: Look = PLAIN, palette: np.ndarray = PALETTE
+                 ) -> np.ndarray:
     """Tints the objects of a frame, each in the brightened colour of its label, and outlines them.
 
     Args:
         image: uint8 [h, w, 3], RGB.
         labels: Integer or bool [h, w], 0..255; 0 is background and 255 void, which is drawn as background.
         look: Tint, outline and background.
+        palette: uint8 [256, 3], RGB.
 
     Returns:
         uint8 [h, w, 3], a new array.
@@ -32,7 +32,7 @@ def draw_overlay(image: np.ndarray, labels: np.ndarray, look: Look = PLAIN) -> n
     """
     objects = objects_only(image, labels)
     overlay = _background(image, objects, look.background)
-    colours = cv2.LUT(cv2.merge([objects] * 3), _DISPLAY[None])
+    colours = cv2.LUT(cv2.merge([objects] * 3), _brightened(palette)[None])
     cv2.copyTo(cv2.addWeighted(image, 1 - look.alpha, colours, look.alpha, 0), objects, overlay)
     width = look.contour
     if width is None:
@@ -43,6 +43,11 @@ def draw_overlay(image: np.ndarray, labels: np.ndarray, look: Look = PLAIN) -> n
         contour = cv2.compare(cv2.dilate(objects, window), cv2.erode(objects, window), cv2.CMP_NE)
         cv2.copyTo(colours, cv2.bitwise_and(contour, objects), overlay)
     return overlay
+
+
+def _brightened(palette: np.ndarray) -> np.ndarray:
+    """Stretches a palette, which is dark (label 1 is half red), by a curve that keeps its colours apart."""
+    return np.round(255 * (palette / max(palette.max(), 1)) ** 0.4).clip(0, 255).astype(np.uint8)
 
 
 def objects_only(image: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -1,0 +1,63 @@
+"""Items in chunks, and a thread that reads ahead."""
+
+import queue
+import sys
+import threading
+
+
+def chunks(items, size):
+    """Lists of ``size`` items; a failure comes after the items before it."""
+    batch, failure = [], None
+    try:
+        for item in items:
+            batch.append(item)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except Exception as error:
+        failure = error
+    if batch:
+        yield batch
+    if failure is not None:
+        raise failure
+
+
+def read_ahead(items, at_most):
+    """Iterates in a thread that is at most ``at_most`` items ahead; its exceptions come out here."""
+    ahead: queue.Queue = queue.Queue(at_most)
+    stopped = threading.Event()
+    end = object()
+
+    def put(item):
+        while not stopped.is_set():
+            try:
+                ahead.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def read():
+        try:
+            for item in items:
+                put((item, None))
+                if stopped.is_set():
+                    return
+            put((end, None))
+        except BaseException as error:  # handed to the consumer, whatever it is
+            put((end, error))
+
+    thread = threading.Thread(target=read, name="uvos-reader", daemon=True)
+    thread.start()
+    is_finalizing = sys.is_finalizing
+    try:
+        while True:
+            item, error = ahead.get()
+            if error is not None:
+                raise error
+            if item is end:
+                return
+            yield item
+    finally:
+        if not is_finalizing():
+            stopped.set()
+            thread.join()
