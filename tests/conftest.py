@@ -1,9 +1,40 @@
 """Fixtures that several test files share."""
 
+import functools
 import os
+from collections import Counter
 from pathlib import Path
 
+import jax
 import pytest
+
+from uvos_jax.weights import convert
+
+
+def _traced_once(expected_variables):
+    """Tracing a network for its shapes takes seconds, and gives the same every time."""
+    traced = functools.cache(expected_variables)
+
+    @functools.wraps(expected_variables)
+    def copy(model):
+        return jax.tree.map(lambda shape: shape, traced(model))
+
+    return copy
+
+
+# Before any other module takes the function from this one by its name.
+convert.expected_variables = _traced_once(convert.expected_variables)
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # xdist would begin with the files of most tests, however short
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first: with ``--dist loadfile`` one at the end would run alone."""
+    tests = Counter(item.path for item in items)
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (-slow[item.path], -tests[item.path]))
 
 
 @pytest.fixture

@@ -34,8 +34,13 @@ def make_video(path: Path, codec="libx264", images=None, rate=12, pix_fmt="yuv42
     import av
 
     images = [quarter_red(48, 64)] * 9 if images is None else images
+    options = dict(options or {})
+    if codec == "libx265" and len(images) < 3:
+        # Up to 4.2, x265 takes the time stamps of fewer frames than its reordering delays from memory it never set
+        # (github.com/Multicorewareinc/x265/issues/781). So few frames have no use for reordering.
+        options["x265-params"] = ":".join(filter(None, [options.get("x265-params"), "bframes=0"]))
     with av.open(str(path), "w", container_options=container_options or {}) as container:
-        stream = container.add_stream(codec, rate=rate, options=options or {})
+        stream = container.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width, stream.pix_fmt = *images[0].shape[:2], pix_fmt
         if times is not None:
             from fractions import Fraction

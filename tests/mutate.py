@@ -31,6 +31,8 @@ MEBIBYTES = 600
 # What stops a child that neither works nor answers, and one that asks for all the memory there is.
 _PATIENCE = 120
 _ADDRESS_SPACE = 12 * 2**30
+# Where pytest itself runs in several processes, one child leaves the cores to them and is started and warmed up once.
+_WORKERS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 _READY, _FINISHED = -1, -2  # in place of a seed
 
 
@@ -49,7 +51,7 @@ class Survey(NamedTuple):
 
 
 def survey(check: Callable[[int, Path], None], count: int, *, cpu_seconds: float = CPU_SECONDS,
-           mebibytes: int = MEBIBYTES, workers: int = 2, noise: str | None = None) -> Survey:
+           mebibytes: int = MEBIBYTES, workers: int = _WORKERS, noise: str | None = None) -> Survey:
     """Lets code meet many inputs, in child processes of which any may crash or hang.
 
     A defect is: any exception but a ``UserError`` of one line; a file that ``check`` leaves beside those it says it

@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_adnet import clip, small_segmenter
+from small_adnet import against_the_first, clip, small_segmenter
 
 from uvos_jax import UserError
 from uvos_jax.inference.segmenter import load
 from uvos_jax.inference.stages import STAGES
-from uvos_jax.ops.preprocess import preprocess
 from uvos_jax.video import open_source
 from uvos_jax.weights.checkpoints import digest
 from uvos_jax.weights.packaged import load_packaged
@@ -53,17 +52,9 @@ def test_one_compilation_per_video_size(segmenter):
 
 
 def test_scan_equals_a_plain_loop_over_frames(segmenter, masks):
-    model, variables = segmenter.model, segmenter.variables
-
-    def features(frame):
-        x = preprocess(frame[None], model.frame_size((48, 72)), model.preprocess)
-        return model.apply(variables, {"frame": x}, method="encode")
-
-    frames = clip(21)
-    state = model.apply(variables, features(frames[0]), method="init_state")
-    for t in (0, 7, 20):
-        logits, _ = model.apply(variables, state, features(frames[t]), method="predict")
-        probability = np.asarray(model.to_native(logits, (48, 72)))[0, :, :, 0]
+    model, seen = segmenter.model, (0, 7, 20)
+    logits = against_the_first(model, segmenter.variables, clip(21)[np.array(seen)])
+    for t, probability in zip(seen, np.asarray(model.to_native(logits, (48, 72)))[..., 0], strict=True):
         assert _differing(probability > 0.5, masks[t] == 1) <= 1e-3  # a pixel or two within rounding of 0.5
 
 
@@ -74,11 +65,7 @@ def test_scales_and_flips_average_separate_states():
     scores = []
     for scale, mirrored in itertools.product((0.75, 1.5), (False, True)):
         seen = frames[:, :, ::-1] if mirrored else frames
-        x = preprocess(seen, model.frame_size((48, 72), scale), model.preprocess)
-        features = model.apply(variables, {"frame": x}, method="encode")["embed"]
-        anchors = np.repeat(features[:1], 5, 0)
-        state = model.apply(variables, {"embed": anchors}, method="init_state")
-        logits, _ = model.apply(variables, state, {"embed": features}, method="predict")
+        logits = against_the_first(model, variables, seen, scale)
         score = np.asarray(model.to_native(logits, (48, 72)))[..., 0]
         scores.append(score[:, :, ::-1] if mirrored else score)
     mean = np.mean(scores, 0)

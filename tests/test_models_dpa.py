@@ -55,7 +55,7 @@ def test_parameters_are_those_of_table_2(row, millions):
     assert sum(x.size for x in jax.tree.leaves(params)) == pytest.approx(1e6 * millions, rel=0.02)
 
 
-@pytest.mark.parametrize("row", ["I", "II", "III", "IX", "X", "XI"])
+@pytest.mark.parametrize("row", ["I", "II", "III", "IX", "X"])
 def test_rows_of_table_1_can_be_traced_for_training(row):
     model = build("dpa", **TINY, **TABLE_1[row])
     variables, clip = expected_variables(model), _shapes(_clip())
@@ -75,13 +75,14 @@ def test_rows_of_table_1_can_be_traced_for_training(row):
 @pytest.mark.parametrize("row", ["IV", "V", "VI", "VII", "VIII"])
 def test_rows_of_table_1_keep_their_number_of_references(row, video):
     model, features = build("dpa", **TINY, **TABLE_1[row]), _shapes(video[1][0])
+    variables = expected_variables(video[0])  # no parameter depends on their number
     chosen = model.reference_frames(6)
     assert len(chosen) == model.references and max(chosen) <= 5
     references = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(chosen), *x.shape[1:]), x.dtype), features)
     now = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), features)
     state = jax.eval_shape(model.init_state, references)
     assert state.memory["motion"][0].shape == (1, model.references, 4, 4)
-    answer, _ = jax.eval_shape(functools.partial(model.apply, method="predict"), expected_variables(model), state, now)
+    answer, _ = jax.eval_shape(functools.partial(model.apply, method="predict"), variables, state, now)
     assert answer.shape == (1, 70, 100, 1)
 
 
@@ -116,9 +117,12 @@ def test_void_pixels_do_not_count():
     clip = _clip(t=1)
     clip["labels"][:, 0, :30] = 255
 
+    @quick_jit
+    def loss_of(logits):
+        return model.loss({"logits": logits}, model.training_batch(clip), 0)[0]
+
     def loss():
-        batch = model.training_batch(clip)
-        return np.asarray(model.loss({"logits": logits}, batch, 0)[0])
+        return np.asarray(loss_of(logits))
 
     before = loss()
     assert before.shape == (2,)
@@ -266,7 +270,8 @@ def test_what_it_wants_to_see():
 def test_the_picture_of_the_flow_is_a_colour_wheel():
     flow = np.zeros((2, 48, 64, 2), np.float32)
     flow[0, :, 32:] = [3, 0]  # to the right: red; nothing moves: white
-    picture = np.asarray(build("dpa").flow_input(flow, (96, 128)))
+    drawn = {camera: quick_jit(build("dpa", camera=camera).flow_input, static_argnums=1) for camera in (False, True)}
+    picture = np.asarray(drawn[False](flow, (96, 128)))
     assert picture.shape == (2, 96, 128, 3) and picture.min() >= 0 and picture.max() <= 1
     np.testing.assert_allclose(picture[0, 10, 100], [1, 0, 0], atol=0.02)
     np.testing.assert_array_equal(picture[0, 10, 10], 1)
@@ -276,8 +281,7 @@ def test_the_picture_of_the_flow_is_a_colour_wheel():
     flow[:, 10:20, 30:40] = [8, -1]
     still = np.ones((96, 128), bool)
     still[16:44, 56:84] = False
-    with_camera, without = (np.asarray(build("dpa", camera=camera).flow_input(flow, (96, 128)))
-                            for camera in (False, True))
+    with_camera, without = (np.asarray(drawn[camera](flow, (96, 128))) for camera in (False, True))
     assert with_camera[:, still].min() < 0.8 and without[:, still].min() > 0.95
     np.testing.assert_allclose(without[:, 30, 70], [[1, 0, 0]] * 2, atol=0.05)
 

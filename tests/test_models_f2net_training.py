@@ -46,14 +46,14 @@ def test_the_map_of_the_last_frame_lies_where_the_network_finds_something_there(
     alone = {"anchor": batch["anchor"], "frame": batch["previous_frame"], "previous": jnp.zeros_like(batch["previous"]),
              "centre": batch["centre"]}
     truth = model.clone(prior_from="truth")
-    found = np.asarray(truth.apply(variables, alone)[0]["heat_logits"])[0, ..., 0]
+    heat_of_given = quick_jit(lambda batch: truth.apply(variables, batch)[0]["heat_logits"])
+    found = np.asarray(heat_of_given(alone))[0, ..., 0]
     y, x = np.unravel_index(found.argmax(), found.shape)
     drawn = centre_map(batch["previous_mask"], jnp.array([[x, y], [0, 0]], jnp.float32))[0]
     assert drawn[0].max() == 1 and not np.asarray(drawn[1]).any()  # a still has no last frame
     made = heat(batch)
     now = {name: batch[name] for name in ("anchor", "frame", "centre")}
-    wanted, copied = (truth.apply(variables, now | {"previous": x})[0]["heat_logits"]
-                      for x in (drawn, batch["previous"]))
+    wanted, copied = (heat_of_given(now | {"previous": x}) for x in (drawn, batch["previous"]))
     np.testing.assert_allclose(made, wanted, atol=1e-4 * np.abs(wanted).max())
     assert np.abs(np.asarray(made - copied)).max() > 0.1  # the true map would have led elsewhere
 
