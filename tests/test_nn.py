@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from uvos_jax.nn.aspp import ASPP
-from uvos_jax.nn.layers import BatchNorm, Conv, leaky_relu
+from uvos_jax.nn.layers import BatchNorm, Conv, GroupNorm, leaky_relu
 from uvos_jax.nn.resnet import ResNet
 from uvos_jax.nn.vgg import VGG16
 from uvos_jax.ops.conv import conv2d
@@ -296,3 +296,17 @@ def test_batch_norm_equals_torch_over_steps(torch):
     x = _noise(1, 2, 3, 3, seed=8)
     np.testing.assert_allclose(np.asarray(BatchNorm().apply(variables, x)).transpose(0, 3, 1, 2),
                                theirs(torch.from_numpy(x).permute(0, 3, 1, 2)).detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.torch
+def test_group_norm_equals_torch(torch):
+    rng = np.random.default_rng(0)
+    x, scale, bias = 3 + rng.standard_normal((2, 5, 4, 6)), rng.standard_normal(6), rng.standard_normal(6)
+    theirs = torch.nn.functional.group_norm(
+        torch.from_numpy(np.moveaxis(x, 3, 1).copy()), 3, torch.from_numpy(scale), torch.from_numpy(bias))
+    params = {"params": {"scale": scale.astype(np.float32), "bias": bias.astype(np.float32)}}
+    made = GroupNorm(3).apply(params, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(made, np.moveaxis(theirs.numpy(), 1, 3), atol=1e-5)
+    made = GroupNorm(3, dtype=jnp.bfloat16).apply(params, jnp.asarray(x, jnp.float32))
+    assert made.dtype == jnp.bfloat16
+    np.testing.assert_allclose(made.astype(jnp.float32), np.moveaxis(theirs.numpy(), 1, 3), atol=0.05)

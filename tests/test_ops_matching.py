@@ -29,6 +29,13 @@ def _brute_force(query, keys, labels, objects):
                      for o in range(objects)], 1)
 
 
+# Compiling these programs well would take longer than running them.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+_global = quick_jit(global_distance, static_argnums=(3, 4))
+_local = quick_jit(local_distance, static_argnums=(3, 4))
+
+
+@functools.partial(quick_jit, static_argnums=(3, 4))
 def _search(query, keys, labels, objects, tile):
     grouped = group_by_object(jnp.asarray(keys), jnp.asarray(labels), objects, tile)
     return nearest_distance(jnp.asarray(query), grouped, objects, tile)
@@ -41,7 +48,7 @@ def test_global_distances_equal_brute_force(labels, tile):
     query, keys, labels = _noise(11, 5), _noise(20, 5, seed=1), np.array(labels)
     expected = _brute_force(query, keys, labels, 4)
     np.testing.assert_allclose(_search(query, keys, labels, 4, tile), expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(global_distance(query, keys, jnp.asarray(labels), 4, tile), expected, rtol=1e-5)
+    np.testing.assert_allclose(_global(query, keys, labels, 4, tile), expected, rtol=1e-5)
 
 
 def test_without_a_labelled_pixel_everything_is_far():
@@ -52,7 +59,7 @@ def test_without_a_labelled_pixel_everything_is_far():
 
 def test_only_tiles_that_hold_something_are_visited():
     labels = np.array([1] * 9 + [0] * 3 + [-1] * 20)
-    grouped = group_by_object(_noise(32, 3), jnp.asarray(labels), 5, tile=4)
+    grouped = quick_jit(group_by_object, static_argnums=(2, 3))(_noise(32, 3), labels, 5, 4)
     assert int(grouped.used) == 3 + 1 and grouped.owner[:4].tolist() == [0, 1, 1, 1]
     assert sorted(grouped.source[:4].reshape(-1).tolist()) == [-1] * 4 + list(range(12))
 
@@ -81,11 +88,23 @@ def _local_by_hand(query, previous, labels, objects, window):
 def test_local_distances_equal_brute_force(size, windows):
     query, previous = _noise(*size, 3), _noise(*size, 3, seed=1)
     labels = np.random.default_rng(2).integers(-1, 3, size)
-    made = np.asarray(local_distance(query, previous, jnp.asarray(labels), 4, windows))
+    made = np.asarray(_local(query, previous, labels, 4, windows))
     assert made.shape == (*size, 4, len(windows)) and (made[:, :, 3] == FAR).all()
     for i, window in enumerate(windows):
         np.testing.assert_allclose(made[..., i], _local_by_hand(query, previous, labels, 4, window), rtol=1e-5,
                                    atol=1e-5)
+
+
+def test_objects_beyond_those_in_use_are_not_looked_for_by_the_same_program():
+    query, previous = _noise(6, 7, 3), _noise(6, 7, 3, seed=1)
+    labels = jnp.asarray(np.random.default_rng(2).integers(-1, 4, (6, 7)))
+    whole = np.asarray(local_distance(query, previous, labels, 4, (3, 1)))
+    search = jax.jit(lambda used: local_distance(query, previous, labels, 4, (3, 1), used))
+    for used in range(5):
+        made = np.asarray(search(used))
+        np.testing.assert_allclose(made[:, :, :used], whole[:, :, :used], rtol=1e-5, atol=1e-6)
+        assert (made[:, :, used:] == FAR).all()
+    assert search._cache_size() == 1 and (whole < FAR).any((0, 1, 3)).all()
 
 
 def test_the_background_of_an_object_is_the_nearest_of_all_others():
@@ -122,7 +141,7 @@ def test_global_matching_equals_the_published_code(published):
         np.testing.assert_allclose(made, published[name][0, ..., 0], atol=1e-6)
 
     close(value(_search, reference, labels), "global_eval")
-    close(value(global_distance, jnp.asarray(reference), jnp.asarray(labels)), "global_train")
+    close(value(_global, reference, labels), "global_train")
     close(value(_search, reference[::2, ::2], labels[::2, ::2]), "global_eval_atrous2")
     close(value(_search, np.stack([reference, previous]), np.stack([labels, labels])), "global_eval_2ref")
     others = background_value(published["global_eval"][0], np.ones(3, bool))
@@ -134,11 +153,11 @@ def test_local_matching_equals_the_published_code(published):
     query, previous = published["query"], published["prev"]
     size = 25 // 2 + 1, 33 // 2 + 1
     small = [resize_bilinear(x, size, align_corners=True) for x in (query, previous)]
-    distance = local_distance(*small, resize_nearest(labels[..., None], size)[..., 0], 3, (12, 2, 4, 6, 8, 10))
+    distance = _local(*small, resize_nearest(labels[..., None], size)[..., 0], 3, (12, 2, 4, 6, 8, 10))
     value = resize_bilinear(match_value(distance, bias).reshape(*size, -1), (25, 33), align_corners=True)
     for name in ("local_parallel_down", "local_loop_down"):
         np.testing.assert_allclose(value.reshape(25, 33, 3, 6), published[name][0], atol=1e-6)
-    value = match_value(local_distance(query, previous, jnp.asarray(labels), 3, (4, 2)), bias)
+    value = match_value(_local(query, previous, labels, 3, (4, 2)), bias)
     np.testing.assert_allclose(value, published["local_parallel_nodown"][0], atol=1e-6)
 
 
@@ -167,17 +186,22 @@ def test_values_and_gradients_equal_pytorch(torch, kind):
                                    16)
         return match_value(distance.reshape(*size, objects), bias)
 
-    made, pull = jax.vjp(jax.jit(value), query, keys, bias)
+    @quick_jit
+    def forward_and_back(*inputs):
+        made, pull = jax.vjp(value, *inputs)
+        return made, pull(jnp.asarray(upstream))
+
+    made, gradients = forward_and_back(query, keys, bias)
     tensors = [torch.tensor(a, requires_grad=True) for a in (query.reshape(-1, 4), keys.reshape(-1, 4), bias)]
     theirs = _torch_matching(torch, tensors[0], tensors[1], torch.tensor(allowed), tensors[2])
     theirs.backward(torch.tensor(upstream.reshape(-1, objects).T.copy()))
     np.testing.assert_allclose(made.reshape(-1, objects).T, theirs.detach(), atol=1e-5)
-    for gradient, tensor in zip(pull(jnp.asarray(upstream)), tensors, strict=True):
+    for gradient, tensor in zip(gradients, tensors, strict=True):
         expected = tensor.grad.numpy()
         np.testing.assert_allclose(gradient.reshape(expected.shape), expected, atol=1e-5 * np.abs(expected).max())
 
 
-@functools.partial(jax.jit, static_argnums=3)
+@functools.partial(quick_jit, static_argnums=3)
 def _both(query, keys, labels, objects):
     grouped = group_by_object(keys, labels, objects, 8)
     return nearest_distance(query, grouped, objects, 8), global_distance(query, keys, labels, objects, 8)
@@ -191,3 +215,13 @@ def test_one_program_serves_any_sizes_of_objects():
         for made in _both(query, keys, jnp.asarray(labels), 3):
             np.testing.assert_allclose(made, expected, rtol=1e-5, atol=1e-5)
     assert _both._cache_size() == before + 1
+
+
+def test_half_precision_embeddings_are_not_rounded_again():
+    rng = np.random.default_rng(5)
+    query, keys = (jnp.asarray(rng.random((n, 16)), jnp.bfloat16) for n in (30, 40))
+    labels = jnp.asarray(rng.integers(0, 3, 40))
+    whole = [x.astype(jnp.float32) for x in (query, keys)]
+    half = nearest_distance(query, group_by_object(keys, labels, 3, tile=8), 3, tile=16)
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(half, nearest_distance(whole[0], group_by_object(whole[1], labels, 3), 3), atol=1e-5)

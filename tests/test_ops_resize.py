@@ -10,6 +10,7 @@ import pytest
 from uvos_jax.ops.resize import (
     resize_bicubic,
     resize_bilinear,
+    resize_matrix,
     resize_nearest,
     resize_uint8_as_opencv,
     resize_uint8_as_pillow,
@@ -151,3 +152,10 @@ def test_uint8_resize_equals_pillow(native, size):
     # What lies exactly between two whole numbers, fixed-point weights may round the other way.
     assert np.abs(ours - theirs).max() <= 1
     assert (ours != theirs).mean() < 0.01
+
+
+def test_a_resizing_of_one_axis_is_a_matrix():
+    np.testing.assert_array_equal(resize_matrix(2, 3, "bilinear", align_corners=True), [[1, 0], [0.5, 0.5], [0, 1]])
+    # Halfway between pixels the four taps weigh -3, 19, 19 and -3 of 32; those beyond the border fall on its pixel.
+    np.testing.assert_allclose(32 * resize_matrix(4, 7, "bicubic", align_corners=True)[[1, 3, 5]],
+                               [[16, 19, -3, 0], [-3, 19, 19, -3], [0, -3, 19, 16]])

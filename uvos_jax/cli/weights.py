@@ -81,6 +81,10 @@ def benchmark(
     hyper: Set = None,
     flow: FlowFrom = None,
     flow_weights: FlowWeights = None,
+    objects: Annotated[int | None, typer.Option("--objects", min=1, max=254, help="Of a model that follows objects: how"
+                                                " many it is given; 1 if not given.")] = None,
+    parts: Annotated[bool, typer.Option("--parts", help="Only list what the parts of the model take of a"
+                                        " frame.")] = False,
     data: Annotated[str | None, typer.Option("--data", metavar="NAME", help="Measure how fast a converted dataset is"
                                              " read and augmented, and no model.")] = None,
     data_dir: Annotated[Path | None, typer.Option("--data-dir", help="With --data: where converted datasets"
@@ -100,17 +104,29 @@ def benchmark(
     native_size = size_of(size)
     segmenter = load(model, weights, scales=scales_of(scales), flip=flip, precision=precision, variant=variant,
                      flow=flow, flow_weights=flow_weights, **hyper_parameters_of(hyper))
-    with progress("benchmark", 5 if segmenter.flow else 4, "parts") as advance:
-        def report(part):
-            print(f"{part} ...", file=sys.stderr, flush=True)
-            advance()
-
-        result = measure(segmenter, native_size, chunk=chunk, report=report)
+    if objects and not segmenter.model.follows:
+        raise UserError(f"--objects is for models that follow given objects; {segmenter.name} finds its own.")
     network = segmenter.model.frame_size(native_size)
     device = jax.devices()[0]
     rows = [
         ("model", f"{segmenter.name} {segmenter.model.variant}, {precision}, network at {network[0]}x{network[1]}"),
         ("device", f"{device.device_kind} ({device.platform}) x {jax.device_count()}"),
+        *([("objects", f"{objects or 1}, beside the background")] if segmenter.model.follows else []),
+    ]
+    if parts:
+        from uvos_jax.inference.parts import time_parts
+
+        _print_rows(rows)
+        _print_parts(time_parts(segmenter, native_size, objects or 1))
+        return
+    with progress("benchmark", 5 if segmenter.flow else 4, "parts") as advance:
+        def report(part):
+            print(f"{part} ...", file=sys.stderr, flush=True)
+            advance()
+
+        result = measure(segmenter, native_size, chunk=chunk, objects=objects or 1, report=report)
+    _print_rows([
+        *rows,
         ("network alone", _seconds(result.network)),
         *([("optical flow", f"{_seconds(result.flow)}; {segmenter.flow.name}")] if result.flow else []),
         ("end to end", f"{_seconds(result.end_to_end)}; JPEG to masks and overlay on disk,"
@@ -119,9 +135,7 @@ def benchmark(
         ("arithmetic", f"{result.flops / 1e9:,.0f} GFLOP a frame"),
         ("share of peak", f"{result.share_of_peak:.0%} of a matrix product's {result.peak / 1e9:,.0f} GFLOP/s"),
         ("compilation", f"{result.compile_seconds:.1f} s, once per video size, first chunk included"),
-    ]
-    for name, value in rows:
-        print(f"{name:<14} {value}")
+    ])
 
 
 @app.command(epilog="Example: uvos models")
@@ -161,6 +175,19 @@ def _benchmark_data(name: str, data_dir: Path | None, split: str, workers: int |
         height, width = rate.size
         print(f"{rate.recipe:<10} {rate.examples_per_second:6.1f} examples/s of {rate.frames} frames {height}x{width}",
               flush=True)
+
+
+def _print_rows(rows) -> None:
+    for name, value in rows:
+        print(f"{name:<14} {value}", flush=True)
+
+
+def _print_parts(parts) -> None:
+    whole = parts[-1].seconds
+    print(f"{'part':<22} {'ms':>9} {'share':>6} {'GFLOP':>7}")
+    for part in parts:
+        flops = f"{part.flops / 1e9:7,.1f}" if part.flops else ""
+        print(f"{part.name:<22} {1e3 * part.seconds:9,.1f} {part.seconds / whole:6.0%} {flops}".rstrip())
 
 
 def _seconds(timing) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from uvos_jax.errors import UserError
 from uvos_jax.inference.flops import count_flops
 from uvos_jax.inference.job import segment_to_folder
+from uvos_jax.inference.parts import frame_flops, made_up_mask
 from uvos_jax.inference.segmenter import Segmenter, default_chunk
 from uvos_jax.video import open_source
 
@@ -62,7 +63,7 @@ class Benchmark:
         return self.flops / self.network.median / self.peak
 
 
-def benchmark(segmenter: Segmenter, native_size: tuple[int, int], *, chunk: int | None = None,
+def benchmark(segmenter: Segmenter, native_size: tuple[int, int], *, chunk: int | None = None, objects: int = 1,
               report: Callable[[str], None] = lambda _: None) -> Benchmark:
     """Measures one model at one video size; every time is taken after warm-up and with the device idle at its end.
 
@@ -70,10 +71,13 @@ def benchmark(segmenter: Segmenter, native_size: tuple[int, int], *, chunk: int 
       segmenter: the model with its weights.
       native_size: ``(height, width)`` of the video.
       chunk: frames encoded together; None takes the driver's default.
+      objects: how many a model that follows objects is given in the first frame.
       report: called with what is being done.
     """
     chunk = chunk or default_chunk()
-    engine = segmenter.engine(native_size)
+    follows = segmenter.model.follows
+    mask = made_up_mask(native_size, objects) if follows else None
+    engine = segmenter.engine(native_size, slots=max(segmenter.model.slots, objects) if follows else None)
     method = segmenter.flow
     if isinstance(method, Path):
         raise UserError(f"The flow in '{method}' belongs to a video, and the benchmark makes up one; choose a method.")
@@ -89,24 +93,26 @@ def benchmark(segmenter: Segmenter, native_size: tuple[int, int], *, chunk: int 
     first = np.zeros(len(segmenter.model.reference_frames(2 * chunk)), int)
     report("compiling")
     started = time.perf_counter()
-    carry = jax.block_until_ready(engine.start(segmenter.variables, frames[first], flow[first] if method else None))
+    given = [jnp.asarray(mask)[None]] if follows else []
+    carry = jax.block_until_ready(engine.start(segmenter.variables, frames[first], flow[first] if method else None,
+                                               *given))
     step = segmenter.variables, carry, frames, valid, flow
     jax.block_until_ready(engine.step(*step))
     compile_seconds = time.perf_counter() - started
     report("timing the network")
     network = _time(lambda: engine.step(*step), at_least=3)
     # The references' encoding is paid once per video; the step is what a frame costs.
-    flops = count_flops(engine.step, *step)
+    flops = frame_flops(segmenter, native_size, objects) if follows else count_flops(engine.step, *step) // chunk
     report("timing disk to disk")
     with tempfile.TemporaryDirectory() as folder:
         for i, frame in enumerate(images):
             cv2.imwrite(str(Path(folder, f"{i:05d}.jpg")), frame)
         end_to_end = _time(lambda: segment_to_folder(segmenter, open_source(folder), Path(folder, "out"), chunk=chunk,
-                                                     overwrite=True), at_least=2)
+                                                     overwrite=True, first_mask=mask), at_least=2)
     report("timing a matrix product")
     peak = matmul_peak(segmenter.model.dtype)
     return Benchmark(_per_frame(network, chunk), _per_frame(flow_seconds, len(pairs[0])) if method else None,
-                     _per_frame(end_to_end, 2 * chunk), 2 * chunk, flops // chunk,
+                     _per_frame(end_to_end, 2 * chunk), 2 * chunk, flops,
                      peak, compile_seconds)
 
 

@@ -14,8 +14,7 @@ Variants share every parameter:
   bicubic does it. There places without an object, left by gaps between the ids, are matched too; here there are none.
 """
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import flax.struct
@@ -31,10 +30,9 @@ from uvos_jax.ops.losses import bootstrapped_cross_entropy
 from uvos_jax.ops.matching import (
     background_value,
     global_distance,
-    group_by_object,
-    local_distance,
+    global_distance_found,
+    local_distance_at_half_size,
     match_value,
-    nearest_distance,
     object_means,
 )
 from uvos_jax.ops.preprocess import Preprocess, preprocess
@@ -92,6 +90,8 @@ class CFBI(nn.Module):
       width: channels of the stem.
       features: channels of ASPP, decoder and ensembler.
       embedding: channels of the pixel embedding.
+      embedding_scale: of its normalisation at the start of training, 1 as published. From random weights embeddings
+        of that length are so far apart that the value of every distance is 1, and none has a gradient.
       short_side: the network's shorter side at scale 1, in pixels; 0 for the variant's own rule (``paper``: 480).
       axis_name: mapped axis over which batch norm statistics are shared in training.
       dtype: type of the computation; normalisation, distances, softmax and losses stay float32.
@@ -114,6 +114,7 @@ class CFBI(nn.Module):
     width: int = 64
     features: int = 256
     embedding: int = 100
+    embedding_scale: float = 1.0
     short_side: int = 0
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
@@ -131,7 +132,8 @@ class CFBI(nn.Module):
         self.embed_depthwise = Conv(self.features, groups=self.features, **linear)
         self.embed_bn1 = group_norm(self.features, self.dtype)
         self.embed_conv = Conv(self.embedding, 1, **linear)
-        self.embed_bn2 = group_norm(self.embedding, self.dtype, groups=max(1, self.embedding // 4))
+        self.embed_bn2 = group_norm(self.embedding, self.dtype, groups=max(1, self.embedding // 4),
+                                    initial=self.embedding_scale)
         if self.match_bias:
             self.bias = MatchBias()
         head = nn.remat(ObjectHead) if self.remat else ObjectHead
@@ -180,8 +182,7 @@ class CFBI(nn.Module):
           ``[b, h, w, slots + 1]`` float32 logits, background first (bring them to size by :meth:`to_native`); and
           nothing to commit.
         """
-        seen = self._compare(state, features["embed"], lambda query, keys, labels, objects: nearest_distance(
-            query, group_by_object(keys, labels, objects), objects))
+        seen = self._compare(state, features["embed"], global_distance_found)
         head, variables = self.head.unbind()  # a loop may not touch modules that are bound outside of it
 
         def one(o, logits):
@@ -307,6 +308,11 @@ class CFBI(nn.Module):
         return True
 
     @property
+    def windows(self) -> tuple[int, ...]:
+        """Of local matching."""
+        return WINDOWS if self.multi_local else WINDOWS[:1]
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """What ``encode`` wants of a frame."""
         return ("frame",)
@@ -378,29 +384,30 @@ class CFBI(nn.Module):
     def _compare(self, state, embed, search):
         """What ``ObjectHead`` takes of each object, every leaf ``[b, objects, ...]``."""
         bias = self.bias(self.slots + 1) if self.match_bias else jnp.zeros(self.slots + 1)
-        compare = partial(self._compare_one, bias=bias, search=search)
-        return lax.map(lambda example: compare(*example), (state, embed))
+        return lax.map(lambda example: self._compare_one(*example, bias, search), (state, embed))
+
+    @nn.nowrap
+    def global_distances(self, state: State, embed: jax.Array, search: Callable = global_distance_found) -> jax.Array:
+        """Squared distances ``[h, w, slots + 1]`` of one example's pixels ``[h, w, c]`` to those of its references."""
+        (h, w, c), step, objects = embed.shape, self.atrous, self.slots + 1
+        keys, labels = state.reference[:, ::step, ::step], state.reference_labels[:, ::step, ::step]
+        return search(embed.reshape(-1, c), keys.reshape(-1, c), labels.reshape(-1), objects).reshape(h, w, objects)
 
     @nn.nowrap
     def _compare_one(self, state, embed, bias, search):
-        (h, w, c), objects, step = embed.shape, self.slots + 1, self.atrous
-        keys, labels = state.reference, state.reference_labels
-        distance = search(embed.reshape(-1, c), keys[:, ::step, ::step].reshape(-1, c),
-                          labels[:, ::step, ::step].reshape(-1), objects)
-        far = match_value(distance.reshape(h, w, objects, 1), bias[:, None])
-        half = h // 2 + 1, w // 2 + 1
-        small = [resize_bilinear(x.astype(jnp.float32), half, align_corners=True) for x in (embed, state.previous)]
-        near = local_distance(*small, resize_nearest(state.previous_labels[..., None], half)[..., 0], objects,
-                              WINDOWS if self.multi_local else WINDOWS[:1])
+        (h, w, c), objects = embed.shape, self.slots + 1
+        far = match_value(self.global_distances(state, embed, search), bias)[..., None]
+        near = local_distance_at_half_size(embed, state.previous, state.previous_labels, objects, self.windows,
+                                           None if search is global_distance else state.count + 1)
         near = match_value(near, bias[:, None])
-        near = resize_bilinear(near.reshape(*half, -1), (h, w), align_corners=True).reshape(h, w, objects, -1)
+        near = resize_bilinear(near.reshape(*near.shape[:2], -1), (h, w), align_corners=True).reshape(h, w, objects, -1)
         mask = jax.nn.one_hot(state.previous_labels, objects)[..., None]
         matches = [far, near, mask]
         if self.background_matching:
             there = jnp.arange(objects) <= state.count
             matches += [background_value(near, there), background_value(far, there)]
-        means = [object_means(x.reshape(-1, c), y.reshape(-1), objects)
-                 for x, y in ((keys, labels), (state.previous, state.previous_labels))]
+        means = [object_means(x.reshape(-1, c), y.reshape(-1), objects) for x, y in (
+            (state.reference, state.reference_labels), (state.previous, state.previous_labels))]
         if not self.background_attention:
             means = [x[:, :c] for x in means]
         return {"matches": jnp.moveaxis(jnp.concatenate(matches, -1), 2, 0), "mask": jnp.moveaxis(mask, 2, 0),

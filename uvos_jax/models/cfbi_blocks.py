@@ -7,17 +7,41 @@ import jax
 import jax.numpy as jnp
 
 from uvos_jax.nn.aspp import ASPP
-from uvos_jax.nn.layers import BatchNorm, Conv
+from uvos_jax.nn.layers import BatchNorm, Conv, GroupNorm, kaiming_fan_out
+from uvos_jax.ops.conv import conv2d, conv2d_resized
 from uvos_jax.ops.pool import global_average_pool
-from uvos_jax.ops.resize import resize_bicubic, resize_bilinear
 
 GROUPS = 32
 _ABSENT = -1e4  # logit of a place without an object
 
 
-def group_norm(channels: int, dtype: jnp.dtype, name: str | None = None, groups: int = GROUPS) -> nn.GroupNorm:
-    """Group norm with PyTorch's epsilon; of few channels as many groups as divide them."""
-    return nn.GroupNorm(math.gcd(groups, channels), epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)
+def group_norm(channels: int, dtype: jnp.dtype, name: str | None = None, groups: int = GROUPS, initial: float = 1.0
+               ) -> GroupNorm:
+    """Group norm; of few channels as many groups as divide them."""
+    return GroupNorm(math.gcd(groups, channels), initial, dtype=dtype, name=name)
+
+
+class MergingConv(nn.Module):
+    """A 3x3 convolution of coarse features, resized to fine ones, with these behind them in the channels.
+
+    Attributes:
+      features: output channels.
+      resize: how coarse features are resized, ``"bilinear"`` or ``"bicubic"``.
+      dtype: type of the computation; resizing is float32.
+    """
+
+    features: int
+    resize: str
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, coarse: jax.Array, fine: jax.Array) -> jax.Array:
+        """``[n, h', w', c']`` and ``[n, h, w, c]`` to ``[n, h, w, features]``."""
+        c = coarse.shape[-1]
+        kernel = self.param("kernel", kaiming_fan_out, (3, 3, c + fine.shape[-1], self.features), jnp.float32)
+        kernel = kernel.astype(self.dtype)
+        y = conv2d_resized(coarse.astype(self.dtype), kernel[:, :, :c], fine.shape[1:3], self.resize)
+        return y + conv2d(fine.astype(self.dtype), kernel[:, :, c:])
 
 
 class DeepLabHead(nn.Module):
@@ -38,14 +62,15 @@ class DeepLabHead(nn.Module):
         """Stages of a ``ResNet`` at output stride 16 to ``aspp`` there and ``decoded`` at stride 4."""
         norm = {"axis_name": self.axis_name, "dtype": self.dtype}
 
-        def unit(x, features, name, kernel=3):
-            x = Conv(features, kernel, dtype=self.dtype, name=f"{name}_conv")(x)
+        def normed(x, name):
             return nn.relu(BatchNorm(name=f"{name}_bn", **norm)(x, train))
 
         aspp = ASPP(self.features, (6, 12, 18), name="aspp", **norm)(stages["layer4"], train)
-        low = unit(stages["layer1"], max(4, self.features * 3 // 16), "low", 1)
-        x = jnp.concatenate([resize_bilinear(aspp, low.shape[1:3], align_corners=True), low], -1)
-        return {"aspp": aspp, "decoded": unit(unit(x, self.features, "merge1"), self.features, "merge2")}
+        low = Conv(max(4, self.features * 3 // 16), 1, dtype=self.dtype, name="low_conv")(stages["layer1"])
+        merge = MergingConv(self.features, "bilinear", self.dtype, name="merge1_conv")
+        x = normed(merge(aspp, normed(low, "low")), "merge1")
+        x = normed(Conv(self.features, dtype=self.dtype, name="merge2_conv")(x), "merge2")
+        return {"aspp": aspp, "decoded": x}
 
 
 class MatchBias(nn.Module):
@@ -64,16 +89,18 @@ class InstanceGate(nn.Module):
     """Instance-level attention (Sec. 3.4): channels weighed by ``1 + tanh`` of a linear map of what an object is like.
 
     Attributes:
+      channels: how many.
       dtype: type of the result.
     """
 
+    channels: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, instance: jax.Array) -> jax.Array:
-        """``x [n, h, w, c]``, ``instance [n, k] -> [n, h, w, c]``."""
-        weights = nn.Dense(x.shape[-1], name="linear", precision="highest")(instance.astype(jnp.float32))
-        return x * (1 + jnp.tanh(weights))[:, None, None].astype(self.dtype)
+    def __call__(self, instance: jax.Array) -> jax.Array:
+        """``[n, k]`` to the factors, ``[n, 1, 1, channels]``."""
+        weights = nn.Dense(self.channels, name="linear", precision="highest")(instance.astype(jnp.float32))
+        return (1 + jnp.tanh(weights))[:, None, None].astype(self.dtype)
 
 
 class ChannelGate(nn.Module):
@@ -214,8 +241,12 @@ class ObjectHead(nn.Module):
             self._gated(x, 9, instance))
         fine = ChannelGate(self.dtype, name="fine_gate")(jnp.concatenate([low, made["block2"]], -1))
         fine = self._unit(fine, "fine", max(8, self.features // 4), 1, 16)
-        x = jnp.concatenate([resize_bicubic(coarse, fine.shape[1:3], align_corners=True), fine], -1)
-        x = self._unit(self._gated(x, 10, instance), "merge1", self.features // 2, 3)
+        if self.instance_attention:
+            c = coarse.shape[-1]
+            gate = InstanceGate(c + fine.shape[-1], self.dtype, name="gate10")(instance)
+            coarse, fine = coarse * gate[..., :c], fine * gate[..., c:]
+        x = MergingConv(self.features // 2, "bicubic", self.dtype, name="merge1_conv")(coarse, fine)
+        x = nn.relu(group_norm(x.shape[-1], self.dtype, "merge1_bn")(x))
         return self._unit(self._gated(x, 11, instance), "merge2", self.features // 2, 3)
 
     def _separable(self, x, low, instance, made):
@@ -228,7 +259,9 @@ class ObjectHead(nn.Module):
         return x
 
     def _gated(self, x, i, instance):
-        return InstanceGate(self.dtype, name=f"gate{i}")(x, instance) if self.instance_attention else x
+        if not self.instance_attention:
+            return x
+        return x * InstanceGate(x.shape[-1], self.dtype, name=f"gate{i}")(instance)
 
     def _unit(self, x, name, features, kernel, groups=GROUPS):
         x = Conv(features, kernel, dtype=self.dtype, name=f"{name}_conv")(x)

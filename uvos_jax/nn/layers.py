@@ -94,6 +94,42 @@ class BatchNorm(nn.Module):
         return ((x.astype(jnp.float32) - mean) * factor + bias).astype(self.dtype)
 
 
+class GroupNorm(nn.Module):
+    """Normalises groups of channels of every picture as PyTorch's ``GroupNorm``; statistics are float32.
+
+    Flax's own layer sums over pixels and the channels of a group at once, which a CPU does four times as slowly as
+    first over pixels and then over channels.
+
+    Attributes:
+      groups: how many; a divisor of the channels.
+      initial: scale at the start of training.
+      epsilon: added to the biased variance.
+      dtype: type of the result.
+    """
+
+    groups: int
+    initial: float = 1.0
+    epsilon: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[b, h, w, c] -> [b, h, w, c]``."""
+        b, _, _, c = x.shape
+        scale = self.param("scale", nn.initializers.constant(self.initial), (c,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
+
+        def group_mean(y):
+            """``[b, h, w, c] -> [b, 1, 1, c]``."""
+            means = y.mean(2).mean(1).reshape(b, self.groups, -1).mean(-1, keepdims=True)
+            return jnp.broadcast_to(means, (b, self.groups, c // self.groups)).reshape(b, 1, 1, c)
+
+        x = x.astype(jnp.float32)
+        mean = group_mean(x)
+        factor = scale * lax.rsqrt(group_mean(jnp.square(x - mean)) + self.epsilon)
+        return (x * factor + (bias - mean * factor)).astype(self.dtype)
+
+
 class PReLU(nn.Module):
     """Leaky ReLU whose one slope, for all channels, is learned (He et al. 2015; ``torch.nn.PReLU``)."""
 

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from uvos_jax.ops.resize import resize_bilinear, resize_nearest
+
 FAR = 5e4  # squared distance to an object that is nowhere, as published
 _EPSILON = 1e-5  # pixels, beside those that are counted, as published
 
@@ -22,7 +24,7 @@ class Grouped:
     """Reference pixels in tiles of one object each, so that one minimum serves a whole tile.
 
     Attributes:
-      keys: ``[tiles, rows, c]`` float32, zeros where a tile is not full.
+      keys: ``[tiles, rows, c]`` float, zeros where a tile is not full.
       norms: ``[tiles, rows]`` float32, squared lengths of the keys; infinity where a tile is not full.
       source: ``[tiles, rows]`` int32, which pixel it was; -1 where a tile is not full.
       owner: ``[tiles]`` int32, the object.
@@ -70,14 +72,14 @@ def group_by_object(keys: jax.Array, labels: jax.Array, objects: int, tile: int 
     begin = jnp.append((jnp.cumsum(wanted) - wanted) * tile, tiles * tile)
     rank = jnp.arange(labels.shape[0]) - (jnp.cumsum(counts) - counts)[labels[order]]
     place = begin[labels[order]] + rank
-    rows = jnp.asarray(keys, jnp.float32)[order]
+    rows = jnp.asarray(keys)[order]
 
     def laid_out(empty, values):
         return empty.at[place].set(values, mode="drop").reshape(tiles, tile, *values.shape[1:])
 
     owner = jnp.searchsorted(jnp.cumsum(wanted), jnp.arange(tiles), side="right")
-    return Grouped(laid_out(jnp.zeros((tiles * tile, keys.shape[1])), rows),
-                   laid_out(jnp.full(tiles * tile, jnp.inf), jnp.square(rows).sum(-1)),
+    return Grouped(laid_out(jnp.zeros((tiles * tile, rows.shape[1]), rows.dtype), rows),
+                   laid_out(jnp.full(tiles * tile, jnp.inf), _norms(rows)),
                    laid_out(jnp.full(tiles * tile, -1, jnp.int32), order),
                    jnp.minimum(owner, objects - 1).astype(jnp.int32), wanted.sum().astype(jnp.int32))
 
@@ -88,8 +90,10 @@ def nearest_distance(query: jax.Array, reference: Grouped, objects: int, tile: i
     One pass over the distances, tile by tile. The work grows with the reference pixels there are, not with the objects;
     tiles that hold nothing are not visited. It has no gradient, see :func:`global_distance`.
 
+    Embeddings in bfloat16 are multiplied as such and summed in float32: nothing is rounded once more.
+
     Args:
-      query: ``[n, c]`` float.
+      query: ``[n, c]`` float, dtype of the keys.
       reference: of :func:`group_by_object`.
       objects: how many, with the background.
       tile: query pixels at a time.
@@ -100,9 +104,14 @@ def nearest_distance(query: jax.Array, reference: Grouped, objects: int, tile: i
     def update(best, score, i):
         return best.at[reference.owner[i]].min(score.min(-1))
 
-    query = jnp.asarray(query, jnp.float32)
+    query = jnp.asarray(query)
     best = _search(query, reference, tile, lambda rows: jnp.full((objects, rows), jnp.inf), update)
-    return jnp.where(jnp.isinf(best), FAR, jnp.maximum(best + jnp.square(query).sum(-1, keepdims=True), 0))
+    return jnp.where(jnp.isinf(best), FAR, jnp.maximum(best + _norms(query)[:, None], 0))
+
+
+def global_distance_found(query: jax.Array, keys: jax.Array, labels: jax.Array, objects: int) -> jax.Array:
+    """As :func:`global_distance`, faster and without a gradient."""
+    return nearest_distance(query, group_by_object(keys, labels, objects), objects)
 
 
 def global_distance(query: jax.Array, keys: jax.Array, labels: jax.Array, objects: int, tile: int = 1024) -> jax.Array:
@@ -140,6 +149,10 @@ def global_distance(query: jax.Array, keys: jax.Array, labels: jax.Array, object
     return jnp.where(index >= 0, distance, FAR)
 
 
+def _norms(x):
+    return jnp.square(x.astype(jnp.float32)).sum(-1)
+
+
 def _search(query, reference, tile, start, update):
     """Shows ``update`` the distances, less the query's squared length, of each tile of queries to each reference tile.
 
@@ -152,7 +165,8 @@ def _search(query, reference, tile, start, update):
 
     def one_tile(q):
         def one(i, best):
-            dots = jnp.dot(q, reference.keys[i].T, precision=lax.Precision.HIGHEST)
+            dots = jnp.dot(q, reference.keys[i].T, precision=lax.Precision.HIGHEST if q.dtype == jnp.float32 else None,
+                           preferred_element_type=jnp.float32)
             return update(best, reference.norms[i] - 2 * dots, i)
 
         return lax.fori_loop(0, reference.used, one, start(rows))
@@ -161,8 +175,8 @@ def _search(query, reference, tile, start, update):
     return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2).reshape(count * rows, -1)[:n], best)
 
 
-def local_distance(query: jax.Array, previous: jax.Array, labels: jax.Array, objects: int,
-                   windows: tuple[int, ...]) -> jax.Array:
+def local_distance(query: jax.Array, previous: jax.Array, labels: jax.Array, objects: int, windows: tuple[int, ...],
+                   used: jax.Array | None = None) -> jax.Array:
     """Squared distance of every pixel to the nearest pixel of each object within windows of another frame.
 
     One pass over the largest window, row by row; the smaller ones are its middle.
@@ -173,6 +187,7 @@ def local_distance(query: jax.Array, previous: jax.Array, labels: jax.Array, obj
       labels: ``[h, w]`` int, of the other frame.
       objects: how many, with the background.
       windows: how far each reaches, in pixels to either side.
+      used: int32, only objects below it are looked for, the others are ``FAR``; there is no gradient then.
 
     Returns:
       ``[h, w, objects, len(windows)]`` float32, ``FAR`` for an object that a window does not show.
@@ -192,10 +207,27 @@ def local_distance(query: jax.Array, previous: jax.Array, labels: jax.Array, obj
         distance = _diagonals(jnp.square(q).sum(-1)[:, None] + its[:, None] - 2 * dots, r)
         near = lax.dynamic_slice_in_dim(labels, y, 2 * r + 1)
         near = jnp.stack([near[:, i:i + w] for i in range(2 * r + 1)], 1)  # [dy, dx, x]
-        return jnp.stack([_least(jnp.where(near == o, distance, FAR), windows) for o in range(objects)])
+
+        def least(o):
+            return _least(jnp.where(near == o, distance, FAR), windows)
+
+        if used is None:
+            return jnp.stack([least(o) for o in range(objects)])
+        return lax.fori_loop(0, used, lambda o, out: out.at[o].set(least(o)), jnp.full((objects, len(windows), w), FAR))
 
     least = lax.map(one_row, jnp.arange(h))  # [h, objects, windows, w]
     return jnp.maximum(jnp.moveaxis(least, 3, 1), 0)
+
+
+def local_distance_at_half_size(query: jax.Array, previous: jax.Array, labels: jax.Array, objects: int,
+                                windows: tuple[int, ...], used: jax.Array | None = None) -> jax.Array:
+    """As :func:`local_distance`, of frames at half their size, as the published code has it.
+
+    Windows are in pixels of that size, and the result is ``[h // 2 + 1, w // 2 + 1, objects, len(windows)]``.
+    """
+    half = tuple(n // 2 + 1 for n in labels.shape)
+    small = [resize_bilinear(x.astype(jnp.float32), half, align_corners=True) for x in (query, previous)]
+    return local_distance(*small, resize_nearest(labels[..., None], half)[..., 0], objects, windows, used)
 
 
 def _diagonals(x, r):

@@ -47,12 +47,27 @@ def resize_bilinear(x: jax.Array, size: Size, *, align_corners: bool) -> jax.Arr
     Returns:
       ``[..., height, width, c]``: float32, or the dtype of ``x`` if that is a floating type.
     """
-    return _resize(x, size, align_corners, taps=(0, 1), weights=lambda t: (1 - t, t))
+    return _resize(x, size, align_corners, "bilinear")
 
 
 def resize_bicubic(x: jax.Array, size: Size, *, align_corners: bool) -> jax.Array:
     """Bicubic resize with PyTorch's kernel (Keys, a = -0.75, four clamped taps); arguments as ``resize_bilinear``."""
-    return _resize(x, size, align_corners, taps=(-1, 0, 1, 2), weights=_keys_weights)
+    return _resize(x, size, align_corners, "bicubic")
+
+
+def resize_matrix(n_in: int, n_out: int, kind: str, *, align_corners: bool) -> np.ndarray:
+    """What resizing one axis does, as a matrix: ``[n_out, n_in]`` float32, few of its numbers not zero.
+
+    Args:
+      n_in: pixels before.
+      n_out: pixels after.
+      kind: ``"bilinear"`` or ``"bicubic"``.
+      align_corners: which of the module's coordinate rules.
+    """
+    matrix = np.zeros((n_out, n_in))
+    for index, weight in _taps(n_in, n_out, align_corners, kind):
+        np.add.at(matrix, (np.arange(n_out), index), weight)
+    return matrix.astype(np.float32)
 
 
 def resize_uint8_as_opencv(x: jax.Array, size: Size) -> jax.Array:
@@ -125,22 +140,28 @@ def _keys_weights(t, a=-0.75):
     return far(1 + t), near(t), near(1 - t), far(2 - t)
 
 
-def _resize(x, size, align_corners, taps, weights):
+def _resize(x, size, align_corners, kind):
     dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
     x = x.astype(jnp.float32)
     for axis, n_out in zip((-3, -2), size, strict=True):
         n_in = x.shape[axis]
         if n_in == n_out:
             continue
-        source = _source_coordinates(n_in, n_out, align_corners)
-        if len(taps) == 2:  # bilinear clamps the coordinate itself, bicubic only the pixels it reads
-            source = np.clip(source, 0, n_in - 1)
-        base = np.floor(source)
         shape = (n_out,) + (1,) * (-axis - 1)
-        x = sum(jnp.take(x, np.clip(base + tap, 0, n_in - 1).astype(np.int32), axis=axis)
-                * w.astype(np.float32).reshape(shape)
-                for tap, w in zip(taps, weights(source - base), strict=True))
+        x = sum(jnp.take(x, index, axis=axis) * weight.astype(np.float32).reshape(shape)
+                for index, weight in _taps(n_in, n_out, align_corners, kind))
     return x.astype(dtype)
+
+
+def _taps(n_in, n_out, align_corners, kind):
+    """Of one axis, for every pixel that an output pixel reads: ``(index [n_out] int32, weight [n_out] float64)``."""
+    source = _source_coordinates(n_in, n_out, align_corners)
+    if kind == "bilinear":  # clamps the coordinate itself, bicubic only the pixels it reads
+        source = np.clip(source, 0, n_in - 1)
+    base = np.floor(source)
+    t = source - base
+    first, weights = (0, (1 - t, t)) if kind == "bilinear" else (-1, _keys_weights(t))
+    return [(np.clip(base + tap, 0, n_in - 1).astype(np.int32), weight) for tap, weight in enumerate(weights, first)]
 
 
 def _source_coordinates(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
