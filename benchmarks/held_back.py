@@ -11,6 +11,7 @@ after the last step; the best of several validations on the sequences it is chos
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -28,6 +29,8 @@ _THRESHOLDS = np.arange(0.05, 0.5, 0.05)
 
 class Fixed:
     """Stands for a network: ``mask(video number, frames)`` gives the labels."""
+
+    model = SimpleNamespace(follows=False)
 
     def __init__(self, store, mask):
         self._store, self._mask = store, mask

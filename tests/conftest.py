@@ -5,6 +5,10 @@ import os
 from collections import Counter
 from pathlib import Path
 
+# Most of the suite is compiling. What LLVM does beyond the plainest code changes no result, and costs a sixth of the
+# time. Processes that tests start inherit it.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+
 import jax
 import pytest
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from uvos_jax.models.f2net_official import mask_loss
-from uvos_jax.ops.losses import binary_cross_entropy, focal_loss, soft_iou
+from uvos_jax.ops.losses import binary_cross_entropy, bootstrapped_cross_entropy, focal_loss, soft_iou
 
 
 def _batch(seed=0):
@@ -172,3 +172,75 @@ def test_focal_loss_counts_only_what_counts():
     np.testing.assert_allclose(focal_loss(logits, target, weight), focal_loss(logits[:, :, :4], target[:, :, :4]),
                                rtol=1e-6)
     assert not np.asarray(focal_loss(logits, target, np.zeros_like(weight))).any()
+
+
+def _scored(seed=0, size=(17, 19), n=4, b=2):
+    rng = np.random.default_rng(seed)
+    logits = (3 * rng.standard_normal((b, *size, n))).astype(np.float32)
+    labels = rng.integers(0, n, (b, *size))
+    labels[rng.random(labels.shape) < 0.2] = 255
+    return logits, labels
+
+
+def _hardest(logits, labels, count):
+    """Which pixels are the hardest, and the cross-entropy of all, of one example in float64."""
+    p = np.exp(logits.astype(np.float64))
+    p /= p.sum(-1, keepdims=True)
+    own = np.take_along_axis(p, np.where(labels == 255, 0, labels)[..., None], -1)[..., 0]
+    losses = np.where(labels == 255, 0, -np.log(own))
+    chosen = np.zeros(losses.size, bool)
+    chosen[np.argsort(-losses.ravel(), kind="stable")[:count]] = True
+    return chosen.reshape(losses.shape), losses, p
+
+
+def test_bootstrapped_cross_entropy_equals_the_published_code(golden):
+    with np.load(golden / "cfbi_loss.npz") as file:
+        logits, labels = file["logits"].transpose(0, 2, 3, 1), file["label"]
+        for step, expected in zip(file["steps"], file["loss"], strict=True):
+            ramp = min(1.0, step / 50_000)
+            loss = jax.jit(bootstrapped_cross_entropy)(logits, labels, ramp * 0.15 + (1 - ramp))
+            np.testing.assert_allclose(loss, [expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("share", "count"), [(1.0, 323), (0.5, 161), (0.15, 48), (33 / 323, 33), (1e-6, 1)])
+def test_bootstrapped_cross_entropy_is_the_mean_of_the_hardest_pixels(share, count):
+    logits, labels = _scored()
+    loss, gradient = jax.value_and_grad(lambda x: bootstrapped_cross_entropy(x, labels, share).sum())(logits)
+    expected = 0
+    for i in range(2):
+        chosen, losses, p = _hardest(logits[i], labels[i], count)
+        expected += losses[chosen].mean()
+        # Softmax less the truth, of the chosen pixels alone.
+        slope = (p - np.eye(4)[np.where(labels[i] == 255, 0, labels[i])]) / count
+        np.testing.assert_allclose(gradient[i], slope * (chosen & (labels[i] != 255))[..., None], atol=1e-7)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_void_pixels_cost_nothing_but_count():
+    logits, labels = _scored()
+    labels[0], labels[1, :9] = 255, 255  # nothing is known; 8 rows of 17 are
+    loss = np.asarray(bootstrapped_cross_entropy(logits, labels, 0.9))
+    chosen, losses, _ = _hardest(logits[1], labels[1], int(0.9 * 323))
+    assert loss[0] == 0 and losses[chosen].min() == 0
+    np.testing.assert_allclose(loss[1], losses.sum() / int(0.9 * 323), rtol=1e-5)
+
+
+def test_bootstrapped_cross_entropy_of_extreme_logits_is_finite():
+    logits, labels = np.zeros((1, 2, 2, 3), np.float32), np.zeros((1, 2, 2), int)
+    logits[0, 0, 0, 1], logits[0, 1, 1, 0] = 1e4, -1e4  # the second is how a place without an object is scored
+    loss, gradient = jax.value_and_grad(lambda x: bootstrapped_cross_entropy(x, labels, 0.5)[0])(logits)
+    np.testing.assert_allclose(loss, 1e4 + np.log(2) / 2, rtol=1e-6)
+    np.testing.assert_allclose(gradient[0, 1, 1], [-0.5, 0.25, 0.25])
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.torch
+def test_gradient_of_the_hardest_pixels_is_pytorchs(torch):
+    logits, labels = _scored(3, b=3)
+    x = torch.tensor(logits.transpose(0, 3, 1, 2), requires_grad=True)
+    losses = torch.nn.functional.cross_entropy(x, torch.tensor(labels), ignore_index=255, reduction="none").flatten(1)
+    value = torch.topk(losses, int(0.3 * losses.shape[1])).values.mean()
+    value.backward()
+    ours, gradient = jax.value_and_grad(lambda x: bootstrapped_cross_entropy(x, labels, 0.3).mean())(logits)
+    np.testing.assert_allclose(ours, value.item(), rtol=1e-6)
+    np.testing.assert_allclose(gradient, x.grad.permute(0, 2, 3, 1).numpy(), atol=1e-8)

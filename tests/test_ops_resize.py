@@ -70,6 +70,16 @@ def test_nearest_equals_loops(size, new):
     np.testing.assert_array_equal(resize_nearest(x, new), expected)
 
 
+def test_nearest_with_aligned_corners_reads_where_bilinear_does():
+    column = np.arange(97, dtype=np.float32)[:, None, None]
+    picked = resize_nearest(column, (25, 1), align_corners=True)
+    np.testing.assert_array_equal(picked, resize_bilinear(column, (25, 1), align_corners=True))  # every fourth
+    # No pixel lies at 239 / 32 of the way: the nearest one is taken, the last one at the end.
+    picked = np.asarray(resize_nearest(np.arange(240)[:, None, None], (33, 1), align_corners=True))[:, 0, 0]
+    np.testing.assert_array_equal(picked, np.round(np.linspace(0, 239, 33)))
+    np.testing.assert_array_equal(resize_nearest(column, (1, 1), align_corners=True), column[:1])
+
+
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize(("size", "new"), SIZES)
 def test_bilinear_equals_loops(size, new, align_corners):

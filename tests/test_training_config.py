@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from command_line import uvos
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
@@ -199,7 +200,6 @@ def test_plain_and_check_take_config_dicts_and_leave_them_alone(file):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--config", "{file}", "--config.bach_size=3"], "Did you mean 'batch_size'?"),
-    (["--config", "{file}:no", "--workdir", "{tmp}/w"], "cannot be read"),
     (["--config", "{file}", "--wrokdir=x"], "Did you mean '--workdir'?"),
     (["--config", "{tmp}/none.py"], "no configuration file"),
     (["--config", "{file}", "--config.model.name=adnot"], "Did you mean 'adnet'?"),
@@ -208,14 +208,22 @@ def test_plain_and_check_take_config_dicts_and_leave_them_alone(file):
     (["--config", "{file}", "--config.optimizer.momentun=0.8"], "Did you mean 'momentum'?"),
     (["--config", "{file}", "--config.data.flwo=True"], "Did you mean 'flow'?"),
 ])
-def test_the_command_line_answers_in_one_sentence(file, tmp_path, arguments, message):
+def test_the_command_line_answers_in_one_sentence(file, tmp_path, capfd, arguments, message):
     arguments = [text.format(file=file, tmp=tmp_path) for text in arguments]
     if "--workdir" not in arguments:
         arguments += ["--workdir", str(tmp_path / "run")]
-    done = subprocess.run([sys.executable, "-m", "uvos_jax", "train", *arguments], capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr and done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
+    code, _, err = uvos("train", *arguments)
+    assert code == 2, err
+    assert message in err and err.startswith("Error: ") and err.count("\n") == 1
+    assert capfd.readouterr() == ("", "")  # nor does a library speak beside it
     assert not (tmp_path / "run").exists()
+
+
+def test_a_process_of_its_own_answers_no_more(file, tmp_path):
+    done = subprocess.run([sys.executable, "-m", "uvos_jax", "train", "--config", f"{file}:no", "--workdir",
+                           str(tmp_path / "run")], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "", done.stderr
+    assert "cannot be read" in done.stderr and done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
 
 
 def test_the_shipped_recipe_of_adnet_is_the_papers():
@@ -279,3 +287,62 @@ def test_small_networks_of_f2net_see_the_same_and_hold_the_same_back(preset, net
         key: value for key, value in tiny.items() if key != "model"}
     assert config["validate"]["only"] == config["data"]["mixture"][1]["exclude"] == load_config(
         f"{F2NET.parent / 'adnet.py'}:tiny")["validate"]["only"]
+
+
+CFBI = Path(__file__).parents[1] / "configs" / "cfbi.py"
+
+
+def test_the_shipped_recipe_of_cfbi_is_the_papers():
+    """Sec. 4: 465x465, batch 8, SGD .01 for 100,000 steps; with DAVIS alone .006, 50,000 steps, batch 3 a GPU."""
+    config, alone = load_config(str(CFBI)), load_config(f"{CFBI}:davis")
+    assert (config["batch_size"], config["data"]["size"], config["batch_norm"]) == (8, [465, 465], "frozen")
+    assert (config["optimizer"]["momentum"], config["optimizer"]["weight_decay"]) == (0.9, 15e-5)
+    assert config["data"]["geometry"]["balanced"] and config["data"]["recipe"]["length"] == 1 + 3
+    for settings, peak, steps in ((config, 0.01, 100_000), (alone, 0.006, 50_000)):
+        (phase,) = phases(settings)
+        assert phase.stop == steps and "own_labels" not in phase.model and "ramp" not in phase.model  # its defaults
+        rate = schedule(phase.schedule, steps)
+        middle = 1_000 + (steps - 1_000) // 2
+        np.testing.assert_allclose([rate(0), rate(500), rate(1_000), rate(middle)],
+                                   [0, peak / 2, peak, peak * 0.5**0.9], rtol=1e-4)
+    assert alone["batch_size"] == 2 * 3
+    assert [entry["name"] for entry in alone["data"]["mixture"]] == ["davis2017/semi"]
+
+
+def test_the_published_schedule_of_cfbi():
+    config = load_config(f"{CFBI}:official", ["model.depths=[1,1,1,1]", "model.features=16"])
+    recipe = phases(config)
+    assert [(phase.stop, phase.model["own_labels"], phase.model["ramp"]) for phase in recipe] == [
+        (50_000, False, 50_000), (100_000, True, 50_000)]
+    rates = [schedule(phase.schedule, phase.stop - phase.start) for phase in recipe]
+    for step in (1_000, 40_000, 49_999, 50_000, 75_000, 99_999):
+        rate, first = (rates[0], 0) if step < 50_000 else (rates[1], 50_000)
+        assert float(rate(step - first)) == pytest.approx(0.01 * (1 - (step - 1_000) / 99_000) ** 0.9, rel=5e-3)
+    first, second = (setup(config, phase) for phase in recipe)
+    check_carry(first, second, recipe[1])
+    # Frozen, as published: nothing of the backbone's norms is learned, all else is.
+    (group,) = config["optimizer"]["groups"]
+    params = flatten_dict(first.state.params, sep="/")
+    still = {path for path in params if re.fullmatch(group["match"], path)}
+    assert group["lr"] == 0
+    assert still == {path for path in params if path.startswith("backbone/") and not path.endswith("kernel")}
+
+
+def test_the_rows_of_cfbis_tables_are_typed_as_its_recipe_says():
+    text = CFBI.read_text()
+    options = re.findall(r"--config\.((?:model|data)\.[\w.]+=\w+)", text)
+    assert len(options) == len(set(options)) == 8
+    config = load_config(str(CFBI), ["model.depths=[1,1,1,1]", *options])
+    (phase,) = phases(config)
+    model = setup(config, phase).model
+    for field in ("background_matching", "background_attention", "match_bias", "multi_local", "ensembler",
+                  "instance_attention"):
+        assert getattr(model, field) is False
+    assert phase.data["recipe"]["length"] == 2 and phase.data["geometry"]["balanced"] is False
+
+
+def test_the_small_network_of_cfbi_holds_the_same_back():
+    config = load_config(f"{CFBI}:tiny")
+    held_back = load_config(f"{CFBI.parent / 'adnet.py'}:tiny")["validate"]["only"]
+    davis, made_up = config["data"]["mixture"]
+    assert config["validate"]["only"] == davis["exclude"] == held_back and made_up["name"] == "synthetic"

@@ -1,16 +1,17 @@
 """Validation is inference and evaluation as users get them."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from made_up import rectangle
+from made_up import davis, rectangle, save_masks, shifted
 from small_adnet import clip, small_segmenter
 
 from uvos_jax.data.store import MemoryStore
 from uvos_jax.errors import UserError
 from uvos_jax.evaluation.protocols import evaluate
-from uvos_jax.training.validate import choose, validate
+from uvos_jax.training.validate import choose, first_masks, validate
 from uvos_jax.video import write_mask
 
 SIZE = (48, 72)
@@ -60,12 +61,13 @@ def test_it_equals_segmenting_and_scoring_by_the_command_line_tools(tmp_path):
 
 
 class Oracle:
-    """Answers with what it is told to."""
+    """Answers with what it is told to, and remembers the masks that it was given."""
 
-    def __init__(self, answers):
-        self.answers = list(answers)
+    def __init__(self, answers, follows=False):
+        self.answers, self.given, self.model = list(answers), [], SimpleNamespace(follows=follows)
 
-    def segment(self, frames):
+    def segment(self, frames, first_mask=None):
+        self.given.append(first_mask)
         return self.answers.pop(0)
 
 
@@ -118,3 +120,67 @@ def test_sequences_are_chosen_by_name():
     short = MemoryStore("short", [("pair", clip(2, SIZE), np.zeros((2, *SIZE), np.uint8), None)])
     with pytest.raises(UserError, match="'pair' of 'short' cannot be validated on"):
         choose(short, None)
+
+
+def followed(count=2):
+    """Videos of two objects each, with gaps between their ids, and answers that are shifted a little."""
+    videos = []
+    for v in range(count):
+        labels = np.stack([rectangle(4, 30, 4 + 3 * t, 24 + 3 * t, SIZE, number=3 + v)
+                           + rectangle(32, 45, 50 - 4 * t, 70 - 4 * t, SIZE, number=9) for t in range(5 + v)])
+        videos.append((f"video{v}", clip(len(labels), SIZE, seed=v), labels, None))
+    answers = [np.stack([shifted(frame) for frame in labels]) for _, _, labels, _ in videos]
+    return MemoryStore("followed", videos), videos, answers
+
+
+def test_a_model_that_follows_is_scored_as_davis2017_does(tmp_path):
+    store, videos, answers = followed()
+    oracle = Oracle(answers, follows=True)
+    scores, panel = validate(oracle, store, choose(store, None))
+    for given, (_, _, labels, _) in zip(oracle.given, videos, strict=True):
+        assert list(given) == [0]
+        np.testing.assert_array_equal(given[0], labels[0])
+    # The benchmark's own files count objects without gaps.
+    gapless = np.zeros(256, np.uint8)
+    gapless[[3, 4, 9]] = 1, 1, 2
+    davis(tmp_path / "DAVIS", {name: gapless[labels] for name, _, labels, _ in videos})
+    for (name, *_), answer in zip(videos, answers, strict=True):
+        save_masks(tmp_path / "results" / name, gapless[answer])
+    result = evaluate("davis2017-semi", tmp_path / "results", tmp_path / "DAVIS", "val", workers=1)
+    for measure in "JF":
+        assert 0 < scores[measure] < 1
+        assert scores[measure] == pytest.approx(result.scores[measure]["mean"], abs=1e-12)
+    assert panel.ndim == 3
+
+
+def test_objects_are_given_when_they_appear_and_judged_afterwards():
+    labels = np.stack([rectangle(4, 30, 4, 24, SIZE, number=7) for _ in range(7)])
+    labels[2:, 32:45, 30:60] = 2  # appears in frame 2
+    labels[5:, :3] = 5  # in frame 5, behind which no frame counts
+    labels[1, 40:, :10] = 255
+    store = MemoryStore("late", [("one", clip(7, SIZE), labels, None)])
+    given = first_masks(store, 0)
+    assert list(given) == [0, 2] and set(np.unique(given[0])) == {0, 7} and set(np.unique(given[2])) == {0, 2}
+    answer = labels.copy()
+    answer[:3][labels[:3] == 2] = 0  # not judged up to the frame where it is given
+    answer[1, 40:, :10] = 7  # void
+    answer[4][labels[4] == 2] = 0
+    scores, _ = validate(Oracle([answer], follows=True), store, (0,))
+    # Object 7 is right in frames 1 to 5; object 2 in frames 3 and 5, but not in 4.
+    assert scores["J"] == pytest.approx((1 + 2 / 3) / 2) and scores["F"] == pytest.approx((1 + 2 / 3) / 2)
+    assert scores["sequences"]["one"]["J"] == pytest.approx(scores["J"])
+
+
+def test_the_mean_is_over_objects_not_over_videos():
+    store, videos, _ = followed()
+    one_object = np.where(videos[0][2] == 9, 0, videos[0][2])
+    store = MemoryStore("followed", [(*videos[0][:2], one_object, None), videos[1]])
+    answers = [one_object, np.where(videos[1][2] == 9, 0, videos[1][2])]
+    scores, _ = validate(Oracle(answers, follows=True), store, (0, 1))
+    assert scores["J"] == pytest.approx(2 / 3) and scores["sequences"]["video1"]["J"] == pytest.approx(1 / 2)
+
+
+def test_a_video_without_objects_cannot_be_followed():
+    store = MemoryStore("empty", [("nothing", clip(4, SIZE), np.zeros((4, *SIZE), np.uint8), None)])
+    with pytest.raises(UserError, match="'nothing' of 'empty' shows no object"):
+        validate(Oracle([], follows=True), store, choose(store, None))

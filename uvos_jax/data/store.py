@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from uvos_jax.errors import UserError, nearest_hint
-from uvos_jax.options import REQUIRED, check_options, size, whole
+from uvos_jax.options import REQUIRED, Option, check_options, size, whole
 
 VOID = 255  # label of pixels whose truth is unknown
 REDUCTIONS = (1, 2, 4, 8)  # JPEG decoders can leave out frequencies and give 1/2, 1/4 or 1/8 of the size for less work
@@ -28,9 +28,12 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _MOST_MADE_UP = 1_000_000  # frames, since each is an entry of a table
 _RECORDS_KEPT = 64
 _SYNTHETIC_CACHE = 4  # made-up clips kept: the frames of one example are of one clip
+_COUNTS = size(None, most=20)  # two whole numbers: the fewest and the most objects that a scene is drawn with
 # What ``SyntheticStore`` takes; below 32 pixels no scene can be drawn.
 MADE_UP = {"count": whole(REQUIRED, 1, 1_000_000), "length": whole(8, 1, 10_000), "size": size((240, 424), least=32),
-           "seed": whole(0, 0, 2**32 - 1)}
+           "seed": whole(0, 0, 2**32 - 1),
+           "objects": Option((1, 3), "[fewest, most], whole numbers from 1 to 20",
+                             lambda value: _COUNTS.fits(value) and value[0] <= value[1])}
 
 
 @dataclass(frozen=True)
@@ -98,23 +101,28 @@ class SyntheticStore:
     Reading frames of one clip together is cheap, of another one not: convert the dataset to train on it for long.
     """
 
-    def __init__(self, count: int, length: int = 8, size: tuple[int, int] = (240, 424), seed: int = 0):
+    def __init__(self, count: int, length: int = 8, size: tuple[int, int] = (240, 424), seed: int = 0,
+                 objects: tuple[int, int] = (1, 3)):
         """Makes a store of ``count`` clips of ``length`` frames of ``size`` (height, width).
+
+        ``objects`` are the fewest and the most that a clip is drawn with; not all need be in sight from the start.
 
         Raises:
             UserError: A number cannot be used.
         """
         from uvos_jax.data.synthetic import make_clip
 
-        check_options({"count": count, "length": length, "size": size, "seed": seed}, MADE_UP, "synthetic")
+        check_options({"count": count, "length": length, "size": size, "seed": seed, "objects": objects}, MADE_UP,
+                      "synthetic")
         if count * length > _MOST_MADE_UP:
             raise UserError(f"{count} made-up clips of {length} frames are more than {_MOST_MADE_UP} frames; choose a"
                             " smaller count or length.")
-        self._made_of = count, length, tuple(size), seed
+        self._made_of = count, length, tuple(size), seed, tuple(objects)
         self.name, self.has_flow = "synthetic", True
-        objects, labelled = ((1,),) * length, tuple(range(length))
-        self.videos = tuple(Video(f"{seed + v:05d}", length, tuple(size), objects, labelled) for v in range(count))
-        self._clip = lru_cache(_SYNTHETIC_CACHE)(lambda v: make_clip(seed + v, length, tuple(size)))
+        shown, labelled = ((1,),) * length, tuple(range(length))
+        self.videos = tuple(Video(f"{seed + v:05d}", length, tuple(size), shown, labelled) for v in range(count))
+        self._clip = lru_cache(_SYNTHETIC_CACHE)(
+            lambda v: make_clip(seed + v, length, tuple(size), objects=tuple(objects)))
 
     def __reduce__(self):
         return SyntheticStore, self._made_of

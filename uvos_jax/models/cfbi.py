@@ -9,9 +9,10 @@ are in use: the work follows ``count``, the compiled program does not.
 
 Variants share every parameter:
 
-- ``paper``: RGB frames of one shorter side.
+- ``paper``: RGB frames of one shorter side; labels are looked up where the embeddings' pixels lie.
 - ``official``: as the published code, BGR frames at their own size up to 1,040 pixels a side, resized as OpenCV's
-  bicubic does it. There places without an object, left by gaps between the ids, are matched too; here there are none.
+  bicubic does it, and labels by PyTorch's floor rule, at the far sides up to three pixels away. There places without an
+  object, left by gaps between the ids, are matched too; here there are none.
 """
 
 from collections.abc import Callable, Mapping
@@ -130,10 +131,9 @@ class CFBI(nn.Module):
                                       multi_grid=(1, 2, 4), remat=self.remat, **norm)
         self.decoder = DeepLabHead(self.features, **norm)
         self.embed_depthwise = Conv(self.features, groups=self.features, **linear)
-        self.embed_bn1 = group_norm(self.features, self.dtype)
+        self.embed_bn1 = group_norm(self.features, self.features // 8, self.dtype)
         self.embed_conv = Conv(self.embedding, 1, **linear)
-        self.embed_bn2 = group_norm(self.embedding, self.dtype, groups=max(1, self.embedding // 4),
-                                    initial=self.embedding_scale)
+        self.embed_bn2 = group_norm(self.embedding, self.embedding // 4, self.dtype, initial=self.embedding_scale)
         if self.match_bias:
             self.bias = MatchBias()
         head = nn.remat(ObjectHead) if self.remat else ObjectHead
@@ -210,7 +210,8 @@ class CFBI(nn.Module):
           new_labels: ``[b, H, W]`` int, what was given, 0 elsewhere; None if nothing ever is.
         """
         del aux
-        small = resize_nearest(labels[..., None], features["embed"].shape[1:3])[..., 0].astype(jnp.int32)
+        size = features["embed"].shape[1:3]
+        small = resize_nearest(labels[..., None], size, align_corners=not self._official)[..., 0].astype(jnp.int32)
         state = state.replace(previous=features["embed"], previous_labels=small)
         if new_labels is None:
             return state
@@ -293,8 +294,7 @@ class CFBI(nn.Module):
 
     @nn.nowrap
     def to_native(self, logits: jax.Array, size: tuple[int, int]) -> jax.Array:
-        """``[b, h, w, slots + 1]`` logits to ``[b, height, width, slots + 1]`` float32 probabilities, background first,
-        that may be averaged."""
+        """``[b, h, w, places]`` logits to ``[b, height, width, places]`` float32 probabilities that may be averaged."""
         return jax.nn.softmax(resize_bilinear(logits.astype(jnp.float32), size, align_corners=True), -1)
 
     @nn.nowrap
@@ -306,11 +306,6 @@ class CFBI(nn.Module):
     def follows(self) -> bool:
         """Whether objects are followed whose masks are given."""
         return True
-
-    @property
-    def windows(self) -> tuple[int, ...]:
-        """Of local matching."""
-        return WINDOWS if self.multi_local else WINDOWS[:1]
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -361,6 +356,11 @@ class CFBI(nn.Module):
         return tuple(16 * max(1, round((n * ratio - 1) / 16)) + 1 for n in native_size)
 
     @property
+    def windows(self) -> tuple[int, ...]:
+        """Of local matching."""
+        return WINDOWS if self.multi_local else WINDOWS[:1]
+
+    @property
     def _official(self):
         return self.variant == "official"
 
@@ -398,7 +398,8 @@ class CFBI(nn.Module):
         (h, w, c), objects = embed.shape, self.slots + 1
         far = match_value(self.global_distances(state, embed, search), bias)[..., None]
         near = local_distance_at_half_size(embed, state.previous, state.previous_labels, objects, self.windows,
-                                           None if search is global_distance else state.count + 1)
+                                           None if search is global_distance else state.count + 1,
+                                           align_corners=not self._official)
         near = match_value(near, bias[:, None])
         near = resize_bilinear(near.reshape(*near.shape[:2], -1), (h, w), align_corners=True).reshape(h, w, objects, -1)
         mask = jax.nn.one_hot(state.previous_labels, objects)[..., None]

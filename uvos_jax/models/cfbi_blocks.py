@@ -11,14 +11,13 @@ from uvos_jax.nn.layers import BatchNorm, Conv, GroupNorm, kaiming_fan_out
 from uvos_jax.ops.conv import conv2d, conv2d_resized
 from uvos_jax.ops.pool import global_average_pool
 
-GROUPS = 32
 _ABSENT = -1e4  # logit of a place without an object
 
 
-def group_norm(channels: int, dtype: jnp.dtype, name: str | None = None, groups: int = GROUPS, initial: float = 1.0
-               ) -> GroupNorm:
-    """Group norm; of few channels as many groups as divide them."""
-    return GroupNorm(math.gcd(groups, channels), initial, dtype=dtype, name=name)
+def group_norm(channels: int, groups: int, dtype: jnp.dtype, name: str | None = None,
+               initial: float = 1.0) -> GroupNorm:
+    """Group norm with at most so many groups, as many as divide the channels."""
+    return GroupNorm(math.gcd(max(1, groups), channels), initial, dtype=dtype, name=name)
 
 
 class MergingConv(nn.Module):
@@ -129,12 +128,14 @@ class GatedBottleneck(nn.Module):
 
     Attributes:
       features: output channels; a quarter of them inside.
+      groups: of every norm.
       stride: step of the 3x3 convolution.
       dilation: of the 3x3 convolution.
       dtype: type of the computation.
     """
 
     features: int
+    groups: int
     stride: int = 1
     dilation: int = 1
     dtype: jnp.dtype = jnp.float32
@@ -144,7 +145,7 @@ class GatedBottleneck(nn.Module):
         """``[n, h, w, c] -> [n, ceil(h / stride), ceil(w / stride), features]``."""
         def unit(x, features, i, **kwargs):
             x = Conv(features, dtype=self.dtype, name=f"conv{i}", **kwargs)(x)
-            return group_norm(features, self.dtype, f"bn{i}")(x)
+            return group_norm(features, self.groups, self.dtype, f"bn{i}")(x)
 
         inner = self.features // 4
         y = nn.relu(unit(ChannelGate(self.dtype, name="gate")(x), inner, 1, kernel=1))
@@ -152,7 +153,7 @@ class GatedBottleneck(nn.Module):
         y = unit(y, self.features, 3, kernel=1)
         if self.stride != 1 or x.shape[-1] != self.features:
             x = Conv(self.features, 1, self.stride, dtype=self.dtype, name="downsample_conv")(x)
-            x = group_norm(self.features, self.dtype, "downsample_bn")(x)
+            x = group_norm(self.features, self.groups, self.dtype, "downsample_bn")(x)
         return nn.relu(x + y)
 
 
@@ -161,10 +162,12 @@ class GatedASPP(nn.Module):
 
     Attributes:
       features: output channels; half of them in each branch.
+      groups: of every norm.
       dtype: type of the computation.
     """
 
     features: int
+    groups: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -175,12 +178,12 @@ class GatedASPP(nn.Module):
         for i, (kernel, dilation) in enumerate(((1, 1), (3, 6), (3, 12), (3, 18))):
             y = ChannelGate(self.dtype, name=f"branch{i}_gate")(x)
             y = Conv(inner, kernel, dilation=dilation, dtype=self.dtype, name=f"branch{i}_conv")(y)
-            branches.append(nn.relu(group_norm(inner, self.dtype, f"branch{i}_bn")(y)))
+            branches.append(nn.relu(group_norm(inner, self.groups, self.dtype, f"branch{i}_bn")(y)))
         pooled = nn.relu(Conv(inner, 1, dtype=self.dtype, name="pool_conv")(global_average_pool(x)))
         branches.append(jnp.broadcast_to(pooled, branches[0].shape))
         x = ChannelGate(self.dtype, name="project_gate")(jnp.concatenate(branches, -1))
         x = Conv(self.features, 1, dtype=self.dtype, name="project_conv")(x)
-        return nn.relu(group_norm(self.features, self.dtype, "project_bn")(x))
+        return nn.relu(group_norm(self.features, self.groups, self.dtype, "project_bn")(x))
 
 
 # Of the ensembler's bottlenecks: output channels over the first one's, stride, dilation.
@@ -219,7 +222,7 @@ class ObjectHead(nn.Module):
           ``[n, h, w, 2]`` float32 logits, for and against the object; and intermediates by name.
         """
         x = Conv(max(8, self.features // 4), 1, use_bias=True, dtype=self.dtype, name="prehead_conv")(seen["matches"])
-        x = nn.relu(group_norm(x.shape[-1], self.dtype, "prehead_bn", 16)(x))
+        x = nn.relu(group_norm(x.shape[-1], self._groups // 2, self.dtype, "prehead_bn")(x))
         mask = seen["mask"].astype(self.dtype)
         parts = [embed, previous * mask, *([previous * (1 - mask)] if self.background else []), x]
         made = {"prehead": x}
@@ -235,18 +238,18 @@ class ObjectHead(nn.Module):
 
     def _ensemble(self, x, low, instance, made):
         for i, (times, stride, dilation) in enumerate(_BLOCKS, 1):
-            block = GatedBottleneck(times * self.features, stride, dilation, self.dtype, name=f"block{i}")
+            block = GatedBottleneck(times * self.features, self._groups, stride, dilation, self.dtype, name=f"block{i}")
             x = made[f"block{i}"] = block(self._gated(x, i, instance))
-        coarse = made["ensembler_aspp"] = GatedASPP(self.features, self.dtype, name="aspp")(
+        coarse = made["ensembler_aspp"] = GatedASPP(self.features, self._groups, self.dtype, name="aspp")(
             self._gated(x, 9, instance))
         fine = ChannelGate(self.dtype, name="fine_gate")(jnp.concatenate([low, made["block2"]], -1))
-        fine = self._unit(fine, "fine", max(8, self.features // 4), 1, 16)
+        fine = self._unit(fine, "fine", max(8, self.features // 4), 1, self._groups // 2)
         if self.instance_attention:
             c = coarse.shape[-1]
             gate = InstanceGate(c + fine.shape[-1], self.dtype, name="gate10")(instance)
             coarse, fine = coarse * gate[..., :c], fine * gate[..., c:]
         x = MergingConv(self.features // 2, "bicubic", self.dtype, name="merge1_conv")(coarse, fine)
-        x = nn.relu(group_norm(x.shape[-1], self.dtype, "merge1_bn")(x))
+        x = nn.relu(group_norm(x.shape[-1], self._groups, self.dtype, "merge1_bn")(x))
         return self._unit(self._gated(x, 11, instance), "merge2", self.features // 2, 3)
 
     def _separable(self, x, low, instance, made):
@@ -254,7 +257,7 @@ class ObjectHead(nn.Module):
         for i in range(1, 5):
             x = self._gated(x, i, instance)
             x = Conv(x.shape[-1], 7, groups=x.shape[-1], dtype=self.dtype, name=f"depthwise{i}")(x)
-            x = nn.relu(group_norm(x.shape[-1], self.dtype, f"depthwise{i}_bn")(x))
+            x = nn.relu(group_norm(x.shape[-1], self._groups, self.dtype, f"depthwise{i}_bn")(x))
             x = self._unit(x, f"pointwise{i}", self.features, 1)
         return x
 
@@ -263,9 +266,15 @@ class ObjectHead(nn.Module):
             return x
         return x * InstanceGate(x.shape[-1], self.dtype, name=f"gate{i}")(instance)
 
-    def _unit(self, x, name, features, kernel, groups=GROUPS):
+    def _unit(self, x, name, features, kernel, groups=None):
         x = Conv(features, kernel, dtype=self.dtype, name=f"{name}_conv")(x)
-        return nn.relu(group_norm(features, self.dtype, f"{name}_bn", groups)(x))
+        groups = self._groups if groups is None else groups
+        return nn.relu(group_norm(features, groups, self.dtype, f"{name}_bn")(x))
+
+    @property
+    def _groups(self):
+        # 32 as published. Fewer features have fewer groups: one of a single channel would hide how strong that is.
+        return self.features // 8
 
 
 def combine(logits: jax.Array, count: jax.Array) -> jax.Array:

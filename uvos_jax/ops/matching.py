@@ -220,14 +220,17 @@ def local_distance(query: jax.Array, previous: jax.Array, labels: jax.Array, obj
 
 
 def local_distance_at_half_size(query: jax.Array, previous: jax.Array, labels: jax.Array, objects: int,
-                                windows: tuple[int, ...], used: jax.Array | None = None) -> jax.Array:
+                                windows: tuple[int, ...], used: jax.Array | None = None, *,
+                                align_corners: bool = False) -> jax.Array:
     """As :func:`local_distance`, of frames at half their size, as the published code has it.
 
-    Windows are in pixels of that size, and the result is ``[h // 2 + 1, w // 2 + 1, objects, len(windows)]``.
+    Windows are in pixels of that size, and the result is ``[h // 2 + 1, w // 2 + 1, objects, len(windows)]``. Corners
+    are aligned where embeddings are resized; ``align_corners`` says it of the labels, see ``resize_nearest``.
     """
     half = tuple(n // 2 + 1 for n in labels.shape)
     small = [resize_bilinear(x.astype(jnp.float32), half, align_corners=True) for x in (query, previous)]
-    return local_distance(*small, resize_nearest(labels[..., None], half)[..., 0], objects, windows, used)
+    labels = resize_nearest(labels[..., None], half, align_corners=align_corners)[..., 0]
+    return local_distance(*small, labels, objects, windows, used)
 
 
 def _diagonals(x, r):

@@ -18,12 +18,14 @@ import numpy as np
 Size = tuple[int, int]
 
 
-def resize_nearest(x: jax.Array, size: Size) -> jax.Array:
-    """Nearest-neighbour resize with PyTorch's floor rule.
+def resize_nearest(x: jax.Array, size: Size, *, align_corners: bool = False) -> jax.Array:
+    """Nearest-neighbour resize, by PyTorch's floor rule if corners are not aligned.
 
     Args:
       x: ``[..., h, w, c]``, any dtype.
       size: output ``(height, width)`` in pixels.
+      align_corners: whether the pixel nearest to where ``resize_bilinear`` with aligned corners would read is taken;
+        PyTorch has no such rule.
 
     Returns:
       ``[..., height, width, c]``, dtype of ``x``.
@@ -31,7 +33,10 @@ def resize_nearest(x: jax.Array, size: Size) -> jax.Array:
     for axis, n_out in zip((-3, -2), size, strict=True):
         n_in = x.shape[axis]
         if n_in != n_out:
-            source = np.floor(np.arange(n_out, dtype=np.float32) * (np.float32(n_in) / np.float32(n_out)))
+            if align_corners:
+                source = np.round(_source_coordinates(n_in, n_out, True))
+            else:
+                source = np.floor(np.arange(n_out, dtype=np.float32) * (np.float32(n_in) / np.float32(n_out)))
             x = jnp.take(x, np.minimum(source, n_in - 1).astype(np.int32), axis=axis)
     return x
 

@@ -111,8 +111,9 @@ def inference_variables(state: TrainState) -> dict[str, Any]:
 
 
 def _state(config, parts, variables):
-    create = jax.jit(lambda v: create_state(parts.model, parts.tx, v, config["seed"], bool(config["ema_decay"])))
-    return jax.tree.map(np.asarray, create(variables))
+    # The seed is an argument, so that runs which differ in nothing else find what was compiled.
+    create = jax.jit(lambda v, seed: create_state(parts.model, parts.tx, v, seed, bool(config["ema_decay"])))
+    return jax.tree.map(np.asarray, create(variables, np.uint32(config["seed"])))
 
 
 def _drawn(config, parts):

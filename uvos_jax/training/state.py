@@ -32,7 +32,7 @@ class TrainState:
     key: jax.Array
 
 
-def create_state(model: nn.Module, tx: optax.GradientTransformation, variables: Mapping | None, seed: int,
+def create_state(model: nn.Module, tx: optax.GradientTransformation, variables: Mapping | None, seed: int | jax.Array,
                  ema: bool = False) -> TrainState:
     """The state before the first step; traceable, so ``jax.eval_shape`` gives its shapes without memory.
 

@@ -1,6 +1,6 @@
 """Validation during training: held-back sequences through the inference and the measures that users get."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -37,10 +37,12 @@ def choose(store: Any, only: Sequence[str] | None) -> tuple[int, ...]:
 
 def validate(segmenter: Segmenter, store: Any, videos: Sequence[int], process_index: int = 0,
              process_count: int = 1) -> tuple[dict[str, Any], np.ndarray | None]:
-    """Segments held-back videos and scores them by the rules of DAVIS-2016.
+    """Segments held-back videos and scores them by the rules of DAVIS-2016, or of DAVIS-2017 if the model follows.
 
     J and F of the foreground on every labelled frame but the first and the last of each video, the mean over its
-    frames, then the mean over the videos; void pixels count for nothing.
+    frames, then the mean over the videos; void pixels count for nothing. A model that follows objects is given each of
+    them in the first labelled frame that shows it, and judged on the frames after that: the mean over the frames of
+    each object, then the mean over all objects of all videos.
 
     Args:
       segmenter: with the variables to be judged.
@@ -53,21 +55,53 @@ def validate(segmenter: Segmenter, store: Any, videos: Sequence[int], process_in
       ``{"J", "F", "J&F", "sequences": {name: {"J", "F"}}}`` as fractions of one, the same in every process; and a
       picture of the first video of this process, uint8 RGB, or None if it has none.
     """
-    scores, panel = np.zeros((len(videos), 2)), None
+    # Of each video the sums of J and F over its objects, and how many objects these are.
+    sums, panel = np.zeros((len(videos), 3)), None
     for place in range(process_index, len(videos), process_count):
         v = videos[place]
-        labels = segmenter.segment(_frames(store, v))
-        scores[place] = _score(store, v, labels)
+        if segmenter.model.follows:
+            given = first_masks(store, v)
+            labels = segmenter.segment(_frames(store, v), first_mask=given)
+            scores = _score_objects(store, v, labels, given)
+        else:
+            labels = segmenter.segment(_frames(store, v))
+            scores = [_score(store, v, labels)]
+        sums[place] = [*np.sum(scores, 0), len(scores)]
         if panel is None:
             panel = _panel(store, v, labels)
-    scores = sum_over_processes(scores, process_count)  # each process has zeros where others have scores
-    region, boundary = (float(mean) for mean in scores.mean(0))
+    sums = sum_over_processes(sums, process_count)  # each process has zeros where others have scores
+    region, boundary = (float(mean) for mean in sums[:, :2].sum(0) / sums[:, 2].sum())
     sequences = {store.videos[v].name: {"J": float(j), "F": float(f)}
-                 for v, (j, f) in zip(videos, scores, strict=True)}
+                 for v, (j, f) in zip(videos, sums[:, :2] / np.maximum(sums[:, 2:], 1), strict=True)}
     return {"J": region, "F": boundary, "J&F": (region + boundary) / 2, "sequences": sequences}, panel
 
 
-def _frames(store, v) -> Iterator[np.ndarray]:
+def first_masks(store: Any, v: int) -> dict[int, np.ndarray]:
+    """What a model that follows objects is given of a video: each object in the first labelled frame that shows it.
+
+    Returns:
+      Frame number to uint8 ``[h, w]``: the ids of the objects that are new there, 0 elsewhere. Objects that appear too
+      late to be judged are left out.
+
+    Raises:
+      UserError: if there is no object.
+    """
+    video, known, given = store.videos[v], set(), {}
+    last = max(_counted(video))
+    for t in video.labelled:
+        if t >= last:
+            break
+        labels = store.labels(v, t)
+        new = [number for number in np.unique(labels).tolist() if 0 < number < _VOID and number not in known]
+        if new:
+            given[t] = np.where(np.isin(labels, new), labels, 0).astype(np.uint8)
+            known.update(new)
+    if not given:
+        raise UserError(f"'{video.name}' of '{store.name}' shows no object that could be followed; leave it out.")
+    return given
+
+
+def _frames(store, v):
     return np.stack([store.image(v, t) for t in range(store.videos[v].length)])
 
 
@@ -84,6 +118,23 @@ def _score(store, v, labels):
                                         void if void.any() else None)
         values.append((region[0], boundary[0]))
     return [nan_mean([value[i] for value in values]) for i in range(2)]
+
+
+def _score_objects(store, v, labels, given):
+    """J and F of each object, the means over the frames after the one in which it is given."""
+    begin = {number: t for t, mask in given.items() for number in np.unique(mask).tolist() if number}
+    table = np.zeros(256, np.uint8)  # ids to 1, 2, ... as the measures want them
+    table[list(begin)] = np.arange(1, len(begin) + 1)
+    values = [[] for _ in begin]
+    for t in _counted(store.videos[v]):
+        truth = store.labels(v, t)
+        void = truth == _VOID
+        scores = zip(*score_labels(table[labels[t]], table[truth], len(begin), void if void.any() else None),
+                     strict=True)
+        for row, score, first in zip(values, scores, begin.values(), strict=True):
+            if t > first:
+                row.append(score)
+    return [[nan_mean([value[i] for value in row]) for i in range(2)] for row in values]
 
 
 def _panel(store, v, labels):
