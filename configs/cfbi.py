@@ -104,7 +104,7 @@ def tiny():
     config.data = config.data | {
         "mixture": [{"name": "davis2016", "split": "train", "share": 1, "exclude": common.HELD_BACK},
                     {"name": "synthetic", "split": "train", "share": 1}],
-        "recipe": {"name": "sequence", "length": 3, "max_gap": 1, "reverse": 0.5},
+        "recipe": {"name": "sequence", "length": 3, "max_gap": 3, "reverse": 0.5},
         "geometry": {"kind": "random_crop", "short_side": 177, "scale": [1.0, 1.3], "flip": 0.5, "balanced": True},
         "paste": 0.4,
         "colour": {"brightness": [0.5, 1.5], "contrast": [0.5, 1.5], "colour": [0.0, 2.0], "sharpness": [0.0, 3.0]},

@@ -12,6 +12,8 @@ import jax
 def count_flops(function: Callable, *args) -> int:
     """Floating point operations (a multiply-add is two) of the convolutions and matrix products in ``function(*args)``.
 
+    Depthwise convolutions are sums of images in ``conv2d``, and count as little as any other sum.
+
     Args:
       function: traceable; its control flow may hold scans of static length, conditionals (the dearest branch counts)
         and nested jits. A while loop of unknown length counts once.

@@ -12,6 +12,9 @@ from uvos_jax.ops.conv import conv2d, conv2d_resized
 from uvos_jax.ops.pool import global_average_pool
 
 _ABSENT = -1e4  # logit of a place without an object
+# Channels of what is narrow as published (64 and 48 of 256), where a small network has fewer: outlines and matches must
+# come through there.
+_NARROWEST = 16
 
 
 def group_norm(channels: int, groups: int, dtype: jnp.dtype, name: str | None = None,
@@ -65,7 +68,7 @@ class DeepLabHead(nn.Module):
             return nn.relu(BatchNorm(name=f"{name}_bn", **norm)(x, train))
 
         aspp = ASPP(self.features, (6, 12, 18), name="aspp", **norm)(stages["layer4"], train)
-        low = Conv(max(4, self.features * 3 // 16), 1, dtype=self.dtype, name="low_conv")(stages["layer1"])
+        low = Conv(max(_NARROWEST, self.features * 3 // 16), 1, dtype=self.dtype, name="low_conv")(stages["layer1"])
         merge = MergingConv(self.features, "bilinear", self.dtype, name="merge1_conv")
         x = normed(merge(aspp, normed(low, "low")), "merge1")
         x = normed(Conv(self.features, dtype=self.dtype, name="merge2_conv")(x), "merge2")
@@ -221,7 +224,8 @@ class ObjectHead(nn.Module):
         Returns:
           ``[n, h, w, 2]`` float32 logits, for and against the object; and intermediates by name.
         """
-        x = Conv(max(8, self.features // 4), 1, use_bias=True, dtype=self.dtype, name="prehead_conv")(seen["matches"])
+        narrow = max(_NARROWEST, self.features // 4)
+        x = Conv(narrow, 1, use_bias=True, dtype=self.dtype, name="prehead_conv")(seen["matches"])
         x = nn.relu(group_norm(x.shape[-1], self._groups // 2, self.dtype, "prehead_bn")(x))
         mask = seen["mask"].astype(self.dtype)
         parts = [embed, previous * mask, *([previous * (1 - mask)] if self.background else []), x]
@@ -243,7 +247,7 @@ class ObjectHead(nn.Module):
         coarse = made["ensembler_aspp"] = GatedASPP(self.features, self._groups, self.dtype, name="aspp")(
             self._gated(x, 9, instance))
         fine = ChannelGate(self.dtype, name="fine_gate")(jnp.concatenate([low, made["block2"]], -1))
-        fine = self._unit(fine, "fine", max(8, self.features // 4), 1, self._groups // 2)
+        fine = self._unit(fine, "fine", made["prehead"].shape[-1], 1, self._groups // 2)
         if self.instance_attention:
             c = coarse.shape[-1]
             gate = InstanceGate(c + fine.shape[-1], self.dtype, name="gate10")(instance)
