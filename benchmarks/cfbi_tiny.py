@@ -52,7 +52,7 @@ def main():
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=10, help="generated clips of each kind")
-    parser.add_argument("--length", type=int, default=16, help="frames of a generated clip")
+    parser.add_argument("--length", type=int, default=8, help="frames of a generated clip, as many as in training")
     args = parser.parse_args()
     config = json.loads((args.runs[0] / "config.json").read_text())
     entry = config["validate"]

@@ -85,3 +85,11 @@ def test_importing_is_light(code, absent):
     check = f"{code}\nimport sys\nprint([m for m in {absent!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_importing_touches_no_device():
+    # The processes of a pod must find each other before JAX looks for devices.
+    code = ("import uvos_jax.training.loop, uvos_jax.inference, jax._src.xla_bridge as bridge\n"
+            "print(bridge.backends_are_initialized())")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -109,6 +109,7 @@ def _mask(path, labels):
     (lambda: ["--first-mask", _mask("many.png", np.resize(np.arange(90), SIZE))], "89 objects are in it"),
     (lambda: [], "following follows objects that it is given.*--first-mask"),
     (lambda: ["--first-mask", "auto", "--first-model", "following", "--first-weights", "random"], "needs a first mask"),
+    (lambda: ["--first-mask", "auto", "--first-model", "adnet"], "No weights of adnet ship.*give --first-weights too"),
     (lambda: ["--first-mask", "a.png", "--first-model", "adnet"], "--first-model is for --first-mask auto"),
     (lambda: ["--model", "bright", "--first-mask", "a.png"], "bright finds its object itself: leave out --first-mask"),
 ])
@@ -130,3 +131,8 @@ def test_several_videos_want_a_folder_of_masks_each(tmp_path):
                               ("part", "no masks for 1 of 2 videos: two;")):
         code, _, err = uvos("segment", "JPEGImages", *MODEL, "--first-mask", first_mask, "--output", "out")
         assert code == 2 and words in err and not (tmp_path / "out").exists()
+    _mask(tmp_path / "part/one/00000.png", np.ones(SIZE))
+    (tmp_path / "part/two").mkdir()
+    _mask(tmp_path / "part/two/00000.png", np.ones((8, 8)))
+    code, _, err = uvos("segment", "JPEGImages", *MODEL, "--first-mask", "part", "--output", "out")
+    assert code == 2 and "two: The mask" in err and "is 8x8" in err and not (tmp_path / "out").exists()

@@ -82,6 +82,17 @@ def test_previous_takes_the_frame_before():
     assert {anchor for anchor, *_ in drawn} == {0, 1, 2, 3, 5} and all(rest == [3, 4] for _, *rest in drawn)
 
 
+def test_neighbours_are_near_among_labelled_frames():
+    recipe, video = RECIPES["neighbour"], _video(12, labelled=[0, 2, 5, 7, 11])
+    assert recipe.items(video, {}) == video.labelled and recipe.length({}) == 2
+    seen = Counter(tuple(recipe.frames(rng, video, 5, max_gap=2, reverse=0.25)) for rng in _rngs(400))
+    assert set(seen) == {(0, 5), (2, 5), (7, 5), (11, 5)}
+    assert 60 < seen[7, 5] + seen[11, 5] < 140 and min(seen.values()) > 20
+    # At the ends the farthest there is, which may be the frame itself.
+    assert {tuple(recipe.frames(rng, video, 0, max_gap=1)) for rng in _rngs(50)} == {(0, 0), (2, 0)}
+    assert {tuple(recipe.frames(rng, video, 7, max_gap=9, reverse=1)) for rng in _rngs(9)} == {(11, 7)}
+
+
 def test_next_takes_every_frame_but_the_last_with_the_one_after_it():
     recipe = RECIPES["next"]
     video = _video(4, labelled=[0, 3])  # flow needs no labels

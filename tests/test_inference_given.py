@@ -1,16 +1,22 @@
 """Masks that are given: what can be used, what is refused, and which of them counts."""
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from following import COLOURS, SIZE, bright, following, squares
 from PIL import Image
 from remembering import contents, save_frames
+from small_cfbi import SMALL
 
 from uvos_jax import UserError
+from uvos_jax.inference import load
 from uvos_jax.inference.given import Objects
 from uvos_jax.inference.job import segment_to_folder
+from uvos_jax.models import build
 from uvos_jax.video import PALETTE, open_source, read_mask, write_mask
+from uvos_jax.weights import checkpoints
+from uvos_jax.weights.convert import expected_variables
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +65,9 @@ def _zero(value=0):
     (lambda at: _save(at / "other/00000.png", _many(2)).parent.parent, "neither itself nor in a folder 'clip'"),
     (lambda at: np.zeros(SIZE), "float64 .32, 48.*whole numbers"),
     (lambda at: np.full(SIZE, 300), "holds 300 to 300; objects have numbers from 1 to 254"),
-    (lambda at: {"00012": _many(1)}, "named as a frame of 'clip' that is to be segmented .00000 to 00009"),
+    (lambda at: {0: _many(1), "00012": _many(1)}, "No frame of 'clip' is called '00012'; its frames are 00000 to 0"),
+    (lambda at: {0: None}, "the mask of frame 0 is of type NoneType; it must hold whole numbers"),
+    (lambda at: "", "has no name"),
     (lambda at: {10: _many(1)}, "name of a frame or its index.*not for 10; the video has 10 frames"),
     (lambda at: {True: _many(1)}, "not for True"),
 ])
@@ -82,6 +90,9 @@ def test_all_eighty_objects_have_a_place(folder):
     places = objects.given(0, list(open_source(folder))[:1], 1)
     assert places.max() == 80 and objects.room(10) == (80, "80 objects: room for 80 from frame 00000 on.")
     assert objects.room(10) == (80, None)
+    other = Objects(_many(80), open_source(folder))
+    other.given(0, list(open_source(folder))[:1], 1)
+    assert other.room(50)[0] == 80  # not a hundred
     np.testing.assert_array_equal(objects.lookup[places[0]], _many(80))
 
 
@@ -95,6 +106,34 @@ def test_places_go_by_ids_and_later_objects_stand_behind(folder):
     np.testing.assert_array_equal(later[0], 3 * (_many(2) == 1))  # 2 is known: what this mask says of it is left out
     assert [known.id for known in objects.known] == [2, 9, 5] and list(objects.lookup[:5]) == [0, 2, 9, 5, 0]
     assert [known.frame for known in objects.before(4)] == ["00000", "00000"] and not objects.missed
+
+
+def test_a_frame_with_two_masks_is_refused(folder):
+    objects = Objects({0: _many(2), 3: _many(3), "00003": _many(4)}, open_source(folder))
+    frames = list(open_source(folder))
+    objects.given(0, frames[:3], 3)
+    with pytest.raises(UserError, match="Frame 00003 is given two masks, one by its name and one by its index 3;"):
+        objects.given(3, frames[3:], 7)
+
+
+def test_in_python_what_is_said_of_masks_is_a_warning(segmenter, folder):
+    frames = np.stack([frame.image for frame in open_source(folder)])
+    mask = _many(2)
+    mask[0, :2] = 255
+    with pytest.warns(UserWarning, match="255 is void, no object"):
+        segmenter.segment(frames, first_mask=mask)
+    with pytest.warns(UserWarning, match="Objects 1, 2 were never given: no frame of their masks came by"):
+        segmenter.segment(iter(frames), first_mask={50: _many(2)})
+
+
+def test_what_a_training_had_room_for_is_no_limit(tmp_path):
+    model = build("cfbi", **SMALL | {"slots": 2})
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), expected_variables(model))
+    checkpoints.save(tmp_path / "weights", "cfbi", model, variables, "a test")
+    assert load(weights=tmp_path / "weights").model.slots == 10
+    assert load(weights=tmp_path / "weights", slots=3).model.slots == 3
+    with pytest.raises(UserError, match="cfbi follows 80 objects in one run at most; got slots=81"):
+        load(weights=tmp_path / "weights", slots=81)
 
 
 def test_void_is_no_object_and_is_told(folder):

@@ -100,7 +100,7 @@ def test_grey_with_alpha(tmp_path):
     opaque = np.dstack([grey, np.full_like(grey, 255)])
     np.testing.assert_array_equal(read_mask(save(tmp_path / "x.png", opaque)), tiled(0, 1))
     opaque[..., 0] = tiled(1, 2)
-    assert_refused(save(tmp_path / "y.png", opaque), "grey levels")
+    assert_refused(save(tmp_path / "y.png", opaque), "grey levels 1, 2 beside an alpha channel")
     assert_refused(save(tmp_path / "z.png", np.dstack([grey, grey])), "partly transparent")
 
 

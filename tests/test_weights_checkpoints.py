@@ -206,3 +206,15 @@ def test_what_means_nothing_to_the_weights_can(tmp_path):
     model = checkpoints.load(tmp_path / "weights", **chosen)[1]
     assert {name: getattr(model, name) for name in chosen} == chosen
     assert "made with net=csa, not ca" in _refusal(checkpoints.load, tmp_path / "weights", net="ca")
+
+
+def test_room_and_fast_matching_of_cfbi_are_no_part_of_its_weights(tmp_path):
+    small = {"depths": [1, 1, 1, 1], "width": 4, "features": 16, "embedding": 8}
+    model = build("cfbi", **small)
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), expected_variables(model))
+    checkpoints.save(tmp_path / "weights", "cfbi", model, variables, "a test")
+    chosen = {"slots": 20, "references": 1, "atrous": 2}
+    loaded = checkpoints.load(tmp_path / "weights", **chosen)[1]
+    assert {name: getattr(loaded, name) for name in chosen} == chosen
+    refused = _refusal(checkpoints.load, tmp_path / "weights", multi_local=False)
+    assert "made with multi_local=True, not False" in refused

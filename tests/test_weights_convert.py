@@ -308,6 +308,25 @@ def test_a_vgg_classifier_becomes_the_backbone():
     assert "keys missing" in _refusal(backbone_from_torch, before, _classifier((1, 1, 1, 1), False))
 
 
+def test_d_net_and_t_net_have_three_backbones():
+    small = {"depths": (1, 2, 1, 1), "width": 4, "features": 8, "decoder": 16, "reid_width": 2, "reid_hidden": 4,
+             "reid_depths": (1,) * 6, "target_depths": (1, 1, 1, 1), "target_width": 4}
+    before = _zeros(expected_variables(build("dtnet", **small)))
+    theirs, other = _classifier((1, 2, 1, 1), False), _classifier((1, 1, 1, 1), False)
+    after = backbone_from_torch(before, theirs)
+    stem = theirs["conv1.weight"].transpose(2, 3, 1, 0)
+    dnet = after["params"]["dnet"]
+    np.testing.assert_array_equal(dnet["backbone"]["conv1"]["kernel"], stem)
+    np.testing.assert_array_equal(dnet["guide_backbone"]["conv1"]["kernel"][:, :, :3], stem)
+    assert not dnet["guide_backbone"]["conv1"]["kernel"][:, :, 3].any()  # what was salient before says nothing yet
+    _assert_same(dnet["backbone"]["layer2_1"], dnet["guide_backbone"]["layer2_1"])
+    _assert_same(after["params"]["target_backbone"], before["params"]["target_backbone"])
+    last = backbone_from_torch(after, other, "target_backbone")
+    _assert_same(last["params"]["dnet"], dnet)
+    np.testing.assert_array_equal(last["params"]["target_backbone"]["layer4_0"]["conv2"]["kernel"],
+                                  other["layer4.0.conv2.weight"].transpose(2, 3, 1, 0))
+
+
 def test_a_backbone_that_does_not_fit_is_refused():
     resnet50 = _adnet_variables((3, 4, 6, 3), False)
     message = _refusal(backbone_from_torch, resnet50, _classifier((3, 4, 23, 3), False))

@@ -33,6 +33,10 @@ FirstMask = Annotated[str | None, typer.Option("--first-mask", metavar="PNG|DIR|
 FirstModel = Annotated[str | None, typer.Option("--first-model", help="For --first-mask auto; the default network if"
                                                 " not given.")]
 FirstWeights = Annotated[str | None, typer.Option("--first-weights", help="Of --first-model, as --weights.")]
+Prune = Annotated[str | None, typer.Option("--prune", metavar="dtnet|JSON|DIR", help="Take instances that are not the"
+                                           " main object out of the foreground: those of D-Net, of a JSON file (COCO's"
+                                           " detections, objects.json), or of a folder with one called as the video.")]
+PruneWeights = Annotated[str | None, typer.Option("--prune-weights", help="Of dtnet for --prune, as --weights.")]
 Start = Annotated[str | None, typer.Option("--start", help="First frame, as a time such as 90, 12.5s or 1:05.")]
 End = Annotated[str | None, typer.Option("--end", help="Time of the first frame that is left out.")]
 Every = Annotated[int, typer.Option("--every", min=1, metavar="N", help="Every Nth frame only.")]

@@ -25,6 +25,8 @@ from uvos_jax.cli.options import (
     Model,
     OnError,
     Precision,
+    Prune,
+    PruneWeights,
     Set,
     Start,
     Variant,
@@ -35,6 +37,8 @@ from uvos_jax.cli.options import (
 )
 from uvos_jax.cli.signals import asked_to_stop, leave_at_once
 from uvos_jax.errors import UserError
+
+_FINDER = "dtnet"  # for --prune
 
 
 @app.command(epilog="Example: uvos segment my.mp4 --soft --json")
@@ -59,6 +63,8 @@ def segment(
     first_mask: FirstMask = None,
     first_model: FirstModel = None,
     first_weights: FirstWeights = None,
+    prune: Prune = None,
+    prune_weights: PruneWeights = None,
     start: Start = None,
     end: End = None,
     every: Every = 1,
@@ -86,16 +92,17 @@ def segment(
         "model": model, "variant": variant, "weights": weights, "scales": scales, "flip": flip, "size": size,
         "precision": precision, "chunk": chunk, "set": hyper or [], "flow": flow,
         "flow_weights": flow_weights, "flow_cache": flow_cache and str(flow_cache),
-        "first_mask": first_mask, "first_model": first_model, "first_weights": first_weights, "start": start,
-        "end": end, "every": every, "on_error": on_error, "soft": soft, "json": json, "cutout": cutout,
-        "no_overlay": no_overlay, "alpha": alpha, "contour": contour, "background": background, "debug": debug}
+        "first_mask": first_mask, "first_model": first_model, "first_weights": first_weights, "prune": prune,
+        "prune_weights": prune_weights, "start": start, "end": end, "every": every, "on_error": on_error, "soft": soft,
+        "json": json, "cutout": cutout, "no_overlay": no_overlay, "alpha": alpha, "contour": contour,
+        "background": background, "debug": debug}
     check_on_error(on_error)
     with messages(quiet, log_file) as say:
         with leave_at_once():  # nothing is written before the work begins
             from uvos_jax.inference import load
             from uvos_jax.inference.job import Stopped, check_output
             from uvos_jax.inference.loading import METHODS
-            from uvos_jax.inference.many import assign_folders, check_masks
+            from uvos_jax.inference.many import assign_folders, check_detections, check_masks
             from uvos_jax.video import ResultWriter, list_sources, look_of, open_source
 
             files = {"overlay": not no_overlay, "look": look_of(alpha, contour, background), "soft": soft, "json": json,
@@ -117,14 +124,20 @@ def segment(
                              flow=flow, flow_weights=flow_weights, flow_cache=flow_cache,
                              **(hyper_parameters_of(hyper) | ({"short_side": size} if size else {})))
             first_mask = _first_mask(segmenter, first_mask, first_model, first_weights)
+            prune = _prune(segmenter, prune, prune_weights)
             if len(sources) > 1:
                 check_masks(first_mask, tasks)
+                if isinstance(first_mask, str):  # hours may pass until the last of them is looked at
+                    for task in tasks:
+                        _check_first_mask(segmenter, open_source(task.source, **part), first_mask)
+                check_detections(prune, tasks)
             if model is None and weights is None:
                 say.note(f"Default network: {segmenter.name}, {segmenter.model.variant} variant, its weights in the"
                          " package.")
         try:
             with asked_to_stop() as stop:
-                run = {"chunk": chunk, "overwrite": overwrite, "resume": resume, "first_mask": first_mask}
+                run = {"chunk": chunk, "overwrite": overwrite, "resume": resume, "first_mask": first_mask,
+                       "prune": prune}
                 work = _Work(options, part, files, run, debug, say, stop)
                 if len(sources) == 1:
                     work.one(segmenter, video, sources[0], output, f"{segmenter.name} on {video.name}")
@@ -144,9 +157,39 @@ def _first_mask(segmenter, first_mask, first_model, first_weights):
             if value is not None:
                 raise UserError(f"{option} is for --first-mask auto, where a model finds what is to be followed.")
     elif segmenter.model.follows:
+        if first_model is not None and first_weights is None:
+            raise UserError(f"No weights of {first_model} ship with the package: give --first-weights too, or leave"
+                            " --first-model out, and the default network looks.")
         first_mask = load(first_model, first_weights)
     segmenter.check_first_mask(first_mask)
     return first_mask
+
+
+def _check_first_mask(segmenter, video, first_mask):
+    try:
+        segmenter.objects(video, first_mask).check()
+    except UserError as error:
+        raise UserError(f"{video.name}: {error}") from error
+
+
+def _prune(segmenter, prune, prune_weights):
+    """What ``Segmenter.run`` takes; the model that finds instances is loaded once for all videos."""
+    from uvos_jax.inference import load
+    from uvos_jax.inference.pruning import check_prunable
+    from uvos_jax.models import SYSTEMS
+
+    if prune is not None:
+        check_prunable(segmenter)
+    if prune != _FINDER:
+        if prune_weights is not None:
+            raise UserError(f"--prune-weights is for --prune {_FINDER}, where a model finds the instances.")
+        return prune
+    if _FINDER not in SYSTEMS:
+        raise UserError(f"There is no model '{_FINDER}' in this version; give --prune a JSON file of detections.")
+    if prune_weights is None:
+        raise UserError(f"No weights ship for {_FINDER}: give --prune-weights a checkpoint directory, or --prune a JSON"
+                        " file of detections.")
+    return load(_FINDER, prune_weights)
 
 
 @dataclasses.dataclass(frozen=True)

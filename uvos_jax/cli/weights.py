@@ -81,7 +81,7 @@ def benchmark(
     hyper: Set = None,
     flow: FlowFrom = None,
     flow_weights: FlowWeights = None,
-    objects: Annotated[int | None, typer.Option("--objects", min=1, max=254, help="Of a model that follows objects: how"
+    objects: Annotated[int | None, typer.Option("--objects", min=1, max=80, help="Of a model that follows objects: how"
                                                 " many it is given; 1 if not given.")] = None,
     parts: Annotated[bool, typer.Option("--parts", help="Only list what the parts of the model take of a"
                                         " frame.")] = False,
@@ -104,14 +104,15 @@ def benchmark(
     native_size = size_of(size)
     segmenter = load(model, weights, scales=scales_of(scales), flip=flip, precision=precision, variant=variant,
                      flow=flow, flow_weights=flow_weights, **hyper_parameters_of(hyper))
-    if objects and not segmenter.model.follows:
+    counted = segmenter.model.follows or (parts and hasattr(segmenter.model, "discover"))
+    if objects and not counted:
         raise UserError(f"--objects is for models that follow given objects; {segmenter.name} finds its own.")
     network = segmenter.model.frame_size(native_size)
     device = jax.devices()[0]
     rows = [
         ("model", f"{segmenter.name} {segmenter.model.variant}, {precision}, network at {network[0]}x{network[1]}"),
         ("device", f"{device.device_kind} ({device.platform}) x {jax.device_count()}"),
-        *([("objects", f"{objects or 1}, beside the background")] if segmenter.model.follows else []),
+        *([("objects", f"{objects or 1}, beside the background")] if counted else []),
     ]
     if parts:
         from uvos_jax.inference.parts import time_parts

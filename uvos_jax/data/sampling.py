@@ -129,6 +129,28 @@ def sequence(rng: np.random.Generator, video: Video, item: int, *, length: int =
     return [reference, *(run[::-1] if rng.random() < reverse else run)]
 
 
+def neighbour(rng: np.random.Generator, video: Video, item: int, *, max_gap: int = 3, reverse: float = 0.5
+              ) -> list[int]:
+    """A labelled frame and, before it, another one from nearby (D-Net, Sec. 3.1).
+
+    The paper has the previous frame; larger gaps and time that runs backwards, not in the paper, are other videos of
+    the same objects.
+
+    Args:
+        rng: Random numbers.
+        video: The video.
+        item: Index of the frame; where there is none before it, it is its own neighbour.
+        max_gap: Largest distance of the two, counted in labelled frames.
+        reverse: Probability that the neighbour comes later in the video.
+
+    Returns:
+        ``[neighbour, item]``.
+    """
+    labelled = video.labelled
+    away = (1 if rng.random() < reverse else -1) * int(rng.integers(1, max_gap + 1))
+    return [labelled[min(max(labelled.index(item) + away, 0), len(labelled) - 1)], item]
+
+
 def still(rng: np.random.Generator, video: Video, item: int, *, length: int = 1) -> list[int]:
     """One frame, ``length`` times; augmented independently they make a clip of a moving camera.
 
@@ -184,6 +206,7 @@ RECIPES = {
     "sequence": Recipe({"length": whole(3, 1, _LONGEST), "max_gap": whole(3, 1), "reverse": fraction(0.5)}, sequence,
                        lambda video, options: starts(video, options["length"]),
                        lambda options: 1 + options["length"]),
+    "neighbour": Recipe({"max_gap": whole(3, 1), "reverse": fraction(0.5)}, neighbour, _labelled, lambda options: 2),
     "next": Recipe({}, following, lambda video, options: range(video.length - 1), lambda options: 2),
     "still": Recipe({"length": whole(1, 1, _LONGEST)}, still, _labelled, lambda options: options["length"]),
 }

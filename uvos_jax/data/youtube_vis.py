@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from uvos_jax.data.listing import Listing, VideoFiles, make_listing, make_video, named, stack_masks
-from uvos_jax.data.run_lengths import LARGEST_SIDE, to_rle
 from uvos_jax.errors import UserError
+from uvos_jax.video.run_lengths import LARGEST_SIDE, to_rle
 
 _LARGEST_NUMBER = 254
 

@@ -1,11 +1,10 @@
 """The protocols of DAVIS: 2016 (one foreground), 2017 semi-supervised and 2017 unsupervised (many objects)."""
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from uvos_jax.data import layouts, truth
 from uvos_jax.evaluation import predictions
-from uvos_jax.evaluation.measures import nan_mean, score_all_pairs, score_labels, statistics
+from uvos_jax.evaluation.measures import assign, nan_mean, score_all_pairs, score_labels, statistics
 from uvos_jax.evaluation.predictions import Complaints
 from uvos_jax.evaluation.report import Result, as_dict, mean_of
 from uvos_jax.evaluation.run import Request
@@ -143,8 +142,7 @@ def _score_2017_unsupervised(job):
     if complaints.found():
         return None, complaints.found()
     mean = np.mean(list(values.values()), axis=(0, 1))  # J&F of every proposal and object over all frames
-    assignment = zip(*linear_sum_assignment(mean.T, maximize=True), strict=True)
-    proposal_of = {int(o): int(k) for o, k in assignment}
+    proposal_of = assign(mean)
     values = {frame: pair[:, list(proposal_of.values()), list(proposal_of)] for frame, pair in values.items()}
     region, boundary = _series(values, objects)
     return ({str(o + 1): _object_scores(region[:, o], boundary[:, o]) | {"proposal": k + 1}

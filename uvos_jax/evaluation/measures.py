@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from uvos_jax.evaluation import bits
 
@@ -114,6 +115,18 @@ def score_all_pairs(prediction: np.ndarray, proposals: int, truth: np.ndarray, o
     both = np.stack([bits.count(p & one) for one in t], axis=1)
     region = _ratio(both, bits.count(p)[:, None] + bits.count(t)[None] - both)
     return region, _boundary_f(p, t, truth.shape[1], boundary_radius(*truth.shape))
+
+
+def assign(mean: np.ndarray) -> dict[int, int]:
+    """Gives each object the proposal it is judged by: the assignment of the best sum (Hungarian).
+
+    Args:
+        mean: float [k, n], the score of every proposal and object; k is at least n.
+
+    Returns:
+        The index of its proposal for the index of every object.
+    """
+    return {int(o): int(k) for o, k in zip(*linear_sum_assignment(mean.T, maximize=True), strict=True)}
 
 
 def statistics(values: np.ndarray, compat_uint8: bool = False) -> Statistics:

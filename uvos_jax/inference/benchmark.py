@@ -102,7 +102,8 @@ def benchmark(segmenter: Segmenter, native_size: tuple[int, int], *, chunk: int 
     report("timing the network")
     network = _time(lambda: engine.step(*step), at_least=3)
     # The references' encoding is paid once per video; the step is what a frame costs.
-    flops = frame_flops(segmenter, native_size, objects) if follows else count_flops(engine.step, *step) // chunk
+    by_parts = follows or hasattr(segmenter.model, "discover")
+    flops = frame_flops(segmenter, native_size, objects) if by_parts else count_flops(engine.step, *step) // chunk
     report("timing disk to disk")
     with tempfile.TemporaryDirectory() as folder:
         for i, frame in enumerate(images):

@@ -4,6 +4,8 @@ import queue
 import sys
 import threading
 
+import numpy as np
+
 
 def chunks(items, size):
     """Lists of ``size`` items; a failure comes after the items before it."""
@@ -20,6 +22,15 @@ def chunks(items, size):
         yield batch
     if failure is not None:
         raise failure
+
+
+def stacked(batch, chunk):
+    """Images, flows (or None) and which are valid, of ``(frame, flow)`` filled up to a full chunk."""
+    filled = batch + batch[-1:] * (chunk - len(batch))
+    valid = np.zeros(chunk, bool)
+    valid[:len(batch)] = [frame.broken is None for frame, _ in batch]
+    flows = None if batch[0][1] is None else np.stack([flow for _, flow in filled])
+    return np.stack([frame.image for frame, _ in filled]), flows, valid
 
 
 def read_ahead(items, at_most):

@@ -65,6 +65,7 @@ class Engine:
       scales: test-time scales; a state is kept for each.
       flip: whether a mirrored copy is run for every scale, with its own state.
       soft: whether probabilities and confidences are made beside the labels.
+      before: names of stages that go before those of the model.
     """
 
     model: nn.Module
@@ -72,6 +73,12 @@ class Engine:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     soft: bool = False
+    before: tuple[str, ...] = ()
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages that the fused score goes through."""
+        return (*self.before, *self.model.postprocess)
 
     @functools.cached_property
     def start(self):
@@ -91,6 +98,8 @@ class Engine:
         the answer, so that nothing is predicted. The first frame is answered so, since ``start`` has seen it. Without
         them nothing is given.
 
+        Of other models, ``keep``, bool ``[t, h, w]``, may say where a score stays; elsewhere it is 0.
+
         Frames that are not valid fill up the last chunk, or could not be decoded: they leave no trace in the carry, and
         what was decided about the last valid frame is said of them, too.
         """
@@ -104,7 +113,7 @@ class Engine:
                                        self.model.slots) for f, mirrored in zip(features, self._mirrored, strict=True))
         else:
             states = tuple(self._apply(variables, "init_state", f, None, self.native_size) for f in features)
-        stages = tuple(STAGES[name][0](self.native_size) for name in self.model.postprocess)
+        stages = tuple(STAGES[name][0](self.native_size) for name in self.stages)
         last = Decision(jnp.zeros(self.native_size, jnp.uint8), notes=self._first_notes(variables, states, features))
         if self.soft:
             last = last.replace(probability=last.labels, confidence=jnp.zeros((), jnp.float32))
@@ -119,7 +128,7 @@ class Engine:
         return {name: jnp.full(note.shape[1:], False if note.dtype == bool else jnp.nan, note.dtype)
                 for name, note in aux["notes"].items()}
 
-    def _step(self, variables, carry, frames, valid, flows=None, given=None, whole=None):
+    def _step(self, variables, carry, frames, valid, flows=None, given=None, whole=None, keep=None):
         if self.model.follows:
             if given is None:
                 given, whole = jnp.zeros(frames.shape[:3], jnp.uint8), jnp.zeros(len(frames), bool)
@@ -127,20 +136,22 @@ class Engine:
                                 (self._encode(variables, frames, flows), valid, given, whole))
 
         def one_frame(carry, xs):
-            features, is_valid = xs
+            features, is_valid, keep = xs
             features = jax.tree.map(lambda x: x[None], features)
-            new_carry = self._one_frame(variables, carry, features)
+            new_carry = self._one_frame(variables, carry, features, keep)
             carry = jax.tree.map(lambda new, old: jnp.where(is_valid, new, old), new_carry, carry)
             return carry, carry.last
 
-        return jax.lax.scan(one_frame, carry, (self._encode(variables, frames, flows), valid))
+        return jax.lax.scan(one_frame, carry, (self._encode(variables, frames, flows), valid, keep))
 
-    def _one_frame(self, variables, carry, features):
+    def _one_frame(self, variables, carry, features, keep):
         """Predicts in every view, fuses at native size, decides the labels, commits them to every view."""
         predictions = self._predict(variables, carry.states, features)
         score = self._fuse(predictions)
+        if keep is not None:
+            score = jnp.where(keep[None, :, :, None], score, 0)
         stages = []
-        for name, stage_state in zip(self.model.postprocess, carry.stages, strict=True):
+        for name, stage_state in zip(self.stages, carry.stages, strict=True):
             stage_state, score = STAGES[name][1](stage_state, score, self.model.threshold)
             stages.append(stage_state)
         labels = (score[..., 0] > self.model.threshold).astype(jnp.uint8)

@@ -92,6 +92,15 @@ class Objects:
         """Those of ``known`` that were given for frames before this one."""
         return [known for known in self.known if known.index < index]
 
+    def check(self) -> None:
+        """Raises ``UserError`` if a mask has another size than the first frame, of a video that can be read twice."""
+        first = None
+        if self._source.rereadable:
+            with contextlib.closing(iter(self._source)) as frames, contextlib.suppress(UserError):  # the run tells that
+                first = next(frames, None)
+        if first is not None:
+            self._check_sizes(first.image.shape[:2])
+
     def look(self) -> None:
         """Has the starter find the object, where the video can be read twice and nothing is known yet."""
         if self._starter is None or self.known or self._masks or not self._source.rereadable:
@@ -129,14 +138,14 @@ class Objects:
         return result
 
     def room(self, slots: int) -> tuple[int, str | None]:
-        """How many places a model of ``slots`` must have by now: as many, or twice as many until all have one.
+        """How many places a model of ``slots`` must have by now: as many, or doubled until all have one, 80 at most.
 
         Returns:
           The number, and a sentence if it has grown since the last time.
         """
         before, room = self._room or slots, max(slots, self._room)
         while room < len(self.known):
-            room *= 2
+            room = min(2 * room, MOST_OBJECTS)
         compiled = bool(self._room)
         self._room = room
         if room == before:
@@ -146,6 +155,9 @@ class Objects:
 
     def _new_in(self, index, frame):
         key = frame.name if frame.name in self._masks else index
+        if key != index and index in self._masks:
+            raise UserError(f"Frame {frame.name} is given two masks, one by its name and one by its index {index};"
+                            " leave one of them out.")
         if self._starter is not None and not self.known and not self._source.rereadable:
             self._look_at(index, frame)
         numbers = {known.id for known in self.known}
@@ -255,32 +267,53 @@ def _masks_of(first_mask, source):
     """Files and arrays by the name or the index of their frame."""
     if isinstance(first_mask, Mapping):
         return {_key(key, source): _mask(mask, f"the mask of frame {key!r}") for key, mask in first_mask.items()}
+    if isinstance(first_mask, str) and not first_mask:
+        raise UserError("The first mask has no name; give the path of an image or of a folder of images.")
     if isinstance(first_mask, (str, Path)) and Path(first_mask).is_dir():
         return _masks_in(folder_of_masks(Path(first_mask), source.name), source)
     return {0: _mask(first_mask, "the first mask")}
 
 
 def _masks_in(folder, source):
-    numbers = not any(path.is_dir() for path in source.paths)  # frames without files of their own
-    names = [] if numbers else [path.stem for place in source.paths if place.is_dir() for path in list_images(place)]
+    names = _frame_names(source)
     masks, odd = {}, []
     for path in list_images(folder):
-        name = f"{int(path.stem):05d}" if numbers and path.stem.isascii() and path.stem.isdigit() else path.stem
-        if name in masks:
-            raise UserError(f"{quoted(masks[name])} and {quoted(path)} are masks of one frame; remove one of them.")
-        masks[name] = path
-        if (not numbers and name not in names) or (numbers and not name.isdigit()):
+        name = _frame_name(path.stem, names)
+        if name is None:
             odd.append(path.name)
+        elif name in masks:
+            raise UserError(f"{quoted(masks[name])} and {quoted(path)} are masks of one frame; remove one of them.")
+        else:
+            masks[name] = path
     if odd:
-        wanted = "by the number of its frame, such as 00000.png" if numbers else f"as its frame, such as {names[0]}.png"
+        wanted = f"as its frame, such as {names[0]}.png" if names else "by the number of its frame, such as 00000.png"
         raise UserError(f"Masks in {quoted(folder)} are named as no frame of '{source.name}': {_few(odd)}; a mask is"
                         f" named {wanted}.")
     return masks
 
 
+def _frame_names(source):
+    """Names of the frames that have files of their own; none where frames are numbered."""
+    if source.kind == "glob":
+        return [path.stem for path in source.paths]
+    return [path.stem for place in source.paths if place.is_dir() for path in list_images(place)]
+
+
+def _frame_name(name, names):
+    """The frame that a mask of that name belongs to, as frames are called; None if there is none."""
+    if names:
+        return name if name in names else None
+    return f"{int(name):05d}" if name.isascii() and name.isdigit() else None
+
+
 def _key(key, source):
     if isinstance(key, str):
-        return key
+        names = _frame_names(source)
+        name = _frame_name(key, names)
+        if name is None:
+            raise UserError(f"No frame of '{source.name}' is called '{key}'; its frames are"
+                            f" {f'{names[0]} to {names[-1]}' if names else '00000, 00001, ...'}.")
+        return name
     last = source.length if source.kind != "file" else None
     if isinstance(key, bool) or not isinstance(key, (int, np.integer)) or key < 0 or (last is not None and key >= last):
         frames = f"; the video has {last} frames" if last is not None else ""
@@ -294,8 +327,8 @@ def _mask(mask, what):
         return Path(mask)
     labels = np.asarray(mask)
     if labels.ndim != 2 or labels.dtype.kind not in "bui" or labels.size == 0:
-        raise UserError(f"{what} is {labels.dtype} {list(labels.shape)}; it must hold whole numbers [height, width], or"
-                        " be the path of an image.")
+        kind = f"{labels.dtype} {list(labels.shape)}" if labels.ndim else f"of type {type(mask).__name__}"
+        raise UserError(f"{what} is {kind}; it must hold whole numbers [height, width], or be the path of an image.")
     if labels.dtype != bool and (labels.min() < 0 or labels.max() > VOID):
         raise UserError(f"{what} holds {labels.min()} to {labels.max()}; objects have numbers from 1 to {VOID - 1}.")
     return labels.astype(np.uint8)

@@ -19,10 +19,10 @@ import cv2
 
 from uvos_jax.errors import UserError
 from uvos_jax.inference import resume as resuming
-from uvos_jax.inference.engine import Carry
 from uvos_jax.inference.flow import Method
 from uvos_jax.inference.flow_folder import check_folder_of_flow
-from uvos_jax.inference.given import FirstMask, Objects
+from uvos_jax.inference.given import FirstMask
+from uvos_jax.inference.pruning import Prune, pruning_of, stages
 from uvos_jax.inference.references import References, find_references
 from uvos_jax.inference.segmenter import Answer, Segmenter
 from uvos_jax.video import Frame, Look, ResultWriter, Source, read_mask, write_json
@@ -30,8 +30,10 @@ from uvos_jax.video.files import alone, check_folder, make_folder, partial_of, q
 from uvos_jax.video.look import PLAIN
 from uvos_jax.video.output import RESULTS
 from uvos_jax.video.pictures import Damaged
+from uvos_jax.video.tracks_json import NAME as TRACKS
+from uvos_jax.video.tracks_json import write_tracks
 
-_RESULTS = (*RESULTS, "run.json", "debug")
+_RESULTS = (*RESULTS, TRACKS, "run.json", "debug")
 _LOCK = ".uvos.lock"
 _TOLD = {"source", "results", "resumed", "skipped", "seconds"}  # what a finished run says of itself, at least
 
@@ -86,7 +88,7 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
                       overwrite: bool = False, resume: bool = False, options: dict[str, Any] | None = None,
                       on_frame: Callable[[], None] = lambda: None, overlay: bool = True, look: Look = PLAIN,
                       soft: bool = False, json: bool = False, cutout: str | None = None, first_mask: FirstMask = None,
-                      say: Callable[[str], None] = lambda sentence: None,
+                      prune: Prune = None, say: Callable[[str], None] = lambda sentence: None,
                       stop: Callable[[], int | None] = lambda: None, save_every: float = 1.0) -> dict[str, Any]:
     """Segments a video into a folder.
 
@@ -111,7 +113,8 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
       json: whether to write the objects as JSON.
       cutout: ``"png"``, ``"mov"`` or ``"webm"`` writes the objects cut out.
       first_mask: what a model that follows is to follow, see ``Segmenter.stream``.
-      say: called with a sentence about what becomes of an earlier run, about masks, or about a video of one frame.
+      prune: instances to be taken out of a foreground, likewise.
+      say: called with a sentence about what becomes of an earlier run, about masks, detections or a video of one frame.
       stop: asked after each frame; the number of a signal ends the run, which a live source finishes.
       save_every: seconds between two states to go on from, at least; 0 saves one after each chunk.
 
@@ -125,11 +128,11 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
     if resume and not source.rereadable:
         raise UserError(f"--resume reads the video once more, which {_kind(source)} does not allow; leave it out.")
     output = check_output(output, overwrite, source, resume)
-    objects = segmenter.objects(source, first_mask)
+    objects, pruning = segmenter.objects(source, first_mask), pruning_of(prune, source, segmenter, say)
     chunk = segmenter.chunk_for(source, chunk)
     options = options or {}
     outputs = {"overlay": overlay, "look": dataclasses.asdict(look), "soft": soft, "json": json, "cutout": cutout}
-    started, progress = time.perf_counter(), _Progress(None if json else set(segmenter.model.notes))
+    started, progress = time.perf_counter(), _Progress(None if json else {*segmenter.model.notes, "scores"})
     if isinstance(segmenter.flow, Path) and source.rereadable:
         check_folder_of_flow(segmenter.flow, source)
     with _own(output):
@@ -137,7 +140,7 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
 
         def facts_from(first: Frame) -> dict[str, Any]:
             asked = {name: options.get(name) for name in ("start", "end", "every")}
-            return resuming.facts(segmenter, source, first, chunk, asked, outputs, objects)
+            return resuming.facts(segmenter, source, first, chunk, asked, outputs, objects, pruning)
 
         point = None
         if resume and (output / "run.json").exists():
@@ -152,11 +155,11 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
         try:
             with contextlib.closing(segmenter.run(source, chunk=chunk, soft=soft, references=references,
                                                   begin=(point.frames, point.carry) if point else None,
-                                                  first_mask=objects, say=say)) as answers:
+                                                  first_mask=objects, prune=pruning, say=say)) as answers:
                 first = next(answers)  # nothing of an earlier run is touched before
                 facts = facts_from(first.frame)
                 _begin(output, keep=point is not None)
-                with writer, _State(output, facts, references, save_every, writer, objects) as state:
+                with writer, resuming.Saver(output, facts, references, save_every, writer, objects) as state:
                     for answer in chain([first], answers):
                         if answer.labels is None:
                             _add_from_disk(writer, output, answer.frame, progress, point)
@@ -181,15 +184,22 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
             if told is None:
                 raise
             raise told from error
+        finds_many = hasattr(segmenter.model, "discover")
+        if finds_many:
+            write_tracks(output, source.name, progress.notes["scores"])
         run = {"finished": True, **facts, **_description(segmenter, first.frame, references),
-               "skipped": progress.skipped, "resumed": progress.resumed, "results": [*writer.names, "run.json"],
+               "skipped": progress.skipped, "resumed": progress.resumed,
+               "results": [*writer.names, *([TRACKS] * finds_many), "run.json"],
                "seconds": round(time.perf_counter() - started, 3), "peak_memory_mib": _peak_memory(),
                "options": options}
         run["source"]["frames"] = progress.frames
         if objects:
             run["objects"] = [{"id": known.id, "frame": known.frame} for known in objects.known]
-            if objects.missed:
-                say(f"Objects {', '.join(map(str, objects.missed))} were never given: no frame of their masks came by.")
+        if pruning:
+            run["postprocess"][:0] = ["prune", *stages(segmenter.model.variant)]
+            run["pruned"] = {"instances": pruning.instances, "frames": pruning.frames}
+            if pruning.missed:
+                say(pruning.missed)
         if progress.frames == 1 and isinstance(segmenter.flow, Method):
             run["zero_flow"] = True
             say(f"'{source.name}' has one frame, so that nothing is known of motion: its flow is zero.")
@@ -299,43 +309,6 @@ def _count(frame, confidence, notes, progress):
     for name, value in notes.items():
         if progress.kept is None or name in progress.kept:
             progress.notes.setdefault(name, []).append(value)
-
-
-class _State:
-    """Saves where a run can go on: at most once in a while, and when an exception ends the run."""
-
-    def __init__(self, output: Path, facts: dict[str, Any], references: References, every: float, writer: ResultWriter,
-                 objects: Objects | None = None):
-        self._output, self._facts, self._references, self._objects = output, facts, references, objects
-        self._every, self._writer = every, writer
-        self._latest: resuming.Point | None = None
-        self._next = -float("inf")
-
-    def __enter__(self) -> "_State":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            with contextlib.suppress(UserError):  # that files cannot be written may be what ends the run
-                self._save()
-
-    def after_chunk(self, carry: Carry, progress: _Progress) -> None:
-        """Notes the moment after a full chunk, and saves it if it is time to."""
-        self._latest = resuming.Point(progress.frames, carry, self._references, progress.confidences, progress.notes,
-                                      self._objects.before(progress.frames) if self._objects else [])
-        if time.monotonic() >= self._next:
-            self._save()
-
-    def _save(self) -> None:
-        if self._latest is None:
-            return
-        started = time.monotonic()
-        self._writer.flush()
-        resuming.save(self._output, self._latest, self._facts)
-        self._latest = None
-        # A large state on a slow disk must not take more than a small part of the time.
-        now = time.monotonic()
-        self._next = now + (self._every and max(self._every, 10 * (now - started)))
 
 
 def _told(error: BaseException, output: Path, source: Source) -> Exception | None:

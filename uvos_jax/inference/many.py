@@ -86,14 +86,25 @@ def check_masks(first_mask: Any, tasks: Sequence[Task]) -> None:
     """
     if not isinstance(first_mask, str) or first_mask == AUTO:
         return
-    if not os.path.isdir(first_mask) or list_images(Path(first_mask)):
-        raise UserError(f"The masks '{first_mask}' are of one video, but {len(tasks)} are given; give a folder that"
-                        " holds a folder of masks for each of them, called as the video.")
-    names = [_name(task.source) for task in tasks]
-    missing = [name for name in names if not (Path(first_mask, name).is_dir() and list_images(Path(first_mask, name)))]
-    if missing:
-        raise UserError(f"'{first_mask}' has no masks for {len(missing)} of {len(tasks)} videos:"
-                        f" {', '.join(missing)}; each wants a folder that is called as the video.")
+    of_one = not os.path.isdir(first_mask) or list_images(Path(first_mask))
+    _check_each("masks", "a folder of masks", first_mask, of_one, tasks,
+                lambda name: Path(first_mask, name).is_dir() and list_images(Path(first_mask, name)))
+
+
+def check_detections(prune: Any, tasks: Sequence[Task]) -> None:
+    """Checks that every video has a file of detections of its own; those that cannot be used are told with their video.
+
+    Args:
+      prune: what ``Segmenter.run`` takes.
+      tasks: more than one.
+
+    Raises:
+      UserError: if it is a file of one video, or a folder without files of some.
+    """
+    if not isinstance(prune, str):
+        return
+    _check_each("detections", "a JSON file", prune, os.path.isfile(prune), tasks,
+                lambda name: Path(prune, f"{name}.json").is_file())
 
 
 def segment_many(segmenter: Segmenter, tasks: Sequence[Task], work: Callable[[Segmenter, Task], dict[str, Any]], *,
@@ -150,6 +161,17 @@ def segment_many(segmenter: Segmenter, tasks: Sequence[Task], work: Callable[[Se
         raise Stopped(stopped[0].code - 128, f"Interrupted. {finished} of {len(tasks)} videos are finished; the same"
                                              " command with --resume goes on.")
     return sorted(outcomes, key=lambda outcome: outcome.task.number)
+
+
+def _check_each(what, each, path, of_one, tasks, has):
+    """Raises ``UserError`` if what is at a path is of one video, or there is nothing for one of the videos."""
+    if of_one:
+        raise UserError(f"The {what} '{path}' are of one video, but {len(tasks)} are given; give a folder that holds"
+                        f" {each} for each of them, called as the video.")
+    missing = [name for name in (_name(task.source) for task in tasks) if not has(name)]
+    if missing:
+        raise UserError(f"'{path}' has no {what} for {len(missing)} of {len(tasks)} videos: {', '.join(missing)}; each"
+                        f" wants {each} that is called as the video.")
 
 
 def _name(source: str) -> str:

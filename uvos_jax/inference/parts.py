@@ -56,16 +56,19 @@ def time_parts(segmenter: Segmenter, native_size: tuple[int, int], objects: int 
     Args:
       segmenter: the model with its weights.
       native_size: ``(height, width)`` of the video.
-      objects: how many a model that follows objects is given.
+      objects: how many a model that follows objects is given; of one that finds them, how many it has found.
 
     Returns:
       The parts in the order of their use, what the whole frame takes beside them, and the whole frame. What is compiled
-      as a whole may be faster than its parts: then nothing is left, and they add up to more.
+      as a whole may be faster than its parts: then nothing is left, and they add up to more. Of a model that finds
+      objects the whole is the sum of its parts on the device, for a frame in which each object is verified.
     """
     if segmenter.flip or segmenter.scales != (1.0,):
         raise UserError("Parts are timed in one view of each frame; leave out --scales and --flip.")
+    finds = hasattr(segmenter.model, "discover")
     forms = _forms(segmenter, native_size, objects)
-    forms["whole frame"] = _whole(segmenter, native_size, objects)
+    if not finds:
+        forms["whole frame"] = _whole(segmenter, native_size, objects)
     seconds = {name: [] for name in forms}
     for form in forms.values():
         jax.block_until_ready(form.function(*form.arguments))
@@ -77,8 +80,10 @@ def time_parts(segmenter: Segmenter, native_size: tuple[int, int], objects: int 
             started = time.perf_counter()
             jax.block_until_ready(form.function(*form.arguments))
             seconds[name].append(form.times * (time.perf_counter() - started))
-    whole = statistics.median(seconds.pop("whole frame"))
+    whole = None if finds else statistics.median(seconds.pop("whole frame"))
     parts = [Part(name, statistics.median(times), forms[name].flops) for name, times in seconds.items()]
+    if whole is None:  # how much of it a frame needs depends on what is found
+        return [*parts, Part("whole frame", sum(part.seconds for part in parts), sum(part.flops for part in parts))]
     rest = Part("rest", max(0.0, whole - sum(part.seconds for part in parts)), 0)
     return [*parts, rest, Part("whole frame", whole, sum(part.flops for part in parts))]
 
@@ -101,6 +106,8 @@ def made_up_mask(native_size: tuple[int, int], objects: int) -> np.ndarray:
 def _forms(segmenter, native_size, objects, scale=1.0, only_shapes=False) -> dict[str, _Form]:
     """Every part by its name; with ``only_shapes`` nothing is computed."""
     model, variables = segmenter.model, segmenter.variables
+    if hasattr(model, "discover"):
+        return _dtnet(segmenter.engine(native_size), variables, objects)
     size, labels, slots = model.frame_size(native_size, scale), None, 1
     if model.follows:
         slots = max(model.slots, objects)
@@ -182,6 +189,35 @@ def _cfbi(model, variables, state, features, objects) -> dict[str, _Form]:
     return {"global matching": _Form(jax.jit(far), matched, counted=every_product),
             "local matching": _Form(jax.jit(near), matched),
             f"ensembler, {objects + 1} x": _Form(jax.jit(look), (variables, seen, state, features), objects + 1)}
+
+
+def _dtnet(engine, variables, objects) -> dict[str, _Form]:
+    """D-Net, the embeddings, and what T-Net does for each object; an object's start is no part of most frames."""
+    model = engine.model
+    objects = min(objects, model.tracks)
+
+    def call(method):
+        return jax.jit(lambda variables, *arguments: model.apply(variables, *arguments, method=method))
+
+    def zeros(shapes):
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    encode, discover, frame = call("encode"), call("discover"), jnp.zeros((1, *engine.size, 3))
+    inputs = {"frame": frame}
+    state = jax.eval_shape(engine.start, variables, jnp.zeros((1, *engine.native_size, 3), jnp.uint8)).states[0]
+    features = zeros(jax.eval_shape(encode, variables, inputs))
+    its = features["target"][0]
+    targets, discovery = zeros(state.targets), zeros(state.discovery)
+    due = jnp.arange(model.tracks) < objects
+    targets = targets.replace(alive=due)
+    places = jnp.asarray(made_up_mask(engine.size, objects))
+    one = np.zeros(1, np.int32), np.ones(1, bool)
+    return {"encoders": _Form(encode, (variables, inputs)),
+            "discovery": _Form(discover, (variables, discovery, features)),
+            "embeddings": _Form(call("describe"), (variables, frame, places[None])),
+            "target scores": _Form(engine.follow, (targets, its)),
+            "target memories": _Form(engine.remember, (targets, its, places, due, due)),
+            f"target fits, {objects} x": _Form(engine.update, (targets, *one), objects)}
 
 
 _PARTS_OF_PREDICT = {"cfbi": _cfbi}

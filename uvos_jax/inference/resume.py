@@ -4,11 +4,13 @@ The file is an ``.npz``: a JSON text with all that must agree, and the bytes of 
 it is executed when it is read.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
 import json
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,16 @@ import jax
 import numpy as np
 
 import uvos_jax
+from uvos_jax.errors import UserError
 from uvos_jax.inference.engine import Carry
 from uvos_jax.inference.flow import Method, direction, flow_size
 from uvos_jax.inference.flow_folder import folder_identity
 from uvos_jax.inference.given import Known, Objects
+from uvos_jax.inference.pruning import Pruning
 from uvos_jax.inference.references import References
 from uvos_jax.inference.segmenter import Segmenter
 from uvos_jax.models import hyper_parameters
-from uvos_jax.video import Frame, Source
+from uvos_jax.video import Frame, ResultWriter, Source
 from uvos_jax.video.files import write_atomically
 
 STATE = ".resume.npz"
@@ -35,7 +39,8 @@ _ASKED = ("start", "end", "every")
 _FOLLOWING = ("fps", "stated_length", "first_frame", "first_frame_sha256")  # of the video, from what is asked for
 _FLOW = "flow (method, weights or files)"
 _OPTIONS = {"weights_sha256": "weights", "short_side": "size (short_side)", "dtype": "precision", "method": _FLOW,
-            "identity": _FLOW, "direction": _FLOW, "flow": _FLOW, "first_mask": "first mask"}
+            "identity": _FLOW, "direction": _FLOW, "flow": _FLOW, "first_mask": "first mask",
+            "prune": "instances to prune"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Point:
 
 
 def facts(segmenter: Segmenter, source: Source, first: Frame, chunk: int, asked: dict[str, Any],
-          outputs: dict[str, Any], objects: Objects | None = None) -> dict[str, Any]:
+          outputs: dict[str, Any], objects: Objects | None = None, pruning: Pruning | None = None) -> dict[str, Any]:
     """All that must be the same for a run to go on, as JSON values; ``run.json`` has them, too.
 
     Args:
@@ -71,6 +76,7 @@ def facts(segmenter: Segmenter, source: Source, first: Frame, chunk: int, asked:
       asked: the part of the video that was asked for: ``start``, ``end``, ``every``.
       outputs: options of the files that are written.
       objects: what is followed.
+      pruning: what is taken out.
     """
     model = segmenter.model
     native_size = first.image.shape[:2]
@@ -85,6 +91,7 @@ def facts(segmenter: Segmenter, source: Source, first: Frame, chunk: int, asked:
         "chunk": chunk,
         "flow": _flow_facts(segmenter.flow, source),
         **({"first_mask": objects.identity} if objects else {}),
+        "prune": pruning and pruning.identity,
         "source": {
             "name": source.name, "kind": source.kind, "fps": source.fps, "size": native_size, **asked,
             "bytes": [path.stat().st_size for path in source.paths if path.is_file()],
@@ -155,6 +162,43 @@ def save(folder: Path, point: Point, now: dict[str, Any]) -> None:
     write_atomically(folder / STATE, buffer.getvalue())
 
 
+class Saver:
+    """Saves where a run can go on: at most once in a while, and when an exception ends the run."""
+
+    def __init__(self, output: Path, facts: dict[str, Any], references: References, every: float, writer: ResultWriter,
+                 objects: Objects | None = None):
+        self._output, self._facts, self._references, self._objects = output, facts, references, objects
+        self._every, self._writer = every, writer
+        self._latest: Point | None = None
+        self._next = -float("inf")
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            with contextlib.suppress(UserError):  # that files cannot be written may be what ends the run
+                self._save()
+
+    def after_chunk(self, carry: Carry, progress: Any) -> None:
+        """Notes the moment after a full chunk, and saves it if it is time to; ``progress`` is the job's."""
+        self._latest = Point(progress.frames, carry, self._references, progress.confidences, progress.notes,
+                             self._objects.before(progress.frames) if self._objects else [])
+        if time.monotonic() >= self._next:
+            self._save()
+
+    def _save(self) -> None:
+        if self._latest is None:
+            return
+        started = time.monotonic()
+        self._writer.flush()
+        save(self._output, self._latest, self._facts)
+        self._latest = None
+        # A large state on a slow disk must not take more than a small part of the time.
+        now = time.monotonic()
+        self._next = now + (self._every and max(self._every, 10 * (now - started)))
+
+
 def load(folder: Path, segmenter: Segmenter, first: Frame, now: dict[str, Any]) -> tuple[Point | None, str]:
     """Reads the state of an unfinished run.
 
@@ -185,7 +229,7 @@ def load(folder: Path, segmenter: Segmenter, first: Frame, now: dict[str, Any]) 
         if not notes.keys() >= segmenter.model.notes.keys() or any(len(said) != frames for said in notes.values()):
             raise ValueError("other notes")
         known = [Known(*entry) for entry in text.get("known", [])]
-        carry = _carry_of(arrays, segmenter, first, references, now["outputs"]["soft"])
+        carry = _carry_of(arrays, segmenter, first, references, now["outputs"]["soft"], now["prune"] is not None)
     except Exception:
         return None, "its state is damaged"
     if len(list((folder / "masks").glob("*.png"))) < frames:
@@ -193,13 +237,13 @@ def load(folder: Path, segmenter: Segmenter, first: Frame, now: dict[str, Any]) 
     return Point(frames, carry, references, confidences, notes, known), ""
 
 
-def _carry_of(arrays, segmenter, first, references, soft):
+def _carry_of(arrays, segmenter, first, references, soft, pruned):
     """The stored bytes in the form that the model gives to its state."""
     image = first.image
     count = len(references.frames)
     shape = jax.ShapeDtypeStruct((count, *image.shape), image.dtype)
     flow = segmenter.flow and jax.ShapeDtypeStruct((count, *flow_size(image.shape[:2]), 2), np.float32)
-    engine = segmenter.engine(image.shape[:2], soft)
+    engine = segmenter.engine(image.shape[:2], soft, pruned=pruned)
     labels = [jax.ShapeDtypeStruct(shape.shape[:3], np.uint8)] * segmenter.model.follows
     leaves, form = jax.tree.flatten(jax.eval_shape(engine.start, segmenter.variables, shape, flow, *labels))
     if len(arrays) != len(leaves):

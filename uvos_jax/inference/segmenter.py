@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import functools
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from uvos_jax.errors import UserError, nearest_hint
-from uvos_jax.inference.chunks import chunks, read_ahead
+from uvos_jax.inference.chunks import chunks, read_ahead, stacked
 from uvos_jax.inference.engine import Carry, Decision, Engine
 from uvos_jax.inference.flow import Method, dis
 from uvos_jax.inference.flow_folder import list_flows, with_flow
-from uvos_jax.inference.given import AUTO, FirstMask, Objects
+from uvos_jax.inference.given import AUTO, MOST_OBJECTS, FirstMask, Objects
 from uvos_jax.inference.loading import load_flow, load_model
+from uvos_jax.inference.pruning import Prune, Pruning, pruning_of, stages
 from uvos_jax.inference.references import References, find_references, read_references
-from uvos_jax.models import SYSTEMS, build, system
+from uvos_jax.inference.tracking import TrackingEngine
+from uvos_jax.models import SYSTEMS, build, segments, system
 from uvos_jax.video import Frame, Source, open_source
 from uvos_jax.weights import checkpoints
 from uvos_jax.weights.packaged import load_packaged
@@ -84,6 +87,10 @@ class Segmenter:
             raise UserError(f"{name} looks at frames alone; leave the flow out.")
         if isinstance(flow, Path):
             list_flows(flow)
+        if getattr(model, "slots", 1) > MOST_OBJECTS:
+            raise UserError(f"{name} follows {MOST_OBJECTS} objects in one run at most; got slots={model.slots}.")
+        if hasattr(model, "discover") and (scales != (1,) or flip):
+            raise UserError(f"{name} runs once a frame; leave out --scales and --flip.")
         self.name = name
         self.model = model
         self.flow = dis if flow is None and wants_flow else flow
@@ -93,10 +100,12 @@ class Segmenter:
         self._device = None
         self._engines: dict[tuple, Engine] = {}
 
-    def engine(self, native_size: tuple[int, int], soft: bool = False, slots: int | None = None) -> Engine:
+    def engine(self, native_size: tuple[int, int], soft: bool = False, slots: int | None = None, pruned: bool = False
+               ) -> Engine | TrackingEngine:
         """The compiled functions for videos of ``(height, width)``; the same object every time.
 
         ``slots`` is the number of objects that a model which follows has room for; None is what it has itself.
+        ``pruned`` brings the stages that go with instance pruning.
         """
         largest = self.model.frame_size(native_size, max(self.scales))
         if max(largest) > _LARGEST_SIDE:
@@ -104,9 +113,11 @@ class Segmenter:
                             f" network at {largest[1]}x{largest[0]}; its sides may have {_LARGEST_SIDE} pixels at"
                             " most: crop the frames or lower --size.")
         model = self.model if slots in (None, getattr(self.model, "slots", None)) else self.model.clone(slots=slots)
+        if hasattr(model, "discover"):
+            return self._engines.setdefault((native_size, soft, None), TrackingEngine(model, native_size, soft))
         # In one step, so that threads which segment videos of one size share what is compiled.
-        return self._engines.setdefault((native_size, soft, getattr(model, "slots", None)),
-                                        Engine(model, native_size, self.scales, self.flip, soft))
+        return self._engines.setdefault((native_size, soft, getattr(model, "slots", None), pruned), Engine(
+            model, native_size, self.scales, self.flip, soft, stages(model.variant) if pruned else ()))
 
     def on(self, device: jax.Device) -> "Segmenter":
         """The same segmenter computing on another device; both may be used at the same time, in different threads."""
@@ -132,7 +143,7 @@ class Segmenter:
             raise UserError(f"A chunk holds a whole number of frames, at least one; got {chunk}.")
         return chunk or (1 if source.live else default_chunk())
 
-    def stream(self, source: Any, *, chunk: int | None = None, first_mask: FirstMask = None
+    def stream(self, source: Any, *, chunk: int | None = None, first_mask: FirstMask = None, prune: Prune = None
                ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Segments a video of any length frame by frame, in constant memory.
 
@@ -143,6 +154,7 @@ class Segmenter:
           first_mask: of a model that follows objects, which ones: an array of ids ``[h, w]`` or a file for the first
             frame; a folder of files named as their frames, or a mapping from names or indices of frames to arrays or
             files, for objects that appear later; ``"auto"`` or a segmenter that needs no mask, for what that finds.
+          prune: instances to be taken out of a foreground, a JSON file or what else :class:`Pruning` takes.
 
         Yields:
           ``(frame, labels)``: uint8 RGB ``[h, w, 3]`` and uint8 ``[h, w]``, 0 for background, else the objects' ids.
@@ -150,14 +162,16 @@ class Segmenter:
         Raises:
           UserError: if the source cannot be read, at the frame where that shows.
         """
+        run = self.run(open_source(source), chunk=chunk, first_mask=first_mask, prune=prune, say=_warn)
         # Closing this also ends the reader's thread, however early the caller loses interest.
-        with contextlib.closing(self.run(open_source(source), chunk=chunk, first_mask=first_mask)) as answers:
+        with contextlib.closing(run) as answers:
             for answer in answers:
                 yield answer.frame.image, answer.labels
 
-    def segment(self, frames: Any, *, chunk: int | None = None, first_mask: FirstMask = None) -> np.ndarray:
+    def segment(self, frames: Any, *, chunk: int | None = None, first_mask: FirstMask = None, prune: Prune = None
+                ) -> np.ndarray:
         """Labels of a whole video as one array: ``[t, h, w]`` uint8, from anything that :meth:`stream` takes."""
-        labels = [labels for _, labels in self.stream(frames, chunk=chunk, first_mask=first_mask)]
+        labels = [labels for _, labels in self.stream(frames, chunk=chunk, first_mask=first_mask, prune=prune)]
         if not labels:
             raise UserError("The video holds no frame.")
         return np.stack(labels)
@@ -191,7 +205,8 @@ class Segmenter:
 
     def run(self, source: Source, *, chunk: int | None = None, soft: bool = False,
             references: References | None = None, begin: tuple[int, Carry] | None = None,
-            first_mask: FirstMask = None, say: Callable[[str], None] = lambda sentence: None) -> Iterator[Answer]:
+            first_mask: FirstMask = None, prune: Prune = None, say: Callable[[str], None] = lambda sentence: None
+            ) -> Iterator[Answer]:
         """As :meth:`stream`, for an opened source and with all that is known about each frame.
 
         A frame that could not be decoded (``frame.broken``) is answered as the last good one, and leaves no trace in
@@ -205,8 +220,13 @@ class Segmenter:
           begin: where an earlier run with this chunk stopped: the number of frames it answered, a multiple of
             ``chunk``, and the ``carry`` after them. Those frames are handed out with no labels.
           first_mask: see :meth:`stream`; or what :meth:`objects` made of it.
-          say: called with a sentence about masks, and where more objects need more room.
+          prune: likewise; or what ``pruning_of`` made of it.
+          say: called with a sentence about masks and detections, where more objects need more room, and at the end
+            about objects that no frame came by.
         """
+        pruning = pruning_of(prune, source, self, say)
+        if pruning is not None:
+            pruning.look()
         objects = first_mask if isinstance(first_mask, Objects) else self.objects(source, first_mask)
         if objects is not None:
             objects.look()
@@ -234,10 +254,12 @@ class Segmenter:
                 for batch in batches:
                     if done > 0:
                         done, index = done - len(batch), index + len(batch)
+                        if pruning is not None:
+                            pruning.see([frame for frame, _ in batch])
                         yield from (Answer(frame, None) for frame, _ in batch)
                         continue
-                    images, flows, valid = _arrays(batch, chunk)
-                    engine, labels, given = self._prepare(objects, index, batch, images, soft, say)
+                    images, flows, valid = stacked(batch, chunk)
+                    engine, labels, given = self._prepare(objects, pruning, index, batch, images, soft, say)
                     if carry is None:
                         seen = self._reference_arrays(source, references, images, flows)
                         carry = engine.start(self.variables, *seen, *labels)
@@ -253,6 +275,8 @@ class Segmenter:
                 yield from _answers(*pending.popleft(), objects)
             if failure is not None:
                 raise failure
+            if objects is not None and objects.missed:
+                say(f"Objects {', '.join(map(str, objects.missed))} were never given: no frame of their masks came by.")
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -268,8 +292,11 @@ class Segmenter:
                 if hasattr(frames, "close"):
                     frames.close()
 
-    def _prepare(self, objects, index, batch, images, soft, say):
-        """The engine with room for all objects; what its two functions want to know of them."""
+    def _prepare(self, objects, pruning: Pruning | None, index, batch, images, soft, say):
+        """The engine with room for all objects; what its two functions want to know of them, or of what is pruned."""
+        if pruning is not None:
+            keep = pruning.keep([frame for frame, _ in batch], len(images))
+            return self.engine(images.shape[1:3], soft, pruned=True), (), (None, None, keep)
         if objects is None:
             return self.engine(images.shape[1:3], soft), (), ()
         places = objects.given(index, [frame for frame, _ in batch], len(images))
@@ -333,6 +360,9 @@ def load(name: str | None = None, weights: str | Path | None = None, *, scales: 
     else:
         loaded = load_model(name, weights, **overrides)
         _check_segments(loaded[0])
+    if hasattr(loaded[1], "slots") and "slots" not in overrides:
+        # A training needs few places; what is saved of it is no reason to have as few.
+        loaded = (loaded[0], loaded[1].clone(slots=max(loaded[1].slots, type(loaded[1]).slots)), loaded[2])
     given = [option for option, value in (("--flow", flow), ("--flow-weights", flow_weights),
                                           ("--flow-cache", flow_cache)) if value is not None]
     if "flow" in loaded[1].inputs:
@@ -345,7 +375,7 @@ def load(name: str | None = None, weights: str | Path | None = None, *, scales: 
 
 
 def _check_segments(name):
-    if not hasattr(system(name).model, "predict"):
+    if not segments(system(name).model):
         raise UserError(f"{name} computes optical flow and segments nothing: 'uvos flow' runs it, and --flow {name} has"
                         " another model use its flow.")
 
@@ -356,20 +386,15 @@ def parameter_count(variables: dict) -> int:
 
 
 def _models(follows):
-    return [name for name, row in SYSTEMS.items() if hasattr(row.model, "predict") and build(name).follows is follows]
+    return [name for name, row in SYSTEMS.items() if segments(row.model) and build(name).follows is follows]
+
+
+def _warn(sentence):
+    warnings.warn(sentence, stacklevel=2)
 
 
 def _is_scale(scale):
     return isinstance(scale, (int, float)) and not isinstance(scale, bool) and 0.1 <= scale <= 8
-
-
-def _arrays(batch, chunk):
-    """Images, flows (or None) and which are valid, of ``(frame, flow)`` filled up to a full chunk."""
-    filled = batch + batch[-1:] * (chunk - len(batch))
-    valid = np.zeros(chunk, bool)
-    valid[:len(batch)] = [frame.broken is None for frame, _ in batch]
-    flows = None if batch[0][1] is None else np.stack([flow for _, flow in filled])
-    return np.stack([frame.image for frame, _ in filled]), flows, valid
 
 
 def _answers(batch, decision: Decision, carry, objects):

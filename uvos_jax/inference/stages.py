@@ -8,12 +8,17 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from uvos_jax.ops.components import fill_holes, label_components
 from uvos_jax.ops.morphology import dilate, opening
 
 # Numbers of the published AD-Net evaluation, in pixels of the native frame.
 _GATE_AREA = (5_000, 100_000)
 _OPENING = 15
 _REACH = 101
+_SPLIT_AREA = (40_000, 100_000)
+_JOIN = 31
+_MAIN_AREA = 30_000
+_MAIN_OVERLAP = 0.3
 
 
 @flax.struct.dataclass
@@ -49,4 +54,65 @@ def temporal_gate(state: GateState, score: jax.Array, threshold: float) -> tuple
     return GateState(score[0, :, :, 0] > threshold), gated
 
 
-STAGES = {"temporal_gate": (temporal_gate_init, temporal_gate)}
+@flax.struct.dataclass
+class MainPartState:
+    """``last_mask`` ``[h, w]`` bool, the last frame's foreground after this stage; ``seen``, whether there was one."""
+
+    last_mask: jax.Array
+    seen: jax.Array
+
+
+def main_part_init(native_size: tuple[int, int]) -> MainPartState:
+    """No previous frame."""
+    return MainPartState(jnp.zeros(native_size, bool), jnp.zeros((), bool))
+
+
+def main_part(state: MainPartState, score: jax.Array, threshold: float) -> tuple[MainPartState, jax.Array]:
+    """What AD-Net's published evaluation does after instance pruning (not in the paper): foreground is in one place.
+
+    If the frame has between 40,000 and 100,000 foreground pixels (exclusive) in several parts, once opened by 15x15 and
+    dilated by 31x31, and the largest one's outline encloses more than 30,000, scores are zeroed outside the bounding
+    box of that part, unless it overlaps the previous frame's foreground by an intersection over union of 0.3 or less.
+
+    Args:
+      state: from the frame before.
+      score: ``[1, h, w, 1]`` averaged logits.
+      threshold: above it is foreground.
+
+    Returns:
+      The next state, and the score.
+    """
+    mask = score[0, :, :, 0] > threshold
+    area = mask.sum()
+    inside = jax.lax.cond((area > _SPLIT_AREA[0]) & (area < _SPLIT_AREA[1]), lambda: _main_box(mask, state),
+                          lambda: jnp.ones_like(mask))
+    score = jnp.where(inside[None, :, :, None], score, 0.0)
+    return MainPartState(score[0, :, :, 0] > threshold, jnp.ones((), bool)), score
+
+
+def _main_box(mask, state):
+    """``[h, w]`` bool, the box that scores are kept in; true everywhere where they all are."""
+    # Without holes, and so without the parts in them, of which OpenCV's outer outlines know nothing.
+    parts = fill_holes(dilate(opening(mask, _OPENING), _JOIN))
+    labels = label_components(parts)
+    # An outline runs through the middles of pixels that lie beside the background: by Pick's theorem it encloses all
+    # pixels of the part, less half of those and one; a pixel more or less where a part is one pixel thin.
+    padded = jnp.pad(parts, 1)
+    middle = padded[1:-1, 1:-1]
+    inner = middle & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    enclosed = jnp.where(parts, jnp.where(inner, 1.0, 0.5), 0.0)
+    sizes = jnp.zeros(mask.size + 1).at[labels.ravel()].add(enclosed.ravel()).at[0].set(0)
+    several = (sizes > 0).sum() > 1
+    main = labels == sizes.argmax()
+    box = _between(main.any(1))[:, None] & _between(main.any(0))[None]
+    overlap = (box & state.last_mask).sum() / (box | state.last_mask).sum()
+    applies = several & (sizes.max() - 1 > _MAIN_AREA) & (~state.seen | (overlap > _MAIN_OVERLAP))
+    return box | ~applies
+
+
+def _between(line):
+    """``[n]`` bool, true from the first true one to the last."""
+    return (jnp.cumsum(line) > 0) & (jnp.cumsum(line[::-1]) > 0)[::-1]
+
+
+STAGES = {"temporal_gate": (temporal_gate_init, temporal_gate), "main_part": (main_part_init, main_part)}

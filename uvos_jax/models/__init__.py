@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from uvos_jax.errors import UserError, nearest_hint
-from uvos_jax.models import adnet, cfbi, dpa, f2net, raft
+from uvos_jax.models import adnet, cfbi, dpa, dtnet, f2net, raft
 
 # Building a network takes time and memory by its size alone, and a mistyped number must not take all there is.
 _DEEPEST = 200  # blocks of a stage
@@ -30,7 +30,8 @@ class System:
       inputs: what it needs beside weights.
       variants: values of the module's ``variant``.
       choices: fields that take one of a few names.
-      torch_rules: ``torch_rules(model) -> (pattern, key, layout)`` entries for the published checkpoints.
+      torch_rules: ``torch_rules(model) -> (pattern, key, layout)`` entries for the published checkpoints; None if there
+        are none.
     """
 
     model: type[nn.Module]
@@ -51,6 +52,9 @@ SYSTEMS = {
     "dpa": System(dpa.DPA, "Dual Prototype Attention, CVPR 2024", "unsupervised, one foreground",
                   "frames (optical flow is made by the way)", dpa.VARIANTS, {"streams": tuple(dpa.STREAMS)},
                   dpa.torch_rules),
+    "dtnet": System(dtnet.DTNet, "D-Net / T-Net, target-aware discovery and association, CVPR 2021",
+                    "unsupervised, many objects", "frames", dtnet.VARIANTS,
+                    {"task": dtnet.TASKS, "squeeze": dtnet.SQUEEZES}, None),
     "f2net": System(f2net.F2Net, "Focus on Foreground Network, AAAI 2021", "unsupervised, one foreground", "frames",
                     f2net.VARIANTS, {"net": f2net.NETS, "selection": f2net.SELECTIONS, "prior_from": f2net.PRIORS},
                     f2net.torch_rules),
@@ -64,6 +68,11 @@ def system(name: str) -> System:
     if not isinstance(name, str) or name not in SYSTEMS:
         raise UserError(f"There is no model '{name}'.{nearest_hint(str(name), SYSTEMS)} Known: {', '.join(SYSTEMS)}.")
     return SYSTEMS[name]
+
+
+def segments(model: nn.Module | type[nn.Module]) -> bool:
+    """Whether a model, or a row's class, makes masks; others make flow."""
+    return hasattr(model, "predict") or hasattr(model, "discover")
 
 
 def build(name: str, **overrides) -> nn.Module:

@@ -91,3 +91,34 @@ def bootstrapped_cross_entropy(logits: jax.Array, labels: jax.Array, share: jax.
     count = jnp.maximum(jnp.floor(jnp.asarray(share, jnp.float32) * losses.shape[1] + 1e-3), 1)
     hardest = jnp.arange(losses.shape[1]) < count
     return jnp.where(hardest, jnp.sort(losses, -1, descending=True), 0).sum(-1) / count
+
+
+def batch_hard_triplet(embeddings: jax.Array, identities: jax.Array, valid: jax.Array,
+                       margin: float | None = 0.2) -> tuple[jax.Array, jax.Array]:
+    """How much farther the farthest of one's own is than the nearest of the others ("batch hard", Hermans et al. 2017).
+
+    The one loss here that compares examples: those of all devices must be brought together before. Distances are
+    Euclidean; at distance 0 their gradient is 0, where the root's own is infinite.
+
+    Args:
+      embeddings: ``[n, d]`` float.
+      identities: ``[n]`` int, the same for vectors that shall be near.
+      valid: ``[n]`` bool; other vectors are neither anchors nor compared with.
+      margin: by which it shall be nearer instead; None: the soft margin ``log(1 + exp(x))``, which never ends.
+
+    Returns:
+      Losses ``[n]`` float32 of every anchor; and ``[n]`` bool, which vectors are anchors: valid ones that have both
+      another one of their identity and one of another. The others' loss is 0.
+    """
+    embeddings = embeddings.astype(jnp.float32)
+    # Differences rather than one matrix product, which cancels where vectors are near.
+    squared = jnp.square(embeddings[:, None] - embeddings[None]).sum(-1)
+    distance = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+    same, both = identities[:, None] == identities[None], valid[:, None] & valid[None]
+    own, other = same & both & ~jnp.eye(len(valid), dtype=bool), ~same & both
+    anchor = own.any(1) & other.any(1)
+    farthest = jnp.where(own, distance, 0).max(1)
+    nearest = jnp.where(other, distance, jnp.inf).min(1)
+    excess = jnp.where(anchor, farthest - jnp.where(anchor, nearest, 0), 0)
+    loss = jax.nn.softplus(excess) if margin is None else jax.nn.relu(excess + margin)
+    return jnp.where(anchor, loss, 0), anchor

@@ -47,7 +47,7 @@ PHASE = {
     "name": text(None), "steps": whole(REQUIRED, 1), "data": _SECTION, "optimizer": _SECTION, "schedule": _SECTION,
     "model": _SECTION, "batch_norm": OPTIONS["batch_norm"], "carry": optional(sections(None)),
 }
-INIT = {"backbone": optional(text(None)), "weights": optional(text(None))}
+INIT = {"backbone": optional(text(None)), "target_backbone": optional(text(None)), "weights": optional(text(None))}
 VALIDATE = {
     "every": whole(REQUIRED, 0), "name": optional(text(None)), "split": optional(text(None)),
     "only": optional(names(None)), "size": optional(whole(None, 1, 2**15 - 1)), "made_up": _SECTION,

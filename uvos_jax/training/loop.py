@@ -23,7 +23,7 @@ import numpy as np
 from uvos_jax.errors import UserError
 from uvos_jax.inference import Segmenter
 from uvos_jax.inference.flow import cached, dis
-from uvos_jax.models import build
+from uvos_jax.models import build, segments
 from uvos_jax.progress import progress
 from uvos_jax.training import distributed, flow_validation
 from uvos_jax.training.config import changed_keys, check, config_hash
@@ -110,7 +110,7 @@ class _Run:
         self.every = (config["validate"] or {}).get("every", 0)
         if self.every:
             self.store = held_back if held_back is not None else _held_back(config["validate"], data_dir)
-            finds_masks = hasattr(self.setups[-1].model, "predict")
+            finds_masks = segments(self.setups[-1].model)
             chooser = choose if finds_masks else flow_validation.choose
             self.videos = chooser(self.store, config["validate"].get("only"))
         self.checkpoints = RunCheckpoints(workdir / "checkpoints", config["keep"], config_hash(config))
@@ -277,7 +277,7 @@ class _Run:
     def _scores(self, phase, parts, variables):
         """Means and a picture of the held-back sequences, by masks or by flow, whichever the model finds."""
         processes = jax.process_index(), jax.process_count()
-        if not hasattr(parts.model, "predict"):
+        if not segments(parts.model):
             return flow_validation.validate(flow_validation.estimator(parts.model, variables), self.store, self.videos,
                                             *processes)
         if self.segmenter is None or self.segmenter[0] != phase.index:

@@ -64,14 +64,16 @@ def first_state(config: dict[str, Any], parts: Setup) -> TrainState:
     Raises:
       UserError: if the pretrained weights cannot be read or do not fit.
     """
-    start = {"backbone": "", "weights": ""} | config["init"]
+    start = {"backbone": "", "target_backbone": "", "weights": ""} | config["init"]
     variables = None
-    if start["weights"] or start["backbone"]:
+    if any(start.values()):
         variables = _drawn(config, parts)
     if start["weights"]:
         variables = _pretrained(start["weights"], config, variables)
     if start["backbone"]:
         variables = backbone_from_torch(variables, read_state_dict(start["backbone"]))
+    if start["target_backbone"]:
+        variables = backbone_from_torch(variables, read_state_dict(start["target_backbone"]), "target_backbone")
     return _state(config, parts, variables)
 
 

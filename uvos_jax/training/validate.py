@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from uvos_jax.errors import UserError, nearest_hint
-from uvos_jax.evaluation.measures import nan_mean, score_labels
+from uvos_jax.evaluation.measures import assign, nan_mean, score_all_pairs, score_labels
 from uvos_jax.inference import Segmenter
 from uvos_jax.training.distributed import sum_over_processes
 from uvos_jax.video.overlay import draw_overlay
@@ -37,12 +37,13 @@ def choose(store: Any, only: Sequence[str] | None) -> tuple[int, ...]:
 
 def validate(segmenter: Segmenter, store: Any, videos: Sequence[int], process_index: int = 0,
              process_count: int = 1) -> tuple[dict[str, Any], np.ndarray | None]:
-    """Segments held-back videos and scores them by the rules of DAVIS-2016, or of DAVIS-2017 if the model follows.
+    """Segments held-back videos and scores them by the rules of DAVIS-2016, or of DAVIS-2017 for many objects.
 
     J and F of the foreground on every labelled frame but the first and the last of each video, the mean over its
     frames, then the mean over the videos; void pixels count for nothing. A model that follows objects is given each of
     them in the first labelled frame that shows it, and judged on the frames after that: the mean over the frames of
-    each object, then the mean over all objects of all videos.
+    each object, then the mean over all objects of all videos. Of a model that finds many objects itself every labelled
+    frame counts, and the objects are those of the first one, each judged by the proposal that suits it best.
 
     Args:
       segmenter: with the variables to be judged.
@@ -63,6 +64,9 @@ def validate(segmenter: Segmenter, store: Any, videos: Sequence[int], process_in
             given = first_masks(store, v)
             labels = segmenter.segment(_frames(store, v), first_mask=given)
             scores = _score_objects(store, v, labels, given)
+        elif hasattr(segmenter.model, "discover"):
+            labels = segmenter.segment(_frames(store, v))
+            scores = score_found(store, v, labels)
         else:
             labels = segmenter.segment(_frames(store, v))
             scores = [_score(store, v, labels)]
@@ -135,6 +139,25 @@ def _score_objects(store, v, labels, given):
             if t > first:
                 row.append(score)
     return [[nan_mean([value[i] for value in row]) for i in range(2)] for row in values]
+
+
+def score_found(store, v, labels):
+    """J and F of the objects of the first labelled frame by DAVIS-2017's unsupervised rule, means over the frames."""
+    labelled = store.videos[v].labelled
+    first = store.labels(v, labelled[0])
+    ids = [number for number in np.unique(first).tolist() if 0 < number < _VOID]
+    if not ids:
+        raise UserError(f"'{store.videos[v].name}' of '{store.name}' shows no object in its first labelled frame; leave"
+                        " it out.")
+    table = np.zeros(256, np.uint8)
+    table[ids] = np.arange(1, len(ids) + 1)
+    proposals = max(int(labels.max()), len(ids))
+    values = []
+    for t in labelled:
+        truth = store.labels(v, t)
+        values.append(score_all_pairs(labels[t], proposals, table[truth], len(ids), truth == _VOID))
+    mean = np.mean(values, axis=0)  # [2, proposals, objects]
+    return [mean[:, proposal, number].tolist() for number, proposal in assign(mean.mean(0)).items()]
 
 
 def _panel(store, v, labels):

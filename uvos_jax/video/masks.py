@@ -70,11 +70,11 @@ def read_mask(path: str | os.PathLike, numbered: bool = False) -> np.ndarray:
     if mode == "1":
         return pixels.astype(np.uint8)
     if mode == "L":
-        return _labels_of_grey(path, pixels, file_format != "JPEG", numbered)
+        return _labels_of_grey(path, pixels, "JPEG" if file_format == "JPEG" else "plain", numbered)
     if mode == "LA":
         if pixels[..., 1].min() < 255:
             raise UserError(f"{quoted(path)} is partly transparent, not a plain mask; save it without alpha.")
-        return _labels_of_grey(path, pixels[..., 0], numbered, numbered)
+        return _labels_of_grey(path, pixels[..., 0], "alpha", numbered)
     raise UserError(
         f"{quoted(path)} is {_kind_of_picture(mode)}, not a label mask; "
         "save it as an indexed (palette) PNG or as one grey channel holding 0/255 or object numbers."
@@ -186,7 +186,9 @@ def check_palette(image, pixels: np.ndarray, path: str | os.PathLike) -> None:
                         "colours, not objects; save it with object numbers as indices, and black as entry 0.")
 
 
-def _labels_of_grey(path: str | os.PathLike, grey: np.ndarray, may_hold_ids: bool, numbered: bool) -> np.ndarray:
+def _labels_of_grey(path: str | os.PathLike, grey: np.ndarray, form: str, numbered: bool) -> np.ndarray:
+    """``form`` is "plain", "alpha" where there is a channel of it, or "JPEG", which no numbers survive."""
+    may_hold_ids = form == "plain" or (form == "alpha" and numbered)
     levels = np.flatnonzero(np.bincount(grey.ravel()))
     if not numbered and (levels.size == 1 or (levels.size == 2 and levels[0] == 0)):
         return (grey > 0).astype(np.uint8)
@@ -200,6 +202,11 @@ def _labels_of_grey(path: str | os.PathLike, grey: np.ndarray, may_hold_ids: boo
             f"{quoted(path)} has the grey levels {', '.join(map(str, levels))}, which are neither 0/255 nor "
             f"object numbers up to {LARGEST_GREY_ID}; "
             "threshold it at 128, or save it as an indexed (palette) PNG of object numbers."
+        )
+    if levels.size <= _FEW_LEVELS and form == "alpha":
+        raise UserError(
+            f"{quoted(path)} has the grey levels {', '.join(map(str, levels))} beside an alpha channel, where one "
+            "level beside 0 marks one object; save it without the alpha channel."
         )
     raise UserError(
         f"{quoted(path)} has more grey levels than a mask, so it was antialiased or saved as JPEG; "

@@ -16,7 +16,7 @@ _HEADS = re.compile(r"(fc|classifier(\.\d+)?)\.(weight|bias)")
 
 
 # What models call their backbones.
-_BACKBONES = ("backbone", "appearance_encoder", "motion_encoder")
+_BACKBONES = ("backbone", "appearance_encoder", "motion_encoder", "dnet/backbone", "dnet/guide_backbone")
 
 
 def backbone_from_torch(variables: dict, state_dict: Mapping[str, np.ndarray], backbone: str | None = None) -> dict:
@@ -24,13 +24,13 @@ def backbone_from_torch(variables: dict, state_dict: Mapping[str, np.ndarray], b
 
     Understood are torchvision's layouts of ResNets with bottlenecks (``conv1``, ``layer1.0.conv1``, ...) and of
     VGG-16 (``features.0``, ...), and the layout of ResNets with a deep stem (``conv1`` to ``conv3``). The depth and
-    the stem must be those of the model.
+    the stem must be those of the model; a stem that sees a fourth channel beside the picture's ignores it at first.
 
     Args:
       variables: ``{"params": ..., "batch_stats": ...}`` of any model.
       state_dict: arrays by PyTorch name, wrapped or not.
       backbone: path of the ``ResNet`` or ``VGG16`` in the variables, ``/`` between modules; None takes the model's
-        backbone, both encoders where a model has two streams.
+        backbone, both encoders where a model has two streams, and of D-Net and T-Net those of D-Net.
 
     Returns:
       A new tree of variables.
@@ -40,7 +40,8 @@ def backbone_from_torch(variables: dict, state_dict: Mapping[str, np.ndarray], b
     """
     state_dict = {key: value for key, value in unwrap(state_dict).items() if not _HEADS.fullmatch(key)}
     if backbone is None:
-        for name in [name for name in _BACKBONES if name in variables["params"]] or ["backbone"]:
+        paths = {"/".join(path[:2]) for path in flatten_dict(variables["params"])}
+        for name in [name for name in _BACKBONES if name in variables["params"] or name in paths] or ["backbone"]:
             variables = backbone_from_torch(variables, state_dict, name)
         return variables
     flat = flatten_dict(variables)
@@ -50,7 +51,16 @@ def backbone_from_torch(variables: dict, state_dict: Mapping[str, np.ndarray], b
         raise UserError(f"The model has no backbone at '{backbone}'.")
     if any(path[-2].startswith("layer1") or path[-3:-2] == ("layer1_0",) for path in part):
         rules, kind = resnet.torch_rules(backbone, ""), "this ResNet backbone"
+        state_dict = _with_fourth_channel(state_dict, part[("params", *inside, "conv1", "kernel")])
     else:
         rules, kind = vgg.torch_rules(backbone, "features."), "this VGG-16 backbone"
     loaded = convert(jax.eval_shape(lambda: unflatten_dict(part)), state_dict, rules, what=kind)
     return unflatten_dict(flat | flatten_dict(loaded))
+
+
+def _with_fourth_channel(state_dict, stem):
+    """Their stem with zeros for a channel that it does not know, where ours has one more."""
+    theirs = state_dict.get("conv1.weight")
+    if getattr(theirs, "ndim", 0) != 4 or stem.shape[2] != theirs.shape[1] + 1:
+        return state_dict
+    return state_dict | {"conv1.weight": np.pad(theirs, ((0, 0), (0, 1), (0, 0), (0, 0)))}

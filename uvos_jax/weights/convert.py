@@ -78,8 +78,11 @@ def from_torch(name: str, state_dict: Mapping[str, np.ndarray], **overrides) -> 
     Raises:
       UserError: listing every kind of disagreement: missing, extra and misshapen keys, at most ten of each.
     """
-    model = build(name, **overrides)
-    return convert(expected_variables(model), unwrap(state_dict), system(name).torch_rules(model), what=name)
+    model, rules = build(name, **overrides), system(name).torch_rules
+    if rules is None:
+        raise UserError(f"The authors of {name} have published no weights, so that there is nothing to convert; give a"
+                        " checkpoint directory of this library.")
+    return convert(expected_variables(model), unwrap(state_dict), rules(model), what=name)
 
 
 def expected_variables(model: nn.Module) -> dict:
