@@ -1,5 +1,7 @@
 """Checkpoint directories: what is saved comes back, and nothing half-written stays."""
 
+import asyncio
+import gc
 import json
 import shutil
 
@@ -218,3 +220,19 @@ def test_room_and_fast_matching_of_cfbi_are_no_part_of_its_weights(tmp_path):
     assert {name: getattr(loaded, name) for name in chosen} == chosen
     refused = _refusal(checkpoints.load, tmp_path / "weights", multi_local=False)
     assert "made with multi_local=True, not False" in refused
+
+
+@pytest.mark.parametrize(("message", "logged"), [("NOT_FOUND [tensorstore_spec='...']", 0), ("something else", 1)])
+def test_arrays_nobody_asks_after_any_more_fail_in_silence(saved, caplog, message, logged):
+    async def fail():
+        raise ValueError(message)
+
+    async def forget():
+        task = asyncio.ensure_future(fail())
+        await asyncio.sleep(0.01)
+        del task
+        gc.collect()
+
+    checkpoints.load(saved[0])  # from here on
+    asyncio.run(forget())
+    assert [record.name for record in caplog.records].count("asyncio") == logged

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -147,7 +148,11 @@ def digest(tree) -> str:
 
 @functools.cache
 def _keep_quiet_about_late_reads() -> None:
-    """Where one array cannot be read, the others arrive when Orbax has closed what they report to: a traceback each."""
+    """Where one array cannot be read, Orbax raises and no longer asks after the others; of them nothing need be said.
+
+    Those that arrive find that Orbax has closed what they report to, a traceback each. Those that fail too are
+    logged by asyncio when they are collected.
+    """
     report = sys.unraisablehook
 
     def hook(what):
@@ -155,6 +160,12 @@ def _keep_quiet_about_late_reads() -> None:
             report(what)
 
     sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(_is_no_late_failure)
+
+
+def _is_no_late_failure(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return not (record.getMessage().startswith("Task exception was never retrieved") and "tensorstore" in str(error))
 
 
 @contextlib.contextmanager
