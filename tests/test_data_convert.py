@@ -219,3 +219,45 @@ def test_a_dataset_larger_than_memory_keeps_its_order(tmp_path, monkeypatch):
         for t in range(3):
             expected = (tmp_path / f"source/JPEGImages/480p/{name}/{t:05d}.jpg").read_bytes()
             assert store._record(v, t)["image"].bytes_list.value[0] == expected
+
+
+def test_examples_tell_what_objects_are(tmp_path):
+    from uvos_jax.data import pipeline
+
+    converted("youtube_vis", tmp_path, "train")  # object 1 is a dog, 2 a person
+    config = {"mixture": [{"name": "youtube_vis"}], "recipe": {"name": "neighbour"}, "size": (24, 32), "batch_size": 3,
+              "objects": 4, "categories": ["cat", "person", "dog"], "seed": 0}
+    for paste in (0.0, 1.0):
+        clips, seen = pipeline.from_config(config | {"paste": paste}, tmp_path / "data"), set()
+        for engine in ("threads", "tensorflow"):
+            batches = pipeline.batches(clips, engine=engine)
+            for step, batch in zip(range(4), batches, strict=False):
+                np.testing.assert_array_equal(batch["categories"], clips.batch(step)["categories"])
+                assert batch["categories"].shape == (3, 4) and batch["categories"].dtype == np.uint8
+                for labels, kinds in zip(batch["labels"], batch["categories"], strict=True):
+                    there = set(np.unique(labels).tolist()) - {0, 255}
+                    assert {k + 1 for k in np.flatnonzero(kinds)} >= there and set(kinds) <= {0, 2, 3}
+                    # The dog is the small box, the person fills the first frame behind it.
+                    areas = np.bincount(labels.ravel(), minlength=5)[1:5]
+                    if not paste and len(there) == 2:
+                        assert kinds[areas.argmax()] == 2 and sorted(kinds) == [0, 0, 2, 3]
+                    seen |= there
+            batches.close()
+        assert max(seen) >= (3 if paste else 2)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"categories": ["dog"]}, "has the category 'person', which the configuration's categories do not have"),
+    ({"mixture": [{"name": "synthetic", "count": 2, "length": 2, "size": (32, 48)}]}, "does not tell those of"),
+    ({"objects": "foreground"}, "want the largest number of objects"),
+    ({"categories": ["dog", "dog"]}, "different names"),
+])
+def test_categories_that_nobody_tells(tmp_path, change, message):
+    from uvos_jax.data import pipeline
+    from uvos_jax.errors import UserError
+
+    converted("youtube_vis", tmp_path, "train")
+    config = {"mixture": [{"name": "youtube_vis"}], "recipe": {"name": "neighbour"}, "size": (24, 32), "batch_size": 2,
+              "objects": 4, "categories": ["person", "dog"], "seed": 0}
+    with pytest.raises(UserError, match=message):
+        pipeline.from_config(config | change, tmp_path / "data")

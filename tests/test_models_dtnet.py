@@ -12,10 +12,12 @@ from flax.traverse_util import flatten_dict
 from small_dtnet import SIZE, pairs, small
 
 from uvos_jax.data.sampling import RECIPES
+from uvos_jax.errors import UserError
 from uvos_jax.models import build
 from uvos_jax.models.dtnet import DTNet, dnet
 from uvos_jax.models.dtnet.blocks import Excitation
 from uvos_jax.training.config import load_config
+from uvos_jax.training.loop import train
 from uvos_jax.training.phases import phases
 from uvos_jax.weights.convert import expected_variables
 
@@ -298,3 +300,26 @@ def test_the_recipe_says_how_to_type_the_rows_of_table_3():
     options = re.findall(r"--config\.(model\.[\w.]+=\w+)", CONFIG.read_text())
     model = load_config(str(CONFIG), options)["model"]
     assert model["guidance"] is False and model["squeeze"] == "mixed" and len(options) == 2
+
+
+def test_the_preset_of_youtube_vis_learns_categories(tmp_path):
+    """Shapes only: from its data's names to the loss; and both must count the same."""
+    config = load_config(f"{CONFIG}:youtube_vis")
+    assert config["model"]["categories"] == len(config["data"]["categories"]) == 40
+    clip = {"frames": jax.ShapeDtypeStruct((2, 2, 33, 49, 3), np.uint8),
+            "labels": jax.ShapeDtypeStruct((2, 2, 33, 49), np.uint8),
+            "categories": jax.ShapeDtypeStruct((2, 20), np.uint8)}
+    model = DTNet(categories=40, depths=(1, 1, 1, 1), width=4, features=16, decoder=16)
+    batch = jax.eval_shape(model.training_batch, clip)
+    assert batch["categories"].shape == (2, 20)
+    outputs = {name: jax.ShapeDtypeStruct((2, 33, 49, channels), np.float32)
+               for name, channels in (("salient_logits", 41), ("heat", 1), ("offsets", 2))}
+    assert jax.eval_shape(model.loss, outputs, batch, 0)[0].shape == (2,)
+    small = [f"model.{field}={value}" for field, value in (
+        ("depths", "[1,1,1,1]"), ("width", 4), ("features", 16), ("decoder", 16), ("own_features", False))]
+    made_up = ["data.mixture=[{'name': 'synthetic', 'count': 2, 'length': 2}]", "data.categories=[]"]
+    for options, message in ((["model.categories=3", *made_up], "tells 3 categories apart .* names none"),
+                             (["data.categories=['dog', 'cat']", made_up[0]], "does not tell those of")):
+        with pytest.raises(UserError, match=message):
+            train(load_config(f"{CONFIG}:youtube_vis", [*small, *options]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

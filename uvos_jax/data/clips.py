@@ -5,6 +5,8 @@ Examples are NumPy:
 - ``"frames"``: uint8 [t, h, w, 3], RGB;
 - ``"labels"``: uint8 [t, h, w], 0 background, ids, 255 void;
 - ``"flow"``: float32 [t, h, w, 2], (dx, dy) in pixels to the following frame of the video, if asked for;
+- ``"categories"``: uint8 [objects], of objects 1, 2, ... from 1 in the order of the configuration, 0 where there is no
+  such object, if asked for;
 - ``"still"``: bool, whether the example is a picture (of the recipe "still"), not a video;
 - ``"example"``: int64, global number of the example.
 """
@@ -44,7 +46,7 @@ _OBJECTS = whole(None, 1, VOID - 1)
 SETTINGS = {
     "size": one_or_more(size(REQUIRED)), "batch_size": whole(REQUIRED, 1), "seed": whole(REQUIRED, 0, 2**32 - 1),
     "geometry": section({"kind": "resize"}), "colour": optional(section(None)), "flow": flag(False),
-    "paste": fraction(0.0), "turns": flag(False),
+    "paste": fraction(0.0), "turns": flag(False), "categories": names(()),
     "objects": Option(None, f"None, 'foreground' or the largest number of objects, {_OBJECTS.wants}",
                       lambda value: value is None or value == "foreground" or _OBJECTS.fits(value)),
 }
@@ -115,9 +117,10 @@ class Clips:
         colour: Ranges, see ``colour.draw``.
         independent_colour: Whether each frame of a clip has changes of its own.
         flow: Whether examples have optical flow.
-        objects: None, "foreground" or the largest number of objects, see ``relabel``.
+        objects: None, "foreground" or the largest number of objects, see ``renumbering``.
         paste: Share of the examples that get the objects of another clip.
         turns: Whether whole batches come from one part, by turns.
+        categories: Names of what objects are, if examples tell it.
     """
 
     parts: tuple[Part, ...]
@@ -136,6 +139,7 @@ class Clips:
     objects: str | int | None
     paste: float
     turns: bool
+    categories: tuple[str, ...] = ()
 
     def size_of(self, step: int) -> tuple[int, int]:
         """Returns height and width of the frames of a step, the same for all its examples."""
@@ -159,15 +163,28 @@ class Clips:
         """
         chosen, v, indices, rng = self._choose(step, place)
         size = self.size_of(step)
-        clip = self._clip(chosen, v, indices, rng, size)
+        clip, kinds = self._clip(chosen, v, indices, rng, size), self._kinds(chosen, v)
         if self.paste and rng.random() < self.paste:
             # The other clip is of the same dataset, with a geometry and colours of its own.
             other, item = map(int, chosen.items[rng.integers(len(chosen.items))])
             its = RECIPES[chosen.recipe].frames(rng, chosen.store.videos[other], item, **chosen.options)
+            kinds = _side_by_side(clip["labels"], kinds, self._kinds(chosen, other))
             clip = paste(clip, self._clip(chosen, other, its, rng, size))
-        return clip | {"labels": relabel(rng, clip["labels"], self.objects, chosen.recipe == "sequence"),
-                       "still": np.bool_(chosen.recipe == "still"),
+        table = renumbering(rng, clip["labels"], self.objects, chosen.recipe == "sequence")
+        if self.categories:
+            clip["categories"] = np.zeros(256, np.uint8)
+            clip["categories"][table] = kinds
+            clip["categories"] = clip["categories"][1:self.objects + 1]
+        return clip | {"labels": relabel(clip["labels"], table), "still": np.bool_(chosen.recipe == "still"),
                        "example": np.int64(step * self.batch_size + place)}
+
+    def _kinds(self, chosen: Part, v: int) -> np.ndarray:
+        """Returns the category of each id of a video, uint8 [256], from 1; 0 for what is no object."""
+        kinds = np.zeros(256, np.uint8)
+        if self.categories:
+            for number, name in chosen.store.videos[v].categories:
+                kinds[number] = 1 + self.categories.index(name)
+        return kinds
 
     def _clip(self, chosen: Part, v: int, indices: list[int], rng: np.random.Generator, size: tuple[int, int]) -> Batch:
         """Returns the frames of a clip, their labels as they are in the store and, if asked for, their flow."""
@@ -246,9 +263,17 @@ def paste(clip: Batch, other: Batch) -> Batch:
     return pasted
 
 
-def relabel(rng: np.random.Generator, labels: np.ndarray, objects: str | int | None, follow: bool = False
-            ) -> np.ndarray:
-    """Numbers the objects of a clip anew, so that a network learns nothing from their numbers.
+def _side_by_side(labels: np.ndarray, kinds: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Returns the categories of a clip's ids, uint8 [256], after ``paste``, which puts theirs behind its own."""
+    last = int(labels[labels != VOID].max(initial=0))
+    both = kinds.copy()
+    both[last + 1:VOID] = theirs[1:VOID - last]
+    return both
+
+
+def renumbering(rng: np.random.Generator, labels: np.ndarray, objects: str | int | None, follow: bool = False
+                ) -> np.ndarray:
+    """Draws new numbers for the objects of a clip, so that a network learns nothing from their numbers.
 
     Args:
         rng: Random numbers.
@@ -260,10 +285,10 @@ def relabel(rng: np.random.Generator, labels: np.ndarray, objects: str | int | N
             they are in a test.
 
     Returns:
-        uint8 [t, h, w].
+        uint8 [256], the new number of each.
     """
     if objects is None:
-        return labels
+        return np.arange(256, dtype=np.uint8)
     table = np.zeros(256, np.uint8)
     table[VOID] = VOID
     if objects == "foreground":
@@ -273,12 +298,17 @@ def relabel(rng: np.random.Generator, labels: np.ndarray, objects: str | int | N
         ids = rng.permutation(np.flatnonzero(present[1:VOID]) + 1)
         table[ids] = VOID
         table[ids[:objects]] = np.arange(1, len(ids[:objects]) + 1)
+    return table
+
+
+def relabel(labels: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Returns labels uint8 [t, h, w] with the numbers of a table, uint8 [256]."""
     return cv2.LUT(labels.reshape(-1, labels.shape[-1]), table).reshape(labels.shape)
 
 
 def make_clips(parts: Sequence[Part], size: tuple[int, int] | Sequence[tuple[int, int]], batch_size: int, seed: int,
                geometry: dict, colour: dict | None = None, flow: bool = False, objects: str | int | None = None,
-               paste: float = 0.0, turns: bool = False) -> Clips:
+               paste: float = 0.0, turns: bool = False, categories: Sequence[str] = ()) -> Clips:
     """Checks and completes a description of training examples.
 
     Args:
@@ -290,9 +320,11 @@ def make_clips(parts: Sequence[Part], size: tuple[int, int] | Sequence[tuple[int
             ``"fill_label"``.
         colour: Ranges of changes, see ``colour.draw``; also ``"independent"``.
         flow: Whether examples have optical flow; every dataset must.
-        objects: See ``relabel``.
+        objects: See ``renumbering``.
         paste: Share of the examples that get the objects of another clip of their dataset, see ``paste``.
         turns: Whether whole batches come from one part of the mixture: in its order, each for ``share`` steps in a row.
+        categories: Names of what objects are, if examples shall tell it; every dataset must, and ``objects`` be a
+            number.
 
     Raises:
         UserError: Something of it does not fit.
@@ -307,12 +339,15 @@ def make_clips(parts: Sequence[Part], size: tuple[int, int] | Sequence[tuple[int
         raise UserError(f"The shares of the mixture sum up to {cycle}; choose smaller ones of the same ratio, "
                         f"{_LONGEST_CYCLE} at most together.")
     checked = check_options({"size": size, "batch_size": batch_size, "seed": seed, "geometry": geometry,
-                             "colour": colour, "flow": flow, "objects": objects, "paste": paste, "turns": turns},
+                             "colour": colour, "flow": flow, "objects": objects, "paste": paste, "turns": turns,
+                             "categories": categories},
                             SETTINGS, "data")
     without = [part.what for part in parts if flow and not part.store.has_flow]
     if without:
         raise UserError(f"Flow is asked for, but {', '.join(without)} has none; convert it with --flow, or set flow "
                         "to False.")
+    if categories:
+        _check_categories(parts, objects, categories)
     kind, options = check_named(checked["geometry"], {row: options_of(row) for row in KINDS}, "geometry", "kind")
     tones = check_options(checked["colour"] or {}, colours.OPTIONS, "colour")
     sizes = tuple(tuple(map(int, each)) for each in (size if np.ndim(size) == 2 else [size]))
@@ -321,7 +356,22 @@ def make_clips(parts: Sequence[Part], size: tuple[int, int] | Sequence[tuple[int
                  fill_label=options.pop("fill_label"), geometry=options,
                  independent_colour=tones.pop("independent"),
                  colour={name: tuple(value) for name, value in tones.items() if value is not None},
-                 flow=flow, objects=objects, paste=float(paste), turns=turns)
+                 flow=flow, objects=objects, paste=float(paste), turns=turns, categories=tuple(categories))
+
+
+def _check_categories(parts, objects, names):
+    if not isinstance(objects, int) or len(names) > 255 or len(set(names)) < len(names):
+        raise UserError("Categories are up to 255 different names, and want the largest number of objects (objects).")
+    for part in parts:
+        videos = [part.store.videos[v] for v in np.unique(part.items[:, 0])]
+        untold = [video.name for video in videos
+                  if not {i for ids in video.objects for i in ids} <= {number for number, _ in video.categories}]
+        if untold:
+            raise UserError(f"Categories are asked for, but {part.what} does not tell those of {untold[0]}.")
+        strange = sorted({name for video in videos for _, name in video.categories} - set(names))
+        if strange:
+            raise UserError(f"{part.what} has the category '{strange[0]}', which the configuration's categories do not"
+                            f" have{f', and {len(strange) - 1} more such' if strange[1:] else ''}.")
 
 
 def stack(examples: Sequence[Batch]) -> Batch:

@@ -31,7 +31,8 @@ def from_config(config: Any, data_dir: str | os.PathLike | None = None) -> Clips
 
     Args:
         config: A dict or ConfigDict: ``{"mixture": [{"name", "split", "share", "exclude", "only", "recipe"}, ...],
-            "recipe", "geometry", "colour", "size", "flow", "objects", "paste", "turns", "batch_size", "seed"}``.
+            "recipe", "geometry", "colour", "size", "flow", "objects", "categories", "paste", "turns", "batch_size",
+            "seed"}``.
             ``recipe`` of a part replaces the common one; ``split`` is "train" and ``share`` 1 if not given. A part of
             name "synthetic" that has a ``count`` is made up: ``{"name": "synthetic", "count", "length", "size",
             "seed"}``.
@@ -112,15 +113,14 @@ def _tensorflow(make: Callable[[int], Batch], first: int, size: int, workers: in
 
     with suppress(RuntimeError):  # too late if TensorFlow is in use already; the devices are JAX's
         tf.config.set_visible_devices([], "GPU")
-    # The shape of an example after length, height and width, which may differ from step to step.
-    kinds = {"frames": (tf.uint8, [3]), "labels": (tf.uint8, []), "still": (tf.bool, None),
-             "example": (tf.int64, None)}
+    # Height and width (None) may differ from step to step.
+    kinds = {"frames": (tf.uint8, [clips.length, None, None, 3]), "labels": (tf.uint8, [clips.length, None, None]),
+             "still": (tf.bool, []), "example": (tf.int64, [])}
     if clips.flow:
-        kinds["flow"] = tf.float32, [2]
+        kinds["flow"] = tf.float32, [clips.length, None, None, 2]
+    if clips.categories:
+        kinds["categories"] = tf.uint8, [clips.objects]
     failures = {}
-
-    def shape(rest, height=None, width=None):
-        return [] if rest is None else [clips.length, height, width, *rest]
 
     def run(number):
         try:
@@ -130,12 +130,13 @@ def _tensorflow(make: Callable[[int], Batch], first: int, size: int, workers: in
             # TensorFlow would tell its text only, at length, and anything that leaves a thread may end the process.
             failures[int(number)] = error
             frame = clips.size_of(int(number) // size)
-            return [np.zeros(shape(rest, *frame), dtype.as_numpy_dtype) for dtype, rest in kinds.values()]
+            return [np.zeros([*shape[:1], *frame, *shape[3:]] if None in shape else shape, dtype.as_numpy_dtype)
+                    for dtype, shape in kinds.values()]
 
     def one(number):
         values = tf.numpy_function(run, [number], [dtype for dtype, _ in kinds.values()], stateful=False)
-        return {key: tf.ensure_shape(value, shape(rest))
-                for (key, (_, rest)), value in zip(kinds.items(), values, strict=True)}
+        return {key: tf.ensure_shape(value, shape)
+                for (key, (_, shape)), value in zip(kinds.items(), values, strict=True)}
 
     dataset = tf.data.Dataset.range(first, np.iinfo(np.int64).max)
     dataset = dataset.map(one, num_parallel_calls=workers, deterministic=True)

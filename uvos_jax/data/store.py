@@ -47,6 +47,7 @@ class Video:
         objects: For each frame the ids (1..254) in its labels, ascending; ``()`` for none.
         labelled: Indices of the frames with ground truth, ascending.
         start: Number of its first record in the converted split; 0 for stores in memory.
+        categories: Ids and what they are, where the dataset tells.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Video:
     objects: tuple[tuple[int, ...], ...]
     labelled: tuple[int, ...]
     start: int = 0
+    categories: tuple[tuple[int, str], ...] = ()
 
 
 class MemoryStore:
@@ -322,7 +324,8 @@ def _video_of_row(row: dict) -> Video:
     """Returns what a row of ``metadata.json`` says; raises one of many errors if it says nothing that can be."""
     objects = tuple(tuple(map(int, ids)) for ids in row["objects"])
     video = Video(str(row["name"]), int(row["length"]), (int(row["height"]), int(row["width"])), objects,
-                  tuple(map(int, row["labelled"])), int(row["start"]))
+                  tuple(map(int, row["labelled"])), int(row["start"]),
+                  tuple((int(number), str(name)) for number, name in row.get("categories", {}).items()))
     if len(objects) != video.length or not set(video.labelled) <= set(range(video.length)):
         raise ValueError(f"video {video.name} has other frames than it says")
     return video

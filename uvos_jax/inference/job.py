@@ -31,7 +31,7 @@ from uvos_jax.video.look import PLAIN
 from uvos_jax.video.output import RESULTS
 from uvos_jax.video.pictures import Damaged
 from uvos_jax.video.tracks_json import NAME as TRACKS
-from uvos_jax.video.tracks_json import write_tracks
+from uvos_jax.video.tracks_json import TOLD, write_tracks
 
 _RESULTS = (*RESULTS, TRACKS, "run.json", "debug")
 _LOCK = ".uvos.lock"
@@ -132,7 +132,7 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
     chunk = segmenter.chunk_for(source, chunk)
     options = options or {}
     outputs = {"overlay": overlay, "look": dataclasses.asdict(look), "soft": soft, "json": json, "cutout": cutout}
-    started, progress = time.perf_counter(), _Progress(None if json else {*segmenter.model.notes, "scores"})
+    started, progress = time.perf_counter(), _Progress(None if json else {*segmenter.model.notes, *TOLD})
     if isinstance(segmenter.flow, Path) and source.rereadable:
         check_folder_of_flow(segmenter.flow, source)
     with _own(output):
@@ -186,7 +186,7 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
             raise told from error
         finds_many = hasattr(segmenter.model, "discover")
         if finds_many:
-            write_tracks(output, source.name, progress.notes["scores"])
+            write_tracks(output, source.name, *(progress.notes[name] for name in TOLD if name in progress.notes))
         run = {"finished": True, **facts, **_description(segmenter, first.frame, references),
                "skipped": progress.skipped, "resumed": progress.resumed,
                "results": [*writer.names, *([TRACKS] * finds_many), "run.json"],

@@ -79,7 +79,8 @@ class TrackingEngine:
         """``frames`` uint8 ``[t, h, w, 3]`` and ``valid`` bool ``[t]`` to ``(carry, Decision of [t])``; see ``Engine``.
 
         Notes of a frame are the flags of ``model.notes``, and ``scores``, float32 ``[tracks]``: how sure D-Net is of
-        each id's mask, or T-Net if it is T-Net's; 0 of ids that are not in the frame.
+        each id's mask, or T-Net if it is T-Net's; 0 of ids that are not in the frame. Where the model tells them apart,
+        ``categories``, int32 ``[tracks]``: from 1, of the ids whose mask is D-Net's, 0 of all others.
         """
         state, last = carry.states[0], carry.last
         frames = np.asarray(frames)
@@ -110,6 +111,8 @@ class TrackingEngine:
         state = TrackState(self._apply(variables, "init_state", features), targets, tracks, jnp.zeros((), jnp.int32),
                            jnp.zeros(self.size, jnp.uint8))
         notes = {name: jnp.zeros((), bool) for name in model.notes} | {"scores": jnp.zeros(model.tracks, jnp.float32)}
+        if model.categories > 1:
+            notes["categories"] = jnp.zeros(model.tracks, jnp.int32)
         last = Decision(jnp.zeros(self.native_size, jnp.uint8), notes=notes)
         if self.soft:
             last = last.replace(probability=last.labels, confidence=jnp.zeros((), jnp.float32))
@@ -143,8 +146,12 @@ class TrackingEngine:
         targets = self._learn(variables, state.targets, decision, seen["target"], places, frame, index)
         state = TrackState(state.discovery, targets, tracks, np.int32(index + 1), places)
         left_out = found.dropped > 0 or _beyond(decision, found.score, tracks)
-        return state, self._decision(tracks, places, self._scores(decision, places, found.score, sure),
-                                     np.maximum(anything, found.saliency), left_out)
+        notes = {"crowded": np.asarray(left_out),
+                 "scores": _by_id(tracks, _of_places(decision, places, found.score, sure))}
+        if self.model.categories > 1:
+            kinds = 1 + found.categories.argmax(-1).astype(np.int32)
+            notes["categories"] = _by_id(tracks, _of_places(decision, places, kinds, np.zeros_like(tracks.ids)))
+        return state, self._decision(tracks, places, np.maximum(anything, found.saliency), notes)
 
     def _learn(self, variables, targets, decision, features, places, frame, index):
         """The target models after a frame: memories get it, those are fitted that got it, new ones begin."""
@@ -163,20 +170,10 @@ class TrackingEngine:
                 targets = self.begin(variables, targets, slot, frames, masks)
         return targets
 
-    def _scores(self, decision, places, score, sure):
-        """How sure the mask of each place is, float32 ``[tracks]``: D-Net's score, or T-Net's where it is T-Net's."""
-        scores = np.where(decision.replace >= 0, score[decision.replace], sure)
-        scores[decision.slots] = score[decision.new]
-        shown = np.bincount(places.ravel(), minlength=len(scores) + 1)[1:] > 0
-        return np.where(shown, scores, 0).astype(np.float32)
-
-    def _decision(self, tracks, places, scores, anything, left_out):
+    def _decision(self, tracks, places, anything, notes):
         """The frame's answer at native size, its places as ids."""
-        known = tracks.ids > 0
-        by_id = np.zeros_like(scores)
-        by_id[tracks.ids[known] - 1] = scores[known]
         ids = np.append(0, tracks.ids).astype(np.uint8)[places]
-        notes = {"nothing": np.asarray(not ids.any()), "crowded": np.asarray(left_out), "scores": by_id}
+        notes = {"nothing": np.asarray(not ids.any()), **notes}
         if self.size != self.native_size:
             ids = np.asarray(self._labels_at_native_size(ids))
         if not self.soft:
@@ -255,6 +252,20 @@ class TrackingEngine:
 def _together():
     """Target models that are fitted at once: a CPU gains nothing by it, and what fills up costs as much as others."""
     return 1 if jax.default_backend() == "cpu" else 4
+
+
+def _of_places(decision, places, of_proposals, otherwise):
+    """What is said of each place's mask ``[tracks]``: of the proposal that it is, or else; 0 of what is not there."""
+    said = np.where(decision.replace >= 0, of_proposals[decision.replace], otherwise)
+    said[decision.slots] = of_proposals[decision.new]
+    return np.where(np.bincount(places.ravel(), minlength=len(said) + 1)[1:] > 0, said, 0).astype(of_proposals.dtype)
+
+
+def _by_id(tracks, of_places):
+    """``[tracks]``, from that of places to that of ids 1, 2, ..."""
+    by_id, known = np.zeros_like(of_places), tracks.ids > 0
+    by_id[tracks.ids[known] - 1] = of_places[known]
+    return by_id
 
 
 def _beyond(decision, score, tracks):

@@ -341,6 +341,10 @@ def _from_data(config, recipe: tuple[Phase, ...], setups: list[Setup], data_dir)
                                   data_dir or None)
              for phase in recipe]
     for parts, clip in zip(setups, clips, strict=True):
+        kinds = getattr(parts.model, "categories", 1)
+        if kinds > 1 and len(clip.categories) != kinds:
+            raise UserError(f"The model tells {kinds} categories apart (model.categories), and data.categories names"
+                            f" {len(clip.categories) or 'none'}.")
         for size in clip.sizes:
             axes = config["batch_size"], clip.length, *size
             shapes = {"frames": jax.ShapeDtypeStruct((*axes, 3), np.uint8),
@@ -348,6 +352,8 @@ def _from_data(config, recipe: tuple[Phase, ...], setups: list[Setup], data_dir)
                       "still": jax.ShapeDtypeStruct(axes[:1], np.bool_)}
             if clip.flow:
                 shapes["flow"] = jax.ShapeDtypeStruct((*axes, 2), np.float32)
+            if clip.categories:
+                shapes["categories"] = jax.ShapeDtypeStruct((*axes[:1], clip.objects), np.uint8)
             jax.eval_shape(parts.model.training_batch, shapes)  # a mistake of a later phase shows now
 
     def batches(index, start_step):

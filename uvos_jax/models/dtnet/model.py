@@ -68,7 +68,8 @@ class DTNet(nn.Module):
       task: what the training forward learns: ``discovery`` (D-Net) or ``embedding``.
       guidance: whether D-Net sees the last frame and what was salient in it (Table 3).
       squeeze: what the excitation of the guidance is squeezed from, see ``dnet``.
-      categories: kinds of objects that are told apart; 1 for any object, 40 of YouTube-VIS.
+      categories: kinds of objects that are told apart; 1 for any object, 40 of YouTube-VIS. Ours: a mask is that of its
+        object whatever its kind, and a track is of the kind of most of its proposals.
       proposals: room for proposals in a frame.
       tracks: room for targets, and the most that get a number; 20 of DAVIS-2017.
       memory: frames that each target model remembers. Weights fall by a tenth from one to the next, so that of those
@@ -185,7 +186,8 @@ class DTNet(nn.Module):
 
         Args:
           clip: ``{"frames": [b, t, h, w, 3] uint8 RGB, "labels": [b, t, h, w] uint8}``, ``t`` at least 2; objects 1 to
-            at most ``tracks``, 255 void. D-Net learns from the last two frames.
+            at most ``tracks``, 255 void. D-Net learns from the last two frames. Where it tells categories apart, also
+            ``"categories"``, ``[b, objects]`` uint8, of each object from 1.
         """
         frames, labels = clip["frames"], clip["labels"].astype(jnp.int32)
         b, t, h, w = frames.shape[:4]
@@ -195,7 +197,8 @@ class DTNet(nn.Module):
             crops, identities, valid = reid.track_crops(x, labels, self.tracks)
             return {"crops": crops, "identities": identities, "valid": valid}
         previous, probability, frame, labels = dnet.guided_pair(x[:, -2:], labels[:, -2:])
-        return {"frame": frame, "previous": previous, "previous_prob": probability, "labels": labels}
+        batch = {"frame": frame, "previous": previous, "previous_prob": probability, "labels": labels}
+        return batch if self.categories == 1 else batch | {"categories": clip["categories"].astype(jnp.int32)}
 
     @nn.nowrap
     def loss(self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], step: jax.Array):
@@ -203,7 +206,7 @@ class DTNet(nn.Module):
         if self.task == "embedding":
             return reid.embedding_loss(outputs["embeddings"], batch["identities"], batch["valid"],
                                        axis_name=self.axis_name)
-        return dnet.losses(outputs, batch["labels"], self.tracks)
+        return dnet.losses(outputs, batch["labels"], self.tracks, batch.get("categories"))
 
     @nn.nowrap
     def example_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
