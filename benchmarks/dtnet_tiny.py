@@ -25,7 +25,7 @@ from uvos_jax.training.validate import score_found
 _UNSEEN = 2_000_000  # seeds of the held-back clips begin here
 _LARGE = 0.005  # share of the frame that an object must fill at first
 _HIDDEN = 0.1  # share of its first area below which an object is away
-_CLOSE = 0.5  # share of an object's box, overlapped by another one's, that makes a crossing
+_ROOM = 200  # ids for proposals linked by overlap alone: an object that is away for a frame gets a new one
 
 
 def eventful(labels: np.ndarray) -> bool:
@@ -98,7 +98,7 @@ def main():
             "w/o memory update": without(full, memory_update=False)}
     if args.unguided:
         rows["w/o guidance"] = load(weights=args.unguided / "last")
-    rows["proposals linked by IoU"] = without(full, link_only=True)
+    rows["proposals linked by IoU"] = without(full, link_only=True, tracks=_ROOM)
     print("| | J | F | J&F | switches | fragmentations | objects matched |")
     print("|---|---|---|---|---|---|---|")
     for name, segmenter in rows.items():

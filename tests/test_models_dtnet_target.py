@@ -1,5 +1,6 @@
 """Target models: the published code's numbers, dense oracles in float64, and the life of targets in their places."""
 
+import functools
 from pathlib import Path
 
 import cv2
@@ -64,6 +65,7 @@ def _scene(*colours, place=(32, 48)):
     return jnp.asarray(features, jnp.float32), jnp.asarray(labels)
 
 
+@functools.cache
 def _started(*colours):
     """Targets of one scene, in places 0, 1, ..., and the scene; the rest of the places is free."""
     targets = ops.empty_targets(SLOTS, MEMORY, SIZE, CHANNELS)
