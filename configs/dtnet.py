@@ -103,9 +103,9 @@ def tiny():
     }
     # Adam: SGD needs its thousands of steps to leave a random start.
     config.optimizer = {"name": "adamw", "weight_decay": 1e-2, "clip_norm": 5.0}
-    config.schedule = {"name": "cosine", "lr": 2e-3, "warmup": 100}
+    config.schedule = {"name": "cosine", "lr": 2e-3, "warmup": 50}
     config.ema_decay = 0.99
-    config.phases = _phases(embedding=300, discovery=1_500, objects=4)
+    config.phases = _phases(embedding=150, discovery=2_600, objects=4)
     config.validate = {"every": 500, "phases": ["discovery"], "made_up": {
         "count": 6, "length": 16, "size": [160, 272], "seed": _CLIPS_APART, "objects": [2, 4]}}
     config.log_every = 20

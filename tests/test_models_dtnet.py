@@ -178,7 +178,7 @@ def test_losses_by_hand():
     valid, log2 = 60, np.log(2)
     np.testing.assert_allclose(parts["salient"], [(54 * log2 + 6 * np.log1p(np.exp(-2))) / valid, log2], rtol=1e-5)
     y, x = np.mgrid[:6, :10]
-    bell = np.exp(-((y - 2) ** 2 + (x - 3) ** 2) / 8) * (np.maximum(abs(y - 2), abs(x - 3)) <= 7)
+    bell = np.exp(-((y - 2) ** 2 + (x - 3) ** 2) / 32)  # which ends 13 pixels away
     np.testing.assert_allclose(parts["heat"], [200 * (bell**2).mean(), 0], rtol=1e-5)
     # Vertically half a pixel to the centre from either row: rights and wrongs of 0 and 1. Horizontally 1, 0, -1 wanted.
     wrong = (0 + 1) / 2 / 2 + (2 + 1 + 0) / 3 / 2

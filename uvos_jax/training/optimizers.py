@@ -85,8 +85,8 @@ def schedule(config: Mapping, total_steps: int) -> Schedule:
         raise UserError(f"schedule.end ({end}) must not be above the learning rate ({peak}).")
     steps, warmup = config["steps"] or total_steps, config["warmup"] or 0
     if steps <= warmup:
-        raise UserError(f"The learning rate rises for schedule.warmup={warmup} steps of {steps}: shorten the warm-up, or train"
-                        " longer.")
+        raise UserError(f"The rate rises for schedule.warmup={warmup} steps of {steps}: shorten the warm-up, or"
+                        " train longer.")
     if name == "one_cycle":
         if warmup:
             raise UserError("The one_cycle schedule rises by itself; set schedule.warmup to 0 and use"

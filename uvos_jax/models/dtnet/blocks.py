@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from uvos_jax.nn.layers import BatchNorm, Conv, torch_default
+from uvos_jax.nn.layers import BatchNorm, Conv
 from uvos_jax.ops.pool import global_average_pool
 from uvos_jax.ops.resize import resize_bilinear
 
@@ -117,4 +117,6 @@ class Head(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """``[b, h, w, c] -> [b, h, w, outputs]`` float32."""
         x = SeparableConv(self.hidden, self.axis_name, self.dtype, name="hidden")(x, train)
-        return Conv(self.outputs, 1, use_bias=True, kernel_init=torch_default, name="out")(x.astype(jnp.float32))
+        # Begins near 0, or the first steps would be spent on taking back what chance says of every pixel.
+        small = nn.initializers.normal(1e-3)
+        return Conv(self.outputs, 1, use_bias=True, kernel_init=small, name="out")(x.astype(jnp.float32))

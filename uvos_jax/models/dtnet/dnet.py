@@ -24,7 +24,7 @@ _DILATIONS = (6, 12, 18)
 _STRIDE = 16  # of the encoder; ours: offsets leave the head in steps of it, as numbers near 1 are soon learned
 
 _SIDE = 640  # of the paper's crops; the lengths below are pixels of such a crop
-_SIGMA, _LEAST_SIGMA = 10.0, 2.0  # of a centre's bell; the least in pixels of any crop, or it could not be drawn
+_SIGMA, _LEAST_SIGMA = 10.0, 4.0  # of a centre's bell; the least is a pixel of the maps that the heads make
 _HEAT, _OFFSETS = 200.0, 0.01  # weights of the losses, beside 1 for the salient one
 
 
