@@ -97,4 +97,4 @@ def test_mapped_over_problems_it_finds_what_it_finds_one_by_one():
     def solve(target):
         return gauss_newton(lambda p: jnp.asarray(DESIGN, jnp.float32) @ p - target, jnp.ones(5), (2, 3))
 
-    np.testing.assert_allclose(jax.vmap(solve)(targets), jnp.stack([solve(t) for t in targets]), atol=1e-5)
+    np.testing.assert_allclose(jax.vmap(solve)(targets), jnp.stack([solve(t) for t in targets]), atol=1e-4)
