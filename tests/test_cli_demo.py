@@ -104,8 +104,7 @@ def test_a_demo_that_was_stopped_goes_on(tmp_path, monkeypatch):
     assert uvos("demo", "--output", "seen", "--resume")[0] == 0
     assert uvos("demo", "--output", "whole")[0] == 0
     unlike = {name for name, data in _files(tmp_path / "whole").items() if _files(tmp_path / "seen")[name] != data}
-    # One has times in it; of the other one equal pictures now and then become other bytes, on some machines.
-    assert unlike <= {"generated/run.json", "generated/overlay.mp4"}
+    assert unlike <= {"generated/run.json"}  # it has times in it
 
 
 def test_a_second_demo_replaces_nothing_unless_asked(tmp_path):

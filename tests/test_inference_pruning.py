@@ -6,7 +6,6 @@ from pathlib import Path
 
 import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from following import SIZE, Bright, bright, following
@@ -16,8 +15,6 @@ from uvos_jax import UserError
 from uvos_jax.inference import Segmenter, resume
 from uvos_jax.inference.job import segment_to_folder
 from uvos_jax.inference.pruning import Instances, Pruning, iou, official_rule, paper_rule
-from uvos_jax.inference.stages import STAGES
-from uvos_jax.ops.components import fill_holes, label_components
 from uvos_jax.video import open_source
 from uvos_jax.video.tracks_json import tracks_of
 
@@ -286,74 +283,6 @@ def test_a_folder_has_a_file_for_each_video(tmp_path):
         pruned(tmp_path, video(2, (40, 60)))
     with pytest.raises(UserError, match="cannot be read: No such file"):
         pruned(tmp_path / "other.json", video(2, (40, 60)))
-
-
-@pytest.mark.parametrize("density", [0.3, 0.45, 0.6, 0.9])
-def test_parts_of_a_mask_equal_opencvs(density):
-    mask = np.random.default_rng(0).random((40, 61)) < density
-    count, expected = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    labels = np.asarray(jax.jit(label_components)(mask))
-    pairs = set(zip(labels.ravel().tolist(), expected.ravel().tolist(), strict=True))
-    assert len(pairs) == count == len({label for label, _ in pairs}) == len({label for _, label in pairs})
-    assert all(labels.ravel()[label - 1] == label for label, _ in pairs if label)
-    filled = np.zeros(mask.shape, np.uint8)
-    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(filled, outlines, -1, 1, cv2.FILLED)
-    np.testing.assert_array_equal(np.asarray(jax.jit(fill_holes)(mask)), filled > 0)
-
-
-def test_parts_with_many_turns_hang_together():
-    mask = np.zeros((33, 41), bool)
-    mask[::4] = True
-    mask[1::8, -1] = mask[2::8, -1] = mask[3::8, -1] = True
-    mask[5::8, 0] = mask[6::8, 0] = mask[7::8, 0] = True
-    assert len(np.unique(np.asarray(label_components(jnp.asarray(mask))))) == 2
-
-
-def _several_parts():
-    """Frames with a large part and a small one; what changes decides whether the stage cuts."""
-    scores = np.full((10, 300, 420), -1.0, np.float32)
-    for t in range(8):
-        cv2.ellipse(scores[t], (130 + 3 * t, 150), (105, 130), 0, 0, 360, 2.0, -1)
-        cv2.circle(scores[t], (130 + 3 * t, 150), 20, -1.0, -1)  # a hole
-        scores[t, 100:160, 320:380] = 1.5
-    scores[2, 100:160, 200:380] = 1.5  # they hang together
-    scores[3, :, 260:] = -1.0  # the small one is gone
-    scores[4] = -1.0  # far from the frame before
-    scores[4, 20:220, 215:415] = 2.0
-    scores[4, 270:290, 5:200] = 2.0
-    scores[5] = 2.0  # too much
-    scores[6, 220:] = -1.0  # too little
-    # The outline of what 171 x 121 pixels grow to encloses 30,000 exactly, though that has 201 * 151 pixels.
-    scores[8:, 60:179, 230:401] = scores[8:, 60:181, 15:186] = scores[9, 181, 15:186] = 2.0
-    return scores
-
-
-def test_the_main_part_equals_the_published_rule_with_opencv():
-    expected, last = [], None
-    for score in _several_parts():
-        mask, score = (score > 0.5).astype(np.uint8), score.copy()
-        if 40_000 < mask.sum() < 100_000:
-            opened = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((15, 15), np.uint8))
-            outlines, _ = cv2.findContours(cv2.dilate(opened, np.ones((31, 31), np.uint8)), cv2.RETR_EXTERNAL,
-                                           cv2.CHAIN_APPROX_NONE)
-            main = max(outlines, key=cv2.contourArea)
-            x, y, w, h = cv2.boundingRect(main)
-            box = np.zeros(mask.shape, bool)
-            box[y:y + h, x:x + w] = True
-            overlap = 1 if last is None else (last & box).sum() / (last | box).sum()
-            if len(outlines) > 1 and cv2.contourArea(main) > 30_000 and overlap > 0.3:
-                score *= box
-        last = score > 0.5
-        expected.append(score)
-    expected = np.stack(expected)
-
-    init, apply = STAGES["main_part"]
-    scores = jnp.asarray(_several_parts())[:, None, :, :, None]
-    _, kept = jax.lax.scan(lambda state, score: apply(state, score, 0.5), init((300, 420)), scores)
-    np.testing.assert_array_equal(np.asarray(kept)[:, 0, :, :, 0], expected)
-    changed = (expected != _several_parts()).any((1, 2))
-    assert changed.tolist() == [True, True, False, False, False, False, False, True, False, True]
 
 
 def two_squares(length, still=(20, 30)):

@@ -38,3 +38,49 @@ def test_temporal_gate_equals_the_published_rule_with_opencv():
     # The cases occur: first frame, gate closed on the newcomer, too large before (frame 6), too small before (7).
     changed = (expected != _scores()).any((1, 2))
     assert changed.tolist() == [False, True, True, True, True, True, False, False]
+
+
+def _several_parts():
+    """Frames with a large part and a small one; what changes decides whether the stage cuts."""
+    scores = np.full((10, 300, 420), -1.0, np.float32)
+    for t in range(8):
+        cv2.ellipse(scores[t], (130 + 3 * t, 150), (105, 130), 0, 0, 360, 2.0, -1)
+        cv2.circle(scores[t], (130 + 3 * t, 150), 20, -1.0, -1)  # a hole
+        scores[t, 100:160, 320:380] = 1.5
+    scores[2, 100:160, 200:380] = 1.5  # they hang together
+    scores[3, :, 260:] = -1.0  # the small one is gone
+    scores[4] = -1.0  # far from the frame before
+    scores[4, 20:220, 215:415] = 2.0
+    scores[4, 270:290, 5:200] = 2.0
+    scores[5] = 2.0  # too much
+    scores[6, 220:] = -1.0  # too little
+    # The outline of what 171 x 121 pixels grow to encloses 30,000 exactly, though that has 201 * 151 pixels.
+    scores[8:, 60:179, 230:401] = scores[8:, 60:181, 15:186] = scores[9, 181, 15:186] = 2.0
+    return scores
+
+
+def test_the_main_part_equals_the_published_rule_with_opencv():
+    expected, last = [], None
+    for score in _several_parts():
+        mask, score = (score > 0.5).astype(np.uint8), score.copy()
+        if 40_000 < mask.sum() < 100_000:
+            opened = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((15, 15), np.uint8))
+            outlines, _ = cv2.findContours(cv2.dilate(opened, np.ones((31, 31), np.uint8)), cv2.RETR_EXTERNAL,
+                                           cv2.CHAIN_APPROX_NONE)
+            main = max(outlines, key=cv2.contourArea)
+            x, y, w, h = cv2.boundingRect(main)
+            box = np.zeros(mask.shape, bool)
+            box[y:y + h, x:x + w] = True
+            overlap = 1 if last is None else (last & box).sum() / (last | box).sum()
+            if len(outlines) > 1 and cv2.contourArea(main) > 30_000 and overlap > 0.3:
+                score *= box
+        last = score > 0.5
+        expected.append(score)
+    expected = np.stack(expected)
+
+    init, apply = STAGES["main_part"]
+    scores = jnp.asarray(_several_parts())[:, None, :, :, None]
+    _, kept = jax.lax.scan(lambda state, score: apply(state, score, 0.5), init((300, 420)), scores)
+    np.testing.assert_array_equal(np.asarray(kept)[:, 0, :, :, 0], expected)
+    changed = (expected != _several_parts()).any((1, 2))
+    assert changed.tolist() == [True, True, False, False, False, False, False, True, False, True]

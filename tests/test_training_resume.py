@@ -56,6 +56,11 @@ def start(workdir, settings, compiled, **environment):
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def _lines(workdir):
+    log = workdir / "log.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
 @pytest.mark.slow
 def test_killed_ten_times_at_random_moments_a_run_ends_bit_for_bit_the_same(tmp_path, compiled):
     settings = config(phases=[{"name": "a", "steps": 60}, {"name": "b", "steps": 40}], checkpoint_every=3,
@@ -65,18 +70,17 @@ def test_killed_ten_times_at_random_moments_a_run_ends_bit_for_bit_the_same(tmp_
     rng, workdir, reached = random.Random(0), tmp_path / "killed", []
     for kill in range(10):
         process = start(workdir, settings, compiled, SLOW="0.03")
-        log = workdir / "log.jsonl"
         if kill % 5 != 4:  # the others die while they import, compile, or restore
-            known = log.stat().st_size if log.exists() else 0
-            while process.poll() is None and (not log.exists() or log.stat().st_size <= known):
-                known = min(known, log.stat().st_size) if log.exists() else 0  # a start shortens it
+            known, further = _lines(workdir), rng.randrange(3, 12)
+            while process.poll() is None and _lines(workdir) < known + further:
+                known = min(known, _lines(workdir))  # a start shortens the log
                 time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.4 if kill % 5 != 4 else 3.0))
+        time.sleep(rng.uniform(0, 0.1 if kill % 5 != 4 else 3.0))
         assert process.poll() is None, process.stdout.read()  # else this would have tested nothing
         process.kill()
         process.wait()
-        reached.append(len(log.read_text().splitlines()) if log.exists() else 0)
-    assert len(set(reached)) > 1, reached  # a busy machine does not come far between two kills
+        reached.append(_lines(workdir))
+    assert len(set(reached)) > 4, reached
     last = start(workdir, settings, compiled)
     output = last.stdout.read()
     assert last.wait() == 0, output

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from uvos_jax.errors import UserError
@@ -27,11 +28,14 @@ class _Format:
     ticks: int | None = None
 
 
+# Equal frames have been seen to become other bytes by x264's AVX-512 code, not by that for AVX2.
+_AVX_512F = 13  # as OpenCV numbers what processors can do
+_X264_PARAMS = "sync-lookahead=0" + (":asm=avx2" if cv2.checkHardwareSupport(_AVX_512F) else "")
 _FORMATS = {
     # The index goes to the front of the file, so that a browser can start before it has all of it.
     # It looks ahead a few frames only, each of which would take memory.
     ".mp4": _Format("libx264", "yuv420p", 3,
-                    {"crf": "20", "preset": "veryfast", "rc-lookahead": "4", "x264-params": "sync-lookahead=0"},
+                    {"crf": "20", "preset": "veryfast", "rc-lookahead": "4", "x264-params": _X264_PARAMS},
                     {"movflags": "+faststart"}),
     ".mov": _Format("prores_ks", "yuva444p10le", 4, {"profile": "4444", "vendor": "apl0"}, {}),
     # Opacity cannot be coded with frames that are never shown, and frames that wait would only take memory.
