@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uvos_jax.models.dtnet.reid import Embedding, Unit, embedding_loss, track_crops, unit
+from uvos_jax.models.dtnet import DTNet
+from uvos_jax.models.dtnet.reid import CROP, Embedding, Unit, embed_present, embedding_loss, track_crops, unit
+from uvos_jax.ops.crops import object_crops
 from uvos_jax.ops.losses import batch_hard_triplet
 
 _triplet = jax.jit(batch_hard_triplet, static_argnums=3)
@@ -273,6 +275,38 @@ def test_training_reaches_every_parameter_and_survives_equal_crops(small):
         assert np.isfinite(np.asarray(leaf)).all() and np.asarray(leaf).any(), path
     before, after = (np.asarray(x["batch_stats"]["head_bn"]["mean"]) for x in (small, new))
     assert (before != after).all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 5, 9])
+def test_only_what_is_there_is_embedded(count):
+    crops, present = _noise(9, 2, 3), np.zeros(9, bool)
+    present[np.random.default_rng(count).permutation(9)[:count]] = True
+    rounds = []
+
+    def embed(some):
+        jax.debug.callback(lambda: rounds.append(len(some)))
+        return jnp.concatenate([some.sum(1), some[:, 0] ** 2], 1)
+
+    found = jax.jit(functools.partial(embed_present, embed))(crops, present)
+    jax.effects_barrier()
+    expected = np.concatenate([crops.sum(1), crops[:, 0] ** 2], 1) * present[:, None]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert rounds == [4] * -(-count // 4)
+
+
+def test_the_model_describes_the_proposals_of_every_frame(small):
+    model = DTNet(proposals=5, reid_depths=SMALL.depths, reid_width=SMALL.width, embedding=SMALL.features,
+                  reid_hidden=SMALL.hidden)
+    variables = {kind: {"reid": values} for kind, values in small.items()}
+    frames, labels = _noise(3, 40, 60, 3), np.zeros((3, 40, 60), np.uint8)
+    labels[0, 5:20, 8:30], labels[0, 25:38, 30:50], labels[2, 10:30, 20:50] = 1, 4, 3
+    found = np.asarray(jax.jit(functools.partial(model.apply, method="describe"))(variables, frames, labels))
+    assert found.shape == (3, 5, 8)
+    assert np.argwhere(found.any(-1)).tolist() == [[0, 0], [0, 3], [2, 2]]
+    for frame, place in ((0, 0), (0, 3), (2, 2)):
+        crops, _, _ = object_crops(frames[frame], labels[frame], 5, CROP)
+        expected = jax.jit(SMALL.apply)(small, crops[place:place + 1])[0]
+        np.testing.assert_allclose(found[frame, place], expected, atol=1e-5)
 
 
 def test_zeros_have_no_direction():

@@ -12,6 +12,7 @@ import numpy as np
 from uvos_jax.errors import UserError
 from uvos_jax.inference.flops import count_flops
 from uvos_jax.inference.segmenter import Segmenter
+from uvos_jax.models.dtnet import reid
 from uvos_jax.ops.matching import global_distance_found, local_distance_at_half_size
 from uvos_jax.ops.preprocess import preprocess
 
@@ -212,9 +213,14 @@ def _dtnet(engine, variables, objects) -> dict[str, _Form]:
     targets = targets.replace(alive=due)
     places = jnp.asarray(made_up_mask(engine.size, objects))
     one = np.zeros(1, np.int32), np.ones(1, bool)
+
+    def embed(variables, *_):  # of as many crops as are looked at: a loop of unknown length hides them
+        crops = jnp.zeros((-(-objects // reid.TOGETHER) * reid.TOGETHER, *reid.CROP, 3))
+        return model.apply(variables, crops, method=lambda model, crops: model.reid(crops))
+
     return {"encoders": _Form(encode, (variables, inputs)),
             "discovery": _Form(discover, (variables, discovery, features)),
-            "embeddings": _Form(call("describe"), (variables, frame, places[None])),
+            "embeddings": _Form(call("describe"), (variables, frame, places[None]), counted=embed),
             "target scores": _Form(engine.follow, (targets, its)),
             "target memories": _Form(engine.remember, (targets, its, places, due, due)),
             f"target fits, {objects} x": _Form(engine.update, (targets, *one), objects)}

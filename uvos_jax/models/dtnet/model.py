@@ -163,9 +163,19 @@ class DTNet(nn.Module):
         return state, Found(labels.astype(jnp.uint8), jnp.minimum(score, 1), dropped, saliency, categories)
 
     def describe(self, frames: jax.Array, labels: jax.Array) -> jax.Array:
-        """Embeddings ``[b, proposals, d]`` float32 of length 1, of what ``labels`` mark in ``[b, h, w, 3]`` frames."""
-        cut, _, _ = jax.vmap(lambda frame, its: object_crops(frame, its, self.proposals, reid.CROP))(frames, labels)
-        return self.reid(cut.reshape(-1, *cut.shape[2:])).reshape(*cut.shape[:2], -1).astype(jnp.float32)
+        """Embeddings of what ``labels``, ``[b, h, w]``, mark in frames ``[b, h, w, 3]``.
+
+        Returns:
+          ``[b, proposals, d]`` float32 of length 1; 0 of proposals that do not exist, which take no time.
+        """
+        def crops(frame, its):
+            return object_crops(frame, its, self.proposals, reid.CROP)
+
+        cut, _, present = jax.vmap(crops)(frames, labels)
+        network, variables = self.reid.unbind()
+        found = reid.embed_present(lambda crops: network.apply(variables, crops), cut.reshape(-1, *cut.shape[2:]),
+                                   present.reshape(-1))
+        return found.reshape(*present.shape, -1)
 
     def __call__(self, batch: Mapping[str, jax.Array], train: bool = False):
         """The training forward of ``task``; what the losses want, and all that was made on the way."""
