@@ -16,7 +16,7 @@ Rows of Table 3, on any preset: without guidance ``--config.model.guidance=False
 ``configs/dtnet.py:youtube_vis`` is the one for YouTube-VIS (2019): the salient head tells its categories apart, and
 ``category_id`` of ``tracks.json`` is that of the challenge.
 
-``configs/dtnet.py:tiny`` is a small network for a CPU, from random weights; T-Net looks through D-Net's third layer:
+``configs/dtnet.py:tiny`` is a small network for a CPU, from random weights; T-Net looks through D-Net's second layer:
 
     uvos convert-data davis2016 --source DAVIS --data-dir data
     uvos convert-data synthetic --data-dir data --clips 300
@@ -90,7 +90,7 @@ def tiny():
     config = full()
     config.model = {"name": "dtnet", "depths": [1, 2, 2, 1], "width": 16, "features": 64, "decoder": 64,
                     "own_features": False, "target_channels": 32, "memory": 16, "reid_depths": [1, 1, 1, 1, 1, 1],
-                    "reid_width": 8, "reid_hidden": 64, "embedding": 64, "short_side": 113}
+                    "reid_width": 8, "reid_hidden": 64, "embedding": 64, "short_side": 145}
     config.batch_size = 6
     config.data = config.data | {
         "mixture": [{"name": "davis2016", "split": "train", "share": 1, "exclude": common.HELD_BACK},
@@ -105,7 +105,7 @@ def tiny():
     config.optimizer = {"name": "adamw", "weight_decay": 1e-2, "clip_norm": 5.0}
     config.schedule = {"name": "cosine", "lr": 2e-3, "warmup": 50}
     config.ema_decay = 0.99
-    config.phases = _phases(embedding=150, discovery=2_600, objects=4)
+    config.phases = _phases(embedding=150, discovery=4_000, objects=4)
     config.validate = {"every": 500, "phases": ["discovery"], "made_up": {
         "count": 6, "length": 16, "size": [160, 272], "seed": _CLIPS_APART, "objects": [2, 4]}}
     config.log_every = 20

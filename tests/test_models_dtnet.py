@@ -55,7 +55,7 @@ def test_any_size_can_be_traced(row, size):
     assert {name: x.shape for name, x in made.items()} == {name: (2, *size, c) for name, c in channels.items()}
     assert all(x.dtype == jnp.float32 for x in made.values())
     assert all(x.dtype == model.dtype for x in features.values())
-    strides = {"layer1": 4, "layer2": 8, "layer3": 16, "salient": 16, "instance": 16}
+    strides = {"layer1": 4, "layer2": 8, "salient": 16, "instance": 16}
     assert {name: x.shape[1:3] for name, x in features.items()} == {
         name: tuple(-(-n // stride) for n in size) for name, stride in strides.items()}
     assert guided is None or guided.shape == features["salient"].shape

@@ -136,10 +136,12 @@ class TrackingEngine:
         """What is decided about one frame, and the state after it."""
         index, found = int(state.frame), jax.tree.map(np.asarray, seen["found"])
         tracks, embeddings = association.Tracks(*map(np.asarray, state.tracks)), np.asarray(seen["embeddings"])
-        coarse, anything, sure = map(np.asarray, self.follow(state.targets, seen["target"]))
-        decide = association.associate
         if self.link_only:
             decide, coarse = association.link_by_iou, np.asarray(state.labels)
+            anything, sure = found.saliency, np.zeros(len(tracks.ids), np.float32)
+        else:
+            decide = association.associate
+            coarse, anything, sure = map(np.asarray, self.follow(state.targets, seen["target"]))
         decision = decide(tracks, index, found.labels, found.score, embeddings, coarse, self.settings)
         places = association.decided_labels(decision, found.labels, coarse)
         tracks = association.apply(tracks, decision, index, found.score, embeddings)

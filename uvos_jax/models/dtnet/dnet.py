@@ -84,10 +84,10 @@ class DNet(nn.Module):
           train: whether batch norm uses batch statistics.
 
         Returns:
-          ``"layer1"`` at stride 4, ``"layer2"`` at 8, ``"layer3"``, ``"salient"`` and ``"instance"`` at 16.
+          ``"layer1"`` at stride 4, ``"layer2"`` at 8, ``"salient"`` and ``"instance"`` at 16.
         """
         stages = self.backbone(frames.astype(self.dtype), train)
-        kept = {name: stages[name] for name in ("layer1", "layer2", "layer3")}
+        kept = {name: stages[name] for name in ("layer1", "layer2")}
         return kept | {"salient": self.salient_aspp(stages["layer4"], train),
                        "instance": self.instance_aspp(stages["layer4"], train)}
 

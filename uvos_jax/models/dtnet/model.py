@@ -80,7 +80,8 @@ class DTNet(nn.Module):
       width: channels of its stem.
       features: channels of its pyramids and of the guidance.
       decoder: channels of its decoders.
-      own_features: whether T-Net looks through a backbone of its own, or through D-Net's third layer.
+      own_features: whether T-Net looks through the third layer of a backbone of its own, at stride 16, or through
+        D-Net's second layer: in the small frames of a small network stride 8 shows as much.
       target_depths: blocks in that backbone.
       target_width: channels of its stem.
       target_channels: of a target model.
@@ -138,7 +139,7 @@ class DTNet(nn.Module):
         return {"frame": inputs["frame"], "discovery": discovery, "target": self._target(inputs["frame"], discovery)}
 
     def target_features(self, frames: jax.Array) -> jax.Array:
-        """T-Net's features alone, ``[b, h, w, 3] -> [b, h / 16, w / 16, c]`` float32: of augmented first frames."""
+        """T-Net's features alone, ``[b, h, w, 3] -> [b, h', w', c]`` float32: of augmented first frames."""
         return self._target(frames, None)
 
     @nn.nowrap
@@ -273,7 +274,7 @@ class DTNet(nn.Module):
         if self.own_features:
             return self.target_backbone(frames)["layer3"].astype(jnp.float32)
         discovery = self.dnet.encode(frames) if discovery is None else discovery
-        return discovery["layer3"].astype(jnp.float32)
+        return discovery["layer2"].astype(jnp.float32)
 
 
 def _probabilities(logits):
