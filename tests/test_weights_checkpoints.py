@@ -210,16 +210,28 @@ def test_what_means_nothing_to_the_weights_can(tmp_path):
     assert "made with net=csa, not ca" in _refusal(checkpoints.load, tmp_path / "weights", net="ca")
 
 
-def test_room_and_fast_matching_of_cfbi_are_no_part_of_its_weights(tmp_path):
-    small = {"depths": [1, 1, 1, 1], "width": 4, "features": 16, "embedding": 8}
-    model = build("cfbi", **small)
+CFBI = {"depths": [1, 1, 1, 1], "width": 4, "features": 16, "embedding": 8}
+DTNET = {"depths": [1, 1, 1, 1], "width": 4, "features": 16, "decoder": 16, "own_features": False,
+         "reid_depths": [1, 1, 1, 1, 1, 1], "reid_width": 2, "reid_hidden": 8, "embedding": 8}
+
+
+@pytest.mark.parametrize(("name", "small", "chosen", "fixed", "words"), [
+    ("cfbi", CFBI, {"slots": 20, "references": 1, "atrous": 2}, {"multi_local": False}, "multi_local=True, not False"),
+    ("dtnet", DTNET, {"tracks": 2, "proposals": 3, "memory": 8, "verification": False, "memory_update": False},
+     {"guidance": False}, "guidance=True, not False"),
+])
+def test_room_for_objects_and_rules_are_no_part_of_the_weights(tmp_path, name, small, chosen, fixed, words):
+    model = build(name, **small)
     variables = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), expected_variables(model))
-    checkpoints.save(tmp_path / "weights", "cfbi", model, variables, "a test")
-    chosen = {"slots": 20, "references": 1, "atrous": 2}
+    checkpoints.save(tmp_path / "weights", name, model, variables, "a test")
     loaded = checkpoints.load(tmp_path / "weights", **chosen)[1]
-    assert {name: getattr(loaded, name) for name in chosen} == chosen
-    refused = _refusal(checkpoints.load, tmp_path / "weights", multi_local=False)
-    assert "made with multi_local=True, not False" in refused
+    assert {field: getattr(loaded, field) for field in chosen} == chosen
+    assert f"made with {words}" in _refusal(checkpoints.load, tmp_path / "weights", **fixed)
+
+
+@pytest.mark.parametrize("places", [{"tracks": 255}, {"proposals": 255}, {"tracks": 0}])
+def test_numbers_of_objects_fit_into_a_byte(places):
+    assert "wants a whole number from 1 to 254" in _refusal(build, "dtnet", **places)
 
 
 @pytest.mark.parametrize(("message", "logged"), [("NOT_FOUND [tensorstore_spec='...']", 0), ("something else", 1)])

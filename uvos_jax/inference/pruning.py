@@ -209,6 +209,7 @@ class Pruning:
           UserError: if none of the frames is in a video that can be read twice.
         """
         if self._finder is not None and self._found is None:
+            self._say(f"{self._finder.name} looks for instances in the whole video before the first frame is pruned.")
             self._found = find_detections(self._finder, self._source)
         spoken_of = {key for key, detections in self._found.frames.items() if detections}
         if not spoken_of or not self._source.rereadable:

@@ -17,6 +17,8 @@ from uvos_jax.models import adnet, cfbi, dpa, dtnet, f2net, raft
 _DEEPEST = 200  # blocks of a stage
 _WIDEST = 2**15 - 1  # channels, pixels of a side
 _LONGEST = 2**31 - 1  # steps
+# Numbers of objects in bytes, of which 0 is background and 255 void.
+_PLACES, _MOST_PLACES = ("tracks", "proposals"), 254
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +130,7 @@ def _checked(name, key, value, default):
         wanted, ok = "true or false", isinstance(value, bool)
     elif isinstance(default, int):
         least, most = (1, _WIDEST) if default else (0, _LONGEST)  # of what can be left out, zero says so
+        most = _MOST_PLACES if key in _PLACES else most
         wanted, ok = f"a whole number from {least} to {most}", _is_count(value, most, least)
     elif isinstance(default, float):
         wanted = "a number from 0 to 1"
