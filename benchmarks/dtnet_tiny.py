@@ -11,6 +11,7 @@ of DAVIS-2017, unsupervised, in percent; identity switches and fragmentations ar
 
 import argparse
 import copy
+import functools
 import itertools
 from collections import Counter
 from pathlib import Path
@@ -74,7 +75,7 @@ def without(segmenter, **fields):
     other.model = segmenter.model.clone(**fields)
     if link_only:
         make = other.engine
-        other.engine = lambda *args: _linked(make(*args))
+        other.engine = functools.cache(lambda *args: _linked(make(*args)))  # else each clip would compile its own
     return other
 
 
