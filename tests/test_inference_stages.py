@@ -6,6 +6,14 @@ import numpy as np
 from uvos_jax.inference.stages import STAGES
 
 
+def _staged(name, scores):
+    """What a stage makes of ``[t, h, w]`` scores."""
+    init, apply = STAGES[name]
+    _, kept = jax.lax.scan(lambda state, score: apply(state, score, 0.5), init(scores.shape[1:]),
+                           jnp.asarray(scores)[:, None, :, :, None])
+    return np.asarray(kept)[:, 0, :, :, 0]
+
+
 def _scores():
     """A blob that drifts, a second one that appears far away, then a flood, then next to nothing."""
     scores = np.full((8, 260, 420), -1.0, np.float32)
@@ -31,10 +39,7 @@ def test_temporal_gate_equals_the_published_rule_with_opencv():
         last = (score > 0.5).astype(np.uint8)
     expected = np.stack(expected)
 
-    init, apply = STAGES["temporal_gate"]
-    scores = jnp.asarray(_scores())[:, None, :, :, None]
-    _, gated = jax.lax.scan(lambda state, score: apply(state, score, 0.5), init((260, 420)), scores)
-    np.testing.assert_array_equal(np.asarray(gated)[:, 0, :, :, 0], expected)
+    np.testing.assert_array_equal(_staged("temporal_gate", _scores()), expected)
     # The cases occur: first frame, gate closed on the newcomer, too large before (frame 6), too small before (7).
     changed = (expected != _scores()).any((1, 2))
     assert changed.tolist() == [False, True, True, True, True, True, False, False]
@@ -78,9 +83,6 @@ def test_the_main_part_equals_the_published_rule_with_opencv():
         expected.append(score)
     expected = np.stack(expected)
 
-    init, apply = STAGES["main_part"]
-    scores = jnp.asarray(_several_parts())[:, None, :, :, None]
-    _, kept = jax.lax.scan(lambda state, score: apply(state, score, 0.5), init((300, 420)), scores)
-    np.testing.assert_array_equal(np.asarray(kept)[:, 0, :, :, 0], expected)
+    np.testing.assert_array_equal(_staged("main_part", _several_parts()), expected)
     changed = (expected != _several_parts()).any((1, 2))
     assert changed.tolist() == [True, True, False, False, False, False, False, True, False, True]
