@@ -61,12 +61,14 @@ def test_large_frames_have_flow_of_their_own_size(tmp_path):
 
 def test_all_forms_say_the_same_and_replace_each_other(tmp_path):
     clip, flow = _clip(tmp_path / "clip"), tmp_path / "flow"
-    assert uvos("flow", clip, "--output", "flow", "--every", "2", "--quiet") == (0, "", "")
+    # Kept, so that all forms are of one and the same flow: nobody promises OpenCV's to the last bit.
+    command = ("flow", clip, "--output", "flow", "--every", "2", "--flow-cache", tmp_path / "kept")
+    assert uvos(*command, "--quiet") == (0, "", "")
     first = read_flow(flow / "00002.flo")
-    assert uvos("flow", clip, "--output", "flow", "--every", "2", "--format", "png16", "--overwrite")[0] == 0
+    assert uvos(*command, "--format", "png16", "--overwrite")[0] == 0
     assert _names(flow) == ["00000.png", "00002.png", "00004.png", "flow.json"]
     assert np.abs(read_flow(flow / "00002.png") - first).max() <= 1 / 128
-    assert uvos("flow", clip, "--output", "flow", "--every", "2", "--format", "picture", "--overwrite")[0] == 0
+    assert uvos(*command, "--format", "picture", "--overwrite")[0] == 0
     np.testing.assert_array_equal(cv2.imread(str(flow / "00002.png"))[..., ::-1], flow_picture(first))
 
 

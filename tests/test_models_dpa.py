@@ -284,6 +284,9 @@ def test_the_picture_of_the_flow_is_a_colour_wheel():
     with_camera, without = (np.asarray(drawn[camera](flow, (96, 128))) for camera in (False, True))
     assert with_camera[:, still].min() < 0.8 and without[:, still].min() > 0.95
     np.testing.assert_allclose(without[:, 30, 70], [[0, 9 / 11, 1]] * 2, atol=0.02)  # to the left: from cyan to blue
+    # A vector that is wrong by far leaves it its colour.
+    flow[:, 40, 4:6] = 300
+    np.testing.assert_allclose(drawn[True](flow, (96, 128))[:, 30, 70], without[:, 30, 70], atol=0.02)
 
 
 def test_the_published_code_stretches_every_map():

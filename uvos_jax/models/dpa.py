@@ -29,7 +29,7 @@ from uvos_jax.models.dpa_blocks import Stream
 from uvos_jax.models.dpa_memory import State, begin, take_in
 from uvos_jax.models.dpa_units import Decoder
 from uvos_jax.nn.vgg import VGG16
-from uvos_jax.ops.flow import flow_to_rgb, subtract_camera
+from uvos_jax.ops.flow import flow_to_rgb, resize_flow, subtract_camera
 from uvos_jax.ops.losses import binary_cross_entropy, soft_iou
 from uvos_jax.ops.preprocess import Preprocess, preprocess
 from uvos_jax.ops.resize import resize_bilinear
@@ -37,6 +37,7 @@ from uvos_jax.ops.resize import resize_bilinear
 VARIANTS = ("paper", "official", "official_full")
 STREAMS = {"both": ("appearance", "motion"), "appearance": ("appearance",), "motion": ("motion",)}
 _SHORT_SIDE, _OFFICIAL_SIDE = 384, 512
+_RADIUS_STEP = 2  # of the grid of vectors that say how long a long one is
 
 torch_rules = dpa_official.torch_rules
 
@@ -264,7 +265,9 @@ class DPA(nn.Module):
     def flow_input(self, flow: jax.Array, size: tuple[int, int]) -> jax.Array:
         """The picture of the flow on the published colour wheel, each field to its longest vector, in 0..1.
 
-        Without the camera's motion hardly anything may be left, so full colour then means 1/500 of the width at least.
+        With ``camera`` the flow comes to the network's size first, as it is in training, and a few vectors that are
+        wrong must not make all others pale: full colour is the length that one in a hundred exceeds. Where hardly
+        anything moves by itself it is 1/500 of the width.
 
         Args:
           flow: ``[t, h, w, 2]`` in pixels of any grid.
@@ -275,9 +278,9 @@ class DPA(nn.Module):
         """
         radius = None
         if self.camera:
-            flow = subtract_camera(flow)
-            longest = jnp.sqrt(jnp.square(flow).sum(-1)).max((1, 2), keepdims=True)
-            radius = jnp.maximum(longest, flow.shape[2] / 500)
+            flow = subtract_camera(resize_flow(flow, size))
+            length = jnp.sqrt(jnp.square(flow[:, ::_RADIUS_STEP, ::_RADIUS_STEP]).sum(-1))
+            radius = jnp.maximum(jnp.percentile(length, 99, axis=(1, 2), keepdims=True), size[1] / 500)
         rule = self.preprocess.replace(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         return preprocess(flow_to_rgb(flow, radius), size, rule)
 
