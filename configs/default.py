@@ -7,6 +7,11 @@
 
 ``fold0``, ``fold1`` and ``fold2`` train on twenty of the thirty sequences of DAVIS-2016 train and are judged on the
 other ten. ``synthetic`` sees generated clips alone, so that no licence of data binds its weights.
+
+Clips of your own (``JPEGImages/<sequence>/*`` with masks ``Annotations/<sequence>/*.png`` of some frames) teach the
+packaged network what you film, in minutes:
+
+    uvos train --config configs/default.py --workdir runs/mine --config.data=folder:clips
 """
 
 from configs import common, dpa
@@ -45,6 +50,17 @@ def fold(k):
             if entry["name"] == "davis2016":
                 entry["exclude"] = FOLDS[k]
     config.validate = {"every": 1_000, "name": "davis2016", "split": "train", "only": FOLDS[k], "phases": ["videos"]}
+    return config
+
+
+def fine_tune(dataset):
+    """The packaged network goes on with clips of one's own."""
+    config = _recipe([], [{"name": dataset, "split": "train"}])
+    config.init = {"weights": "default"}
+    config.phases = [{"name": "own", "steps": 100, "data": config.phases[1]["data"]}]
+    config.schedule = {"name": "cosine", "lr": 3e-4, "end": 1e-5, "warmup": 10}
+    config.ema_decay = 0.95
+    config.checkpoint_every = 50
     return config
 
 

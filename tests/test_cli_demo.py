@@ -24,16 +24,16 @@ def small_network(tmp_path_factory):
     """A network that is compiled once for all tests here, and its packed file."""
     folder, small = tmp_path_factory.mktemp("network"), small_segmenter()
     checkpoints.save(folder / "small", small.name, small.model, small.variables, "random")
-    packaged.pack(folder / "small", folder / "small.safetensors", origin="nothing", licence="none",
+    packaged.pack(folder / "small", folder / "default.safetensors", origin="nothing", licence="none",
                   scores={"generated clips": {"J": 0.125, "F": 0.25}})
-    return small, folder / "small.safetensors"
+    return small, folder
 
 
 @pytest.fixture(autouse=True)
 def _a_small_demo(small_network, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(inference, "load", lambda: small_network[0])
-    monkeypatch.setattr(packaged, "ASSET", small_network[1])
+    monkeypatch.setattr(packaged, "ASSETS", small_network[1])
     monkeypatch.setattr(demo, "LENGTH", 5)
     monkeypatch.setattr(demo, "SIZE", (54, 96))
 

@@ -199,10 +199,10 @@ def _packaged_case(seed, folder):
     _quick()
     packaged.expected_variables = convert.expected_variables
     rng = np.random.default_rng([4, seed])
-    packaged.ASSET = folder / "default.safetensors"
-    packaged.pack(_folders(folder.parent) / "weights", packaged.ASSET, origin="a test", licence="none",
+    packaged.ASSETS, file = folder, folder / "default.safetensors"
+    packaged.pack(_folders(folder.parent) / "weights", file, origin="a test", licence="none",
                   scores={"x": {"J": 0.5}})
-    data = packaged.ASSET.read_bytes()
+    data = file.read_bytes()
     if seed % 3:
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8:8 + length])
@@ -212,7 +212,7 @@ def _packaged_case(seed, folder):
         data = len(header).to_bytes(8, "little") + header + data[8 + length:]
     else:
         data = damaged(data, rng, b"{}")
-    packaged.ASSET.write_bytes(data)
+    file.write_bytes(data)
     assert isinstance(packaged.about(), dict)
     packaged.load_packaged()
 

@@ -14,7 +14,7 @@ from uvos_jax.inference.segmenter import load
 from uvos_jax.inference.stages import STAGES
 from uvos_jax.video import open_source
 from uvos_jax.weights.checkpoints import digest
-from uvos_jax.weights.packaged import load_packaged
+from uvos_jax.weights.packaged import load_packaged, packaged_names
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,8 @@ def test_a_mirrored_video_gives_mirrored_masks_with_flip():
 
 
 def test_stages_see_the_fused_score_and_keep_their_state(monkeypatch):
-    def from_the_third_frame(count, score, threshold):
+    def from_the_third_frame(count, score, threshold, frame):
+        assert frame.shape == (*score.shape[1:3], 3)
         return count + 1, jnp.where(count >= 2, threshold + 1, score)
 
     monkeypatch.setitem(STAGES, "temporal_gate", (lambda size: jnp.zeros((), int), from_the_third_frame))
@@ -138,6 +139,15 @@ def test_without_name_and_weights_it_is_the_packaged_network():
     name, model, variables = load_packaged(short_side=65)
     assert (segmenter.name, segmenter.model) == (name, model) and model.short_side == 65
     assert segmenter.weights_digest == digest(variables)
+
+
+def test_weights_of_the_package_have_names():
+    assert packaged_names()[0] == "default"
+    assert load(weights="default").weights_digest == load().weights_digest
+    name = load().name
+    assert load(name, weights="default").name == name
+    with pytest.raises(UserError, match=f"'default' in the package are of {name}, not of cfbi"):
+        load("cfbi", weights="default")
 
 
 def test_a_live_source_is_answered_frame_by_frame(segmenter, masks):

@@ -9,7 +9,7 @@ from uvos_jax.inference.stages import STAGES
 def _staged(name, scores):
     """What a stage makes of ``[t, h, w]`` scores."""
     init, apply = STAGES[name]
-    _, kept = jax.lax.scan(lambda state, score: apply(state, score, 0.5), init(scores.shape[1:]),
+    _, kept = jax.lax.scan(lambda state, score: apply(state, score, 0.5, None), init(scores.shape[1:]),
                            jnp.asarray(scores)[:, None, :, :, None])
     return np.asarray(kept)[:, 0, :, :, 0]
 
@@ -86,3 +86,17 @@ def test_the_main_part_equals_the_published_rule_with_opencv():
     np.testing.assert_array_equal(_staged("main_part", _several_parts()), expected)
     changed = (expected != _several_parts()).any((1, 2))
     assert changed.tolist() == [True, True, False, False, False, False, False, True, False, True]
+
+
+def test_follow_edges_sharpens_a_coarse_score_and_keeps_what_has_no_edge():
+    init, apply = STAGES["follow_edges"]
+    frame = np.full((320, 480, 3), 60, np.uint8)
+    cv2.circle(frame, (240, 160), 90, (200, 120, 90), -1)
+    truth = (frame[..., 0] > 100).astype(np.float32)
+    coarse = cv2.resize(cv2.resize(truth, (30, 20), interpolation=cv2.INTER_AREA), (480, 320))
+    _, sharp = apply(init((320, 480)), jnp.asarray(coarse)[None, :, :, None], 0.5, jnp.asarray(frame))
+    sharp = np.asarray(sharp)[0, :, :, 0]
+    assert sharp.min() >= 0 and sharp.max() <= 1
+    assert ((sharp > 0.5) != (truth > 0)).mean() < 0.3 * ((coarse > 0.5) != (truth > 0)).mean()
+    _, same = apply((), jnp.asarray(coarse)[None, :, :, None], 0.5, jnp.full((320, 480, 3), 77, jnp.uint8))
+    assert (np.abs(np.asarray(same)[0, :, :, 0] - coarse) < 0.25).all()

@@ -289,6 +289,10 @@ def test_the_picture_of_the_flow_is_a_colour_wheel():
     np.testing.assert_allclose(drawn[True](flow, (96, 128))[:, 30, 70], without[:, 30, 70], atol=0.02)
 
 
+def test_edges_are_a_stage_of_the_driver():
+    assert build("dpa").postprocess == () and build("dpa", edges=True).postprocess == ("follow_edges",)
+
+
 def test_the_published_code_stretches_every_map():
     logits = np.array([[-1.0, 0.0], [0.5, 1.0]], np.float32).reshape(1, 2, 2, 1)
     logits = np.concatenate([logits, logits - 8])

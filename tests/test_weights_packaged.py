@@ -32,9 +32,9 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def small_file(checkpoint, tmp_path, monkeypatch):
     """The small network packed, in the place of the packaged one."""
-    file = tmp_path / "small.safetensors"
+    file = tmp_path / "default.safetensors"
     packaged.pack(checkpoint[0], file, origin="drawn at random", licence="none", scores={"nothing": {"J": 0.25}})
-    monkeypatch.setattr(packaged, "ASSET", file)
+    monkeypatch.setattr(packaged, "ASSETS", tmp_path)
     return file
 
 

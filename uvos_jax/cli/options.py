@@ -15,8 +15,9 @@ _OWN_OPTIONS = {"name": "--model", "model": "--model", "weights": "--weights", "
 
 Model = Annotated[str | None, typer.Option("--model", help="System, see 'uvos models'; a checkpoint directory knows.")]
 Variant = Annotated[str | None, typer.Option("--variant", help="paper or official (as the published code).")]
-Weights = Annotated[str | None, typer.Option("--weights", help="Checkpoint directory, .pth, .safetensors, .npz, or"
-                                                                " 'random' (untrained).")]
+Weights = Annotated[str | None, typer.Option("--weights", help="Checkpoint directory, .pth, .safetensors, .npz,"
+                                                                " a name of weights in the package (see 'uvos"
+                                                                " models'), or 'random' (untrained).")]
 Precision = Annotated[str, typer.Option("--precision", help="float32 (reference) or bfloat16.")]
 Chunk = Annotated[int | None, typer.Option("--chunk", min=1, help="Frames encoded together; bounds the memory.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE",

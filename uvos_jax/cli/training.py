@@ -50,6 +50,20 @@ def _flow_method(name: str | None, weights: Path | None):
     return load_flow(name, weights)
 
 
+def _convert_own(source: str, data_dir: Path) -> Path:
+    """Converts a folder of clips with flow, unless an earlier call of the same run has."""
+    from uvos_jax.data.convert import convert
+    from uvos_jax.data.records import PREFIX
+    from uvos_jax.inference.flow import dis
+    from uvos_jax.training.config import OWN_DATASET
+
+    if not (data_dir / f"{PREFIX}{OWN_DATASET}").is_dir():
+        for row in convert(OWN_DATASET, source, data_dir, workers=cores(), progress=progress, flow=dis):
+            for split, (videos, frames, labelled) in row.splits.items():
+                print(f"{source}, {split}: {videos} videos, {frames} frames, {labelled} of them with masks")
+    return data_dir
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
              epilog="Example: uvos train --config configs/adnet.py --workdir runs/adnet --data-dir data"
                     " --config.batch_size=16")
@@ -64,7 +78,7 @@ def train(
     profile: Annotated[int, typer.Option("--profile", min=0, help="Trace so many steps into WORKDIR/profile.")] = 0,
 ) -> None:
     """Trains a model; the same command goes on after any interruption."""
-    from uvos_jax.training.config import load_config
+    from uvos_jax.training.config import load_config, own_folder
     from uvos_jax.video.files import check_folder
 
     for argument in context.args:
@@ -72,8 +86,14 @@ def train(
             raise UserError(f"'uvos train' has no option '{argument}'."
                             f"{nearest_hint(argument, ('--config', '--workdir', '--data-dir', '--profile'))}"
                             " Values of the configuration are changed by --config.key=value.")
-    settings = load_config(config, [argument.removeprefix("--config.") for argument in context.args])
+    overrides = [argument.removeprefix("--config.") for argument in context.args]
+    settings = load_config(config, overrides)
     check_folder(workdir)
+    clips = own_folder(overrides)
+    if clips is not None:
+        if data_dir is not None:
+            raise UserError("Clips of a folder are converted into the run's own folder: leave out --data-dir.")
+        data_dir = _convert_own(clips, workdir / "data")
     from uvos_jax.training.loop import Stopped
     from uvos_jax.training.loop import train as run
 

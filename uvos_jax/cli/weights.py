@@ -145,21 +145,31 @@ def models() -> None:
     from uvos_jax.inference.segmenter import parameter_count
     from uvos_jax.models import SYSTEMS, build, hyper_parameters
     from uvos_jax.weights.convert import expected_variables
-    from uvos_jax.weights.packaged import about
+    from uvos_jax.weights.packaged import about, packaged_names
 
-    default = about()
-    packaged = parameter_count(expected_variables(build(default["model"], **default["hyper_parameters"])))
+    packaged = {weights: about(weights) for weights in packaged_names()}
     for name, row in SYSTEMS.items():
         lines = [("paper", row.paper), ("task", row.task), ("inputs", row.inputs),
                  ("variants", ", ".join(row.variants)),
                  *((key, ", ".join(values)) for key, values in row.choices.items()),
                  ("options", ", ".join(f"{key}={value}" for key, value in hyper_parameters(build(name)).items())),
                  ("parameters", f"{parameter_count(expected_variables(build(name))):,}"),
-                 ("weights", f"in the package, the default: {packaged:,} parameters, learned from {default['origin']};"
-                  f" {default['licence']}" if name == default["model"] else "none in the package; give --weights")]
+                 *([("weights", _packaged(weights, row)) for weights, row in packaged.items() if row["model"] == name]
+                   or [("weights", "none in the package; give --weights")])]
         print(name)
         for key, value in lines:
             print(f"  {key:<11} {value}")
+
+
+def _packaged(weights: str, row: dict) -> str:
+    from uvos_jax.inference.segmenter import parameter_count
+    from uvos_jax.models import build
+    from uvos_jax.weights.convert import expected_variables
+    from uvos_jax.weights.packaged import DEFAULT
+
+    count = parameter_count(expected_variables(build(row["model"], **row["hyper_parameters"])))
+    chosen = "the default" if weights == DEFAULT else f"--weights {weights}"
+    return f"in the package, {chosen}: {count:,} parameters, learned from {row['origin']}; {row['licence']}"
 
 
 def _benchmark_data(name: str, data_dir: Path | None, split: str, workers: int | None) -> None:

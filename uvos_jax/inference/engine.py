@@ -136,15 +136,15 @@ class Engine:
                                 (self._encode(variables, frames, flows), valid, given, whole))
 
         def one_frame(carry, xs):
-            features, is_valid, keep = xs
+            features, is_valid, keep, frame = xs
             features = jax.tree.map(lambda x: x[None], features)
-            new_carry = self._one_frame(variables, carry, features, keep)
+            new_carry = self._one_frame(variables, carry, features, keep, frame)
             carry = jax.tree.map(lambda new, old: jnp.where(is_valid, new, old), new_carry, carry)
             return carry, carry.last
 
-        return jax.lax.scan(one_frame, carry, (self._encode(variables, frames, flows), valid, keep))
+        return jax.lax.scan(one_frame, carry, (self._encode(variables, frames, flows), valid, keep, frames))
 
-    def _one_frame(self, variables, carry, features, keep):
+    def _one_frame(self, variables, carry, features, keep, frame):
         """Predicts in every view, fuses at native size, decides the labels, commits them to every view."""
         predictions = self._predict(variables, carry.states, features)
         score = self._fuse(predictions)
@@ -152,7 +152,7 @@ class Engine:
             score = jnp.where(keep[None, :, :, None], score, 0)
         stages = []
         for name, stage_state in zip(self.stages, carry.stages, strict=True):
-            stage_state, score = STAGES[name][1](stage_state, score, self.model.threshold)
+            stage_state, score = STAGES[name][1](stage_state, score, self.model.threshold, frame)
             stages.append(stage_state)
         labels = (score[..., 0] > self.model.threshold).astype(jnp.uint8)
         states = tuple(self._apply(variables, "commit", state, f, _mirrored(labels[..., None], mirrored)[..., 0], aux)

@@ -34,7 +34,7 @@ from uvos_jax.inference.tracking import TrackingEngine
 from uvos_jax.models import SYSTEMS, build, segments, system
 from uvos_jax.video import Frame, Source, open_source
 from uvos_jax.weights import checkpoints
-from uvos_jax.weights.packaged import load_packaged
+from uvos_jax.weights.packaged import DEFAULT, load_packaged, packaged_names
 
 # A side of the network's input beyond which it is a strip or a mistake, and memory would run out.
 _LARGEST_SIDE = 8192
@@ -329,10 +329,10 @@ def load(name: str | None = None, weights: str | Path | None = None, *, scales: 
     """Loads a model with weights.
 
     Args:
-      name: a system; None takes what the checkpoint directory says. With neither name nor weights, it is the small
-        network that ships with the package.
-      weights: a checkpoint directory; a published ``.pth``, ``.safetensors`` or ``.npz`` state_dict; or ``"random"``
-        for untrained weights, which show that everything runs and nothing else.
+      name: a system; None takes what the checkpoint directory says.
+      weights: a checkpoint directory; a published ``.pth``, ``.safetensors`` or ``.npz`` state_dict; the name of
+        weights in the package (``packaged_names()``); or ``"random"`` for untrained ones, which show that everything
+        runs and nothing else. With neither name nor weights it is the default network of the package.
       scales: test-time scales whose scores are averaged.
       flip: whether mirrored copies are averaged in as well.
       precision: ``"float32"`` (the reference) or ``"bfloat16"`` (faster on accelerators).
@@ -351,10 +351,12 @@ def load(name: str | None = None, weights: str | Path | None = None, *, scales: 
     if name is not None:
         _check_segments(name)  # an unknown name is the first thing to say
     overrides = {k: v for k, v in overrides.items() if v is not None} | {"dtype": PRECISIONS[precision]}
-    if name is None and weights is None:
-        loaded = load_packaged(**overrides)
+    if (name is None and weights is None) or weights in packaged_names():
+        loaded = load_packaged(weights or DEFAULT, **overrides)
+        if name not in (None, loaded[0]):
+            raise UserError(f"The weights '{weights}' in the package are of {loaded[0]}, not of {name}.")
     elif weights is None:
-        raise UserError(f"No weights ship for a model that is named: leave out --model {name} for the default network,"
+        raise UserError(f"Say which weights: leave out --model {name} for the default network of the package,"
                         " or give --weights a checkpoint directory, a published .pth or .safetensors file, or 'random'"
                         " to try the machinery with untrained weights.")
     else:

@@ -1,7 +1,8 @@
 """Post-processing that remembers: stages between the fused score and the labels, each with a state of its own.
 
-A stage is a pair of functions: ``init(native_size) -> state`` and ``apply(state, score, threshold) -> (state, score)``
-with scores ``[1, h, w, 1]`` at native size. Models name the stages that their published code uses.
+A stage is a pair of functions: ``init(native_size) -> state`` and ``apply(state, score, threshold, frame) ->
+(state, score)`` with scores ``[1, h, w, 1]`` and the frame, uint8 RGB ``[h, w, 3]``, at native size. Models name the
+stages that follow their score.
 """
 
 import flax.struct
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from uvos_jax.ops.components import fill_holes, label_components
+from uvos_jax.ops.guided_filter import guided_filter
 from uvos_jax.ops.morphology import dilate, opening
 
 # Numbers of the published AD-Net evaluation, in pixels of the native frame.
@@ -19,6 +21,10 @@ _SPLIT_AREA = (40_000, 100_000)
 _JOIN = 31
 _MAIN_AREA = 30_000
 _MAIN_OVERLAP = 0.3
+# The copy of the frame in which edges are looked for, its windows, and what is no edge.
+_EDGE_ROWS = 160
+_EDGE_RADIUS = 5
+_EDGE_VARIANCE = 1e-3
 
 
 @flax.struct.dataclass
@@ -33,7 +39,8 @@ def temporal_gate_init(native_size: tuple[int, int]) -> GateState:
     return GateState(jnp.zeros(native_size, bool))
 
 
-def temporal_gate(state: GateState, score: jax.Array, threshold: float) -> tuple[GateState, jax.Array]:
+def temporal_gate(state: GateState, score: jax.Array, threshold: float, frame: jax.Array | None = None
+                  ) -> tuple[GateState, jax.Array]:
     """AD-Net's published gate (not in the paper): foreground may only appear near the last frame's foreground.
 
     If the last frame had between 5,000 and 100,000 foreground pixels (exclusive), scores are zeroed outside that mask
@@ -43,10 +50,12 @@ def temporal_gate(state: GateState, score: jax.Array, threshold: float) -> tuple
       state: from the frame before.
       score: ``[1, h, w, 1]`` averaged logits.
       threshold: above it is foreground.
+      frame: unused.
 
     Returns:
       The next state, and the gated score.
     """
+    del frame
     area = state.last_mask.sum()
     gate = dilate(opening(state.last_mask, _OPENING), _REACH)
     applies = (area > _GATE_AREA[0]) & (area < _GATE_AREA[1])
@@ -67,7 +76,8 @@ def main_part_init(native_size: tuple[int, int]) -> MainPartState:
     return MainPartState(jnp.zeros(native_size, bool), jnp.zeros((), bool))
 
 
-def main_part(state: MainPartState, score: jax.Array, threshold: float) -> tuple[MainPartState, jax.Array]:
+def main_part(state: MainPartState, score: jax.Array, threshold: float, frame: jax.Array | None = None
+              ) -> tuple[MainPartState, jax.Array]:
     """What AD-Net's published evaluation does after instance pruning (not in the paper): foreground is in one place.
 
     If the frame has between 40,000 and 100,000 foreground pixels (exclusive) in several parts, once opened by 15x15 and
@@ -78,10 +88,12 @@ def main_part(state: MainPartState, score: jax.Array, threshold: float) -> tuple
       state: from the frame before.
       score: ``[1, h, w, 1]`` averaged logits.
       threshold: above it is foreground.
+      frame: unused.
 
     Returns:
       The next state, and the score.
     """
+    del frame
     mask = score[0, :, :, 0] > threshold
     area = mask.sum()
     inside = jax.lax.cond((area > _SPLIT_AREA[0]) & (area < _SPLIT_AREA[1]), lambda: _main_box(mask, state),
@@ -115,4 +127,24 @@ def _between(line):
     return (jnp.cumsum(line) > 0) & (jnp.cumsum(line[::-1]) > 0)[::-1]
 
 
-STAGES = {"temporal_gate": (temporal_gate_init, temporal_gate), "main_part": (main_part_init, main_part)}
+def follow_edges(state: tuple, score: jax.Array, threshold: float, frame: jax.Array) -> tuple[tuple, jax.Array]:
+    """Lets a score that a coarse network made follow the frame's edges, by the fast guided filter (no paper of ours).
+
+    Args:
+      state: nothing.
+      score: ``[1, h, w, 1]`` probabilities.
+      threshold: unused.
+      frame: ``[h, w, 3]`` uint8.
+
+    Returns:
+      Nothing, and the score, in [0, 1].
+    """
+    del threshold
+    step = max(1, round(min(frame.shape[:2]) / _EDGE_ROWS))
+    filtered = guided_filter(frame.astype(jnp.float32) / 255, score[0, :, :, 0], radius=_EDGE_RADIUS,
+                             epsilon=_EDGE_VARIANCE, step=step)
+    return state, jnp.clip(filtered, 0, 1)[None, :, :, None]
+
+
+STAGES = {"temporal_gate": (temporal_gate_init, temporal_gate), "main_part": (main_part_init, main_part),
+          "follow_edges": (lambda native_size: (), follow_edges)}

@@ -56,7 +56,15 @@ VALIDATE = {
 CARRY = {"from": pattern(REQUIRED), "to": text(REQUIRED)}
 # What a run that goes on may change: neither the batches nor the network nor its updates follow from these.
 CHANGEABLE = ("launcher", "log_every", "checkpoint_every", "keep", "validate", "data_dir")
+OWN_DATASET = "folder/own"  # what a folder of one's own clips is called once it is converted
+_OWN_FOLDER = "data=folder:"
 _MOST_STEPS = 2**31 - 1  # they are counted in int32
+
+
+def own_folder(overrides: Sequence[str]) -> str | None:
+    """The folder of one's own clips that ``data=folder:PATH`` among the overrides names, the last one."""
+    return next((entry.removeprefix(_OWN_FOLDER) for entry in reversed(overrides) if entry.startswith(_OWN_FOLDER)),
+                None)
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -64,7 +72,8 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     Args:
       spec: ``path/to/file.py`` or ``path/to/file.py:preset``; the preset is the argument of its ``get_config``.
-      overrides: ``"a.b=VALUE"``, see :func:`override`.
+      overrides: ``"a.b=VALUE"``, see :func:`override`. With ``data=folder:PATH`` it is what the file's
+        ``fine_tune(dataset)`` makes of ``OWN_DATASET``, and the other overrides change that.
 
     Returns:
       A complete configuration, see :func:`check`.
@@ -86,7 +95,10 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         try:
             module_spec.loader.exec_module(module)
             get_config = module.get_config
-            config = plain(get_config(preset) if preset else get_config())
+            if own_folder(overrides) is None:
+                config = plain(get_config(preset) if preset else get_config())
+            else:
+                config = plain(_fine_tuning(module, path, preset))
         except UserError:
             raise
         except (Exception, SystemExit) as error:
@@ -96,7 +108,8 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     # Whatever the file leaves out can be overridden all the same.
     config = {key: plain(option.default) for key, option in OPTIONS.items() if option.default is not REQUIRED} | config
     for entry in overrides:
-        override(config, entry)
+        if not entry.startswith(_OWN_FOLDER):
+            override(config, entry)
     return check(config)
 
 
@@ -179,6 +192,14 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Dotted names of the fixed values in which two configurations differ."""
     flat = [_flat({key: value for key, value in plain(c).items() if key not in CHANGEABLE}) for c in (old, new)]
     return sorted(key for key in flat[0].keys() | flat[1].keys() if flat[0].get(key) != flat[1].get(key))
+
+
+def _fine_tuning(module, path, preset):
+    if preset or not hasattr(module, "fine_tune"):
+        what = f"The preset '{preset}' of '{path.name}'" if preset else f"'{path.name}'"
+        raise UserError(f"{what} does not say how to learn from a folder of clips (--config.data=folder:PATH);"
+                        " configs/default.py does.")
+    return module.fine_tune(OWN_DATASET)
 
 
 def _check_phase(number, phase):

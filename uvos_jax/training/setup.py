@@ -18,6 +18,7 @@ from uvos_jax.training.state import TrainState, create_state
 from uvos_jax.training.step import make_train_step
 from uvos_jax.weights import backbone_from_torch, checkpoints, from_torch, read_state_dict
 from uvos_jax.weights.convert import expected_variables
+from uvos_jax.weights.packaged import load_packaged, packaged_names
 
 
 class Setup(NamedTuple):
@@ -124,10 +125,10 @@ def _drawn(config, parts):
 
 
 def _pretrained(source, config, expected):
-    """Variables from a checkpoint directory or a published file; they must fit exactly."""
+    """Variables from a checkpoint directory, a published file or the package; they must fit exactly."""
     name = config["model"]["name"]
-    if Path(source).is_dir():
-        stored, _, variables = checkpoints.load(source)
+    if source in packaged_names() or Path(source).is_dir():
+        stored, _, variables = load_packaged(source) if source in packaged_names() else checkpoints.load(source)
         variables = {"batch_stats": {}} | variables
         if stored != name:
             raise UserError(f"init.weights: '{source}' holds weights of {stored}, not of {name}.")

@@ -34,7 +34,8 @@ _orbax = threading.Lock()
 # Hyper-parameters that say how weights are used, not what they are; all others are fixed by the weights.
 _CHANGEABLE = ("variant", "short_side", "dropout", "axis_name", "dtype", "remat", "background_weight", "selection",
                "history", "candidates", "lost_below", "prior_from", "slots", "references", "atrous", "own_labels",
-               "ramp", "embedding_scale", "tracks", "proposals", "memory", "verification", "memory_update")
+               "ramp", "embedding_scale", "tracks", "proposals", "memory", "verification", "memory_update",
+               "edges")
 
 
 def save(directory: str | Path, name: str, model: nn.Module, variables: dict, origin: str) -> None:

@@ -1,7 +1,8 @@
-"""The default network: trained weights inside the package, so that the first command needs nothing else.
+"""Trained weights inside the package, so that the first command needs nothing else.
 
-One ``.safetensors`` file, whose header tells what the weights are and where they come from. Kernels are stored as
-float16; what has one value a channel stays float32: it is small, and running variances exceed float16.
+Each is one ``.safetensors`` file, named as ``--weights`` takes it, whose header tells what the weights are and where
+they come from. Kernels are stored as float16; what has one value a channel stays float32: it is small, and running
+variances exceed float16.
 """
 
 import contextlib
@@ -24,15 +25,24 @@ from uvos_jax.models import hyper_parameters
 from uvos_jax.weights import checkpoints
 from uvos_jax.weights.convert import expected_variables
 
-ASSET = resources.files("uvos_jax") / "assets" / "default.safetensors"
+ASSETS = resources.files("uvos_jax") / "assets"
+DEFAULT = "default"
+_SUFFIX = ".safetensors"
 _KEY = "uvos"  # of our JSON in the file's header
 _NEEDED = {"model", "hyper_parameters", "sha256", "origin", "licence"}
 
 
-def load_packaged(**overrides) -> tuple[str, nn.Module, dict]:
-    """Reads the default network.
+def packaged_names() -> tuple[str, ...]:
+    """What ``--weights`` may name, the default first; it is among them even if its file is missing."""
+    found = sorted(file.name.removesuffix(_SUFFIX) for file in ASSETS.iterdir() if file.name.endswith(_SUFFIX))
+    return (DEFAULT, *(name for name in found if name != DEFAULT))
+
+
+def load_packaged(weights: str = DEFAULT, **overrides) -> tuple[str, nn.Module, dict]:
+    """Reads a network of the package.
 
     Args:
+      weights: one of ``packaged_names()``.
       **overrides: hyper-parameters to change, as ``checkpoints.load`` takes them.
 
     Returns:
@@ -41,7 +51,7 @@ def load_packaged(**overrides) -> tuple[str, nn.Module, dict]:
     Raises:
       UserError: if the installation lacks the file or it is damaged, or an override does not fit the weights.
     """
-    meta, arrays = _read()
+    meta, arrays = _read(weights)
     name, model = meta["model"], checkpoints.rebuild(meta["model"], meta["hyper_parameters"], overrides,
                                                      "the packaged weights")
     variables = unflatten_dict({key: value.astype(np.float32) for key, value in arrays.items()}, sep="/")
@@ -51,18 +61,21 @@ def load_packaged(**overrides) -> tuple[str, nn.Module, dict]:
     return name, model, variables
 
 
-def about() -> dict[str, Any]:
-    """What the default network is, without reading its weights.
+def about(weights: str = DEFAULT) -> dict[str, Any]:
+    """What a network of the package is, without reading its weights.
+
+    Args:
+      weights: one of ``packaged_names()``.
 
     Returns:
       ``{"model", "variant", "hyper_parameters", "origin", "licence", "scores", "sha256", "uvos_jax"}``; origin and
       licence are sentences, scores fractions of one by the name of what they were measured on.
     """
-    return _read(arrays=False)[0]
+    return _read(weights, arrays=False)[0]
 
 
 def pack(directory: str | Path, file: str | Path, *, origin: str, licence: str, scores: dict[str, Any]) -> None:
-    """Writes the weights of a checkpoint directory as a file like the packaged one.
+    """Writes the weights of a checkpoint directory as a file like those of the package.
 
     Args:
       directory: as written by ``checkpoints.save``.
@@ -94,11 +107,11 @@ def pack(directory: str | Path, file: str | Path, *, origin: str, licence: str, 
             partial.unlink()
 
 
-def _read(arrays: bool = True) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _read(weights: str, arrays: bool = True) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The header and, if asked, the arrays as they are stored, by path."""
     try:
         # A real file even where the package is imported from an archive.
-        with resources.as_file(ASSET) as path, safe_open(path, "numpy") as file:
+        with resources.as_file(ASSETS / f"{weights}{_SUFFIX}") as path, safe_open(path, "numpy") as file:
             meta = json.loads(file.metadata()[_KEY])
             if not (isinstance(meta["hyper_parameters"], dict) and meta.keys() >= _NEEDED):
                 raise ValueError("the header is not whole")

@@ -1,0 +1,48 @@
+"""J and F of the default network's recipe on all thirty sequences of DAVIS-2016 train, each unseen in training.
+
+    for k in 0 1 2; do
+      uvos train --config configs/default.py:fold$k --workdir runs/fold$k --data-dir data
+    done
+    python benchmarks/default_folds.py runs/fold0 runs/fold1 runs/fold2 --data-dir data
+
+Every run is judged on the sequences that its configuration holds back, by the weights after its last step, through the
+inference that users get. ``--set`` changes options of the network, as that of ``uvos segment`` does.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from uvos_jax.cli.options import hyper_parameters_of
+from uvos_jax.data.store import open_store
+from uvos_jax.inference import load
+from uvos_jax.training.validate import choose, validate
+
+
+def main():
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--flip", action="store_true")
+    parser.add_argument("--set", action="append", metavar="NAME=VALUE")
+    args = parser.parse_args()
+    print("| sequence | J | F |\n|---|---|---|")
+    folds = []
+    for run in args.runs:
+        held = json.loads((run / "config.json").read_text())["validate"]
+        store = open_store(args.data_dir, held["name"], held["split"])
+        segmenter = load(weights=run / "last", flip=args.flip, **hyper_parameters_of(args.set))
+        scores, _ = validate(segmenter, store, choose(store, held["only"]))
+        for name, row in scores["sequences"].items():
+            print(f"| {name} | {100 * row['J']:.1f} | {100 * row['F']:.1f} |")
+        print(f"| **{run.name}** | **{100 * scores['J']:.1f}** | **{100 * scores['F']:.1f}** |", flush=True)
+        folds.append((scores["J"], scores["F"]))
+    region, boundary = 100 * np.mean(folds, 0)
+    print(f"| **mean of {len(folds)} folds** | **{region:.1f}** | **{boundary:.1f}** |")
+
+
+if __name__ == "__main__":
+    main()
