@@ -6,7 +6,9 @@
     uvos train --config configs/default.py --workdir runs/default --data-dir data
 
 ``fold0``, ``fold1`` and ``fold2`` train on twenty of the thirty sequences of DAVIS-2016 train and are judged on the
-other ten. ``synthetic`` sees generated clips alone, so that no licence of data binds its weights.
+other ten. ``synthetic`` sees generated clips alone, so that no licence of data binds its weights. ``small_synthetic``,
+``small_duts`` (clips and stills) and ``small_davis`` (all) tell what the data are worth, ``small_motion`` and
+``small_appearance`` what the streams are.
 
 Clips of your own (``JPEGImages/<sequence>/*`` with masks ``Annotations/<sequence>/*.png`` of some frames) teach the
 packaged network what you film, in minutes:
@@ -23,12 +25,17 @@ SEQUENCES = [
     "surf", "swing", "tennis", "train",
 ]  # DAVIS-2016 train
 FOLDS = [SEQUENCES[k::3] for k in range(3)]
+_CLIPS, _STILLS = [{"name": "synthetic", "split": "train"}], [{"name": "duts", "split": "train"}]
+# Mixtures of both phases where they are not the recipe's, and the streams.
+SMALL = {"synthetic": ((_CLIPS, _CLIPS), None), "duts": ((_STILLS, _CLIPS), None), "davis": ((None, None), None),
+         "motion": ((None, None), "motion"), "appearance": ((None, None), "appearance")}
 
 
 def get_config(arg: str = ""):
     """The recipe, or one of its presets."""
-    return common.preset(arg, {"": full, "synthetic": synthetic, **{f"fold{k}": lambda k=k: fold(k)
-                                                                    for k in range(3)}})()
+    folds = {f"fold{k}": lambda k=k: fold(k) for k in range(3)}
+    small = {f"small_{name}": lambda name=name: small_budget(name) for name in SMALL}
+    return common.preset(arg, {"": full, "synthetic": synthetic, **folds, **small})()
 
 
 def full():
@@ -39,7 +46,7 @@ def full():
 
 def synthetic():
     """Generated clips alone."""
-    return _recipe([{"name": "synthetic", "split": "train"}], [{"name": "synthetic", "split": "train"}])
+    return _recipe(_CLIPS, _CLIPS)
 
 
 def fold(k):
@@ -50,6 +57,21 @@ def fold(k):
             if entry["name"] == "davis2016":
                 entry["exclude"] = FOLDS[k]
     config.validate = {"every": 1_000, "name": "davis2016", "split": "train", "only": FOLDS[k], "phases": ["videos"]}
+    return config
+
+
+def small_budget(name):
+    """``fold0`` with a third of the steps, on less data or without one of the streams."""
+    config = fold(0)
+    mixtures, streams = SMALL[name]
+    for phase, steps, mixture in zip(config.phases, (50, 300), mixtures, strict=True):
+        phase["steps"] = steps
+        if mixture:
+            phase["data"]["mixture"] = mixture
+    if streams:
+        config.model = config.model | {"streams": streams}
+    if streams == "appearance":  # goes on where the stills end
+        del config.phases[1]["carry"]
     return config
 
 

@@ -84,8 +84,8 @@ def test_a_mirrored_video_gives_mirrored_masks_with_flip():
 
 
 def test_stages_see_the_fused_score_and_keep_their_state(monkeypatch):
-    def from_the_third_frame(count, score, threshold, frame):
-        assert frame.shape == (*score.shape[1:3], 3)
+    def from_the_third_frame(count, score, threshold, sight):
+        assert sight.frame.shape == (*score.shape[1:3], 3) and sight.flow is None
         return count + 1, jnp.where(count >= 2, threshold + 1, score)
 
     monkeypatch.setitem(STAGES, "temporal_gate", (lambda size: jnp.zeros((), int), from_the_third_frame))

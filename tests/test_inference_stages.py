@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvos_jax.inference.stages import STAGES
+from uvos_jax.inference.stages import STAGES, Sight
 
 
 def _staged(name, scores):
@@ -94,9 +94,56 @@ def test_follow_edges_sharpens_a_coarse_score_and_keeps_what_has_no_edge():
     cv2.circle(frame, (240, 160), 90, (200, 120, 90), -1)
     truth = (frame[..., 0] > 100).astype(np.float32)
     coarse = cv2.resize(cv2.resize(truth, (30, 20), interpolation=cv2.INTER_AREA), (480, 320))
-    _, sharp = apply(init((320, 480)), jnp.asarray(coarse)[None, :, :, None], 0.5, jnp.asarray(frame))
+    _, sharp = apply(init((320, 480)), jnp.asarray(coarse)[None, :, :, None], 0.5, Sight(jnp.asarray(frame), None))
     sharp = np.asarray(sharp)[0, :, :, 0]
     assert sharp.min() >= 0 and sharp.max() <= 1
     assert ((sharp > 0.5) != (truth > 0)).mean() < 0.3 * ((coarse > 0.5) != (truth > 0)).mean()
-    _, same = apply((), jnp.asarray(coarse)[None, :, :, None], 0.5, jnp.full((320, 480, 3), 77, jnp.uint8))
+    _, same = apply((), jnp.asarray(coarse)[None, :, :, None], 0.5,
+                    Sight(jnp.full((320, 480, 3), 77, jnp.uint8), None))
     assert (np.abs(np.asarray(same)[0, :, :, 0] - coarse) < 0.25).all()
+
+
+def _drifting(length=6, size=(128, 192), step=5):
+    """A textured square that moves ``step`` pixels to the right a frame before still ground: frames, masks, its flow
+    to the next frame and to the frame before."""
+    ground = cv2.resize(np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8), size[::-1])
+    square = cv2.resize(np.random.default_rng(1).integers(0, 256, (8, 8, 3), np.uint8), (48, 48))
+    frames, masks = np.repeat(ground[None], length, 0), np.zeros((length, *size), np.float32)
+    for t in range(length):
+        frames[t, 40:88, 30 + step * t:78 + step * t] = square
+        masks[t, 40:88, 30 + step * t:78 + step * t] = 1
+    ahead = masks[..., None] * np.float32([step, 0])
+    return frames, masks, ahead, -ahead
+
+
+def _followed(scores, frames, flow, causal=False):
+    init, apply = STAGES["follow_flow"]
+    state, out = init(scores.shape[1:]), []
+    for score, frame, its in zip(scores, frames, flow, strict=True):
+        state, kept = apply(state, jnp.asarray(score)[None, :, :, None], 0.5,
+                            Sight(jnp.asarray(frame), jnp.asarray(its), causal))
+        out.append(np.asarray(kept)[0, :, :, 0])
+    return np.stack(out)
+
+
+def test_follow_flow_brings_the_past_along():
+    frames, masks, ahead, back = _drifting()
+    scores = 0.9 * masks
+    scores[3] = 0.3 * masks[3]  # nearly lost for a frame
+    kept = _followed(scores, frames, ahead)
+    np.testing.assert_allclose(kept[0], scores[0], atol=1e-6)
+    inside = masks[3, :, :] * (np.roll(masks[3], 8, 1) * np.roll(masks[3], -8, 1) * np.roll(masks[3], 8, 0)) > 0
+    assert inside.sum() > 500 and kept[3][inside].min() > 0.6 and scores[3].max() < 0.5
+    assert np.abs(kept[3][masks[3] == 0]).mean() < 0.02
+    # What a stream's flow says, to the frame before, comes to the same.
+    np.testing.assert_allclose(_followed(scores, frames, back, causal=True)[3][inside], kept[3][inside], atol=0.05)
+
+
+def test_follow_flow_forgets_where_colours_do_not_fit():
+    frames, masks, ahead, _ = _drifting()
+    frames[3:] = 255 - frames[3:]  # a cut
+    scores = 0.9 * masks
+    scores[3] = 0.3 * masks[3]
+    kept = _followed(scores, frames, ahead)
+    assert np.abs(kept[3] - scores[3]).mean() < 0.02
+    assert np.abs(kept[2] - scores[2]).mean() < 0.05

@@ -289,8 +289,10 @@ def test_the_picture_of_the_flow_is_a_colour_wheel():
     np.testing.assert_allclose(drawn[True](flow, (96, 128))[:, 30, 70], without[:, 30, 70], atol=0.02)
 
 
-def test_edges_are_a_stage_of_the_driver():
-    assert build("dpa").postprocess == () and build("dpa", edges=True).postprocess == ("follow_edges",)
+def test_refining_is_done_by_stages_of_the_driver():
+    assert build("dpa").postprocess == ()
+    assert build("dpa", refine=True).postprocess == ("follow_flow", "follow_edges")
+    assert build("dpa", refine=True, streams="appearance").postprocess == ("follow_edges",)
 
 
 def test_the_published_code_stretches_every_map():

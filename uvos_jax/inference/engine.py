@@ -16,7 +16,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from uvos_jax.inference.stages import STAGES
+from uvos_jax.inference.stages import STAGES, Sight
 from uvos_jax.ops.preprocess import preprocess
 from uvos_jax.video.masks import VOID
 
@@ -66,6 +66,7 @@ class Engine:
       flip: whether a mirrored copy is run for every scale, with its own state.
       soft: whether probabilities and confidences are made beside the labels.
       before: names of stages that go before those of the model.
+      causal: whether flow leads to the frame before, and not to the next one.
     """
 
     model: nn.Module
@@ -74,6 +75,7 @@ class Engine:
     flip: bool = False
     soft: bool = False
     before: tuple[str, ...] = ()
+    causal: bool = False
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -136,15 +138,15 @@ class Engine:
                                 (self._encode(variables, frames, flows), valid, given, whole))
 
         def one_frame(carry, xs):
-            features, is_valid, keep, frame = xs
+            features, is_valid, keep, (frame, flow) = xs
             features = jax.tree.map(lambda x: x[None], features)
-            new_carry = self._one_frame(variables, carry, features, keep, frame)
+            new_carry = self._one_frame(variables, carry, features, keep, Sight(frame, flow, self.causal))
             carry = jax.tree.map(lambda new, old: jnp.where(is_valid, new, old), new_carry, carry)
             return carry, carry.last
 
-        return jax.lax.scan(one_frame, carry, (self._encode(variables, frames, flows), valid, keep, frames))
+        return jax.lax.scan(one_frame, carry, (self._encode(variables, frames, flows), valid, keep, (frames, flows)))
 
-    def _one_frame(self, variables, carry, features, keep, frame):
+    def _one_frame(self, variables, carry, features, keep, sight):
         """Predicts in every view, fuses at native size, decides the labels, commits them to every view."""
         predictions = self._predict(variables, carry.states, features)
         score = self._fuse(predictions)
@@ -152,7 +154,7 @@ class Engine:
             score = jnp.where(keep[None, :, :, None], score, 0)
         stages = []
         for name, stage_state in zip(self.stages, carry.stages, strict=True):
-            stage_state, score = STAGES[name][1](stage_state, score, self.model.threshold, frame)
+            stage_state, score = STAGES[name][1](stage_state, score, self.model.threshold, sight)
             stages.append(stage_state)
         labels = (score[..., 0] > self.model.threshold).astype(jnp.uint8)
         states = tuple(self._apply(variables, "commit", state, f, _mirrored(labels[..., None], mirrored)[..., 0], aux)

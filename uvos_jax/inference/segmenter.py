@@ -100,12 +100,12 @@ class Segmenter:
         self._device = None
         self._engines: dict[tuple, Engine] = {}
 
-    def engine(self, native_size: tuple[int, int], soft: bool = False, slots: int | None = None, pruned: bool = False
-               ) -> Engine | TrackingEngine:
+    def engine(self, native_size: tuple[int, int], soft: bool = False, slots: int | None = None, pruned: bool = False,
+               causal: bool = False) -> Engine | TrackingEngine:
         """The compiled functions for videos of ``(height, width)``; the same object every time.
 
         ``slots`` is the number of objects that a model which follows has room for; None is what it has itself.
-        ``pruned`` brings the stages that go with instance pruning.
+        ``pruned`` brings the stages that go with instance pruning; ``causal`` says that flow leads to the frame before.
         """
         largest = self.model.frame_size(native_size, max(self.scales))
         if max(largest) > _LARGEST_SIDE:
@@ -116,8 +116,8 @@ class Segmenter:
         if hasattr(model, "discover"):
             return self._engines.setdefault((native_size, soft, None), TrackingEngine(model, native_size, soft))
         # In one step, so that threads which segment videos of one size share what is compiled.
-        return self._engines.setdefault((native_size, soft, getattr(model, "slots", None), pruned), Engine(
-            model, native_size, self.scales, self.flip, soft, stages(model.variant) if pruned else ()))
+        return self._engines.setdefault((native_size, soft, getattr(model, "slots", None), pruned, causal), Engine(
+            model, native_size, self.scales, self.flip, soft, stages(model.variant) if pruned else (), causal))
 
     def on(self, device: jax.Device) -> "Segmenter":
         """The same segmenter computing on another device; both may be used at the same time, in different threads."""
@@ -259,7 +259,8 @@ class Segmenter:
                         yield from (Answer(frame, None) for frame, _ in batch)
                         continue
                     images, flows, valid = stacked(batch, chunk)
-                    engine, labels, given = self._prepare(objects, pruning, index, batch, images, soft, say)
+                    causal = source.live and flows is not None
+                    engine, labels, given = self._prepare(objects, pruning, index, batch, images, soft, causal, say)
                     if carry is None:
                         seen = self._reference_arrays(source, references, images, flows)
                         carry = engine.start(self.variables, *seen, *labels)
@@ -292,13 +293,13 @@ class Segmenter:
                 if hasattr(frames, "close"):
                     frames.close()
 
-    def _prepare(self, objects, pruning: Pruning | None, index, batch, images, soft, say):
+    def _prepare(self, objects, pruning: Pruning | None, index, batch, images, soft, causal, say):
         """The engine with room for all objects; what its two functions want to know of them, or of what is pruned."""
         if pruning is not None:
             keep = pruning.keep([frame for frame, _ in batch], len(images))
-            return self.engine(images.shape[1:3], soft, pruned=True), (), (None, None, keep)
+            return self.engine(images.shape[1:3], soft, pruned=True, causal=causal), (), (None, None, keep)
         if objects is None:
-            return self.engine(images.shape[1:3], soft), (), ()
+            return self.engine(images.shape[1:3], soft, causal=causal), (), ()
         places = objects.given(index, [frame for frame, _ in batch], len(images))
         slots, grown = objects.room(self.model.slots)
         if grown:

@@ -1,17 +1,19 @@
 """Post-processing that remembers: stages between the fused score and the labels, each with a state of its own.
 
-A stage is a pair of functions: ``init(native_size) -> state`` and ``apply(state, score, threshold, frame) ->
-(state, score)`` with scores ``[1, h, w, 1]`` and the frame, uint8 RGB ``[h, w, 3]``, at native size. Models name the
-stages that follow their score.
+A stage is a pair of functions: ``init(native_size) -> state`` and ``apply(state, score, threshold, sight) ->
+(state, score)`` with scores ``[1, h, w, 1]`` at native size. Models name the stages that follow their score.
 """
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
 
 from uvos_jax.ops.components import fill_holes, label_components
-from uvos_jax.ops.guided_filter import guided_filter
+from uvos_jax.ops.flow import resize_flow
+from uvos_jax.ops.guided_filter import guided_filter, window_means
 from uvos_jax.ops.morphology import dilate, opening
+from uvos_jax.ops.resize import resize_bilinear
 
 # Numbers of the published AD-Net evaluation, in pixels of the native frame.
 _GATE_AREA = (5_000, 100_000)
@@ -21,10 +23,31 @@ _SPLIT_AREA = (40_000, 100_000)
 _JOIN = 31
 _MAIN_AREA = 30_000
 _MAIN_OVERLAP = 0.3
+# The copy of the frame in which a score is smoothed, the windows in which colours are compared, the most that the past
+# counts, and the squared difference of colours at which it counts 1/e of that.
+_FLOW_ROWS = 120
+_FLOW_RADIUS = 2
+_FLOW_SHARE = 0.75
+_FLOW_MISFIT = 0.04
 # The copy of the frame in which edges are looked for, its windows, and what is no edge.
 _EDGE_ROWS = 160
 _EDGE_RADIUS = 5
 _EDGE_VARIANCE = 1e-3
+
+
+@flax.struct.dataclass
+class Sight:
+    """What there is to see beside a score.
+
+    Attributes:
+      frame: ``[h, w, 3]`` uint8, RGB.
+      flow: ``[h', w', 2]`` float32 in pixels of its own grid; None of models without flow.
+      causal: whether the flow leads to the frame before, as that of live sources does, and not to the next one.
+    """
+
+    frame: jax.Array
+    flow: jax.Array | None
+    causal: bool = flax.struct.field(pytree_node=False, default=False)
 
 
 @flax.struct.dataclass
@@ -39,7 +62,7 @@ def temporal_gate_init(native_size: tuple[int, int]) -> GateState:
     return GateState(jnp.zeros(native_size, bool))
 
 
-def temporal_gate(state: GateState, score: jax.Array, threshold: float, frame: jax.Array | None = None
+def temporal_gate(state: GateState, score: jax.Array, threshold: float, sight: Sight | None = None
                   ) -> tuple[GateState, jax.Array]:
     """AD-Net's published gate (not in the paper): foreground may only appear near the last frame's foreground.
 
@@ -50,12 +73,12 @@ def temporal_gate(state: GateState, score: jax.Array, threshold: float, frame: j
       state: from the frame before.
       score: ``[1, h, w, 1]`` averaged logits.
       threshold: above it is foreground.
-      frame: unused.
+      sight: unused.
 
     Returns:
       The next state, and the gated score.
     """
-    del frame
+    del sight
     area = state.last_mask.sum()
     gate = dilate(opening(state.last_mask, _OPENING), _REACH)
     applies = (area > _GATE_AREA[0]) & (area < _GATE_AREA[1])
@@ -76,7 +99,7 @@ def main_part_init(native_size: tuple[int, int]) -> MainPartState:
     return MainPartState(jnp.zeros(native_size, bool), jnp.zeros((), bool))
 
 
-def main_part(state: MainPartState, score: jax.Array, threshold: float, frame: jax.Array | None = None
+def main_part(state: MainPartState, score: jax.Array, threshold: float, sight: Sight | None = None
               ) -> tuple[MainPartState, jax.Array]:
     """What AD-Net's published evaluation does after instance pruning (not in the paper): foreground is in one place.
 
@@ -88,12 +111,12 @@ def main_part(state: MainPartState, score: jax.Array, threshold: float, frame: j
       state: from the frame before.
       score: ``[1, h, w, 1]`` averaged logits.
       threshold: above it is foreground.
-      frame: unused.
+      sight: unused.
 
     Returns:
       The next state, and the score.
     """
-    del frame
+    del sight
     mask = score[0, :, :, 0] > threshold
     area = mask.sum()
     inside = jax.lax.cond((area > _SPLIT_AREA[0]) & (area < _SPLIT_AREA[1]), lambda: _main_box(mask, state),
@@ -127,24 +150,80 @@ def _between(line):
     return (jnp.cumsum(line) > 0) & (jnp.cumsum(line[::-1]) > 0)[::-1]
 
 
-def follow_edges(state: tuple, score: jax.Array, threshold: float, frame: jax.Array) -> tuple[tuple, jax.Array]:
-    """Lets a score that a coarse network made follow the frame's edges, by the fast guided filter (no paper of ours).
+@flax.struct.dataclass
+class FlowState:
+    """The last frame in small: what :func:`follow_flow` made of its score ``[h, w]``, its colours, its flow."""
+
+    score: jax.Array
+    colours: jax.Array
+    flow: jax.Array
+    seen: jax.Array
+
+
+def follow_flow_init(native_size: tuple[int, int]) -> FlowState:
+    """No last frame."""
+    size = _small(native_size, _FLOW_ROWS)
+    return FlowState(jnp.zeros(size), jnp.zeros((*size, 3)), jnp.zeros((*size, 2)), jnp.zeros((), bool))
+
+
+def follow_flow(state: FlowState, score: jax.Array, threshold: float, sight: Sight) -> tuple[FlowState, jax.Array]:
+    """Smooths a score in time: the last frame's, brought along by the flow, counts where the colours fit, too.
+
+    Where they do not fit (a cut, what was hidden, wrong flow), the frame has its own score.
+
+    Args:
+      state: from the frame before.
+      score: ``[1, h, w, 1]`` probabilities.
+      threshold: unused.
+      sight: with flow. A flow to the next frame is that of the frame before, and its inverse is taken to be its
+        negative.
+
+    Returns:
+      The next state, and the score.
+    """
+    del threshold
+    size = _small(score.shape[1:3], _FLOW_ROWS)
+    own = jax.image.resize(score[0, :, :, 0], size, "linear", antialias=True)
+    colours = jax.image.resize(sight.frame.astype(jnp.float32) / 255, (*size, 3), "linear", antialias=True)
+    flow = resize_flow(sight.flow[None], size)[0]
+    way = flow if sight.causal else -state.flow
+    y, x = jnp.meshgrid(jnp.arange(size[0]), jnp.arange(size[1]), indexing="ij")
+    places = [jnp.clip(y + way[..., 1], 0, size[0] - 1), jnp.clip(x + way[..., 0], 0, size[1] - 1)]
+    came, *seen = (map_coordinates(channel, places, order=1)
+                   for channel in (state.score, *jnp.moveaxis(state.colours, -1, 0)))
+    misfit = jnp.square(jnp.stack(seen, -1) - colours).sum(-1)
+    rows, columns = (window_means(side, _FLOW_RADIUS) for side in size)
+    misfit = jnp.einsum("yh,hw,xw->yx", rows, misfit, columns, precision="highest")
+    share = jnp.where(state.seen, _FLOW_SHARE * jnp.exp(-misfit / _FLOW_MISFIT), 0)
+    smooth = own + share * (came - own)
+    change = resize_bilinear((smooth - own)[..., None], score.shape[1:3], align_corners=False)
+    return FlowState(smooth, colours, flow, jnp.ones((), bool)), score + change[None]
+
+
+def follow_edges(state: tuple, score: jax.Array, threshold: float, sight: Sight) -> tuple[tuple, jax.Array]:
+    """Lets a score that a coarse network made follow the frame's edges, by the fast guided filter.
 
     Args:
       state: nothing.
       score: ``[1, h, w, 1]`` probabilities.
       threshold: unused.
-      frame: ``[h, w, 3]`` uint8.
+      sight: of which the frame counts.
 
     Returns:
       Nothing, and the score, in [0, 1].
     """
     del threshold
-    step = max(1, round(min(frame.shape[:2]) / _EDGE_ROWS))
-    filtered = guided_filter(frame.astype(jnp.float32) / 255, score[0, :, :, 0], radius=_EDGE_RADIUS,
+    step = max(1, round(min(score.shape[1:3]) / _EDGE_ROWS))
+    filtered = guided_filter(sight.frame.astype(jnp.float32) / 255, score[0, :, :, 0], radius=_EDGE_RADIUS,
                              epsilon=_EDGE_VARIANCE, step=step)
     return state, jnp.clip(filtered, 0, 1)[None, :, :, None]
 
 
+def _small(size, rows):
+    """A size with about so many rows (or columns, if these are fewer), and no larger one."""
+    step = max(1, round(min(size) / rows))
+    return tuple(-(-side // step) for side in size)
+
+
 STAGES = {"temporal_gate": (temporal_gate_init, temporal_gate), "main_part": (main_part_init, main_part),
-          "follow_edges": (lambda native_size: (), follow_edges)}
+          "follow_flow": (follow_flow_init, follow_flow), "follow_edges": (lambda native_size: (), follow_edges)}

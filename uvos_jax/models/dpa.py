@@ -60,8 +60,8 @@ class DPA(nn.Module):
       camera: whether a smooth camera motion is taken off the flow before it is drawn.
       encoder_norm: batch norm in the encoders, which neither paper nor code has: they start from ImageNet, and from
         random weights a VGG-16 learns faster with it.
-      edges: whether the score follows the frame's edges in the end, which neither paper nor code does: a small network
-        answers small.
+      refine: whether the score follows the flow from frame to frame and the frame's edges in the end, which neither
+        paper nor code does.
       short_side: the network's shorter side at scale 1, in pixels; ``official`` takes squares of that side, and of 512
         if it is left at 384.
       axis_name: mapped axis over which batch norm statistics are shared in training.
@@ -81,7 +81,7 @@ class DPA(nn.Module):
     decoder: int = 32
     camera: bool = False
     encoder_norm: bool = False
-    edges: bool = False
+    refine: bool = False
     short_side: int = _SHORT_SIDE
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
@@ -295,7 +295,7 @@ class DPA(nn.Module):
     @property
     def postprocess(self) -> tuple[str, ...]:
         """Stages that follow the fused score: none of the paper's."""
-        return ("follow_edges",) if self.edges else ()
+        return ("follow_flow",) * ("flow" in self.inputs and self.refine) + ("follow_edges",) * self.refine
 
     @nn.nowrap
     def reference_frames(self, length: int | None) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ def guided_filter(guide: jax.Array, x: jax.Array, *, radius: int, epsilon: float
     if step > 1:
         picture = jax.image.resize(guide, (*small, 3), "linear", antialias=True)
         y = jax.image.resize(x, small, "linear", antialias=True)
-    rows, columns = (_means(side, radius) for side in small)
+    rows, columns = (window_means(side, radius) for side in small)
 
     def mean(maps):
         maps = jnp.einsum("yh,hwc->ywc", rows, maps, precision="highest")
@@ -51,8 +51,8 @@ def guided_filter(guide: jax.Array, x: jax.Array, *, radius: int, epsilon: float
     return ((guide - picture.mean((0, 1))) * functions[..., :3]).sum(-1) + functions[..., 3] + level
 
 
-def _means(side, radius):
-    """``[side, side]``: means over windows that end at the border."""
+def window_means(side: int, radius: int) -> np.ndarray:
+    """``[side, side]`` float32: means along an axis over windows of ``2 * radius + 1`` that the border cuts off."""
     inside = np.abs(np.subtract.outer(np.arange(side), np.arange(side))) <= radius
     return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
 

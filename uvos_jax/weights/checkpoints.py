@@ -35,7 +35,7 @@ _orbax = threading.Lock()
 _CHANGEABLE = ("variant", "short_side", "dropout", "axis_name", "dtype", "remat", "background_weight", "selection",
                "history", "candidates", "lost_below", "prior_from", "slots", "references", "atrous", "own_labels",
                "ramp", "embedding_scale", "tracks", "proposals", "memory", "verification", "memory_update",
-               "edges")
+               "refine")
 
 
 def save(directory: str | Path, name: str, model: nn.Module, variables: dict, origin: str) -> None:
