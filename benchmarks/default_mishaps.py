@@ -1,6 +1,6 @@
-"""What the default network makes of videos that are not as it learned them; docs/model_card.md shows the picture.
+"""What the default network makes of videos that are not as it learned them.
 
-    python benchmarks/default_mishaps.py --davis DAVIS --output uvos_output/mishaps --picture docs/mishaps.jpg
+    python benchmarks/default_mishaps.py --davis DAVIS --output uvos_output/mishaps --picture uvos_output/mishaps.jpg
 
 ``--davis`` is DAVIS-2016 as published. Every video is written as H.264, then goes through ``uvos segment``; what that
 command says is printed, with its exit code and its speed.
@@ -75,7 +75,8 @@ def main():
         about = json.loads((folder / "result/run.json").read_text()) if masks else {}
         print(f"{name}: exit code {run.returncode}, {len(masks)} masks of {len(frames)} frames, object"
               f" {np.mean(shares):.1%} of the frame ({np.mean(np.array(shares) == 0):.0%} of the masks empty),"
-              f" {about.get('seconds_per_frame', float('nan'))} s a frame {run.stderr.strip()}", flush=True)
+              f" {about.get('seconds', np.nan) / max(len(masks), 1):.2f} s a frame with compilation"
+              f" {run.stderr.strip()}", flush=True)
         picked = [min(int(part * len(frames)), len(frames) - 1) for part in _SHOWN]
         shown = [draw_overlay(frames[t], (cv2.imread(str(masks[t]), cv2.IMREAD_UNCHANGED) > 0).astype(np.uint8))
                  for t in picked]

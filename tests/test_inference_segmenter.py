@@ -239,7 +239,7 @@ def test_bfloat16_is_close_to_float32(segmenter, masks):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"name": "adnett", "weights": "random"}, "no model 'adnett'.*Did you mean 'adnet'"),
-    ({"name": "adnet"}, "No weights ship"),
+    ({"name": "adnet"}, "Say which weights"),
     ({"weights": "random"}, "which model"),
     ({"name": "adnet", "weights": "nowhere.pth"}, "no weights .nowhere.pth."),
     ({"name": "adnet", "weights": "nowhere"}, "no weights 'nowhere'"),
