@@ -1,7 +1,7 @@
 """What needs no learning, and what a plain U-Net learns, on the folds on which the default network is judged.
 
-    python benchmarks/default_baselines.py --data-dir data --method motion
-    python benchmarks/default_baselines.py --data-dir data --method unet --folds 0 --steps 400
+    PYTHONPATH=. python benchmarks/default_baselines.py --data-dir data --method motion
+    PYTHONPATH=. python benchmarks/default_baselines.py --data-dir data --method unet --folds 0 --steps 400
 
 ``motion``: DIS flow less a homography fitted to it; what moves by itself (Otsu's threshold on the length), its largest
 part. ``unet``: two million parameters that see the frame and the flow less the camera's motion at 128x224.

@@ -55,7 +55,7 @@ def main():
     steps = sum(phase["steps"] for phase in config["phases"])
     held_back = next(row["validation"] for row in reversed(log) if "validation" in row and row["step"] == steps)
 
-    file, checkpoint = Path(packaged.ASSET), load(weights=args.run / "last")
+    file, checkpoint = Path(packaged.ASSETS / "default.safetensors"), load(weights=args.run / "last")
     names = [part["name"] for part in config["data"]["mixture"]]
     left_out = ", ".join(config["validate"]["only"])
     header = {"origin": f"{', '.join(_DATASETS[name] for name in names)} (without {left_out}); seed {config['seed']};"

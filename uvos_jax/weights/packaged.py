@@ -34,7 +34,8 @@ _NEEDED = {"model", "hyper_parameters", "sha256", "origin", "licence"}
 
 def packaged_names() -> tuple[str, ...]:
     """What ``--weights`` may name, the default first; it is among them even if its file is missing."""
-    found = sorted(file.name.removesuffix(_SUFFIX) for file in ASSETS.iterdir() if file.name.endswith(_SUFFIX))
+    files = ASSETS.iterdir() if ASSETS.is_dir() else ()
+    found = sorted(file.name.removesuffix(_SUFFIX) for file in files if file.name.endswith(_SUFFIX))
     return (DEFAULT, *(name for name in found if name != DEFAULT))
 
 
