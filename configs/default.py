@@ -4,7 +4,7 @@ The package holds the small AD-Net (``configs/adnet.py:small``) until this recip
 first two are measured, J 64.0 and 56.7 without ``--set refine=true``, and the shipped weights are not trained.
 
     uvos convert-data davis2016 --source DAVIS --data-dir data --flow dis
-    uvos convert-data duts --source DUTS --data-dir data
+    uvos convert-data duts --source DUTS --data-dir data --flow dis
     uvos convert-data synthetic --data-dir data --flow dis --clips 300
     uvos train --config configs/default.py --workdir runs/default --data-dir data
 
@@ -29,10 +29,13 @@ SEQUENCES = [
     "surf", "swing", "tennis", "train",
 ]  # DAVIS-2016 train
 FOLDS = [SEQUENCES[k::3] for k in range(3)]
-_CLIPS, _STILLS = [{"name": "synthetic", "split": "train"}], [{"name": "duts", "split": "train"}]
-# Mixtures of both phases where they are not the recipe's, and the streams.
-SMALL = {"synthetic": ((_CLIPS, _CLIPS), None), "duts": ((_STILLS, _CLIPS), None), "davis": ((None, None), None),
-         "motion": ((None, None), "motion"), "appearance": ((None, None), "appearance")}
+_CLIPS = {"name": "synthetic", "split": "train"}
+# Pictures count as clips of two frames: flow leads to copies of them whose foreground moves.
+_STILLS = {"name": "duts", "split": "train", "recipe": {"name": "still", "length": 2}}
+_VIDEOS = {"name": "davis2016", "split": "train"}
+# Data and streams where they are not the recipe's.
+SMALL = {"synthetic": {"mixture": [_CLIPS]}, "duts": {"mixture": [_CLIPS, _STILLS]}, "motion": {},
+         "appearance": {"streams": "appearance"}, "both": {"streams": "both"}}
 
 
 def get_config(arg: str = ""):
@@ -44,71 +47,62 @@ def get_config(arg: str = ""):
 
 def full():
     """DAVIS-2016 train, stills of DUTS and generated clips; nothing is held back."""
-    return _recipe([{"name": "duts", "split": "train", "share": 2}, {"name": "davis2016", "split": "train"}],
-                   [{"name": "davis2016", "split": "train", "share": 3}, {"name": "synthetic", "split": "train"}])
+    return _recipe([_VIDEOS | {"share": 3}, _STILLS, _CLIPS])
 
 
 def synthetic():
     """Generated clips alone."""
-    return _recipe(_CLIPS, _CLIPS)
+    return _recipe([_CLIPS])
 
 
 def fold(k):
     """What ``full`` is worth on sequences that it has not seen."""
-    config = full()
-    for phase in config.phases:
-        for entry in phase["data"]["mixture"]:
-            if entry["name"] == "davis2016":
-                entry["exclude"] = FOLDS[k]
-    config.validate = {"every": 1_000, "name": "davis2016", "split": "train", "only": FOLDS[k], "phases": ["videos"]}
+    config = _recipe([_VIDEOS | {"share": 3, "exclude": FOLDS[k]}, _STILLS, _CLIPS])
+    config.validate = {"every": 1_000, "name": "davis2016", "split": "train", "only": FOLDS[k], "phases": ["fine"]}
     return config
 
 
 def small_budget(name):
-    """``fold0`` with a third of the steps, on less data or without one of the streams."""
+    """``fold0`` with 300 coarse steps, on less data or with other streams."""
     config = fold(0)
-    mixtures, streams = SMALL[name]
-    for phase, steps, mixture in zip(config.phases, (50, 300), mixtures, strict=True):
-        phase["steps"] = steps
-        if mixture:
-            phase["data"]["mixture"] = mixture
-    if streams:
-        config.model = config.model | {"streams": streams}
-    if streams == "appearance":  # goes on where the stills end
-        del config.phases[1]["carry"]
+    coarse = config.phases[0] | {"steps": 300}
+    coarse["data"] = coarse["data"] | {"mixture": SMALL[name].get("mixture", coarse["data"]["mixture"])}
+    config.phases = [coarse]
+    config.model = config.model | {"streams": SMALL[name].get("streams", "motion"), "short_side": 64}
+    config.schedule = {"name": "cosine", "lr": 3e-3, "end": 1e-5, "warmup": 30}
+    config.validate = config.validate | {"phases": ["coarse"]}
     return config
 
 
 def fine_tune(dataset):
     """A trained network (``init.weights``) goes on with clips of one's own."""
-    config = _recipe([], [{"name": dataset, "split": "train"}])
-    config.phases = [{"name": "own", "steps": 100, "data": config.phases[1]["data"]}]
+    config = _recipe([{"name": dataset, "split": "train"}])
+    config.phases = [config.phases[1] | {"name": "own", "steps": 60}]
     config.schedule = {"name": "cosine", "lr": 3e-4, "end": 1e-5, "warmup": 10}
     config.ema_decay = 0.95
-    config.checkpoint_every = 50
+    config.checkpoint_every = 30
     return config
 
 
-def _recipe(stills, videos):
+def _recipe(mixture):
     config = dpa.full()
-    # Row III of DPA's Table 1: references, and no attention between the streams, which so few videos did not teach.
-    # Flow less the camera's motion is what generalises.
-    config.model = {"name": "dpa", "width": 16, "embedding": 32, "decoder": 4, "ima": False, "camera": True,
-                    "encoder_norm": True, "short_side": 96}
+    # The motion stream alone, with references: flow generalises from few videos, what things look like does not.
+    config.model = {"name": "dpa", "streams": "motion", "width": 16, "embedding": 32, "decoder": 4, "ima": False,
+                    "camera": True, "encoder_norm": True, "refine": True, "short_side": 128}
     config.batch_size = 8
-    config.data = config.data | {
-        "geometry": {"kind": "random_crop", "short_side": 96, "scale": [1.0, 1.3], "flip": 0.5, "independent": True},
-        "size": [96, 160],
-        "paste": 0.3,
-    }
+    coarse, fine = (config.data | {
+        "mixture": mixture, "recipe": {"name": "references", "count": 1}, "flow": True, "paste": 0.3, "size": size,
+        "geometry": {"kind": "random_crop", "short_side": size[0], "scale": [1.0, 1.3], "flip": 0.5,
+                     "independent": True},
+    } for size in ([64, 128], [128, 224]))
+    config.data = {}
     config.optimizer = {"name": "adamw", "weight_decay": 1e-2, "clip_norm": 5.0}
-    config.schedule = {"name": "cosine", "lr": 1e-3, "end": 1e-5, "warmup": 50}
+    config.schedule = {"name": "cosine", "lr": 3e-3, "end": 5e-4, "warmup": 50}
     config.ema_decay = 0.99
     config.phases = [
-        {"name": "stills", "steps": 150, "model": {"streams": "appearance"}, "data": {
-            "mixture": stills, "recipe": {"name": "still", "length": 1}}},
-        {"name": "videos", "steps": 850, "carry": dpa.START_MOTION, "data": {
-            "mixture": videos, "recipe": {"name": "references", "count": 1}, "flow": True}},
+        {"name": "coarse", "steps": 800, "data": coarse},
+        {"name": "fine", "steps": 150, "data": fine,
+         "schedule": {"name": "cosine", "lr": 1e-3, "end": 1e-5, "warmup": 20}},
     ]
     config.validate = None
     config.log_every = 20

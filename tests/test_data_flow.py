@@ -1,6 +1,7 @@
 """Optical flow that conversion computes and stores."""
 
 import archives
+import cv2
 import numpy as np
 import pytest
 from command_line import uvos
@@ -9,6 +10,7 @@ pytest.importorskip("tensorflow")
 
 from uvos_jax.data import builders, records
 from uvos_jax.data.convert import convert
+from uvos_jax.data.moved import moved_copy
 from uvos_jax.data.records import Record, add_flow, encode_png, shrink_flow
 from uvos_jax.data.store import open_store
 from uvos_jax.data.synthetic import make_clip
@@ -78,10 +80,53 @@ def test_every_frame_of_a_dataset_gets_flow(tmp_path):
     assert '"flow": "levels of grey"' in table
 
 
-def test_flow_of_stills_and_clips_of_videos_are_refused(tmp_path):
+def textured(size, seed):
+    noise = np.random.default_rng(seed).integers(0, 256, (size[0] // 4, size[1] // 4, 3), np.uint8)
+    return cv2.resize(noise, size[::-1], interpolation=cv2.INTER_CUBIC)
+
+
+def test_the_foreground_of_a_still_moves_on_its_own():
+    image, labels = textured((120, 160), 0), np.zeros((120, 160), np.uint8)
+    labels[40:90, 50:110], labels[0, 0] = 2, 255
+    apart = []
+    for seed in range(8):
+        moved = moved_copy(image, labels, np.random.default_rng(seed))
+        assert moved.dtype == np.uint8 and moved.shape == image.shape
+        np.testing.assert_array_equal(moved, moved_copy(image, labels, np.random.default_rng(seed)))
+        flow = dis(image[None], moved[None])[0]
+        inside, outside = flow[50:80, 60:100].reshape(-1, 2), flow[:25].reshape(-1, 2)
+        apart.append(np.linalg.norm(np.median(inside, 0) - np.median(outside, 0)))
+    assert np.mean(apart) > 2 and np.ptp(apart) > 1
+    empty = moved_copy(image, np.zeros_like(labels), np.random.default_rng(3))
+    flow = dis(image[None], empty[None])[0]
+    assert np.linalg.norm(np.median(flow, (0, 1))) > 0.3
+    assert np.abs(np.median(flow[46, 60:100] - flow[34, 60:100], 0)).max() < 1, "one motion"
+
+
+def test_what_was_behind_a_moved_object_is_not_the_object():
+    image, labels = np.full((60, 80, 3), 40, np.uint8), np.zeros((60, 80), np.uint8)
+    labels[20:40, 30:50], image[20:40, 30:50] = 1, 220
+    for seed in range(5):
+        moved = moved_copy(image, labels, np.random.default_rng(seed))
+        assert abs(int((moved[..., 0] > 130).sum()) - 400) < 120, "there is one object, about as large"
+        assert moved.min() >= 39 and moved.max() <= 221
+
+
+def test_stills_get_the_flow_to_a_moved_copy(tmp_path):
     archives.duts(tmp_path / "source")
-    with pytest.raises(UserError, match="duts consists of stills, which have no flow; leave --flow out"):
-        convert("duts", tmp_path / "source", tmp_path / "data", flow=LEVELS)
+    convert("duts", tmp_path / "source", tmp_path / "data", flow=LEVELS)
+    store = open_store(tmp_path / "data", "duts", "train")
+    assert store.has_flow and len(store.videos) > 1
+    for v, video in enumerate(store.videos):
+        image = store.image(v, 0)
+        flow = store.flow(v, 0)
+        assert flow.shape == (*(-(-side // 2) for side in video.size), 2)
+        first, second = flow.mean((0, 1))
+        assert abs(first - image.mean()) < 0.1 and first != second and abs(first - second) < 40
+
+
+def test_clips_of_videos_are_refused(tmp_path):
+    archives.duts(tmp_path / "source")
     with pytest.raises(UserError, match="--clips is for 'synthetic'"):
         convert("duts", tmp_path / "source", tmp_path / "data", clips=3)
     assert not (tmp_path / "data").exists()

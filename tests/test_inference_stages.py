@@ -147,3 +147,50 @@ def test_follow_flow_forgets_where_colours_do_not_fit():
     kept = _followed(scores, frames, ahead)
     assert np.abs(kept[3] - scores[3]).mean() < 0.02
     assert np.abs(kept[2] - scores[2]).mean() < 0.05
+
+
+def _coloured(scores, frames):
+    init, apply = STAGES["follow_colours"]
+    state, out = init(scores.shape[1:]), []
+    for score, frame in zip(scores, frames, strict=True):
+        state, kept = apply(state, jnp.asarray(score)[None, :, :, None], 0.5, Sight(jnp.asarray(frame), None))
+        out.append(np.asarray(kept)[0, :, :, 0])
+    return np.stack(out)
+
+
+def _red_before_green(length=2, size=(240, 320)):
+    noise = np.random.default_rng(0).integers(-20, 21, (length, *size, 3))
+    frames = np.full((length, *size, 3), (60, 140, 70)) + noise
+    masks = np.zeros((length, *size), bool)
+    masks[:, 60:180, 100:220] = True
+    frames[masks] += (120, -80, -20)
+    return frames.clip(0, 255).astype(np.uint8), masks
+
+
+def test_follow_colours_completes_an_object_and_drops_what_looks_like_its_surroundings():
+    frames, masks = _red_before_green(1)
+    score = np.where(masks, 0.8, 0.1).astype(np.float32)
+    score[:, 130:180, 100:220] = 0.35  # a part of it was missed
+    score[:, 60:120, 220:250] = 0.6  # and something beside it taken for it
+    kept = _coloured(score, frames)
+    inner = np.zeros_like(masks)
+    inner[:, 66:174, 106:214] = True
+    assert ((score > 0.5) != masks).sum() > 7_000 > 70 > ((kept > 0.5) != masks)[inner].sum()
+    assert (kept[:, 66:114, 226:244] < 0.5).mean() > 0.98
+    assert kept.min() >= 0 and kept.max() <= 1
+
+
+def test_follow_colours_remembers_and_leaves_alone_what_it_is_not_told():
+    frames, masks = _red_before_green(2)
+    scores = np.stack([np.where(masks[0], 0.8, 0.1), np.full(masks[0].shape, 0.4)]).astype(np.float32)
+    kept = _coloured(scores, frames)
+    assert kept[1][66:174, 106:214].mean() > 0.7 and kept[1][:50].mean() < 0.2
+    # Without a difference of colours, and with colours of neither, there is nothing to add.
+    grey = np.full_like(frames, 90)
+    np.testing.assert_allclose(_coloured(scores[:1], grey[:1]), scores[:1], atol=0.01)
+    strange = frames.copy()
+    strange[1] = (40, 60, 250)
+    np.testing.assert_allclose(_coloured(scores, strange)[1], scores[1], atol=0.01)
+    # Nothing is found where nothing was.
+    nothing = np.full_like(scores, 0.05)
+    assert _coloured(nothing, frames).max() < 0.1

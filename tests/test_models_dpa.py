@@ -291,8 +291,8 @@ def test_the_picture_of_the_flow_is_a_colour_wheel():
 
 def test_refining_is_done_by_stages_of_the_driver():
     assert build("dpa").postprocess == ()
-    assert build("dpa", refine=True).postprocess == ("follow_flow", "follow_edges")
-    assert build("dpa", refine=True, streams="appearance").postprocess == ("follow_edges",)
+    assert build("dpa", refine=True).postprocess == ("follow_flow", "follow_colours", "follow_edges")
+    assert build("dpa", refine=True, streams="appearance").postprocess == ("follow_colours", "follow_edges")
 
 
 def test_the_published_code_stretches_every_map():

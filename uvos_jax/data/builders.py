@@ -36,6 +36,7 @@ from uvos_jax.data.records import (
     FlowMethod,
     Record,
     add_flow,
+    add_moved_flow,
     encode_png,
     read_records,
     synthetic_records,
@@ -116,10 +117,12 @@ class _Frames(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         # use all buckets; with 0, 1, 2, .. all records were in one, which has to fit into memory.
         step = 2**128 // max(total, 1)
         position = 0
+        find_flow = add_moved_flow if all(video.length == 1 for video in videos) else add_flow
         for video in videos:
             row = {"name": video.name, "start": position, "length": video.length, "height": 0, "width": 0,
                    "objects": [], "labelled": []} | ({"categories": video.categories} if video.categories else {})
-            for index, record in enumerate(add_flow(video.records, self._method) if self._method else video.records):
+            for index, record in enumerate(
+                    find_flow(video.records, self._method) if self._method else video.records):
                 row["height"], row["width"] = map(int, record.labels.shape)
                 numbers = np.flatnonzero(np.bincount(record.labels.ravel(), minlength=256))
                 row["objects"].append([int(number) for number in numbers if 0 < number < VOID])

@@ -62,7 +62,8 @@ def convert(name: str, source: str | os.PathLike | None, data_dir: str | os.Path
         workers: Threads that check files.
         progress: Given what is done and the number of frames, returns a context manager whose value is called after
             each frame.
-        flow: Computes the flow of every frame, which is stored in place of any that the dataset has.
+        flow: Computes the flow of every frame, which is stored in place of any that the dataset has; of stills, that
+            to copies whose foreground is moved.
         clips: Number of clips that ``synthetic`` has in its split train; 100 if not given.
 
     Returns:
@@ -71,7 +72,7 @@ def convert(name: str, source: str | os.PathLike | None, data_dir: str | os.Path
     Raises:
         UserError: TensorFlow is not installed; there is no such dataset; it is converted already, or just now by
             another process; its files are not in order (the text tells all faults, up to a sensible length); it
-            cannot be written; flow is asked of a dataset of stills.
+            cannot be written.
     """
     dataset, _, config = name.partition("/")
     if dataset not in DATASETS:
@@ -98,8 +99,6 @@ def convert(name: str, source: str | os.PathLike | None, data_dir: str | os.Path
         listings = [SOURCES[dataset].list(root, config) if root else None for config in configs]
         for config, listing in zip(configs, listings, strict=True):
             if listing:
-                if flow and all(len(video.frames) == 1 for videos in listing.splits.values() for video in videos):
-                    raise UserError(f"{dataset} consists of stills, which have no flow; leave --flow out.")
                 check(_full_name(dataset, config), root, listing, workers, progress)
         builders = _import_builders()
         tables = [builders.write(dataset, config, listing, workplace, progress, flow, clips)

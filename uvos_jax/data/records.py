@@ -1,6 +1,7 @@
 """One record of a converted dataset: a frame's image, labels and flow, read and checked."""
 
 import io
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -183,6 +184,26 @@ def add_flow(records: Iterable[Record], method: FlowMethod) -> Iterator[Record]:
         yield from _with_flow(held, method(np.stack(images), np.stack([*images[1:], before])))
     elif images:
         yield from _with_flow(held, np.zeros((1, *images[0].shape[:2], 2), np.float32))
+
+
+def add_moved_flow(records: Iterable[Record], method: FlowMethod) -> Iterator[Record]:
+    """Computes the flow of stills, each to a copy of it whose foreground moves, see ``moved.moved_copy``.
+
+    The motion of a picture follows from its name. A picture without foreground has the motion of its camera alone.
+
+    Args:
+        records: The stills.
+        method: Computes the flow.
+
+    Yields:
+        The same frames with flow at half their size.
+    """
+    from uvos_jax.data.moved import moved_copy
+
+    for record in records:
+        image = decode_image(record.image)
+        moved = moved_copy(image, record.labels, np.random.default_rng(zlib.crc32(record.name.encode())))
+        yield from _with_flow([record], method(image[None], moved[None]))
 
 
 def shrink_flow(flow: np.ndarray, frame: tuple[int, int]) -> np.ndarray:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
+from uvos_jax.ops.colours import colour_bins, colour_histogram, log_odds
 from uvos_jax.ops.components import fill_holes, label_components
 from uvos_jax.ops.flow import resize_flow
 from uvos_jax.ops.guided_filter import guided_filter, window_means
@@ -29,6 +30,15 @@ _FLOW_ROWS = 120
 _FLOW_RADIUS = 2
 _FLOW_SHARE = 0.75
 _FLOW_MISFIT = 0.04
+# The copy of the frame whose colours count, bins a side, how far around the object the background is learned as a
+# share of the shorter side, what the frames before count, and what a colour can say at most, in logits.
+_COLOUR_ROWS = 120
+_COLOUR_BINS = 32
+_COLOUR_REACH = 0.25
+_COLOUR_MEMORY = 0.9
+_COLOUR_FLOOR = 1e-4
+_COLOUR_LIMIT = 2.0
+_SURE = 1e-3  # probabilities are kept so far from 0 and 1
 # The copy of the frame in which edges are looked for, its windows, and what is no edge.
 _EDGE_ROWS = 160
 _EDGE_RADIUS = 5
@@ -192,12 +202,62 @@ def follow_flow(state: FlowState, score: jax.Array, threshold: float, sight: Sig
     came, *seen = (map_coordinates(channel, places, order=1)
                    for channel in (state.score, *jnp.moveaxis(state.colours, -1, 0)))
     misfit = jnp.square(jnp.stack(seen, -1) - colours).sum(-1)
-    rows, columns = (window_means(side, _FLOW_RADIUS) for side in size)
-    misfit = jnp.einsum("yh,hw,xw->yx", rows, misfit, columns, precision="highest")
-    share = jnp.where(state.seen, _FLOW_SHARE * jnp.exp(-misfit / _FLOW_MISFIT), 0)
+    share = jnp.where(state.seen, _FLOW_SHARE * jnp.exp(-_windows(misfit, _FLOW_RADIUS) / _FLOW_MISFIT), 0)
     smooth = own + share * (came - own)
     change = resize_bilinear((smooth - own)[..., None], score.shape[1:3], align_corners=False)
     return FlowState(smooth, colours, flow, jnp.ones((), bool)), score + change[None]
+
+
+@flax.struct.dataclass
+class ColourState:
+    """The colours of the foreground and of what is around it, ``[bins ** 3]`` each, weighted by age."""
+
+    foreground: jax.Array
+    background: jax.Array
+
+
+def follow_colours_init(native_size: tuple[int, int]) -> ColourState:
+    """No colours."""
+    del native_size
+    return ColourState(*jnp.zeros((2, _COLOUR_BINS**3)))
+
+
+def follow_colours(state: ColourState, score: jax.Array, threshold: float, sight: Sight
+                   ) -> tuple[ColourState, jax.Array]:
+    """Lets the colours of the video itself speak for or against a pixel.
+
+    What the score is sure of, in this frame and those before, tells the colours of the object and of its surroundings;
+    the log odds of each pixel's colour then join those of the score.
+
+    Args:
+      state: from the frame before.
+      score: ``[1, h, w, 1]`` probabilities.
+      threshold: unused.
+      sight: of which the frame counts.
+
+    Returns:
+      The next state, and the score, in [0, 1].
+    """
+    del threshold
+    size = _small(score.shape[1:3], _COLOUR_ROWS)
+    own = jax.image.resize(score[0, :, :, 0], size, "linear", antialias=True)
+    picture = jax.image.resize(sight.frame.astype(jnp.float32) / 255, (*size, 3), "linear", antialias=True)
+    indices = colour_bins(picture, _COLOUR_BINS)
+    around = _windows((own > 0.5).astype(jnp.float32), round(_COLOUR_REACH * min(size))) > 0
+    state = ColourState(*(
+        _COLOUR_MEMORY * before + (1 - _COLOUR_MEMORY) * colour_histogram(indices, weights, _COLOUR_BINS)
+        for before, weights in ((state.foreground, jnp.clip(2 * own - 1, 0, 1)),
+                                (state.background, jnp.clip(1 - 2 * own, 0, 1) * around))))
+    odds = jnp.clip(log_odds(state.foreground, state.background, _COLOUR_FLOOR), -_COLOUR_LIMIT, _COLOUR_LIMIT)
+    odds = resize_bilinear(_windows(odds[indices], 1)[..., None], score.shape[1:3], align_corners=False)
+    sure = jnp.clip(score, _SURE, 1 - _SURE)
+    return state, jax.nn.sigmoid(jnp.log(sure / (1 - sure)) + odds[None])
+
+
+def _windows(x, radius):
+    """``[h, w]`` means over windows."""
+    rows, columns = (window_means(side, radius) for side in x.shape)
+    return jnp.einsum("yh,hw,xw->yx", rows, x, columns, precision="highest")
 
 
 def follow_edges(state: tuple, score: jax.Array, threshold: float, sight: Sight) -> tuple[tuple, jax.Array]:
@@ -226,4 +286,5 @@ def _small(size, rows):
 
 
 STAGES = {"temporal_gate": (temporal_gate_init, temporal_gate), "main_part": (main_part_init, main_part),
-          "follow_flow": (follow_flow_init, follow_flow), "follow_edges": (lambda native_size: (), follow_edges)}
+          "follow_flow": (follow_flow_init, follow_flow), "follow_colours": (follow_colours_init, follow_colours),
+          "follow_edges": (lambda native_size: (), follow_edges)}

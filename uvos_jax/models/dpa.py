@@ -60,8 +60,8 @@ class DPA(nn.Module):
       camera: whether a smooth camera motion is taken off the flow before it is drawn.
       encoder_norm: batch norm in the encoders, which neither paper nor code has: they start from ImageNet, and from
         random weights a VGG-16 learns faster with it.
-      refine: whether the score follows the flow from frame to frame and the frame's edges in the end, which neither
-        paper nor code does.
+      refine: whether the score follows the flow from frame to frame, the video's colours and the frame's edges, which
+        neither paper nor code does.
       short_side: the network's shorter side at scale 1, in pixels; ``official`` takes squares of that side, and of 512
         if it is left at 384.
       axis_name: mapped axis over which batch norm statistics are shared in training.
@@ -295,7 +295,8 @@ class DPA(nn.Module):
     @property
     def postprocess(self) -> tuple[str, ...]:
         """Stages that follow the fused score: none of the paper's."""
-        return ("follow_flow",) * ("flow" in self.inputs and self.refine) + ("follow_edges",) * self.refine
+        return ("follow_flow",) * ("flow" in self.inputs and self.refine) + (
+            "follow_colours", "follow_edges") * self.refine
 
     @nn.nowrap
     def reference_frames(self, length: int | None) -> tuple[int, ...]:
