@@ -3,10 +3,11 @@
     for k in 0 1 2; do
       uvos train --config configs/default.py:fold$k --workdir runs/fold$k --data-dir data
     done
-    python benchmarks/default_folds.py runs/fold0 runs/fold1 runs/fold2 --data-dir data
+    python benchmarks/default_folds.py runs/fold0 runs/fold1 runs/fold2 --data-dir data --write folds.json
 
-Every run is judged on the sequences that its configuration holds back, by the weights after its last step, through the
-inference that users get. ``--set`` changes options of the network, as that of ``uvos segment`` does.
+Every run is judged on the sequences that its configuration holds back (on all thirty if it holds none back, as
+``synthetic``, which sees none), by the weights after its last step, through the inference that users get. ``--set``
+changes options of the network, as that of ``uvos segment`` does.
 """
 
 import argparse
@@ -28,20 +29,25 @@ def main():
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--set", action="append", metavar="NAME=VALUE")
+    parser.add_argument("--flow-cache", type=Path)
+    parser.add_argument("--write", type=Path, help="a JSON file for the means, which pack_weights.py takes")
     args = parser.parse_args()
     print("| sequence | J | F |\n|---|---|---|")
     folds = []
     for run in args.runs:
-        held = json.loads((run / "config.json").read_text())["validate"]
+        held = json.loads((run / "config.json").read_text())["validate"] or {"name": "davis2016", "split": "train"}
         store = open_store(args.data_dir, held["name"], held["split"])
-        segmenter = load(weights=run / "last", flip=args.flip, **hyper_parameters_of(args.set))
-        scores, _ = validate(segmenter, store, choose(store, held["only"]))
+        segmenter = load(weights=run / "last", flip=args.flip, flow_cache=args.flow_cache,
+                         **hyper_parameters_of(args.set))
+        scores, _ = validate(segmenter, store, choose(store, held.get("only", ())))
         for name, row in scores["sequences"].items():
             print(f"| {name} | {100 * row['J']:.1f} | {100 * row['F']:.1f} |")
         print(f"| **{run.name}** | **{100 * scores['J']:.1f}** | **{100 * scores['F']:.1f}** |", flush=True)
         folds.append((scores["J"], scores["F"]))
     region, boundary = 100 * np.mean(folds, 0)
-    print(f"| **mean of {len(folds)} folds** | **{region:.1f}** | **{boundary:.1f}** |")
+    print(f"| **mean of {len(folds)}** | **{region:.1f}** | **{boundary:.1f}** |")
+    if args.write:
+        args.write.write_text(json.dumps({"J": round(region / 100, 4), "F": round(boundary / 100, 4)}) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Makes the weights in the package from a training run, their licence, and the scores that their header states.
+"""Makes weights in the package from a training run, with the scores that their header states.
 
-    python benchmarks/pack_weights.py runs/tiny0 --command "uvos train --config configs/adnet.py:tiny --config.seed=0"
+    python benchmarks/pack_weights.py runs/default --scores folds.json --command "uvos train --config configs/default.py"
+    python benchmarks/pack_weights.py runs/synthetic --name synthetic --scores synthetic.json --command "..."
 
-The network after the last step is packed: the best of several validations on the sequences it is chosen by would
-flatter it. The clips of ``uvos demo`` are segmented with the checkpoint and with what was packed, since packing
-rounds; the scores of the held-back sequences are those of the run's own last validation.
+The network after the last step is packed: no validation chose it. ``--scores`` is what ``default_folds.py`` wrote. The
+clips of ``uvos demo`` are segmented with the checkpoint and with what was packed, since packing rounds. Who packs says
+in ``uvos_jax/assets/LICENSE`` what the weights were learned from.
 """
 
 import argparse
 import json
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -19,53 +19,27 @@ from uvos_jax.inference import Segmenter, load
 from uvos_jax.weights import packaged
 
 _DATASETS = {"davis2016": "DAVIS-2016 train", "duts": "pictures of DUTS-TR", "synthetic": "generated clips"}
-_TERMS = {
-    "davis2016": "DAVIS-2016 (Perazzi, Pont-Tuset, McWilliams, Van Gool, Gross, Sorkine-Hornung: A benchmark dataset"
-                 " and evaluation methodology for video object segmentation, CVPR 2016), whose frames are under"
-                 " CC BY-NC 4.0, a few videos under the terms of the video sites that they come from",
-    "duts": "DUTS-TR (Wang, Lu, Wang, Feng, Wang, Yin, Ruan: Learning to detect salient objects with image-level"
-            " supervision, CVPR 2017), which is for research",
-    "synthetic": "clips that uvos_jax generates",
-}
-_LICENCE = """The file default.safetensors in this folder holds the trained weights of the default network.
-
-They were learned from:
-
-{terms}
-
-No frame of these is in the file.
-
-The weights are licensed under the Creative Commons Attribution-NonCommercial 4.0 International licence
-(CC BY-NC 4.0), https://creativecommons.org/licenses/by-nc/4.0/legalcode. They are provided as they are, without
-warranty of any kind.
-
-This holds for default.safetensors alone. uvos_jax itself is under the Apache License 2.0 and works with weights of
-your own: train on data whose licence suits you, and give --weights.
-"""
+_MEASURED = {True: "sequences unseen in three folds of its recipe", False: "DAVIS-2016 train, which it has not seen"}
 
 
 def main():
     """Packs, and prints a table of the demo's clips."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
+    parser.add_argument("--name", default=packaged.DEFAULT)
+    parser.add_argument("--scores", type=Path, required=True)
     parser.add_argument("--command", required=True, help="how the run was started")
     args = parser.parse_args()
     config = json.loads((args.run / "config.json").read_text())
-    log = [json.loads(line) for line in (args.run / "log.jsonl").read_text().splitlines()]
-    steps = sum(phase["steps"] for phase in config["phases"])
-    held_back = next(row["validation"] for row in reversed(log) if "validation" in row and row["step"] == steps)
-
-    file, checkpoint = Path(packaged.ASSETS / "default.safetensors"), load(weights=args.run / "last")
-    names = [part["name"] for part in config["data"]["mixture"]]
-    left_out = ", ".join(config["validate"]["only"])
-    header = {"origin": f"{', '.join(_DATASETS[name] for name in names)} (without {left_out}); seed {config['seed']};"
-                        f" {args.command}",
-              "licence": "CC BY-NC 4.0, see uvos_jax/assets/LICENSE; uvos_jax itself is Apache-2.0"}
-    terms = "\n".join(textwrap.fill(_TERMS[name], 115, initial_indent="- ", subsequent_indent="  ") for name in names)
-    (file.parent / "LICENSE").write_text(_LICENCE.format(terms=terms))
-    scores = {"held-back sequences": {key: round(held_back[key], 4) for key in ("J", "F")}}
+    names = dict.fromkeys(entry["name"] for phase in config["phases"] for entry in phase["data"]["mixture"])
+    davis = "davis2016" in names
+    header = {"origin": f"{', '.join(_DATASETS[name] for name in names)}; seed {config['seed']}; {args.command}",
+              "licence": ("CC BY-NC 4.0" if davis else "Apache-2.0") + ", see uvos_jax/assets/LICENSE; uvos_jax itself"
+                         " is Apache-2.0"}
+    scores = {_MEASURED[davis]: json.loads(args.scores.read_text())}
+    file, checkpoint = Path(packaged.ASSETS / f"{args.name}.safetensors"), load(weights=args.run / "last")
     packaged.pack(args.run / "last", file, **header, scores=scores)
-    rounded = Segmenter(*packaged.load_packaged())
+    rounded = Segmenter(*packaged.load_packaged(args.name))
 
     totals = []
     for seed in demo.SEEDS:

@@ -72,7 +72,7 @@ def tiny():
 
 
 def small():
-    """The network that ships with the package: ``tiny`` at a larger size on more data, for about an hour.
+    """``tiny`` at a larger size on more data, for about an hour.
 
     It wants ``uvos convert-data`` of ``davis2016``, ``duts`` and ``synthetic``. Of the pictures of DUTS a pair
     is the same picture twice; generated clips add motion and shapes.

@@ -1,7 +1,4 @@
-"""A DPA from random weights that two CPU cores can train and run, to become the network in the package.
-
-The package holds the small AD-Net (``configs/adnet.py:small``) until this recipe is settled: of its three folds the
-first two are measured, J 64.0 and 56.7 without ``--set refine=true``, and the shipped weights are not trained.
+"""The network in the package: a DPA from random weights that two CPU cores train in well under an hour.
 
     uvos convert-data davis2016 --source DAVIS --data-dir data --flow dis
     uvos convert-data duts --source DUTS --data-dir data --flow dis
@@ -9,15 +6,14 @@ first two are measured, J 64.0 and 56.7 without ``--set refine=true``, and the s
     uvos train --config configs/default.py --workdir runs/default --data-dir data
 
 ``fold0``, ``fold1`` and ``fold2`` train on twenty of the thirty sequences of DAVIS-2016 train and are judged on the
-other ten. ``synthetic`` sees generated clips alone, so that no licence of data binds its weights. ``small_synthetic``,
-``small_duts`` (clips and stills) and ``small_davis`` (all) tell what the data are worth, ``small_motion`` and
-``small_appearance`` what the streams are.
+other ten. ``synthetic`` sees generated clips alone, so that no licence of data binds its weights. With a small equal
+budget ``small_synthetic``, ``small_duts`` (and stills) and ``small_motion`` (and DAVIS) tell what the data are worth,
+``small_motion``, ``small_appearance`` and ``small_both`` what the streams are.
 
 Clips of your own (``JPEGImages/<sequence>/*`` with masks ``Annotations/<sequence>/*.png`` of some frames) teach the
-trained network what you film, in minutes:
+network in the package what you film, in minutes:
 
-    uvos train --config configs/default.py --workdir runs/mine --config.data=folder:clips \\
-        --config.init.weights=runs/default/last
+    uvos train --config configs/default.py --workdir runs/mine --config.data=folder:clips
 """
 
 from configs import common, dpa
@@ -63,9 +59,9 @@ def fold(k):
 
 
 def small_budget(name):
-    """``fold0`` with 300 coarse steps, on less data or with other streams."""
+    """``fold0`` with 200 coarse steps, on less data or with other streams."""
     config = fold(0)
-    coarse = config.phases[0] | {"steps": 300}
+    coarse = config.phases[0] | {"steps": 200}
     coarse["data"] = coarse["data"] | {"mixture": SMALL[name].get("mixture", coarse["data"]["mixture"])}
     config.phases = [coarse]
     config.model = config.model | {"streams": SMALL[name].get("streams", "motion"), "short_side": 64}
@@ -75,10 +71,11 @@ def small_budget(name):
 
 
 def fine_tune(dataset):
-    """A trained network (``init.weights``) goes on with clips of one's own."""
+    """The network in the package goes on with clips of one's own."""
     config = _recipe([{"name": dataset, "split": "train"}])
-    config.phases = [config.phases[1] | {"name": "own", "steps": 60}]
-    config.schedule = {"name": "cosine", "lr": 3e-4, "end": 1e-5, "warmup": 10}
+    config.init = {"weights": "default"}
+    config.phases = [config.phases[1] | {
+        "name": "own", "steps": 60, "schedule": {"name": "cosine", "lr": 3e-4, "end": 1e-5, "warmup": 10}}]
     config.ema_decay = 0.95
     config.checkpoint_every = 30
     return config

@@ -42,7 +42,7 @@ _SURE = 1e-3  # probabilities are kept so far from 0 and 1
 # The copy of the frame in which edges are looked for, its windows, and what is no edge.
 _EDGE_ROWS = 160
 _EDGE_RADIUS = 5
-_EDGE_VARIANCE = 1e-3
+_EDGE_VARIANCE = 1e-4
 
 
 @flax.struct.dataclass
