@@ -1,6 +1,6 @@
 """Makes weights in the package from a training run, with the scores that their header states.
 
-    python benchmarks/pack_weights.py runs/default --scores folds.json --command "uvos train --config configs/default.py"
+    python benchmarks/pack_weights.py runs/default --scores folds.json --command "uvos train --config ..."
     python benchmarks/pack_weights.py runs/synthetic --name synthetic --scores synthetic.json --command "..."
 
 The network after the last step is packed: no validation chose it. ``--scores`` is what ``default_folds.py`` wrote. The
