@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from uvos_jax.models import hyper_parameters
 from uvos_jax.training.config import load_config
 from uvos_jax.training.phases import phases
-from uvos_jax.training.setup import setup
+from uvos_jax.training.setup import first_state, setup
 from uvos_jax.weights.packaged import load_packaged
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
@@ -65,7 +65,7 @@ def test_the_network_in_the_package_is_of_this_recipe_and_fine_tuning_goes_on_fr
     theirs = hyper_parameters(model)
     assert recipe == {key: theirs[key] for key in recipe} and model.refine
     (phase,) = phases(tuned)
-    begun = flatten_dict(setup(tuned, phase).state.params, sep="/")
+    begun = flatten_dict(first_state(tuned, setup(tuned, phase)).params, sep="/")
     packed = flatten_dict(variables["params"], sep="/")
     assert begun.keys() == packed.keys()
     for path, leaf in packed.items():
