@@ -14,7 +14,7 @@ from uvos_jax.ops.components import fill_holes, label_components
 from uvos_jax.ops.flow import resize_flow
 from uvos_jax.ops.guided_filter import guided_filter, window_means
 from uvos_jax.ops.morphology import dilate, opening
-from uvos_jax.ops.resize import resize_bilinear
+from uvos_jax.ops.pool import average_pool, average_unpool
 
 # Numbers of the published AD-Net evaluation, in pixels of the native frame.
 _GATE_AREA = (5_000, 100_000)
@@ -172,7 +172,8 @@ class FlowState:
 
 def follow_flow_init(native_size: tuple[int, int]) -> FlowState:
     """No last frame."""
-    size = _small(native_size, _FLOW_ROWS)
+    step = _step(native_size, _FLOW_ROWS)
+    size = tuple(-(-side // step) for side in native_size)
     return FlowState(jnp.zeros(size), jnp.zeros((*size, 3)), jnp.zeros((*size, 2)), jnp.zeros((), bool))
 
 
@@ -192,9 +193,9 @@ def follow_flow(state: FlowState, score: jax.Array, threshold: float, sight: Sig
       The next state, and the score.
     """
     del threshold
-    size = _small(score.shape[1:3], _FLOW_ROWS)
-    own = jax.image.resize(score[0, :, :, 0], size, "linear", antialias=True)
-    colours = jax.image.resize(sight.frame.astype(jnp.float32) / 255, (*size, 3), "linear", antialias=True)
+    step = _step(score.shape[1:3], _FLOW_ROWS)
+    own, colours = average_pool(score[0, :, :, 0], step), average_pool(sight.frame / jnp.float32(255), step)
+    size = own.shape
     flow = resize_flow(sight.flow[None], size)[0]
     way = flow if sight.causal else -state.flow
     y, x = jnp.meshgrid(jnp.arange(size[0]), jnp.arange(size[1]), indexing="ij")
@@ -204,8 +205,8 @@ def follow_flow(state: FlowState, score: jax.Array, threshold: float, sight: Sig
     misfit = jnp.square(jnp.stack(seen, -1) - colours).sum(-1)
     share = jnp.where(state.seen, _FLOW_SHARE * jnp.exp(-_windows(misfit, _FLOW_RADIUS) / _FLOW_MISFIT), 0)
     smooth = own + share * (came - own)
-    change = resize_bilinear((smooth - own)[..., None], score.shape[1:3], align_corners=False)
-    return FlowState(smooth, colours, flow, jnp.ones((), bool)), score + change[None]
+    change = average_unpool(smooth - own, step, score.shape[1:3])
+    return FlowState(smooth, colours, flow, jnp.ones((), bool)), score + change[None, :, :, None]
 
 
 @flax.struct.dataclass
@@ -239,19 +240,18 @@ def follow_colours(state: ColourState, score: jax.Array, threshold: float, sight
       The next state, and the score, in [0, 1].
     """
     del threshold
-    size = _small(score.shape[1:3], _COLOUR_ROWS)
-    own = jax.image.resize(score[0, :, :, 0], size, "linear", antialias=True)
-    picture = jax.image.resize(sight.frame.astype(jnp.float32) / 255, (*size, 3), "linear", antialias=True)
-    indices = colour_bins(picture, _COLOUR_BINS)
-    around = _windows((own > 0.5).astype(jnp.float32), round(_COLOUR_REACH * min(size))) > 0
+    step = _step(score.shape[1:3], _COLOUR_ROWS)
+    own = average_pool(score[0, :, :, 0], step)
+    indices = colour_bins(average_pool(sight.frame / jnp.float32(255), step), _COLOUR_BINS)
+    around = _windows((own > 0.5).astype(jnp.float32), round(_COLOUR_REACH * min(own.shape))) > 0
     state = ColourState(*(
         _COLOUR_MEMORY * before + (1 - _COLOUR_MEMORY) * colour_histogram(indices, weights, _COLOUR_BINS)
         for before, weights in ((state.foreground, jnp.clip(2 * own - 1, 0, 1)),
                                 (state.background, jnp.clip(1 - 2 * own, 0, 1) * around))))
     odds = jnp.clip(log_odds(state.foreground, state.background, _COLOUR_FLOOR), -_COLOUR_LIMIT, _COLOUR_LIMIT)
-    odds = resize_bilinear(_windows(odds[indices], 1)[..., None], score.shape[1:3], align_corners=False)
+    odds = average_unpool(_windows(odds[indices], 1), step, score.shape[1:3])
     sure = jnp.clip(score, _SURE, 1 - _SURE)
-    return state, jax.nn.sigmoid(jnp.log(sure / (1 - sure)) + odds[None])
+    return state, jax.nn.sigmoid(jnp.log(sure / (1 - sure)) + odds[None, :, :, None])
 
 
 def _windows(x, radius):
@@ -273,16 +273,14 @@ def follow_edges(state: tuple, score: jax.Array, threshold: float, sight: Sight)
       Nothing, and the score, in [0, 1].
     """
     del threshold
-    step = max(1, round(min(score.shape[1:3]) / _EDGE_ROWS))
-    filtered = guided_filter(sight.frame.astype(jnp.float32) / 255, score[0, :, :, 0], radius=_EDGE_RADIUS,
-                             epsilon=_EDGE_VARIANCE, step=step)
+    filtered = guided_filter(sight.frame / jnp.float32(255), score[0, :, :, 0], radius=_EDGE_RADIUS,
+                             epsilon=_EDGE_VARIANCE, step=_step(score.shape[1:3], _EDGE_ROWS))
     return state, jnp.clip(filtered, 0, 1)[None, :, :, None]
 
 
-def _small(size, rows):
-    """A size with about so many rows (or columns, if these are fewer), and no larger one."""
-    step = max(1, round(min(size) / rows))
-    return tuple(-(-side // step) for side in size)
+def _step(size, rows):
+    """Side in pixels of the squares that make a copy with about so many rows (or columns, if these are fewer)."""
+    return max(1, round(min(size) / rows))
 
 
 STAGES = {"temporal_gate": (temporal_gate_init, temporal_gate), "main_part": (main_part_init, main_part),

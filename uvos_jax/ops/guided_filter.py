@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvos_jax.ops.resize import resize_bilinear
+from uvos_jax.ops.pool import average_pool, average_unpool
 
 
 def guided_filter(guide: jax.Array, x: jax.Array, *, radius: int, epsilon: float, step: int = 1) -> jax.Array:
@@ -23,13 +23,8 @@ def guided_filter(guide: jax.Array, x: jax.Array, *, radius: int, epsilon: float
     Returns:
       ``[h, w]`` float32; what the functions say may lie beyond the range of ``x``.
     """
-    h, w = x.shape
-    small = tuple(-(-side // step) for side in (h, w))
-    picture, y = guide, x
-    if step > 1:
-        picture = jax.image.resize(guide, (*small, 3), "linear", antialias=True)
-        y = jax.image.resize(x, small, "linear", antialias=True)
-    rows, columns = (window_means(side, radius) for side in small)
+    picture, y = average_pool(guide, step), average_pool(x, step)
+    rows, columns = (window_means(side, radius) for side in y.shape)
 
     def mean(maps):
         maps = jnp.einsum("yh,hwc->ywc", rows, maps, precision="highest")
@@ -47,8 +42,10 @@ def guided_filter(guide: jax.Array, x: jax.Array, *, radius: int, epsilon: float
     slopes = _solve(spread, means[..., 10:] - of_colour * of_y)
     start = of_y[..., 0] - (slopes * of_colour).sum(-1)
     functions = mean(jnp.concatenate([slopes, start[..., None]], -1))
-    functions = resize_bilinear(functions, (h, w), align_corners=False)
-    return ((guide - picture.mean((0, 1))) * functions[..., :3]).sum(-1) + functions[..., 3] + level
+    functions = average_unpool(functions, step, x.shape)
+    guide = guide - picture.mean((0, 1))
+    # Channel by channel: XLA would make the functions anew for every channel of a sum over the axis.
+    return sum(guide[..., i] * functions[..., i] for i in range(3)) + functions[..., 3] + level
 
 
 def window_means(side: int, radius: int) -> np.ndarray:

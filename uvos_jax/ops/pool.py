@@ -1,9 +1,11 @@
-"""Pooling with PyTorch's size rules."""
+"""Pooling: with PyTorch's size rules, and means over squares that cover all of a picture."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from uvos_jax.ops.resize import resize_bilinear
 
 
 def max_pool(x: jax.Array, *, window: int = 3, stride: int = 2, padding: int = 1, ceil_mode: bool = False) -> jax.Array:
@@ -45,3 +47,37 @@ def max_pool(x: jax.Array, *, window: int = 3, stride: int = 2, padding: int = 1
 def global_average_pool(x: jax.Array) -> jax.Array:
     """Mean over both spatial axes, summed in float32: ``[b, h, w, c] -> [b, 1, 1, c]`` (``AdaptiveAvgPool2d(1)``)."""
     return jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
+
+
+def average_pool(x: jax.Array, step: int) -> jax.Array:
+    """Means over squares of ``step`` pixels; at the far borders the last pixels are repeated to fill them.
+
+    Args:
+      x: ``[h, w]`` or ``[h, w, c]``, float32.
+      step: side of a square in pixels.
+
+    Returns:
+      ``[ceil(h / step), ceil(w / step)]``, and ``c`` if it was there.
+    """
+    rows, columns = (-(-side // step) for side in x.shape[:2])
+    padding = [(0, rows * step - x.shape[0]), (0, columns * step - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, padding, mode="edge")
+    # Sums of strided views: XLA's reduction over split axes takes four times as long on a CPU.
+    x = sum(x[i::step] for i in range(step))
+    return sum(x[:, i::step] for i in range(step)) / step**2
+
+
+def average_unpool(x: jax.Array, step: int, size: tuple[int, int]) -> jax.Array:
+    """What a map of :func:`average_pool`'s size says at every pixel, bilinear between the centres of the squares.
+
+    Args:
+      x: ``[ceil(h / step), ceil(w / step)]``, and channels if there are any.
+      step: as for :func:`average_pool`.
+      size: ``(h, w)``.
+
+    Returns:
+      ``[h, w]``, and channels.
+    """
+    channels = x if x.ndim == 3 else x[..., None]
+    whole = resize_bilinear(channels, (x.shape[0] * step, x.shape[1] * step), align_corners=False)
+    return whole[:size[0], :size[1]].reshape(*size, *x.shape[2:])
