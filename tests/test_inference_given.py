@@ -1,5 +1,7 @@
 """Masks that are given: what can be used, what is refused, and which of them counts."""
 
+from types import SimpleNamespace
+
 import cv2
 import jax
 import numpy as np
@@ -242,3 +244,22 @@ def test_what_another_model_found_is_gone_on_with(segmenter, clip, tmp_path):
         run = segment_to_folder(segmenter, open_source(folder), tmp_path / f"out{at}", resume=True, **options)
         assert run["objects"] == [{"id": 1, "frame": "00004"}] and run["first_mask"].startswith("auto: bright ")
         assert contents(tmp_path / f"out{at}") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("inputs", "seen"), [(("frame",), [[0], [1], [2]]),
+                                              (("frame", "flow"), [[0], [0, 1], [1, 2]])])
+def test_a_model_that_sees_motion_looks_at_pairs_of_a_stream(inputs, seen):
+    # Only an object that moved between two frames would be found; a frame alone has no motion.
+    looks = []
+
+    def segment(frames):
+        looks.append([int(frame[0, 0, 0]) for frame in frames])
+        shows = len(looks) == 3
+        return np.full((len(frames), *SIZE), int(shows), np.uint8)
+
+    starter = SimpleNamespace(name="looker", weights_digest="", model=SimpleNamespace(inputs=inputs, follows=False),
+                              segment=segment)
+    source = open_source(np.full((*SIZE, 3), value, np.uint8) for value in range(5))
+    objects = Objects(None, source, starter)
+    given = [objects.given(t, [frame], 1) for t, frame in enumerate(source)]
+    assert looks == seen and [found is not None for found in given] == [False, False, True, False, False]

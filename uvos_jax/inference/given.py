@@ -66,6 +66,7 @@ class Objects:
         self.palette: np.ndarray | None = None
         self.notes: list[str] = []
         self._source, self._starter, self._looked, self._room = source, starter, 0, 0
+        self._before: np.ndarray | None = None
         self._masks: dict[str | int, Path | np.ndarray] = {} if starter else _masks_of(first_mask, source)
         self._numbered: set[str | int] = set()
         self._ids: dict[str | int, tuple[int, ...]] = {}
@@ -175,10 +176,13 @@ class Objects:
         return table[labels]
 
     def _look_at(self, index, frame):
-        """One look of the starter at a frame that will not come again."""
+        """One look of the starter at a frame that will not come again, and at the one before if it sees motion."""
         if frame.broken is not None:
             return
-        labels = self._starter.segment(frame.image[None])[0]
+        frames = [frame.image] if self._before is None else [self._before, frame.image]
+        labels = self._starter.segment(np.stack(frames))[-1]
+        if "flow" in self._starter.model.inputs:
+            self._before = frame.image
         self._looked += 1
         if _shows(labels):
             self._found(index, frame, labels)
