@@ -88,11 +88,8 @@ def unet_input(frames, flow):
 
 
 def train_unet(k, data_dir, steps):
-    """The U-Net after ``steps`` batches of eight from the sequences outside of fold ``k``, generated clips, stills."""
-    data = default.fold(k).phases[1]["data"] | {
-        "recipe": {"name": "still", "length": 1}, "size": _SIZE, "objects": "foreground", "paste": 0.3,
-        "batch_size": 8, "seed": 0, "geometry": {"kind": "random_crop", "short_side": _SIZE[0], "scale": [1.0, 1.3],
-                                                 "flip": 0.5}}
+    """The U-Net after ``steps`` batches of four clips of two frames: what fold ``k`` trains on at 128x224."""
+    data = default.fold(k).phases[1]["data"] | {"batch_size": 4, "seed": 0}
     net, optimizer = UNet(), optax.adam(optax.cosine_decay_schedule(1e-3, steps))
     batches = pipeline.batches(pipeline.from_config(data, data_dir), 0)
     variables = net.init(jax.random.key(0), jnp.zeros((1, *_SIZE, 5)), True)
@@ -115,7 +112,8 @@ def train_unet(k, data_dir, steps):
     started = time.perf_counter()
     for number in range(1, steps + 1):
         batch = next(batches)
-        state, value = step(state, batch["frames"][:, 0], batch["flow"][:, 0], batch["labels"][:, 0, ..., None])
+        frames, flow, labels = (np.concatenate(batch[name]) for name in ("frames", "flow", "labels"))
+        state, value = step(state, frames, flow, labels[..., None])
         if number % 20 == 0:
             print(f"step {number}  loss {value:.4f}  {time.perf_counter() - started:.0f} s", flush=True)
     batches.close()

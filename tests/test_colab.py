@@ -102,7 +102,7 @@ def test_every_cell_is_plain_python():
 
 
 def test_the_wheel_holds_the_weights_and_their_licence(installed):
-    for name in ("default.safetensors", "LICENSE"):
+    for name in ("default.safetensors", "synthetic.safetensors", "LICENSE"):
         packed, here = installed / "uvos_jax/assets" / name, ROOT / "uvos_jax/assets" / name
         assert packed.read_bytes() == here.read_bytes()
     (info,) = installed.glob("*.dist-info")

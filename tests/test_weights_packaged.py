@@ -38,17 +38,25 @@ def small_file(checkpoint, tmp_path, monkeypatch):
     return file
 
 
-def test_the_packaged_file_is_small_whole_and_says_what_it_is():
-    assert (ASSETS / "default.safetensors").stat().st_size < 10_000_000
-    name, model, variables = packaged.load_packaged()
-    about = packaged.about()
+@pytest.mark.parametrize(("weights", "learned", "licence"), [
+    ("default", "DAVIS-2016", "CC BY-NC 4.0"), ("synthetic", "generated clips", "Apache-2.0")])
+def test_a_packaged_file_is_small_whole_and_says_what_it_is(weights, learned, licence):
+    assert (ASSETS / f"{weights}.safetensors").stat().st_size < 10_000_000
+    name, model, variables = packaged.load_packaged(weights)
+    about = packaged.about(weights)
     assert (name, model.variant) == (about["model"], about["variant"])
     assert all(leaf.dtype == np.float32 and np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
-    assert "DAVIS-2016" in about["origin"] and "uvos train" in about["origin"]
-    assert about["licence"].startswith("CC BY-NC 4.0")
-    licence = (ASSETS / "LICENSE").read_text()
-    assert "CC BY-NC 4.0" in licence and "Apache License 2.0" in licence and "DAVIS-2016" in licence
+    assert about["origin"].startswith(learned) and "uvos train" in about["origin"]
+    assert about["licence"].startswith(licence)
     assert all(0 < value < 1 for scores in about["scores"].values() for value in scores.values())
+
+
+def test_every_packaged_file_is_named_by_the_licence():
+    text = (ASSETS / "LICENSE").read_text()
+    assert "CC BY-NC 4.0" in text and "Apache License 2.0" in text and "DAVIS-2016" in text
+    files = {file.name for file in ASSETS.iterdir()} - {"LICENSE"}
+    assert files == {f"{name}.safetensors" for name in packaged.packaged_names()}
+    assert all(name in text for name in files)
 
 
 def test_the_header_can_be_read_without_this_library():

@@ -44,7 +44,7 @@ Every = Annotated[int, typer.Option("--every", min=1, metavar="N", help="Every N
 OnError = Annotated[str, typer.Option("--on-error", metavar="stop|skip", help="At a frame that cannot be decoded: stop,"
                                       " or go on as if it were the one before.")]
 
-Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes; one for each core if not given.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Workers; one for each core if not given.")]
 
 
 def check_on_error(text: str) -> None:
