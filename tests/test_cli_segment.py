@@ -70,7 +70,20 @@ def test_the_overlay_looks_as_asked(tmp_path):
 def test_without_model_and_weights_the_default_network_is_named(tmp_path):
     code, out, err = uvos("segment", _frames(tmp_path / "clip", 1), "--size", "33")
     assert code == 0 and len([line for line in err.splitlines() if "Default network" in line]) == 1
-    assert "1 mask," in out and _run(tmp_path / "uvos_output/clip")["hyper_parameters"]["short_side"] == 33
+    run = _run(tmp_path / "uvos_output/clip")
+    assert "1 mask," in out and run["hyper_parameters"]["short_side"] == 33
+    assert run["weights"]["in_the_package"] == "default" and run["weights"]["licence"] in err
+
+
+def test_weights_of_the_package_go_by_name(tmp_path):
+    clip_ = _frames(tmp_path / "clip", 1)
+    code, _, err = uvos("segment", clip_, "--size", "33", "--weights", "synthetic")
+    assert code == 0 and "weights 'synthetic' in the package: Apache-2.0" in err and "Default network" not in err
+    assert _run(tmp_path / "uvos_output/clip")["weights"]["in_the_package"] == "synthetic"
+    code, out, err = uvos("segment", clip_, "--weights", "syntetic", "--output", "other")
+    assert code == 2 and out == "" and "Did you mean 'synthetic'?" in err
+    code, out, err = uvos("segment", clip_, "--weights", "", "--output", "other")
+    assert code == 2 and "There are no weights ''" in err and "default, synthetic" in err
 
 
 def test_quiet_says_nothing_and_the_log_file_everything(tmp_path):

@@ -104,6 +104,7 @@ def segment(
             from uvos_jax.inference.loading import METHODS
             from uvos_jax.inference.many import assign_folders, check_detections, check_masks
             from uvos_jax.video import ResultWriter, list_sources, look_of, open_source
+            from uvos_jax.weights.packaged import about, recognised
 
             files = {"overlay": not no_overlay, "look": look_of(alpha, contour, background), "soft": soft, "json": json,
                      "cutout": cutout}
@@ -131,9 +132,10 @@ def segment(
                     for task in tasks:
                         _check_first_mask(segmenter, open_source(task.source, **part), first_mask)
                 check_detections(prune, tasks)
-            if model is None and weights is None:
-                say.note(f"Default network: {segmenter.name}, {segmenter.model.variant} variant, its weights in the"
-                         " package.")
+            if packaged := recognised(segmenter.weights_digest):
+                say.note(f"{'Default network' if weights is None else 'Network'}: {segmenter.name},"
+                         f" {segmenter.model.variant} variant; weights '{packaged}' in the package:"
+                         f" {about(packaged)['licence']}.")
         try:
             with asked_to_stop() as stop:
                 run = {"chunk": chunk, "overwrite": overwrite, "resume": resume, "first_mask": first_mask,

@@ -58,6 +58,8 @@ def _convert_own(source: str, data_dir: Path) -> Path:
     from uvos_jax.training.config import OWN_DATASET
 
     if not (data_dir / f"{PREFIX}{OWN_DATASET}").is_dir():
+        if not Path(source).is_dir():
+            raise UserError(f"There is no folder '{source}' with clips of your own (--config.data=folder:PATH).")
         for row in convert(OWN_DATASET, source, data_dir, workers=cores(), progress=progress, flow=dis):
             for split, (videos, frames, labelled) in row.splits.items():
                 print(f"{source}, {split}: {videos} videos, {frames} frames, {labelled} of them with masks")
@@ -79,6 +81,8 @@ def train(
 ) -> None:
     """Trains a model; the same command goes on after any interruption."""
     from uvos_jax.training.config import load_config, own_folder
+    from uvos_jax.training.phases import phases
+    from uvos_jax.training.setup import setup
     from uvos_jax.video.files import check_folder
 
     for argument in context.args:
@@ -93,6 +97,8 @@ def train(
     if clips is not None:
         if data_dir is not None:
             raise UserError("Clips of a folder are converted into the run's own folder: leave out --data-dir.")
+        for phase in phases(settings):
+            setup(settings, phase)  # what cannot be trained is said before the clips are converted
         data_dir = _convert_own(clips, workdir / "data")
     from uvos_jax.training.loop import Stopped
     from uvos_jax.training.loop import train as run

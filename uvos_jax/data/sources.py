@@ -214,8 +214,8 @@ def list_folder(root: Path, config: str | None = None) -> Listing:
     """
     images, annotations, flows = root / "JPEGImages", root / "Annotations", root / "Flow"
     if not images.is_dir() or not annotations.is_dir():
-        raise UserError(f"'{root}' has no JPEGImages/<sequence>/* with masks Annotations/<sequence>/*.png: give such a"
-                        " folder with --source.")
+        raise UserError(f"'{root}' has no JPEGImages/<sequence>/* with masks Annotations/<sequence>/*.png: give a"
+                        " folder that has both.")
     images, annotations, faults, notes = layouts.resolution(images), layouts.resolution(annotations), [], []
     there = [path.name for path in folders_in(images)]
     if not there:

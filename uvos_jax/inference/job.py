@@ -32,6 +32,7 @@ from uvos_jax.video.output import RESULTS
 from uvos_jax.video.pictures import Damaged
 from uvos_jax.video.tracks_json import NAME as TRACKS
 from uvos_jax.video.tracks_json import TOLD, write_tracks
+from uvos_jax.weights.packaged import about, recognised
 
 _RESULTS = (*RESULTS, TRACKS, "run.json", "debug")
 _LOCK = ".uvos.lock"
@@ -352,7 +353,9 @@ def _kind(source: Source) -> str:
 
 def _description(segmenter: Segmenter, first: Frame, references: References) -> dict[str, Any]:
     model, native_size = segmenter.model, first.image.shape[:2]
+    packaged = recognised(segmenter.weights_digest)
     return {
+        "weights": {"in_the_package": packaged, "licence": about(packaged)["licence"]} if packaged else None,
         "network_sizes": [list(model.frame_size(native_size, scale)) for scale in segmenter.scales],
         "reference_frames": list(references.frames),
         "references": references.rule,

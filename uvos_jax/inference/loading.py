@@ -13,6 +13,7 @@ from uvos_jax.models import build, system
 from uvos_jax.weights import checkpoints
 from uvos_jax.weights.convert import expected_variables, from_torch, unwrap
 from uvos_jax.weights.files import SUFFIXES, read_state_dict
+from uvos_jax.weights.packaged import packaged_names
 
 METHODS = ("dis", "raft")
 _OF_LARGE_RAFT = "update_block.mask.0.weight"  # the small one has no such layer
@@ -34,9 +35,11 @@ def load_model(name: str | None, weights: str | Path, **overrides) -> tuple[str,
       UserError: if any of these cannot be used.
     """
     path = Path(weights)
-    if str(weights) != "random" and not path.exists():
-        raise UserError(f"There are no weights '{weights}': give a checkpoint directory, a file ({', '.join(SUFFIXES)})"
-                        " or 'random'.")
+    if str(weights) != "random" and not (str(weights) and path.exists()):
+        known = () if name == "raft" else packaged_names()
+        ours = f", weights in the package ({', '.join(known)})" if known else ""
+        raise UserError(f"There are no weights '{weights}': give a checkpoint directory, a file"
+                        f" ({', '.join(SUFFIXES)}){ours} or 'random'.{nearest_hint(str(weights), known)}")
     if path.is_dir():
         stored, model, variables = checkpoints.load(path, **overrides)
         if name not in (None, stored):

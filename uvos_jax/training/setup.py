@@ -46,7 +46,10 @@ def setup(config: dict[str, Any], phase: Phase) -> Setup:
     fields = {key: value for key, value in phase.model.items() if key != "name"}
     model = build(phase.model["name"], **({"dtype": config["precision"]} | fields))
     expected = expected_variables(model)
-    rate = schedule(phase.schedule, phase.stop - phase.start)
+    try:
+        rate = schedule(phase.schedule, phase.stop - phase.start)
+    except UserError as error:
+        raise UserError(f"Phase '{phase.name}': {error}") from error
     tx = make_optimizer(phase.optimizer, rate, expected["params"], phase.start)
     state = jax.eval_shape(lambda: create_state(model, tx, None, config["seed"], bool(config["ema_decay"])))
     return Setup(model, tx, rate, state)

@@ -75,6 +75,11 @@ def about(weights: str = DEFAULT) -> dict[str, Any]:
     return _read(weights, arrays=False)[0]
 
 
+def recognised(sha256: str) -> str | None:
+    """The name of the weights in the package that have this digest; None if there are none."""
+    return next((name for name in packaged_names() if about(name)["sha256"] == sha256), None)
+
+
 def pack(directory: str | Path, file: str | Path, *, origin: str, licence: str, scores: dict[str, Any]) -> None:
     """Writes the weights of a checkpoint directory as a file like those of the package.
 
