@@ -1,7 +1,7 @@
 """What needs no learning, and what a plain U-Net learns, on the folds on which the default network is judged.
 
     PYTHONPATH=. python benchmarks/default_baselines.py --data-dir data --method motion
-    PYTHONPATH=. python benchmarks/default_baselines.py --data-dir data --method unet --folds 0 --steps 400
+    PYTHONPATH=. python benchmarks/default_baselines.py --data-dir data --method unet --folds 0 --steps 150
 
 ``motion``: DIS flow less a homography fitted to it; what moves by itself (Otsu's threshold on the length), its largest
 part. ``unet``: two million parameters that see the frame and the flow less the camera's motion at 128x224.
@@ -134,7 +134,7 @@ def main():
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--method", choices=("motion", "unet"), required=True)
     parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=150)
     args = parser.parse_args()
     store = open_store(args.data_dir, "davis2016", "train")
     folds = []
