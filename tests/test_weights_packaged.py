@@ -59,6 +59,13 @@ def test_every_packaged_file_is_named_by_the_licence():
     assert all(name in text for name in files)
 
 
+def test_weights_are_recognised_by_their_digest(small_file):
+    digest = packaged.about()["sha256"]
+    assert packaged.recognised(digest) == "default" and packaged.recognised("0" * 64) is None
+    small_file.write_bytes(small_file.read_bytes()[:100])  # whoever has weights of their own is not troubled by this
+    assert packaged.recognised(digest) is None
+
+
 def test_the_header_can_be_read_without_this_library():
     # The format: eight bytes of length, JSON, then the arrays.
     data = (ASSETS / "default.safetensors").read_bytes()

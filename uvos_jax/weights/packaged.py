@@ -77,7 +77,11 @@ def about(weights: str = DEFAULT) -> dict[str, Any]:
 
 def recognised(sha256: str) -> str | None:
     """The name of the weights in the package that have this digest; None if there are none."""
-    return next((name for name in packaged_names() if about(name)["sha256"] == sha256), None)
+    for name in packaged_names():
+        with contextlib.suppress(UserError):  # a damaged file is no matter to who has weights of their own
+            if about(name)["sha256"] == sha256:
+                return name
+    return None
 
 
 def pack(directory: str | Path, file: str | Path, *, origin: str, licence: str, scores: dict[str, Any]) -> None:
