@@ -50,16 +50,20 @@ def _flow_method(name: str | None, weights: Path | None):
     return load_flow(name, weights)
 
 
-def _convert_own(source: str, data_dir: Path) -> Path:
+def _convert_own(source: str, data_dir: Path, settings: dict) -> Path:
     """Converts a folder of clips with flow, unless an earlier call of the same run has."""
     from uvos_jax.data.convert import convert
     from uvos_jax.data.records import PREFIX
     from uvos_jax.inference.flow import dis
     from uvos_jax.training.config import OWN_DATASET
+    from uvos_jax.training.phases import phases
+    from uvos_jax.training.setup import setup
 
     if not (data_dir / f"{PREFIX}{OWN_DATASET}").is_dir():
         if not Path(source).is_dir():
             raise UserError(f"There is no folder '{source}' with clips of your own (--config.data=folder:PATH).")
+        for phase in phases(settings):
+            setup(settings, phase)  # what cannot be trained is said before minutes of work
         for row in convert(OWN_DATASET, source, data_dir, workers=cores(), progress=progress, flow=dis):
             for split, (videos, frames, labelled) in row.splits.items():
                 print(f"{source}, {split}: {videos} videos, {frames} frames, {labelled} of them with masks")
@@ -81,8 +85,6 @@ def train(
 ) -> None:
     """Trains a model; the same command goes on after any interruption."""
     from uvos_jax.training.config import load_config, own_folder
-    from uvos_jax.training.phases import phases
-    from uvos_jax.training.setup import setup
     from uvos_jax.video.files import check_folder
 
     for argument in context.args:
@@ -97,9 +99,7 @@ def train(
     if clips is not None:
         if data_dir is not None:
             raise UserError("Clips of a folder are converted into the run's own folder: leave out --data-dir.")
-        for phase in phases(settings):
-            setup(settings, phase)  # what cannot be trained is said before the clips are converted
-        data_dir = _convert_own(clips, workdir / "data")
+        data_dir = _convert_own(clips, workdir / "data", settings)
     from uvos_jax.training.loop import Stopped
     from uvos_jax.training.loop import train as run
 
