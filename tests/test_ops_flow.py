@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import cv2
 import jax
 import numpy as np
 import pytest
 
-from uvos_jax.ops.flow import flow_to_rgb, resize_flow, subtract_camera
+from uvos_jax.ops.flow import flow_to_rgb, percentile, resize_flow, subtract_camera, warp
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -32,6 +33,33 @@ def test_each_field_of_a_batch_has_its_own_scale(wheel_file):
     drawn = np.asarray(flow_to_rgb(np.stack([flow, 100 * flow])))
     np.testing.assert_array_equal(drawn[0], wheel_file["rgb1"])
     assert np.abs(drawn[1] - drawn[0]).max() <= 1  # 1e-5 beside another radius
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 778])
+@pytest.mark.parametrize("share", [0, 33.3, 50, 99, 100])
+def test_percentiles_without_sorting(n, share):
+    x = np.random.default_rng(n).random((3, n), np.float32) ** 8
+    x[0, ::2] = 0  # equal ones
+    x[1] *= np.logspace(-30, 30, n, dtype=np.float32)
+    np.testing.assert_allclose(jax.jit(percentile, static_argnums=1)(x, share), np.percentile(x, share, axis=-1),
+                               rtol=2e-6)
+
+
+def test_warp_reads_where_the_flow_leads_to():
+    rng = np.random.default_rng(0)
+    maps, flow = rng.random((9, 12, 3), np.float32), rng.normal(0, 4, (9, 12, 2)).astype(np.float32)
+    flow[0, 0], flow[8, 11], flow[4, 4] = 0, 0, [1, -2]
+    y, x = np.mgrid[:9, :12].astype(np.float32)
+    expected = cv2.remap(maps, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    found = np.asarray(jax.jit(warp)(maps, flow))
+    # OpenCV rounds places to 1/32 of a pixel.
+    np.testing.assert_allclose(found, expected, atol=0.07)
+    assert np.abs(found - expected).mean() < 0.01
+    for row, column, source in ((0, 0, (0, 0)), (8, 11, (8, 11)), (4, 4, (2, 5))):
+        np.testing.assert_allclose(found[row, column], maps[source], rtol=1e-6)
+    halves = np.asarray(jax.jit(warp)(maps, np.full((9, 12, 2), 0.5, np.float32)))
+    np.testing.assert_allclose(halves[:-1, :-1], (maps[:-1, :-1] + maps[1:, :-1] + maps[:-1, 1:] + maps[1:, 1:]) / 4,
+                               rtol=1e-5)
 
 
 def test_no_motion_is_white():

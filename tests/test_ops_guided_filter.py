@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from uvos_jax.ops.guided_filter import guided_filter
+from uvos_jax.ops.guided_filter import guided_filter, window_means
 
 
 def _by_definition(guide, x, radius, epsilon):
@@ -54,3 +54,12 @@ def test_a_coarse_copy_finds_nearly_the_same_functions():
     exact = guided_filter(guide, mask, radius=8, epsilon=1e-3)
     coarse = guided_filter(guide, mask, radius=4, epsilon=1e-3, step=2)
     assert np.abs(exact - coarse).mean() < 0.02 < np.abs(exact - mask).mean()
+
+
+@pytest.mark.parametrize("radius", [0, 1, 3, 9])
+def test_windows_are_cut_off_at_the_border(radius):
+    maps = np.random.default_rng(radius).random((2, 5, 8), np.float32)
+    found = np.asarray(window_means(maps, radius))
+    for i, j in np.ndindex(5, 8):
+        window = np.s_[:, max(0, i - radius):i + radius + 1, max(0, j - radius):j + radius + 1]
+        np.testing.assert_allclose(found[:, i, j], maps[window].mean((1, 2)), rtol=1e-5)

@@ -25,8 +25,8 @@ def test_the_way_back_is_bilinear_and_stays_in_place():
     small = np.random.default_rng(1).random((5, 7), np.float32)
     expected = cv2.resize(small, (21, 15), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_allclose(average_unpool(jnp.asarray(small), 3, (15, 21)), expected, atol=1e-6)
-    channels = jnp.asarray(np.stack([small, 1 - small], -1))
-    np.testing.assert_allclose(average_unpool(channels, 3, (14, 19))[..., 0], expected[:14, :19], atol=1e-6)
+    maps = jnp.asarray(np.stack([small, 1 - small]))
+    np.testing.assert_allclose(average_unpool(maps, 3, (14, 19))[0], expected[:14, :19], atol=1e-6)
     # A ramp comes back as it was, but for the half square at the borders where nothing is known beyond.
     ramp = np.linspace(0, 1, 40, dtype=np.float32) * np.ones((30, 1), np.float32)
     again = average_unpool(average_pool(jnp.asarray(ramp), 4), 4, (30, 40))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from uvos_jax.ops.resize import (
+    multiply_banded,
     resize_bicubic,
     resize_bilinear,
     resize_matrix,
@@ -169,3 +170,11 @@ def test_a_resizing_of_one_axis_is_a_matrix():
     # Halfway between pixels the four taps weigh -3, 19, 19 and -3 of 32; those beyond the border fall on its pixel.
     np.testing.assert_allclose(32 * resize_matrix(4, 7, "bicubic", align_corners=True)[[1, 3, 5]],
                                [[16, 19, -3, 0], [-3, 19, 19, -3], [0, -3, 19, 16]])
+
+
+@pytest.mark.parametrize("sizes", [(5, 12), (300, 140), (150, 290), (1, 129)])
+def test_a_banded_product_is_the_product(sizes):
+    x = np.random.default_rng(0).random((3, 2, sizes[0]), np.float32)
+    matrix = resize_matrix(*sizes, "bicubic", align_corners=False)
+    expected = x.astype(float) @ matrix.T
+    np.testing.assert_allclose(multiply_banded(jnp.asarray(x), matrix), expected, atol=1e-6)

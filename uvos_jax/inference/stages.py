@@ -7,11 +7,10 @@ A stage is a pair of functions: ``init(native_size) -> state`` and ``apply(state
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.scipy.ndimage import map_coordinates
 
 from uvos_jax.ops.colours import colour_bins, colour_histogram, log_odds
 from uvos_jax.ops.components import fill_holes, label_components
-from uvos_jax.ops.flow import resize_flow
+from uvos_jax.ops.flow import resize_flow, warp
 from uvos_jax.ops.guided_filter import guided_filter, window_means
 from uvos_jax.ops.morphology import dilate, opening
 from uvos_jax.ops.pool import average_pool, average_unpool
@@ -198,13 +197,10 @@ def follow_flow(state: FlowState, score: jax.Array, threshold: float, sight: Sig
     size = own.shape
     flow = resize_flow(sight.flow[None], size)[0]
     way = flow if sight.causal else -state.flow
-    y, x = jnp.meshgrid(jnp.arange(size[0]), jnp.arange(size[1]), indexing="ij")
-    places = [jnp.clip(y + way[..., 1], 0, size[0] - 1), jnp.clip(x + way[..., 0], 0, size[1] - 1)]
-    came, *seen = (map_coordinates(channel, places, order=1)
-                   for channel in (state.score, *jnp.moveaxis(state.colours, -1, 0)))
-    misfit = jnp.square(jnp.stack(seen, -1) - colours).sum(-1)
-    share = jnp.where(state.seen, _FLOW_SHARE * jnp.exp(-_windows(misfit, _FLOW_RADIUS) / _FLOW_MISFIT), 0)
-    smooth = own + share * (came - own)
+    came = warp(jnp.concatenate([state.score[..., None], state.colours], -1), way)
+    misfit = jnp.square(came[..., 1:] - colours).sum(-1)
+    share = jnp.where(state.seen, _FLOW_SHARE * jnp.exp(-window_means(misfit, _FLOW_RADIUS) / _FLOW_MISFIT), 0)
+    smooth = own + share * (came[..., 0] - own)
     change = average_unpool(smooth - own, step, score.shape[1:3])
     return FlowState(smooth, colours, flow, jnp.ones((), bool)), score + change[None, :, :, None]
 
@@ -243,21 +239,15 @@ def follow_colours(state: ColourState, score: jax.Array, threshold: float, sight
     step = _step(score.shape[1:3], _COLOUR_ROWS)
     own = average_pool(score[0, :, :, 0], step)
     indices = colour_bins(average_pool(sight.frame / jnp.float32(255), step), _COLOUR_BINS)
-    around = _windows((own > 0.5).astype(jnp.float32), round(_COLOUR_REACH * min(own.shape))) > 0
+    around = dilate(own > 0.5, 2 * round(_COLOUR_REACH * min(own.shape)) + 1)
     state = ColourState(*(
         _COLOUR_MEMORY * before + (1 - _COLOUR_MEMORY) * colour_histogram(indices, weights, _COLOUR_BINS)
         for before, weights in ((state.foreground, jnp.clip(2 * own - 1, 0, 1)),
                                 (state.background, jnp.clip(1 - 2 * own, 0, 1) * around))))
     odds = jnp.clip(log_odds(state.foreground, state.background, _COLOUR_FLOOR), -_COLOUR_LIMIT, _COLOUR_LIMIT)
-    odds = average_unpool(_windows(odds[indices], 1), step, score.shape[1:3])
+    odds = average_unpool(window_means(odds[indices], 1), step, score.shape[1:3])
     sure = jnp.clip(score, _SURE, 1 - _SURE)
     return state, jax.nn.sigmoid(jnp.log(sure / (1 - sure)) + odds[None, :, :, None])
-
-
-def _windows(x, radius):
-    """``[h, w]`` means over windows."""
-    rows, columns = (window_means(side, radius) for side in x.shape)
-    return jnp.einsum("yh,hw,xw->yx", rows, x, columns, precision="highest")
 
 
 def follow_edges(state: tuple, score: jax.Array, threshold: float, sight: Sight) -> tuple[tuple, jax.Array]:

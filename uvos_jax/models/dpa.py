@@ -29,7 +29,7 @@ from uvos_jax.models.dpa_blocks import Stream
 from uvos_jax.models.dpa_memory import State, begin, take_in
 from uvos_jax.models.dpa_units import Decoder
 from uvos_jax.nn.vgg import VGG16
-from uvos_jax.ops.flow import flow_to_rgb, resize_flow, subtract_camera
+from uvos_jax.ops.flow import flow_to_rgb, percentile, resize_flow, subtract_camera
 from uvos_jax.ops.losses import binary_cross_entropy, soft_iou
 from uvos_jax.ops.preprocess import Preprocess, preprocess
 from uvos_jax.ops.resize import resize_bilinear
@@ -283,7 +283,7 @@ class DPA(nn.Module):
         if self.camera:
             flow = subtract_camera(resize_flow(flow, size))
             length = jnp.sqrt(jnp.square(flow[:, ::_RADIUS_STEP, ::_RADIUS_STEP]).sum(-1))
-            radius = jnp.maximum(jnp.percentile(length, 99, axis=(1, 2), keepdims=True), size[1] / 500)
+            radius = jnp.maximum(percentile(length.reshape(len(flow), -1), 99), size[1] / 500)[:, None, None]
         rule = self.preprocess.replace(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         return preprocess(flow_to_rgb(flow, radius), size, rule)
 

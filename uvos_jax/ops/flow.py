@@ -56,6 +56,60 @@ def flow_to_rgb(flow: jax.Array, radius: jax.Array | float | None = None) -> jax
     return jnp.floor(255 * jnp.where(length <= 1, 1 - length * (1 - colour), 0.75 * colour))
 
 
+def percentile(x: jax.Array, share: float) -> jax.Array:
+    """``jnp.percentile`` over the last axis of what is not negative, without sorting.
+
+    The bits of such floats, read as whole numbers, are in the order of the floats: 31 halvings of where the n-th may
+    lie find it. On a CPU that takes a tenth of what XLA's sort does.
+
+    Args:
+      x: ``[..., n]``, 0 or more.
+      share: 0 to 100.
+
+    Returns:
+      ``[...]`` float32, between the two values that are nearest to the place, as far as it is between them.
+    """
+    place = share / 100 * (x.shape[-1] - 1)
+    low = int(place)
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
+
+    def smallest(n):
+        def halve(i, found):
+            tried = found | jnp.left_shift(1, 30 - i)
+            return jnp.where((bits < tried[..., None]).sum(-1) <= n, tried, found)
+
+        found = jax.lax.fori_loop(0, 31, halve, jnp.zeros(x.shape[:-1], jnp.int32))
+        return jax.lax.bitcast_convert_type(found, jnp.float32)
+
+    first = smallest(low)
+    return first if place == low else first + np.float32(place - low) * (smallest(low + 1) - first)
+
+
+def warp(maps: jax.Array, flow: jax.Array) -> jax.Array:
+    """What is found where a flow leads to, bilinear between pixels; beyond the border, the border's.
+
+    Args:
+      maps: ``[h, w, c]`` float32.
+      flow: ``[h, w, 2]`` float32, from the pixels of the answer to places in ``maps``.
+
+    Returns:
+      ``[h, w, c]`` float32.
+    """
+    h, w, channels = maps.shape
+    y = jnp.clip(np.arange(h, dtype=np.float32)[:, None] + flow[..., 1], 0, h - 1)
+    x = jnp.clip(np.arange(w, dtype=np.float32) + flow[..., 0], 0, w - 1)
+    top, left = y.astype(jnp.int32), x.astype(jnp.int32)
+    bottom, right = jnp.minimum(top + 1, h - 1), jnp.minimum(left + 1, w - 1)
+    down, along = (y - top)[..., None], (x - left)[..., None]
+    flat = maps.reshape(h * w, channels)  # with one index XLA's gather takes a fraction of the time on a CPU
+
+    def at(row, column):
+        return flat.at[row * w + column].get(mode="promise_in_bounds")
+
+    return ((1 - down) * ((1 - along) * at(top, left) + along * at(top, right))
+            + down * ((1 - along) * at(bottom, left) + along * at(bottom, right)))
+
+
 def subtract_camera(flow: jax.Array) -> jax.Array:
     """Takes off the motion of the background, as a moving camera makes it: what moves by itself remains.
 
@@ -84,7 +138,7 @@ def subtract_camera(flow: jax.Array) -> jax.Array:
 
         def again(parameters, _):
             error = jnp.sqrt(jnp.square(vectors - seen @ parameters).sum(-1))
-            spread = jnp.maximum(1.5 * jnp.median(error), _LEAST_SPREAD)
+            spread = jnp.maximum(1.5 * percentile(error, 50), _LEAST_SPREAD)
             return solve(jnp.square(spread**2 / (spread**2 + error**2))), None
 
         # The middle vector is a fair start where objects fill less than half of the frame.

@@ -23,45 +23,47 @@ def guided_filter(guide: jax.Array, x: jax.Array, *, radius: int, epsilon: float
     Returns:
       ``[h, w]`` float32; what the functions say may lie beyond the range of ``x``.
     """
-    picture, y = average_pool(guide, step), average_pool(x, step)
-    rows, columns = (window_means(side, radius) for side in y.shape)
-
-    def mean(maps):
-        maps = jnp.einsum("yh,hwc->ywc", rows, maps, precision="highest")
-        return jnp.einsum("xw,ywc->yxc", columns, maps, precision="highest")
-
+    # Maps lie one behind the other, and are summed one by one: so XLA makes a few loops over whole rows of them.
+    colours, y = jnp.moveaxis(average_pool(guide, step), -1, 0), average_pool(x, step)[None]
     # Centred, so that variances are no small differences of large numbers.
-    centred, level = picture - picture.mean((0, 1)), y.mean()
-    y = (y - level)[..., None]
+    colour, level = colours.mean((1, 2)), y.mean()
+    colours, y = colours - colour[:, None, None], y - level
     pairs = [(i, j) for i in range(3) for j in range(i, 3)]
-    products = jnp.stack([centred[..., i] * centred[..., j] for i, j in pairs], -1)
-    means = mean(jnp.concatenate([centred, y, products, centred * y], -1))
-    of_colour, of_y = means[..., :3], means[..., 3:4]
-    spread = {pair: means[..., 4 + n] - of_colour[..., pair[0]] * of_colour[..., pair[1]] + epsilon * (
-        pair[0] == pair[1]) for n, pair in enumerate(pairs)}
-    slopes = _solve(spread, means[..., 10:] - of_colour * of_y)
-    start = of_y[..., 0] - (slopes * of_colour).sum(-1)
-    functions = mean(jnp.concatenate([slopes, start[..., None]], -1))
-    functions = average_unpool(functions, step, x.shape)
-    guide = guide - picture.mean((0, 1))
-    # Channel by channel: XLA would make the functions anew for every channel of a sum over the axis.
-    return sum(guide[..., i] * functions[..., i] for i in range(3)) + functions[..., 3] + level
+    squares = jnp.stack([colours[i] * colours[j] for i, j in pairs])
+    means = window_means(jnp.concatenate([colours, y, squares, colours * y]), radius)
+    of_colours, of_y = means[:3], means[3]
+    spread = [means[4 + n] - of_colours[i] * of_colours[j] + epsilon * (i == j) for n, (i, j) in enumerate(pairs)]
+    slopes = _solve(spread, means[10:] - of_colours * of_y)
+    start = of_y - sum(slopes[i] * of_colours[i] for i in range(3))
+    *slopes, start = average_unpool(window_means(jnp.stack([*slopes, start]), radius), step, x.shape)
+    return sum((guide[..., i] - colour[i]) * slopes[i] for i in range(3)) + start + level
 
 
-def window_means(side: int, radius: int) -> np.ndarray:
-    """``[side, side]`` float32: means along an axis over windows of ``2 * radius + 1`` that the border cuts off."""
-    inside = np.abs(np.subtract.outer(np.arange(side), np.arange(side))) <= radius
-    return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
+def window_means(maps: jax.Array, radius: int) -> jax.Array:
+    """Means over windows of ``2 * radius + 1`` pixels along both axes; the border cuts them off.
+
+    Args:
+      maps: ``[..., h, w]`` float32.
+      radius: of the windows, in pixels.
+
+    Returns:
+      The same shape.
+    """
+    for axis in (maps.ndim - 1, maps.ndim - 2):
+        side = maps.shape[axis]
+        padded = jnp.pad(maps, [(radius * (each == axis),) * 2 for each in range(maps.ndim)])
+        # A sum of shifted copies becomes one loop; running sums would lose digits.
+        maps = sum(jax.lax.slice_in_dim(padded, at, at + side, axis=axis) for at in range(2 * radius + 1))
+    counts = [np.minimum(np.arange(side) + radius, side - 1) - np.maximum(np.arange(side) - radius, 0) + 1
+              for side in maps.shape[-2:]]
+    return maps / np.outer(*counts).astype(np.float32)
 
 
 def _solve(a, b):
-    """``x`` of ``a x = b``: ``a`` symmetric 3x3 as maps by (row, column), ``b`` ``[h, w, 3]``."""
-    c00 = a[1, 1] * a[2, 2] - a[1, 2] ** 2
-    c01 = a[0, 2] * a[1, 2] - a[0, 1] * a[2, 2]
-    c02 = a[0, 1] * a[1, 2] - a[0, 2] * a[1, 1]
-    c11 = a[0, 0] * a[2, 2] - a[0, 2] ** 2
-    c12 = a[0, 1] * a[0, 2] - a[0, 0] * a[1, 2]
-    c22 = a[0, 0] * a[1, 1] - a[0, 1] ** 2
-    determinant = a[0, 0] * c00 + a[0, 1] * c01 + a[0, 2] * c02
-    inverse = ((c00, c01, c02), (c01, c11, c12), (c02, c12, c22))
-    return jnp.stack([sum(c * b[..., n] for n, c in enumerate(row)) for row in inverse], -1) / determinant[..., None]
+    """``x`` of ``a x = b`` at every pixel: ``a`` symmetric, its upper triangle row by row, and ``b`` three maps."""
+    a00, a01, a02, a11, a12, a22 = a
+    c00, c01, c02 = a11 * a22 - a12 * a12, a02 * a12 - a01 * a22, a01 * a12 - a02 * a11
+    c11, c12, c22 = a00 * a22 - a02 * a02, a01 * a02 - a00 * a12, a00 * a11 - a01 * a01
+    determinant = a00 * c00 + a01 * c01 + a02 * c02
+    return [(row[0] * b[0] + row[1] * b[1] + row[2] * b[2]) / determinant
+            for row in ((c00, c01, c02), (c01, c11, c12), (c02, c12, c22))]

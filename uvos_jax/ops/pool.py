@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from uvos_jax.ops.resize import resize_bilinear
+from uvos_jax.ops.resize import multiply_banded, resize_matrix
 
 
 def max_pool(x: jax.Array, *, window: int = 3, stride: int = 2, padding: int = 1, ceil_mode: bool = False) -> jax.Array:
@@ -60,24 +60,36 @@ def average_pool(x: jax.Array, step: int) -> jax.Array:
       ``[ceil(h / step), ceil(w / step)]``, and ``c`` if it was there.
     """
     rows, columns = (-(-side // step) for side in x.shape[:2])
-    padding = [(0, rows * step - x.shape[0]), (0, columns * step - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
-    x = jnp.pad(x, padding, mode="edge")
     # Sums of strided views: XLA's reduction over split axes takes four times as long on a CPU.
-    x = sum(x[i::step] for i in range(step))
+    x = _filled(x, 0, rows * step)
+    x = _filled(sum(x[i::step] for i in range(step)), 1, columns * step)
     return sum(x[:, i::step] for i in range(step)) / step**2
 
 
 def average_unpool(x: jax.Array, step: int, size: tuple[int, int]) -> jax.Array:
-    """What a map of :func:`average_pool`'s size says at every pixel, bilinear between the centres of the squares.
+    """What maps of :func:`average_pool`'s size say at every pixel, bilinear between the centres of the squares.
 
     Args:
-      x: ``[ceil(h / step), ceil(w / step)]``, and channels if there are any.
+      x: ``[..., ceil(h / step), ceil(w / step)]`` float32.
       step: as for :func:`average_pool`.
       size: ``(h, w)``.
 
     Returns:
-      ``[h, w]``, and channels.
+      ``[..., h, w]`` float32.
     """
-    channels = x if x.ndim == 3 else x[..., None]
-    whole = resize_bilinear(channels, (x.shape[0] * step, x.shape[1] * step), align_corners=False)
-    return whole[:size[0], :size[1]].reshape(*size, *x.shape[2:])
+    columns = resize_matrix(x.shape[-1], x.shape[-1] * step, "bilinear", align_corners=False)[:size[1]]
+    x = multiply_banded(x, columns)
+    # Every row of squares becomes `step` rows between the middles of its neighbours. Without gathers, since XLA makes
+    # the result anew in everything that uses it.
+    apart = (np.arange(step, dtype=np.float32)[:, None] + 0.5) / step - 0.5
+    before, after = (jnp.concatenate(rows, -2)[..., None, :]
+                     for rows in ((x[..., :1, :], x[..., :-1, :]), (x[..., 1:, :], x[..., -1:, :])))
+    x = x[..., None, :]
+    x = x * (1 - np.abs(apart)) + before * np.maximum(-apart, 0) + after * np.maximum(apart, 0)
+    return x.reshape(*x.shape[:-3], -1, size[1])[..., :size[0], :]
+
+
+def _filled(x, axis, length):
+    """``x`` with its last row or column repeated."""
+    padding = [(0, length - x.shape[i] if i == axis else 0) for i in range(x.ndim)]
+    return jnp.pad(x, padding, mode="edge")

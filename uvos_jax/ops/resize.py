@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Size = tuple[int, int]
+_BLOCK = 128  # rows of a banded matrix that are multiplied together
 
 
 def resize_nearest(x: jax.Array, size: Size, *, align_corners: bool = False) -> jax.Array:
@@ -73,6 +74,27 @@ def resize_matrix(n_in: int, n_out: int, kind: str, *, align_corners: bool) -> n
     for index, weight in _taps(n_in, n_out, align_corners, kind):
         np.add.at(matrix, (np.arange(n_out), index), weight)
     return matrix.astype(np.float32)
+
+
+def multiply_banded(x: jax.Array, matrix: np.ndarray) -> jax.Array:
+    """A matrix times the last axis of ``x``, where each of its rows has its numbers in a few columns side by side.
+
+    Blocks of rows are multiplied with what they read, and not with all the rest that they weigh with 0.
+
+    Args:
+      x: ``[..., n_in]`` float32.
+      matrix: ``[n_out, n_in]`` float32, as of :func:`resize_matrix`.
+
+    Returns:
+      ``[..., n_out]`` float32.
+    """
+    products = []
+    for start in range(0, len(matrix), _BLOCK):
+        rows = matrix[start:start + _BLOCK]
+        read = np.flatnonzero(rows.any(0))
+        first, end = read[0], read[-1] + 1
+        products.append(jnp.dot(x[..., first:end], rows[:, first:end].T, precision="highest"))
+    return jnp.concatenate(products, -1)
 
 
 def resize_uint8_as_opencv(x: jax.Array, size: Size) -> jax.Array:
