@@ -88,8 +88,13 @@ def test_the_main_part_equals_the_published_rule_with_opencv():
     assert changed.tolist() == [True, True, False, False, False, False, False, True, False, True]
 
 
+def _compiled(name):
+    init, apply = STAGES[name]
+    return init, jax.jit(apply, static_argnums=2)
+
+
 def test_follow_edges_sharpens_a_coarse_score_and_keeps_what_has_no_edge():
-    init, apply = STAGES["follow_edges"]
+    init, apply = _compiled("follow_edges")
     frame = np.full((320, 480, 3), 60, np.uint8)
     cv2.circle(frame, (240, 160), 90, (200, 120, 90), -1)
     truth = (frame[..., 0] > 100).astype(np.float32)
@@ -117,7 +122,7 @@ def _drifting(length=6, size=(128, 192), step=5):
 
 
 def _followed(scores, frames, flow, causal=False):
-    init, apply = STAGES["follow_flow"]
+    init, apply = _compiled("follow_flow")
     state, out = init(scores.shape[1:]), []
     for score, frame, its in zip(scores, frames, flow, strict=True):
         state, kept = apply(state, jnp.asarray(score)[None, :, :, None], 0.5,
@@ -150,7 +155,7 @@ def test_follow_flow_forgets_where_colours_do_not_fit():
 
 
 def _coloured(scores, frames):
-    init, apply = STAGES["follow_colours"]
+    init, apply = _compiled("follow_colours")
     state, out = init(scores.shape[1:]), []
     for score, frame in zip(scores, frames, strict=True):
         state, kept = apply(state, jnp.asarray(score)[None, :, :, None], 0.5, Sight(jnp.asarray(frame), None))
