@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uvos_jax.inference import load
-from uvos_jax.inference.flops import count_flops
+from uvos_jax.inference.profiling.flops import count_flops
 from uvos_jax.nn.layers import leaky_relu
 from uvos_jax.ops import conv
 from uvos_jax.ops.attention import attention

@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 
 from uvos_jax.inference import load
-from uvos_jax.inference.parts import _forms, _whole
-from uvos_jax.models.cfbi import WINDOWS
+from uvos_jax.inference.profiling.components import _forms, _whole
+from uvos_jax.models.cfbi.model import WINDOWS
 from uvos_jax.ops.matching import FAR
 from uvos_jax.ops.resize import resize_bilinear, resize_nearest
 

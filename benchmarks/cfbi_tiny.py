@@ -18,11 +18,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from uvos_jax.data.store import SyntheticStore, open_store
+from uvos_jax.data.storage.store import SyntheticStore, open_store
 from uvos_jax.inference import Segmenter, load
 from uvos_jax.training.phases import phases
 from uvos_jax.training.setup import first_state, inference_variables, setup
-from uvos_jax.training.validate import choose, validate
+from uvos_jax.training.validation import choose, validate
 
 _UNSEEN = 2_000_000  # seeds of the held-back clips begin here
 

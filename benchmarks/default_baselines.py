@@ -19,15 +19,15 @@ import optax
 from held_back import Fixed
 
 from configs import default
-from uvos_jax.data import pipeline
-from uvos_jax.data.store import VOID, open_store
-from uvos_jax.inference.flow import dis
+from uvos_jax.data.examples import pipeline
+from uvos_jax.data.storage.store import VOID, open_store
+from uvos_jax.inference.flow.estimators import dis
 from uvos_jax.nn.layers import BatchNorm, Conv
-from uvos_jax.ops.flow import resize_flow, subtract_camera
 from uvos_jax.ops.losses import binary_cross_entropy
-from uvos_jax.ops.pool import max_pool
+from uvos_jax.ops.optical_flow import resize_flow, subtract_camera
+from uvos_jax.ops.pooling import max_pool
 from uvos_jax.ops.resize import resize_bilinear
-from uvos_jax.training.validate import choose, validate
+from uvos_jax.training.validation import choose, validate
 
 _SIZE = (128, 224)
 _WIDTHS = (16, 32, 64, 128, 256)

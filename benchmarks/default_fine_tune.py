@@ -16,9 +16,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from uvos_jax.evaluation.measures import boundary_f, jaccard
+from uvos_jax.evaluation.region_boundary import boundary_f, jaccard
 from uvos_jax.inference import load
-from uvos_jax.video.overlay import draw_overlay
+from uvos_jax.video.rendering import draw_overlay
 
 _ROOT = Path(__file__).resolve().parent.parent
 _SHOWN = (0.25, 0.5, 0.75)  # of the length

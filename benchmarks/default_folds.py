@@ -18,10 +18,10 @@ import cv2
 import numpy as np
 
 from uvos_jax.cli.options import hyper_parameters_of
-from uvos_jax.data.store import open_store
+from uvos_jax.data.storage.store import open_store
 from uvos_jax.inference import load
-from uvos_jax.training.validate import choose, validate
-from uvos_jax.video.overlay import draw_overlay
+from uvos_jax.training.validation import choose, validate
+from uvos_jax.video.rendering import draw_overlay
 
 _TILE = (214, 120)  # width and height of a sequence in the picture
 _ACROSS = 5

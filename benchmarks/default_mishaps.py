@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from uvos_jax.video.overlay import draw_overlay
+from uvos_jax.video.rendering import draw_overlay
 from uvos_jax.video.video_writer import VideoWriter
 
 _LENGTH = 30

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvos_jax.inference.flops import count_flops
 from uvos_jax.inference.loading import random_variables
+from uvos_jax.inference.profiling.flops import count_flops
 from uvos_jax.models import build
 
 # (IMA, IFA)

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from uvos_jax.data.store import SyntheticStore
-from uvos_jax.evaluation.identities import identity_switches
+from uvos_jax.data.storage.store import SyntheticStore
+from uvos_jax.evaluation.track_identity import identity_switches
 from uvos_jax.inference import load
-from uvos_jax.training.validate import score_found
+from uvos_jax.training.validation import score_found
 
 _UNSEEN = 2_000_000  # seeds of the held-back clips begin here
 _LARGE = 0.005  # share of the frame that an object must fill at first

@@ -56,7 +56,7 @@ def main() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:args.threads])
     from dpa import medians, timed
 
-    from uvos_jax.inference.flops import count_flops
+    from uvos_jax.inference.profiling.flops import count_flops
 
     size = tuple(int(n) for n in args.size.split("x"))
     three = forms(size)

@@ -27,10 +27,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvos_jax.data.scenes import draw_scene
-from uvos_jax.data.synthetic import render
+from uvos_jax.data.synthetic.clip import render
+from uvos_jax.data.synthetic.scene import draw_scene
 from uvos_jax.inference import load
-from uvos_jax.ops.centres import RULES, choose_centre, extend_track, foreground_box, gaussian_map, new_track, peaks
+from uvos_jax.ops.center_heatmaps import (
+    RULES,
+    choose_centre,
+    extend_track,
+    foreground_box,
+    gaussian_map,
+    new_track,
+    peaks,
+)
 from uvos_jax.video import open_source
 
 _MAP = (119, 119)  # of an input of 473x473

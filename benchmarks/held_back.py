@@ -16,12 +16,12 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 
-from uvos_jax.data.store import VOID, open_store
-from uvos_jax.evaluation.measures import jaccard
+from uvos_jax.data.storage.store import VOID, open_store
+from uvos_jax.evaluation.region_boundary import jaccard
 from uvos_jax.inference import Segmenter, load
 from uvos_jax.training.phases import phases
 from uvos_jax.training.setup import first_state, inference_variables, setup
-from uvos_jax.training.validate import choose, validate
+from uvos_jax.training.validation import choose, validate
 
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:red", "tab:brown", "tab:pink", "tab:olive")
 _THRESHOLDS = np.arange(0.05, 0.5, 0.05)

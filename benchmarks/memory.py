@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from uvos_jax.data.synthetic import make_clip
+from uvos_jax.data.synthetic.clip import make_clip
 from uvos_jax.video import VideoWriter
 
 # Name: options of the command, (height, width) of the video, the most frames that are worth the time.

@@ -23,7 +23,7 @@ import numpy as np
 
 from uvos_jax.inference.loading import random_variables
 from uvos_jax.models import build
-from uvos_jax.models.raft import pad_to_eight
+from uvos_jax.models.raft.model import pad_to_eight
 
 
 def pair(size: tuple[int, int]) -> dict[str, jax.Array]:
@@ -36,9 +36,8 @@ def compare_time(net: str, size: tuple[int, int], iterations: int, rounds: int) 
     """Prints medians and the ratio of the two, round by round."""
     import torch
 
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    from torch_raft import TorchRAFT
-
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from tests.helpers.torch_raft import TorchRAFT
     from uvos_jax.weights import from_torch
 
     torch.set_num_threads(2)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from uvos_jax.data.store import open_store
-from uvos_jax.inference.flow import dis
+from uvos_jax.data.storage.store import open_store
+from uvos_jax.inference.flow.estimators import dis
 from uvos_jax.training.flow_validation import choose, estimator, validate
 from uvos_jax.training.phases import phases
 from uvos_jax.training.setup import first_state, inference_variables, setup

@@ -18,10 +18,10 @@ from tempfile import TemporaryDirectory
 import cv2
 import numpy as np
 
-from uvos_jax.data.truth import read_foreground
-from uvos_jax.evaluation.measures import boundary_radius, score_labels
+from uvos_jax.data.datasets.ground_truth import read_foreground
 from uvos_jax.evaluation.protocols import evaluate
-from uvos_jax.evaluation.run import default_workers
+from uvos_jax.evaluation.region_boundary import boundary_radius, score_labels
+from uvos_jax.evaluation.scoring import default_workers
 from uvos_jax.video import write_mask
 
 _COPIES = 8  # of each sequence, so that starting the processes weighs little

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from uvos_jax.data.truth import read_foreground
-from uvos_jax.evaluation.run import default_workers
-from uvos_jax.evaluation.temporal import sequence_instability
+from uvos_jax.data.datasets.ground_truth import read_foreground
+from uvos_jax.evaluation.scoring import default_workers
+from uvos_jax.evaluation.temporal_stability import sequence_instability
 
 
 def measure(folder, matlab):

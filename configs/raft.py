@@ -3,7 +3,7 @@
     uvos train --config configs/raft.py --workdir runs/raft
 
 The recipe is that of the published training script for its first stage (FlyingChairs), in whose place scenes of
-``uvos_jax.data.synthetic`` stand: as many pairs of frames, of the same size. What follows there, on FlyingThings,
+``uvos_jax.data.synthetic.clip`` stand: as many pairs of frames, of the same size. What follows there, on FlyingThings,
 Sintel and KITTI, is not here. The full recipe was not run: its time and its accuracy are not measured.
 ``configs/raft.py:tiny`` is the small network on small frames, for a CPU: about ten minutes on two cores, see
 benchmarks/raft_tiny.py.

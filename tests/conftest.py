@@ -5,6 +5,8 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from tests.helpers.paths import GOLDEN
+
 # Most of the suite is compiling. What LLVM does beyond the plainest code changes no result, and costs a sixth of the
 # time. Processes that tests start inherit it.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
@@ -44,7 +46,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def golden() -> Path:
     """The folder of reference tensors made by the published PyTorch code."""
-    return Path(__file__).parent / "golden"
+    return GOLDEN
 
 
 @pytest.fixture

@@ -26,11 +26,13 @@ ALLOWED = {
     "__main__": {"cli"},
     "__init__": {"inference"},
     "errors": set(),
-    "options": set(),
-    "colour_wheel": set(),
+    "config_schema": set(),
+    "color_wheel": set(),
+    "atomic_io": set(),
+    "interrupts": set(),
     "_version": set(),
 }
-EVERYWHERE = {"errors", "options", "colour_wheel", "_version"}
+EVERYWHERE = {"errors", "config_schema", "color_wheel", "atomic_io", "interrupts", "_version"}
 ONLY_IN = {"torch": {"weights/files.py"}, "orbax": {"weights/checkpoints.py"}}
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "array_record"}  # only in data
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -6,11 +6,12 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.helpers.paths import REPOSITORY
+
+ROOT = REPOSITORY
 NOTEBOOK = ROOT / "colab" / "quickstart.ipynb"
 
 # Runs the cells in one namespace, as a kernel does. Without IPython, a stand-in looks at what is shown.

@@ -5,11 +5,12 @@ import os
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "launch" / "tpu_pod.sh"
+from tests.helpers.paths import REPOSITORY
+
+SCRIPT = REPOSITORY / "launch" / "tpu_pod.sh"
 SETTINGS = {"PROJECT": "my-project", "ZONE": "us-central2-b", "NAME": "slice", "ACCELERATOR": "v4-32",
             "WORKDIR": "/mnt/my runs/adnet", "CONFIG": "configs/adnet.py:tiny", "POLL": "0"}
 # Stands for gcloud and git: writes its arguments down; the request is granted when it is looked at a third time.

@@ -6,15 +6,15 @@ Whatever a command needs is imported inside it, so that ``--help`` and a mistype
 import os
 import sys
 
-from uvos_jax.cli.signals import leave_at_once
 from uvos_jax.errors import UserError
+from uvos_jax.interrupts import leave_at_once
 
 with leave_at_once():
     from uvos_jax.cli.app import app
 
     # In the order of the help.
     # isort: off
-    from uvos_jax.cli import segment, flow, demo, weights, training, scores  # noqa: F401
+    from uvos_jax.cli import segment, flow, demo, weights, training, evaluation  # noqa: F401
     # isort: on
 
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C

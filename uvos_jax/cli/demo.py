@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from uvos_jax.cli.app import app
-from uvos_jax.cli.signals import asked_to_stop
 from uvos_jax.errors import UserError
+from uvos_jax.interrupts import asked_to_stop
 from uvos_jax.progress import progress
 
 if TYPE_CHECKING:
@@ -39,11 +39,11 @@ def demo(
 ) -> None:
     """Segments a generated clip, whose true masks are known, with the packaged network: a first look."""
     from uvos_jax.inference import load
-    from uvos_jax.inference.job import Stopped, check_output, segment_to_folder
-    from uvos_jax.inference.many import assign_folders
+    from uvos_jax.inference.jobs.batch import assign_folders
+    from uvos_jax.inference.jobs.segment import Stopped, check_output, segment_to_folder
     from uvos_jax.inference.segmenter import parameter_count
     from uvos_jax.video import list_sources, open_source
-    from uvos_jax.video.live import public_url
+    from uvos_jax.video.streams import public_url
     from uvos_jax.weights.packaged import about
 
     started = time.perf_counter()
@@ -86,9 +86,9 @@ def _judge(folder: Path, network: str, seed: int, truth: "np.ndarray") -> None:
     """Scores the masks that were written and prints a table, with what needs no network; draws the picture."""
     import numpy as np
 
+    from uvos_jax.atomic_io import write_atomically
     from uvos_jax.evaluation.report import table_text
     from uvos_jax.video import open_source, read_mask, write_json
-    from uvos_jax.video.files import write_atomically
     from uvos_jax.weights.packaged import about
 
     masks = np.stack([read_mask(folder / "masks" / f"{t:05d}.png", numbered=True) > 0 for t in range(len(truth))])
@@ -107,7 +107,7 @@ def _judge(folder: Path, network: str, seed: int, truth: "np.ndarray") -> None:
 
 def generated_clip(seed: int) -> tuple["np.ndarray", "np.ndarray"]:
     """A clip of one moving object: frames uint8 [t, h, w, 3], RGB, and its true masks, bool [t, h, w]."""
-    from uvos_jax.data.synthetic import make_clip
+    from uvos_jax.data.synthetic.clip import make_clip
 
     clip = make_clip(seed, LENGTH, SIZE, objects=(1, 1))
     return clip.frames, clip.labels > 0
@@ -115,8 +115,8 @@ def generated_clip(seed: int) -> tuple["np.ndarray", "np.ndarray"]:
 
 def write_clip(folder: Path, frames: "np.ndarray", truth: "np.ndarray") -> None:
     """Writes ``frames/00000.jpg`` ... and ``truth/00000.png`` ..., in the place of what an earlier demo left."""
+    from uvos_jax.atomic_io import make_folder, write_atomically
     from uvos_jax.video import write_mask
-    from uvos_jax.video.files import make_folder, write_atomically
 
     for path in (folder / name for name in _OWN):
         if path.is_dir():
@@ -140,7 +140,7 @@ def trivial(truth: "np.ndarray") -> dict[str, "np.ndarray"]:
 
 def score(masks: "np.ndarray", truth: "np.ndarray") -> dict[str, float]:
     """Mean J and F over the frames that DAVIS-2016 counts, all but the first and the last; bool [t, h, w] both."""
-    from uvos_jax.evaluation.measures import boundary_f, jaccard
+    from uvos_jax.evaluation.region_boundary import boundary_f, jaccard
 
     counted = slice(1, -1)
     return {"J": float(jaccard(masks[counted], truth[counted]).mean()),

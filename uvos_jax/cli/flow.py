@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 
 from uvos_jax.cli.app import app
-from uvos_jax.cli.messages import messages
+from uvos_jax.cli.console import messages
 from uvos_jax.cli.options import End, Every, FlowCache, OnError, Start, check_on_error
-from uvos_jax.cli.signals import asked_to_stop, leave_at_once
 from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.interrupts import asked_to_stop, leave_at_once
 
 
 @app.command(epilog="Example: uvos flow my.mp4 --output flow")
@@ -38,10 +38,10 @@ def flow(
     check_on_error(on_error)
     with messages(quiet, log_file) as say:
         with leave_at_once():  # nothing is written before the work begins
-            from uvos_jax.inference.flow_job import FORMATS, check_flow_output, flow_to_folder
+            from uvos_jax.inference.jobs.flow import FORMATS, check_flow_output, flow_to_folder
             from uvos_jax.inference.loading import METHODS, load_flow
             from uvos_jax.video import open_source
-            from uvos_jax.video.live import public_url
+            from uvos_jax.video.streams import public_url
 
             for name, given, known in (("--method", method, METHODS), ("--format", form, tuple(FORMATS))):
                 if given not in known:

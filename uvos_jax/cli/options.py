@@ -58,7 +58,7 @@ def names(text: str | None) -> tuple[str, ...]:
 
 
 def cores() -> int:
-    from uvos_jax.evaluation.run import default_workers
+    from uvos_jax.evaluation.scoring import default_workers
 
     return default_workers()
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from uvos_jax.cli.app import app
-from uvos_jax.cli.messages import Messages, messages
+from uvos_jax.cli.console import Messages, messages
 from uvos_jax.cli.options import (
     Chunk,
     End,
@@ -35,8 +35,8 @@ from uvos_jax.cli.options import (
     hyper_parameters_of,
     scales_of,
 )
-from uvos_jax.cli.signals import asked_to_stop, leave_at_once
 from uvos_jax.errors import UserError
+from uvos_jax.interrupts import asked_to_stop, leave_at_once
 
 _FINDER = "dtnet"  # for --prune
 
@@ -100,9 +100,9 @@ def segment(
     with messages(quiet, log_file) as say:
         with leave_at_once():  # nothing is written before the work begins
             from uvos_jax.inference import load
-            from uvos_jax.inference.job import Stopped, check_output
+            from uvos_jax.inference.jobs.batch import assign_folders, check_detections, check_masks
+            from uvos_jax.inference.jobs.segment import Stopped, check_output
             from uvos_jax.inference.loading import METHODS
-            from uvos_jax.inference.many import assign_folders, check_detections, check_masks
             from uvos_jax.video import ResultWriter, list_sources, look_of, open_source
             from uvos_jax.weights.packaged import about, recognised
 
@@ -177,7 +177,7 @@ def _check_first_mask(segmenter, video, first_mask):
 def _prune(segmenter, prune, prune_weights):
     """What ``Segmenter.run`` takes; the model that finds instances is loaded once for all videos."""
     from uvos_jax.inference import load
-    from uvos_jax.inference.pruning import check_prunable
+    from uvos_jax.inference.instance_pruning import check_prunable
     from uvos_jax.models import SYSTEMS
 
     if prune is not None:
@@ -208,9 +208,9 @@ class _Work:
 
     def one(self, segmenter, video, source: str, output: Path, title: str, advance=None) -> dict[str, Any]:
         """Segments an opened video and tells what came out; shows progress of its own unless given ``advance``."""
-        from uvos_jax.inference.figures import check_figures, write_figures
-        from uvos_jax.inference.job import segment_to_folder
-        from uvos_jax.video.live import public_url
+        from uvos_jax.inference.debug_figures.figures import check_figures, write_figures
+        from uvos_jax.inference.jobs.segment import segment_to_folder
+        from uvos_jax.video.streams import public_url
 
         if self.debug:
             check_figures(segmenter, video)
@@ -237,9 +237,9 @@ class _Work:
         """Segments the videos; tells whether all went well."""
         import jax
 
-        from uvos_jax.inference.many import segment_many
+        from uvos_jax.inference.jobs.batch import segment_many
         from uvos_jax.video import open_source
-        from uvos_jax.video.live import public_url
+        from uvos_jax.video.streams import public_url
 
         devices = jax.local_devices()[:len(tasks)]
         lock = threading.Lock()

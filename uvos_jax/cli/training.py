@@ -28,7 +28,7 @@ def convert_data(
     workers: Workers = None,
 ) -> None:
     """Checks every file of a dataset and converts it for training."""
-    from uvos_jax.data.convert import convert
+    from uvos_jax.data.storage.convert import convert
 
     method = _flow_method(flow, flow_weights)
     for row in convert(name, source, data_dir, overwrite, workers or cores(), progress, method, clips):
@@ -52,9 +52,9 @@ def _flow_method(name: str | None, weights: Path | None):
 
 def _convert_own(source: str, data_dir: Path, settings: dict) -> Path:
     """Converts a folder of clips with flow, unless an earlier call of the same run has."""
-    from uvos_jax.data.convert import convert
-    from uvos_jax.data.records import PREFIX
-    from uvos_jax.inference.flow import dis
+    from uvos_jax.data.storage.convert import convert
+    from uvos_jax.data.storage.records import PREFIX
+    from uvos_jax.inference.flow.estimators import dis
     from uvos_jax.training.config import OWN_DATASET
     from uvos_jax.training.phases import phases
     from uvos_jax.training.setup import setup
@@ -84,8 +84,8 @@ def train(
     profile: Annotated[int, typer.Option("--profile", min=0, help="Trace so many steps into WORKDIR/profile.")] = 0,
 ) -> None:
     """Trains a model; the same command goes on after any interruption."""
+    from uvos_jax.atomic_io import check_folder
     from uvos_jax.training.config import load_config, own_folder
-    from uvos_jax.video.files import check_folder
 
     for argument in context.args:
         if not argument.startswith("--config."):

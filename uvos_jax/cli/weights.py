@@ -99,7 +99,7 @@ def benchmark(
     import jax
 
     from uvos_jax.inference import load
-    from uvos_jax.inference.benchmark import benchmark as measure
+    from uvos_jax.inference.profiling.benchmark import benchmark as measure
 
     native_size = size_of(size)
     segmenter = load(model, weights, scales=scales_of(scales), flip=flip, precision=precision, variant=variant,
@@ -115,7 +115,7 @@ def benchmark(
         *([("objects", f"{objects or 1}, beside the background")] if counted else []),
     ]
     if parts:
-        from uvos_jax.inference.parts import time_parts
+        from uvos_jax.inference.profiling.components import time_parts
 
         _print_rows(rows)
         _print_parts(time_parts(segmenter, native_size, objects or 1))
@@ -173,9 +173,9 @@ def _packaged(weights: str, row: dict) -> str:
 
 
 def _benchmark_data(name: str, data_dir: Path | None, split: str, workers: int | None) -> None:
-    from uvos_jax.data.benchmark import measure
-    from uvos_jax.data.pipeline import default_workers
-    from uvos_jax.data.store import open_store
+    from uvos_jax.data.examples.pipeline import default_workers
+    from uvos_jax.data.examples.throughput import measure
+    from uvos_jax.data.storage.store import open_store
 
     if data_dir is None:
         raise UserError("--data wants --data-dir too, the folder that 'uvos convert-data' wrote to.")

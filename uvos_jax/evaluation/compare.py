@@ -9,18 +9,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from uvos_jax.data import layouts, truth
-from uvos_jax.data.layouts import Sequence
+from uvos_jax.atomic_io import make_folder, write_atomically
+from uvos_jax.data.datasets import ground_truth as truth
+from uvos_jax.data.datasets import layouts
+from uvos_jax.data.datasets.layouts import Sequence
 from uvos_jax.errors import UserError
 from uvos_jax.evaluation import predictions
-from uvos_jax.evaluation.measures import nan_mean
 from uvos_jax.evaluation.protocols import evaluate
 from uvos_jax.evaluation.protocols import protocol as protocol_row
+from uvos_jax.evaluation.region_boundary import nan_mean
 from uvos_jax.evaluation.report import Result, plain, table_csv
-from uvos_jax.evaluation.run import no_progress
+from uvos_jax.evaluation.scoring import no_progress
 from uvos_jax.video import draw_overlay, write_json
-from uvos_jax.video.files import make_folder, write_atomically
-from uvos_jax.video.image_files import read_image
+from uvos_jax.video.image_io import read_image
 
 _MOST_BARS = 40  # sequences in the bar picture
 _WORST = 8  # rows of the grid

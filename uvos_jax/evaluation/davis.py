@@ -2,13 +2,14 @@
 
 import numpy as np
 
-from uvos_jax.data import layouts, truth
+from uvos_jax.data.datasets import ground_truth as truth
+from uvos_jax.data.datasets import layouts
 from uvos_jax.evaluation import predictions
-from uvos_jax.evaluation.measures import assign, nan_mean, score_all_pairs, score_labels, statistics
 from uvos_jax.evaluation.predictions import Complaints
+from uvos_jax.evaluation.region_boundary import assign, nan_mean, score_all_pairs, score_labels, statistics
 from uvos_jax.evaluation.report import Result, as_dict, mean_of
-from uvos_jax.evaluation.run import Request
-from uvos_jax.evaluation.temporal import sequence_instability
+from uvos_jax.evaluation.scoring import Request
+from uvos_jax.evaluation.temporal_stability import sequence_instability
 
 _VOID = 255
 _T_FACTOR = 5

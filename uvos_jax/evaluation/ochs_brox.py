@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from uvos_jax.atomic_io import quoted, reason
 from uvos_jax.errors import UserError
-from uvos_jax.video.files import quoted, reason
 
 UNLABELLED = 255
 _LARGEST_COLOUR = 0xFFFFFF

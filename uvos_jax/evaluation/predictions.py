@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from uvos_jax.data.layouts import Sequence, images_by_stem
-from uvos_jax.data.truth import pixels
+from uvos_jax.data.datasets.ground_truth import pixels
+from uvos_jax.data.datasets.layouts import Sequence, images_by_stem
 from uvos_jax.errors import UserError
 from uvos_jax.video import read_mask
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from uvos_jax.errors import UserError, nearest_hint
-from uvos_jax.evaluation import davis, foreground, salient, youtube_vis, youtube_vos
+from uvos_jax.evaluation import davis, youtube_vis, youtube_vos
+from uvos_jax.evaluation import fbms_youtube_objects as foreground
+from uvos_jax.evaluation import saliency_protocol as salient
 from uvos_jax.evaluation.report import Result
-from uvos_jax.evaluation.run import Request, no_progress
+from uvos_jax.evaluation.scoring import Request, no_progress
 
 RULE_YOUTUBE_VIS = ("IoU of two tracks is the sum of intersections over frames by that of unions; COCO's greedy"
                     " matching by score at IoU 0.50:0.05:0.95, 101 recall points, at most 100 tracks a video and"

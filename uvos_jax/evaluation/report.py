@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from uvos_jax.evaluation.measures import Statistics, nan_mean
+from uvos_jax.atomic_io import make_folder, write_atomically
+from uvos_jax.evaluation.region_boundary import Statistics, nan_mean
 from uvos_jax.video import write_json
-from uvos_jax.video.files import make_folder, write_atomically
 
 _NAMES = {"mean": "Mean", "recall": "Recall", "decay": "Decay", "mae": "MAE"}
 

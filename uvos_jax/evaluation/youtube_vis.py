@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from uvos_jax.atomic_io import quoted, reason
 from uvos_jax.errors import UserError
 from uvos_jax.evaluation.average_precision import Group, precision_recall, summarize
-from uvos_jax.video.files import quoted, reason
-from uvos_jax.video.run_lengths import LARGEST_SIDE, is_finite, is_integer, shown, to_rle
+from uvos_jax.video.coco_rle import LARGEST_SIDE, is_finite, is_integer, shown, to_rle
 
 # Area ranges as the published code has them; both ends belong to a range, so neighbours share one area.
 _TRACK_AREAS = {"all": (0, 1e10), "small": (0, 128**2), "medium": (128**2, 256**2), "large": (256**2, 1e10)}

@@ -4,13 +4,14 @@ import json
 
 import numpy as np
 
-from uvos_jax.data import layouts, truth
+from uvos_jax.data.datasets import ground_truth as truth
+from uvos_jax.data.datasets import layouts
 from uvos_jax.errors import UserError
 from uvos_jax.evaluation import predictions
-from uvos_jax.evaluation.measures import nan_mean, score_labels
 from uvos_jax.evaluation.predictions import Complaints
+from uvos_jax.evaluation.region_boundary import nan_mean, score_labels
 from uvos_jax.evaluation.report import Result, mean_of
-from uvos_jax.evaluation.run import Request
+from uvos_jax.evaluation.scoring import Request
 
 RULE = ("each object from the frame after its first mask to the video's last annotated frame; 255 is no object; J and"
         " F are means over an object's frames, then over objects; categories of the training split are seen, the"

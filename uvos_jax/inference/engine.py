@@ -16,9 +16,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from uvos_jax.inference.stages import STAGES, Sight
+from uvos_jax.inference.postprocess import STAGES, Sight
 from uvos_jax.ops.preprocess import preprocess
-from uvos_jax.video.masks import VOID
+from uvos_jax.video.mask_io import VOID
 
 
 @flax.struct.dataclass

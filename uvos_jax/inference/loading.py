@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from uvos_jax.errors import UserError, nearest_hint
-from uvos_jax.inference.flow import Method, cached, dis, make_raft
-from uvos_jax.inference.flow_folder import list_flows
+from uvos_jax.inference.flow.estimators import Method, cached, dis, make_raft
+from uvos_jax.inference.flow.folder import list_flows
 from uvos_jax.models import build, system
 from uvos_jax.weights import checkpoints
 from uvos_jax.weights.convert import expected_variables, from_torch, unwrap

@@ -22,15 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from uvos_jax.errors import UserError, nearest_hint
-from uvos_jax.inference.chunks import chunks, read_ahead, stacked
 from uvos_jax.inference.engine import Carry, Decision, Engine
-from uvos_jax.inference.flow import Method, dis
-from uvos_jax.inference.flow_folder import list_flows, with_flow
-from uvos_jax.inference.given import AUTO, MOST_OBJECTS, FirstMask, Objects
+from uvos_jax.inference.flow.estimators import Method, dis
+from uvos_jax.inference.flow.folder import list_flows, with_flow
+from uvos_jax.inference.instance_pruning import Prune, Pruning, pruning_of, stages
 from uvos_jax.inference.loading import load_flow, load_model
-from uvos_jax.inference.pruning import Prune, Pruning, pruning_of, stages
-from uvos_jax.inference.references import References, find_references, read_references
-from uvos_jax.inference.tracking import TrackingEngine
+from uvos_jax.inference.prefetch import chunks, read_ahead, stacked
+from uvos_jax.inference.prompts import AUTO, MOST_OBJECTS, FirstMask, Objects
+from uvos_jax.inference.reference_frames import References, find_references, read_references
+from uvos_jax.inference.tracking.engine import TrackingEngine
 from uvos_jax.models import SYSTEMS, build, segments, system
 from uvos_jax.video import Frame, Source, open_source
 from uvos_jax.weights import checkpoints

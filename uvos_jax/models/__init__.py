@@ -11,7 +11,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from uvos_jax.errors import UserError, nearest_hint
-from uvos_jax.models import adnet, cfbi, dpa, dtnet, f2net, raft
+from uvos_jax.models import dtnet
+from uvos_jax.models.adnet import model as adnet
+from uvos_jax.models.cfbi import model as cfbi
+from uvos_jax.models.dpa import model as dpa
+from uvos_jax.models.f2net import model as f2net
+from uvos_jax.models.raft import model as raft
 
 # Building a network takes time and memory by its size alone, and a mistyped number must not take all there is.
 _DEEPEST = 200  # blocks of a stage

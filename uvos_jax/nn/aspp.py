@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from uvos_jax.nn.layers import BatchNorm, Conv
-from uvos_jax.ops.pool import global_average_pool
+from uvos_jax.ops.pooling import global_average_pool
 
 
 class ASPP(nn.Module):

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from uvos_jax.nn.layers import BatchNorm, Conv
-from uvos_jax.ops.pool import max_pool
+from uvos_jax.ops.pooling import max_pool
 
 RESNET50 = (3, 4, 6, 3)
 RESNET101 = (3, 4, 23, 3)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from uvos_jax.nn.layers import BatchNorm, Conv
-from uvos_jax.ops.pool import max_pool
+from uvos_jax.ops.pooling import max_pool
 
 _CONVS = (2, 2, 3, 3, 3)
 _CHANNELS = (1, 2, 4, 8, 8)  # times the width

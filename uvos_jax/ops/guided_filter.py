@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvos_jax.ops.pool import average_pool, average_unpool
+from uvos_jax.ops.pooling import average_pool, average_unpool
 
 
 def guided_filter(guide: jax.Array, x: jax.Array, *, radius: int, epsilon: float, step: int = 1) -> jax.Array:

@@ -15,9 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from uvos_jax.data.store import MADE_UP
-from uvos_jax.errors import UserError, nearest_hint
-from uvos_jax.options import (
+from uvos_jax.config_schema import (
     REQUIRED,
     check_options,
     choice,
@@ -31,6 +29,8 @@ from uvos_jax.options import (
     text,
     whole,
 )
+from uvos_jax.data.storage.store import MADE_UP
+from uvos_jax.errors import UserError, nearest_hint
 
 _SECTION = optional(section(None))
 # All keys, with what they may be and what they are if the file leaves them out.

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvos_jax.data.sampling import choose_videos
+from uvos_jax.data.examples.sampling import choose_videos
 from uvos_jax.errors import UserError
 from uvos_jax.evaluation.flow import flow_scores
-from uvos_jax.models.raft import pad_to_eight, unpad
-from uvos_jax.ops.flow import flow_to_rgb
+from uvos_jax.models.raft.model import pad_to_eight, unpad
+from uvos_jax.ops.optical_flow import flow_to_rgb
 from uvos_jax.training.distributed import sum_over_processes
 
 _PANEL_PAIRS = 3
@@ -71,7 +71,7 @@ def validate(estimate: Estimate, store: Any, videos: Sequence[int], process_inde
 
     Args:
       estimate: what is judged.
-      store: with the shape of ``uvos_jax.data.store``, and flow.
+      store: with the shape of ``uvos_jax.data.storage.store``, and flow.
       videos: numbers of its videos.
       process_index: of this process; the videos are shared among the processes, which must all call this.
       process_count: of all.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from uvos_jax.video.files import cannot_write, write_atomically
+from uvos_jax.atomic_io import cannot_write, write_atomically
 
 
 class RunLog:

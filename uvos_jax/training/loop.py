@@ -20,14 +20,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from uvos_jax.atomic_io import alone, make_folder, write_atomically
 from uvos_jax.errors import UserError
 from uvos_jax.inference import Segmenter
-from uvos_jax.inference.flow import cached, dis
+from uvos_jax.inference.flow.estimators import cached, dis
 from uvos_jax.models import build, segments
 from uvos_jax.progress import progress
 from uvos_jax.training import distributed, flow_validation
 from uvos_jax.training.config import changed_keys, check, config_hash
-from uvos_jax.training.launch import Launcher
+from uvos_jax.training.launchers import Launcher
 from uvos_jax.training.logs import RunLog, line
 from uvos_jax.training.phases import Phase, phase_at, phases
 from uvos_jax.training.setup import (
@@ -39,10 +40,9 @@ from uvos_jax.training.setup import (
     next_state,
     setup,
 )
-from uvos_jax.training.validate import choose, validate
-from uvos_jax.video.files import alone, make_folder, write_atomically
+from uvos_jax.training.validation import choose, validate
 from uvos_jax.weights import checkpoints
-from uvos_jax.weights.runs import RunCheckpoints, publish, withdraw
+from uvos_jax.weights.training_checkpoints import RunCheckpoints, publish, withdraw
 
 _PROFILE_AFTER = 3  # steps, of which the first compiles
 
@@ -335,7 +335,7 @@ class _Run:
 
 def _from_data(config, recipe: tuple[Phase, ...], setups: list[Setup], data_dir):
     """``(batches, describe)`` of the configuration's data, which the models of all phases can take."""
-    from uvos_jax.data import pipeline
+    from uvos_jax.data.examples import pipeline
 
     clips = [pipeline.from_config(phase.data | {"batch_size": config["batch_size"], "seed": config["seed"]},
                                   data_dir or None)
@@ -363,7 +363,7 @@ def _from_data(config, recipe: tuple[Phase, ...], setups: list[Setup], data_dir)
 
 
 def _held_back(entry, data_dir):
-    from uvos_jax.data.store import SyntheticStore, open_store
+    from uvos_jax.data.storage.store import SyntheticStore, open_store
 
     if entry.get("made_up"):
         return SyntheticStore(**entry["made_up"])

@@ -15,8 +15,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from uvos_jax.errors import UserError, nearest_hint
-from uvos_jax.options import (
+from uvos_jax.config_schema import (
     REQUIRED,
     check_options,
     choice,
@@ -30,6 +29,7 @@ from uvos_jax.options import (
     sections,
     whole,
 )
+from uvos_jax.errors import UserError, nearest_hint
 
 Schedule = Callable[[jax.Array], jax.Array]
 

@@ -11,7 +11,7 @@ import optax
 
 from uvos_jax.errors import UserError
 from uvos_jax.models import build
-from uvos_jax.training.launch import Launcher
+from uvos_jax.training.launchers import Launcher
 from uvos_jax.training.optimizers import make_optimizer, schedule
 from uvos_jax.training.phases import Phase, carry
 from uvos_jax.training.state import TrainState, create_state

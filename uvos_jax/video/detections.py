@@ -7,10 +7,10 @@ import os
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from uvos_jax.atomic_io import quoted, reason
 from uvos_jax.errors import UserError, nearest_hint
-from uvos_jax.video.files import quoted, reason
-from uvos_jax.video.image_files import natural_sort
-from uvos_jax.video.run_lengths import is_finite, is_integer, shown
+from uvos_jax.video.coco_rle import is_finite, is_integer, shown
+from uvos_jax.video.image_io import natural_sort
 
 # Of a detector's boxes, those below are guesses; trackers have decided for themselves.
 SMALLEST_SCORE = 0.5

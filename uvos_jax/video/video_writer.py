@@ -10,9 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from uvos_jax.atomic_io import cannot_write, partial_of, quoted, reason
 from uvos_jax.errors import UserError
-from uvos_jax.video.files import cannot_write, partial_of, quoted, reason
-from uvos_jax.video.video_file import av_path, container_errors, import_av
+from uvos_jax.video.video_reader import av_path, container_errors, import_av
 
 
 @dataclass(frozen=True)

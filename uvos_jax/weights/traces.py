@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvos_jax.models.raft import pad_to_eight, unpad
+from uvos_jax.models.raft.model import pad_to_eight, unpad
 from uvos_jax.ops.attention import attention_weights
 from uvos_jax.ops.resize import resize_bilinear
 

@@ -11,10 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from uvos_jax.models.dtnet.blocks import Decoder, Excitation, Head, narrow
+from uvos_jax.models.dtnet.modules import Decoder, Excitation, Head, narrow
 from uvos_jax.nn import resnet
 from uvos_jax.nn.aspp import ASPP
-from uvos_jax.ops.grouping import centre_targets
+from uvos_jax.ops.instance_grouping import centre_targets
 from uvos_jax.ops.losses import binary_cross_entropy
 from uvos_jax.ops.morphology import dilate, erode
 from uvos_jax.ops.resize import resize_bilinear

@@ -3,7 +3,7 @@
 Two networks find and follow any number of objects without a mask. D-Net looks at a frame, and at what was salient in
 the one before, and proposes objects. T-Net keeps a small model of each object that is followed, trained while the video
 runs, and says where the object is. What a proposal has to do with a target is decided on the host, with the help of an
-embedding of what objects look like (:mod:`uvos_jax.inference.tracking`). No code of the authors is public; where the
+embedding of what objects look like (:mod:`uvos_jax.inference.tracking.engine`). No code of the authors is public; where the
 paper leaves a choice, the docstrings say what is ours.
 
 This file is the learned part of all three as one Flax module. T-Net's targets are arrays, not parameters: ``target``.
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from uvos_jax.models.dtnet import dnet, reid
 from uvos_jax.nn import resnet
 from uvos_jax.ops.crops import object_crops
-from uvos_jax.ops.grouping import group
+from uvos_jax.ops.instance_grouping import group
 from uvos_jax.ops.preprocess import Preprocess, preprocess
 
 VARIANTS = ("paper",)

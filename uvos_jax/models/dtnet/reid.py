@@ -22,7 +22,7 @@ from jax import lax
 from uvos_jax.nn.layers import BatchNorm, Conv, torch_default
 from uvos_jax.ops.crops import object_crops
 from uvos_jax.ops.losses import batch_hard_triplet
-from uvos_jax.ops.pool import max_pool
+from uvos_jax.ops.pooling import max_pool
 from uvos_jax.ops.preprocess import Preprocess
 
 PREPROCESS = Preprocess("RGB", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

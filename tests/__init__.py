@@ -1,0 +1,1 @@
+"""Tests of uvos_jax; folders mirror the package."""

@@ -1,0 +1,138 @@
+"""``uvos segment --first-mask``: what is followed, by the rules of the benchmarks, and what is refused."""
+
+import json
+import os
+import re
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.helpers.command_line import uvos
+from tests.helpers.prompted_model import BRIGHT_ROW, ROW, SIZE, squares
+from tests.helpers.recurrent_model import save_frames
+from uvos_jax import models
+from uvos_jax.video import read_mask, write_mask
+
+MODEL = ["--model", "following", "--weights", "random", "--quiet", "--no-overlay", "--chunk", "2"]
+
+
+@pytest.fixture(autouse=True)
+def _own_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(models.SYSTEMS, "following", ROW)
+    monkeypatch.setitem(models.SYSTEMS, "bright", BRIGHT_ROW)
+
+
+def _write(path, labels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_mask(path, labels)
+
+
+def _videos(tmp_path, frames="JPEGImages", masks="Annotations", names=("one", "two"), only=()):
+    """Folders of frames and of masks as benchmarks have them; masks of all frames, or of some."""
+    for seed, name in enumerate(names):
+        images, truth = squares(6, objects=2 + seed, seed=seed)
+        save_frames(tmp_path / frames / name, images)
+        for t in only or range(6):
+            _write(tmp_path / masks / name / f"{t:05d}.png", truth[t])
+
+
+def test_davis_from_its_folders_to_scores(tmp_path):
+    _videos(tmp_path, "DAVIS/JPEGImages/480p", "DAVIS/Annotations/480p")
+    (tmp_path / "DAVIS/ImageSets/2017").mkdir(parents=True)
+    (tmp_path / "DAVIS/ImageSets/2017/val.txt").write_text("one\ntwo\n")
+    code, _, err = uvos("segment", "DAVIS/JPEGImages/480p", *MODEL, "--first-mask", "DAVIS/Annotations/480p",
+                        "--output", "results")
+    assert code == 0, err
+    for protocol, year in (("davis2017-semi", 2017), ("davis2016", 2016)):
+        if year == 2016:
+            os.rename("DAVIS/ImageSets/2017", "DAVIS/ImageSets/2016")
+        code, _, err = uvos("evaluate", protocol, "--predictions", "results", "--dataset", "DAVIS", "--workers", "1",
+                            "--output", protocol)
+        assert code == 0, err
+        scores = json.loads((tmp_path / protocol / "scores.json").read_text())
+        assert scores["J"]["mean"] > 0.95 and len(scores["sequences"]) == 2
+    runs = [json.loads((tmp_path / f"results/{name}/run.json").read_text()) for name in ("one", "two")]
+    assert [[known["id"] for known in run["objects"]] for run in runs] == [[1, 2], [1, 2, 3]]
+
+
+def test_youtube_vos_from_its_folders_to_the_archive(tmp_path):
+    _videos(tmp_path, "valid/JPEGImages", "valid/Annotations", only=(0,))
+    images, truth = squares(6, objects=4, seed=0)
+    save_frames(tmp_path / "valid/JPEGImages/one", images)
+    _write(tmp_path / "valid/Annotations/one/00003.png", np.where(truth[3] > 2, truth[3], 0))  # two that come later
+    videos = {name: {"objects": {str(i): {"category": "thing", "frames": ["00000"]} for i in range(1, 5)}}
+              for name in ("one", "two")}
+    for name in videos:
+        videos[name]["objects"]["1"]["frames"] = [f"{t:05d}" for t in range(6)]
+    (tmp_path / "valid/meta.json").write_text(json.dumps({"videos": videos}))
+    code, _, err = uvos("segment", "valid/JPEGImages", *MODEL, "--first-mask", "valid/Annotations", "--output",
+                        "results")
+    assert code == 0, err
+    assert set(np.unique(read_mask("results/one/masks/00002.png"))) == {0, 1, 2}
+    last = read_mask("results/one/masks/00005.png")
+    assert (last == truth[5]).mean() > 0.99
+    code, _, err = uvos("evaluate", "youtube-vos", "--predictions", "results", "--dataset", ".", "--split", "valid",
+                        "--pack", "results.zip", "--workers", "1")
+    assert code == 0, err
+    assert (tmp_path / "results.zip").stat().st_size > 1000
+
+
+def test_another_model_starts_it(tmp_path):
+    frames = np.concatenate([np.full((2, *SIZE, 3), 40, np.uint8), squares(4)[0]])
+    save_frames(tmp_path / "clip", frames)
+    code, _, err = uvos("segment", "clip", *MODEL, "--first-mask", "auto", "--first-model", "bright", "--first-weights",
+                        "random", "--output", "out")
+    assert code == 0, err
+    run = json.loads((tmp_path / "out/run.json").read_text())
+    assert run["objects"] == [{"id": 1, "frame": "00002"}] and run["options"]["first_model"] == "bright"
+    assert not read_mask("out/masks/00001.png").any() and read_mask("out/masks/00005.png").any()
+
+
+def _rgb(path):
+    cv2.imwrite(path, np.full((*SIZE, 3), 9, np.uint8))
+    return path
+
+
+def _mask(path, labels):
+    write_mask(path, np.asarray(labels, np.uint8))
+    return path
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    (lambda: ["--first-mask", "nowhere.png"], "mask 'nowhere.png' does not exist"),
+    (lambda: ["--first-mask", _rgb("rgb.png")], "RGB picture, not a label mask"),
+    (lambda: ["--first-mask", _mask("small.png", np.ones((8, 8)))], "'small.png' is 8x8 .*frames are 48x32"),
+    (lambda: ["--first-mask", _mask("empty.png", np.zeros(SIZE))], "no object is in it"),
+    (lambda: ["--first-mask", _mask("void.png", np.eye(*SIZE) * 255)], "only background and void"),
+    (lambda: ["--first-mask", _mask("many.png", np.resize(np.arange(90), SIZE))], "89 objects are in it"),
+    (lambda: [], "following follows objects that it is given.*--first-mask"),
+    (lambda: ["--first-mask", "auto", "--first-model", "following", "--first-weights", "random"], "needs a first mask"),
+    (lambda: ["--first-mask", "auto", "--first-model", "adnet"], "No weights of adnet ship.*give --first-weights too"),
+    (lambda: ["--first-mask", "a.png", "--first-model", "adnet"], "--first-model is for --first-mask auto"),
+    (lambda: ["--model", "bright", "--first-mask", "a.png"], "bright finds its object itself: leave out --first-mask"),
+])
+def test_what_cannot_be_used_ends_with_a_sentence_and_nothing_is_written(tmp_path, options, words):
+    save_frames(tmp_path / "clip", squares(2)[0])
+    options = options()
+    before = sorted(os.listdir())
+    code, out, err = uvos("segment", "clip", *MODEL, "--output", "out/deep", *options)
+    assert code == 2 and not out and len(err.splitlines()) == 1
+    assert re.search(words, err), err
+    assert sorted(os.listdir()) == before
+
+
+def test_several_videos_want_a_folder_of_masks_each(tmp_path):
+    _videos(tmp_path, only=(0,))
+    _write(tmp_path / "part/one/00000.png", squares(1)[1][0])
+    for first_mask, words in (("Annotations/one/00000.png", "of one video, but 2 are given"),
+                              ("Annotations/one", "of one video, but 2 are given"),
+                              ("part", "no masks for 1 of 2 videos: two;")):
+        code, _, err = uvos("segment", "JPEGImages", *MODEL, "--first-mask", first_mask, "--output", "out")
+        assert code == 2 and words in err and not (tmp_path / "out").exists()
+    _mask(tmp_path / "part/one/00000.png", np.ones(SIZE))
+    (tmp_path / "part/two").mkdir()
+    _mask(tmp_path / "part/two/00000.png", np.ones((8, 8)))
+    code, _, err = uvos("segment", "JPEGImages", *MODEL, "--first-mask", "part", "--output", "out")
+    assert code == 2 and "two: The mask" in err and "is 8x8" in err and not (tmp_path / "out").exists()

@@ -1,0 +1,195 @@
+"""``uvos flow``, and ``uvos segment --flow``."""
+
+import json
+import os
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.helpers.command_line import uvos
+from tests.helpers.moving_scenes import ROW, SIZE, levels
+from tests.helpers.recurrent_model import save_frames
+from uvos_jax.models import SYSTEMS
+from uvos_jax.video.flow_io import flow_picture, read_flow, write_flow
+
+LENGTH = 5
+
+
+@pytest.fixture(autouse=True)
+def _own_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SYSTEMS, "moving", ROW)
+
+
+def _clip(folder, length=LENGTH, size=(96, 128)):
+    """A texture that moves by three pixels to the right a frame."""
+    texture = cv2.resize(np.random.default_rng(0).integers(0, 256, (24, 64, 3), np.uint8), (4 * size[1], size[0]),
+                         interpolation=cv2.INTER_CUBIC)
+    return save_frames(folder, np.stack([texture[:, 2 * size[1] - 3 * i:3 * size[1] - 3 * i] for i in range(length)]))
+
+
+def _names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _motion(folder):
+    return [np.median(read_flow(folder / f"{i:05d}.flo")[..., 0]) for i in range(LENGTH)]
+
+
+def test_a_file_a_frame_named_and_sized_as_the_frames(tmp_path):
+    code, out, err = uvos("flow", _clip(tmp_path / "clip"), "--output", "flow")
+    assert code == 0, err
+    assert _names(tmp_path / "flow") == [*(f"{i:05d}.flo" for i in range(LENGTH)), "flow.json"]
+    assert read_flow(tmp_path / "flow/00000.flo").shape == (96, 128, 2)
+    np.testing.assert_allclose(_motion(tmp_path / "flow"), [3, 3, 3, 3, -3], atol=0.2)
+    about = json.loads((tmp_path / "flow/flow.json").read_text())
+    assert about["finished"] and about["frames"] == LENGTH and "DIS" in about["method"]
+    assert "flow: 5 files" in out and "The flow of the last frame leads to the one before it" in err
+
+    code, _, err = uvos("flow", tmp_path / "clip", "--output", "back", "--backward", "--flow-cache", "cache")
+    assert code == 0 and "The flow of the first frame is zero" in err
+    np.testing.assert_allclose(_motion(tmp_path / "back"), [0, -3, -3, -3, -3], atol=0.2)
+    assert len(_names(tmp_path / "cache")) == 4
+
+
+def test_large_frames_have_flow_of_their_own_size(tmp_path):
+    assert uvos("flow", _clip(tmp_path / "clip", size=(720, 960)), "--output", "flow")[0] == 0
+    assert read_flow(tmp_path / "flow/00000.flo").shape == (720, 960, 2)
+    np.testing.assert_allclose(_motion(tmp_path / "flow"), [3, 3, 3, 3, -3], atol=0.2)
+
+
+def test_all_forms_say_the_same_and_replace_each_other(tmp_path):
+    clip, flow = _clip(tmp_path / "clip"), tmp_path / "flow"
+    # Kept, so that all forms are of one and the same flow: nobody promises OpenCV's to the last bit.
+    command = ("flow", clip, "--output", "flow", "--every", "2", "--flow-cache", tmp_path / "kept")
+    assert uvos(*command, "--quiet") == (0, "", "")
+    first = read_flow(flow / "00002.flo")
+    assert uvos(*command, "--format", "png16", "--overwrite")[0] == 0
+    assert _names(flow) == ["00000.png", "00002.png", "00004.png", "flow.json"]
+    assert np.abs(read_flow(flow / "00002.png") - first).max() <= 1 / 128
+    assert uvos(*command, "--format", "picture", "--overwrite")[0] == 0
+    np.testing.assert_array_equal(cv2.imread(str(flow / "00002.png"))[..., ::-1], flow_picture(first))
+
+
+def test_flow_in_a_folder_does_as_well_as_flow_that_is_computed(tmp_path):
+    clip = _clip(tmp_path / "clip", size=SIZE)
+    common = ["--model", "moving", "--weights", "random", "--set=component=1", "--soft", "--no-overlay"]
+    assert uvos("flow", clip, "--output", "flow")[0] == 0
+    for output, options in (("by dis", []), ("by files", ["--flow", "flow"])):
+        code, _, err = uvos("segment", clip, "--output", output, *common, *options)
+        assert code == 0, err
+    masks = [{path.name: path.read_bytes() for path in (tmp_path / output / "soft").iterdir()}
+             for output in ("by dis", "by files")]
+    assert masks[0] == masks[1] and len(masks[0]) == LENGTH
+    assert len(set(masks[0].values())) > 1  # they do depend on the flow
+    methods = [json.loads((tmp_path / output / "run.json").read_text())["flow"]["method"]
+               for output in ("by dis", "by files")]
+    assert methods == ["dis", "files"]
+
+
+def test_one_frame_has_no_motion_and_both_commands_say_so(tmp_path):
+    clip = _clip(tmp_path / "clip", 1)
+    code, _, err = uvos("flow", clip, "--output", "flow")
+    assert code == 0 and "one frame, so that nothing is known of motion: its flow is zero" in err
+    assert not read_flow(tmp_path / "flow/00000.flo").any()
+    code, _, err = uvos("segment", clip, "--model", "moving", "--weights", "random")
+    assert code == 0 and "one frame, so that nothing is known of motion: its flow is zero" in err
+
+
+def _refused(arguments, words, output="out"):
+    """One sentence, exit code 2, nothing written."""
+    code, out, err = uvos(*arguments)
+    assert code == 2 and out == "" and not os.path.exists(output), (code, out, err)
+    lines = [line for line in err.splitlines() if not line.startswith(("dis on", "moving on", "Default network"))]
+    assert len(lines) == 1 and lines[0].startswith("Error: ") and words in lines[0], err
+
+
+def test_wrong_input_is_one_sentence(tmp_path):
+    _clip(tmp_path / "clip")
+    flow, to = ["flow", "clip", "--output", "out"], ["--output", "out"]
+    segment = ["segment", "clip", *to, "--weights", "random", "--model"]
+    (tmp_path / "file").write_text("")
+    (tmp_path / "weights.npz").write_text("")
+    _clip(tmp_path / "other", 2)
+    for arguments, words in (
+        ([*flow, "--method", "rafd"], "dis, raft, not 'rafd'. Did you mean 'raft'?"),
+        ([*flow, "--format", "flow"], "flo, png16, picture, not 'flow'. Did you mean 'flo'?"),
+        ([*flow, "--method", "raft"], "No weights of RAFT ship"),
+        ([*flow, "--method", "raft", "--weights", "none.pth"], "no weights 'none.pth'"),
+        ([*flow, "--method", "raft", "--weights", "weights.npz"], "weights.npz"),
+        ([*flow, "--weights", "weights.npz"], "'dis' needs no weights"),
+        (["flow", "none", *to], "'none' does not exist"),
+        (["flow", "clip", "--output", "file/out"], "'file' is a file"),
+        ([*segment, "adnet", "--flow", "dis"], "adnet looks at frames alone; leave out --flow."),
+        ([*segment, "raft"], "'uvos flow' runs it, and --flow raft"),
+        ([*segment, "moving", "--flow", "raft"], "No weights of RAFT ship"),
+        ([*segment, "moving", "--flow", "disc"], "There is no flow 'disc'"),
+        ([*segment, "moving", "--flow", "clip"], "picture of flow"),
+        ([*segment, "moving", "--flow", "clip", "--flow-cache", "out"], "is read, not computed"),
+        (["segment", "clip", "other", *to, "--weights", "random", "--model", "moving", "--flow", "clip"],
+         "are the flow of one video, but 2 are given"),
+    ):
+        _refused(arguments, words)
+
+
+def test_what_is_there_is_left_alone(tmp_path):
+    clip = _clip(tmp_path / "clip")
+    code, _, err = uvos("flow", clip, "--output", clip)
+    assert code == 2 and "which 'uvos flow' has not made" in err and len(_names(clip)) == LENGTH
+    assert uvos("flow", clip, "--output", "flow", "--quiet")[0] == 0
+    before = _names(tmp_path / "flow")
+    code, _, err = uvos("flow", clip, "--output", "flow", "--format", "picture")
+    assert code == 2 and "holds flow already" in err and "--overwrite" in err
+    # Pictures of flow are frames, too, but not ones to be replaced by their own flow.
+    assert uvos("flow", clip, "--output", "flow", "--format", "picture", "--overwrite", "--quiet")[0] == 0
+    code, _, err = uvos("flow", "flow", "--output", "flow", "--overwrite")
+    assert code == 2 and "The input lies in 'flow'" in err
+    assert _names(tmp_path / "flow") == [name.replace(".flo", ".png") for name in before[:-1]] + ["flow.json"]
+
+
+def test_files_of_others_are_left_alone(tmp_path):
+    clip = _clip(tmp_path / "clip")
+    assert uvos("flow", clip, "--output", "flow")[0] == 0
+    (tmp_path / "flow/photo.png").write_bytes(b"mine")
+    assert uvos("flow", clip, "--output", "flow", "--overwrite", "--format", "picture", "--every", "3")[0] == 0
+    assert _names(tmp_path / "flow") == ["00000.png", "00003.png", "flow.json", "photo.png"]
+    assert (tmp_path / "flow/photo.png").read_bytes() == b"mine"
+
+
+def test_frames_of_different_size_keep_what_came_before(tmp_path):
+    clip = _clip(tmp_path / "clip")
+    cv2.imwrite(str(clip / "00003.png"), np.zeros((40, 50, 3), np.uint8))
+    code, _, err = uvos("flow", clip, "--output", "flow")
+    assert code == 2 and "00003" in err
+    # It is not known where the flow of 00002 leads.
+    assert _names(tmp_path / "flow") == ["00000.flo", "00001.flo", "flow.json"]
+    assert json.loads((tmp_path / "flow/flow.json").read_text())["finished"] is False
+
+
+def test_a_damaged_frame_stops_or_is_passed_over(tmp_path):
+    clip = _clip(tmp_path / "clip")
+    damaged = sorted(clip.iterdir())[2]
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    code, _, err = uvos("flow", clip, "--output", "flow")
+    # The frame before the damaged one is not answered: where it leads to is not known.
+    assert code == 2 and "1 file is kept in 'flow'." in err and "--on-error skip" in err
+    assert _names(tmp_path / "flow") == ["00000.flo", "flow.json"]
+
+    code, _, err = uvos("flow", clip, "--output", "flow", "--overwrite", "--on-error", "skip")
+    assert code == 0 and "zero: frame 00002." in err
+    np.testing.assert_allclose(_motion(tmp_path / "flow"), [3, -3, 0, 3, -3], atol=0.2)
+    assert list(json.loads((tmp_path / "flow/flow.json").read_text())["broken"]) == ["00002"]
+    assert uvos("flow", clip, "--output", "flow2", "--on-error", "pass")[0] == 2
+
+
+def test_a_flow_folder_that_does_not_fit_is_refused_before_anything_is_written(tmp_path):
+    clip = save_frames(tmp_path / "clip", levels([1, 2, 3]))
+    segment = ["segment", clip, "--model", "moving", "--weights", "random", "--flow", "flow", "--output", "out"]
+    (tmp_path / "flow").mkdir()
+    _refused(segment, "holds no flow")
+    write_flow(tmp_path / "flow/00001.flo", np.zeros((*SIZE, 2)))
+    _refused(segment, "no flow for frame 00000, 00002")
+    for name in ("00000", "00002"):
+        write_flow(tmp_path / f"flow/{name}.flo", np.zeros((SIZE[1], SIZE[0], 2)))
+    _refused(segment, "00000.flo' is 24x32 (width x height), but the frames are 32x24")

@@ -1,0 +1,102 @@
+"""``uvos segment --prune``: instances of a file leave the masks, and what cannot be used is refused in a sentence."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from tests.helpers.command_line import uvos
+from tests.helpers.prompted_model import BRIGHT_ROW, ROW, SIZE
+from tests.helpers.recurrent_model import save_frames
+from uvos_jax import models
+from uvos_jax.video import read_mask
+
+MODEL = ["--model", "bright", "--weights", "random", "--no-overlay", "--chunk", "2"]
+
+
+@pytest.fixture(autouse=True)
+def _own_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(models.SYSTEMS, "following", ROW)
+    monkeypatch.setitem(models.SYSTEMS, "bright", BRIGHT_ROW)
+
+
+def _clip(folder, length=6):
+    """A large white square that walks, and a small one that stands; returns COCO's detections of both."""
+    frames = np.full((length, *SIZE, 3), 20, np.uint8)
+    entries = []
+    for t in range(length):
+        frames[t, 2:16, 3 * t:3 * t + 14] = frames[t, 20:26, 30:38] = 255
+        entries += [{"image_id": t, "bbox": [3 * t, 2, 14, 14], "score": 0.9, "category_id": 1},
+                    {"image_id": t, "bbox": [30, 20, 8, 6], "score": 0.9, "category_id": 1}]
+    save_frames(folder, frames)
+    return entries
+
+
+def _save(path, content):
+    with open(path, "w") as file:
+        json.dump(content, file)
+    return str(path)
+
+
+def test_a_small_static_instance_leaves_the_masks(tmp_path):
+    entries = _clip(tmp_path / "clip")
+    code, _, err = uvos("segment", "clip", *MODEL, "--output", "whole", "--json")
+    assert code == 0, err
+    _save("coco.json", [*entries, {"image_id": 40, "bbox": [0, 0, 14, 14]}])
+    code, out, err = uvos("segment", "clip", *MODEL, "--output", "out", "--prune", "coco.json")
+    assert code == 0, err
+    assert "'coco.json' has detections of 1 frame that never came by: 40." in " ".join((out + err).split())
+    run = json.loads((tmp_path / "out/run.json").read_text())
+    assert run["pruned"] == {"instances": 6, "frames": 6} and run["options"]["prune"] == "coco.json"
+    for t in range(6):
+        whole, pruned = (read_mask(f"{folder}/masks/{t:05d}.png") for folder in ("whole", "out"))
+        assert whole[20:26, 30:38].all() and not pruned[20:, 30:38].any()
+        np.testing.assert_array_equal(whole[:18], pruned[:18])
+    # What a run has written is a file of instances too: of one a frame nothing is too small.
+    code, _, err = uvos("segment", "clip", *MODEL, "--output", "again", "--prune", "whole/objects.json")
+    assert code == 0, err
+    assert json.loads((tmp_path / "again/run.json").read_text())["pruned"] == {"instances": 0, "frames": 0}
+
+
+def test_several_videos_have_a_folder_of_files(tmp_path):
+    os.mkdir("found")
+    for name in ("one", "two"):
+        _save(f"found/{name}.json", _clip(tmp_path / f"clips/{name}"))
+    code, _, err = uvos("segment", "clips", *MODEL, "--output", "out", "--prune", "found")
+    assert code == 0, err
+    for name in ("one", "two"):
+        assert not read_mask(f"out/{name}/masks/00003.png")[20:, 30:38].any()
+    code, _, err = uvos("segment", "clips", *MODEL, "--output", "new", "--prune", "found/one.json")
+    assert code == 2 and "are of one video, but 2 are given" in " ".join(err.split())
+    os.remove("found/two.json")
+    code, _, err = uvos("segment", "clips", *MODEL, "--output", "new", "--prune", "found")
+    assert code == 2 and "'found' has no detections for 1 of 2 videos: two" in " ".join(err.split())
+    assert not os.path.exists("new")
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    (lambda _: ["--prune", "nowhere.json"], "detections 'nowhere.json' cannot be read"),
+    (lambda _: ["--prune", _save("x.json", [{"image_id": 0, "bbox": [0, 0, -1, 2]}])], "has a negative side"),
+    (lambda entries: ["--prune", _save("x.json", [e | {"image_id": 99} for e in entries])], "is of another video"),
+    (lambda _: ["--prune", "x.json", "--prune-weights", "w.pth"], "--prune-weights is for --prune dtnet"),
+    (lambda _: ["--prune", "dtnet"], "dtnet"),
+    (lambda _: ["--model", "following", "--first-mask", "auto", "--first-model", "bright", "--first-weights", "random",
+                "--prune", "x.json"], "following tells objects apart"),
+])
+def test_what_cannot_be_used_ends_with_a_sentence_and_nothing_is_written(tmp_path, options, words):
+    options = options(_clip(tmp_path / "clip"))
+    code, out, err = uvos("segment", "clip", *MODEL, "--quiet", "--output", "out/deep", *options)
+    assert code == 2 and not out and words in err and len(err.splitlines()) == 1
+    assert not os.path.exists("out")
+
+
+def test_instances_of_the_model_that_finds_them(tmp_path, monkeypatch):
+    """Any model may stand for D-Net: its labels are the ids of instances."""
+    _clip(tmp_path / "clip")
+    monkeypatch.setitem(models.SYSTEMS, "dtnet", BRIGHT_ROW)
+    code, _, err = uvos("segment", "clip", *MODEL, "--output", "out", "--prune", "dtnet", "--prune-weights", "random")
+    assert code == 0, err
+    run = json.loads((tmp_path / "out/run.json").read_text())
+    assert run["pruned"]["instances"] == 0 and run["prune"].startswith("dtnet ")

@@ -1,0 +1,166 @@
+"""A conversion that fails, is killed or meets another one leaves what was there."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import archives
+
+pytest.importorskip("tensorflow")
+
+from uvos_jax.atomic_io import alone
+from uvos_jax.data.storage import convert as converting
+from uvos_jax.data.storage.convert import convert
+from uvos_jax.data.storage.store import open_store
+from uvos_jax.errors import UserError
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@contextmanager
+def stopped_while_overwriting(source, data):
+    """Another process that converts MSRA10K and is held at its first frame."""
+    code = ("import time; from contextlib import nullcontext; from uvos_jax.data.storage.convert import convert;"
+            "slow = lambda what, total: nullcontext(lambda: time.sleep(600 if 'converting' in what else 0));"
+            f"convert('msra10k', r'{source}', r'{data}', True, progress=slow)")
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(data.rglob("incomplete.*")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        yield
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def break_after_check(path, monkeypatch):
+    monkeypatch.setattr(converting, "check", lambda *_: path.write_bytes(path.read_bytes()[:60]))
+
+
+def test_an_existing_dataset_is_replaced_only_on_demand(tmp_path):
+    archives.duts(tmp_path / "source")
+    convert("duts", tmp_path / "source", tmp_path / "data")
+    with pytest.raises(UserError, match="exists already; give --overwrite"):
+        convert("duts", tmp_path / "source", tmp_path / "data")
+    shutil.rmtree(tmp_path / "source/DUTS-TE")
+    convert("duts", tmp_path / "source", tmp_path / "data", overwrite=True)
+    with pytest.raises(UserError, match="no split 'test'"):
+        open_store(tmp_path / "data", "duts", "test")
+    assert files(tmp_path / "data")[:2] == ["uvos_duts", "uvos_duts/1.0.0"]
+    assert not any("replaced" in name for name in files(tmp_path / "data"))
+
+
+def test_a_failed_conversion_leaves_nothing(tmp_path, monkeypatch):
+    archives.duts(tmp_path / "source")
+    break_after_check(tmp_path / "source/DUTS-TE/DUTS-TE-Mask/ILSVRC_TE_1.png", monkeypatch)
+    with pytest.raises(UserError, match="ILSVRC_TE_1"):
+        convert("duts", tmp_path / "source", tmp_path / "data/of/mine")
+    assert files(tmp_path) == ["source", *(f"source/{name}" for name in files(tmp_path / "source"))]
+
+
+def test_a_failed_replacement_leaves_the_old_dataset(tmp_path, monkeypatch):
+    archives.davis2017(tmp_path / "source")
+    convert("davis2017", tmp_path / "source", tmp_path / "data")
+    before = files(tmp_path / "data")
+    break_after_check(tmp_path / "source/Annotations_unsupervised/480p/pigs/00001.png", monkeypatch)
+    with pytest.raises(UserError, match="pigs"):
+        convert("davis2017", tmp_path / "source", tmp_path / "data", overwrite=True)
+    assert files(tmp_path / "data") == before
+    assert open_store(tmp_path / "data", "davis2017/unsupervised", "val").labels(0, 0).shape
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    resource = pytest.importorskip("resource")
+    archives.msra10k(tmp_path / "source")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # bytes of any file, fewer than the records have
+    try:
+        with pytest.raises(UserError, match=r"msra10k cannot be written to '.*data'.*File too large") as caught:
+            convert("msra10k", tmp_path / "source", tmp_path / "data")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert ".partial" not in str(caught.value) and not (tmp_path / "data").exists()
+
+
+def test_a_second_conversion_is_refused_and_a_killed_one_is_cleared_away(tmp_path):
+    source, data = tmp_path / "source", tmp_path / "data"
+    archives.msra10k(source)
+    convert("msra10k", source, data)
+    with stopped_while_overwriting(source, data):
+        before = files(data)
+        with pytest.raises(UserError, match="Another conversion of msra10k is at work in"):
+            convert("msra10k", source, data, overwrite=True)
+        assert files(data) == before
+    assert list(data.rglob("incomplete.*"))
+    assert len(open_store(data, "msra10k", "train").videos) == 3  # the old one, until the new one is whole
+    shutil.rmtree(data / "uvos_msra10k")
+    with pytest.raises(UserError):
+        open_store(data, "msra10k", "train")
+    convert("msra10k", source, data)
+    assert [path.name for path in data.iterdir()] == ["uvos_msra10k"]
+    assert len(open_store(data, "msra10k", "train").videos) == 3
+
+
+def test_a_dataset_set_aside_by_a_killed_conversion_comes_back(tmp_path):
+    archives.duts(tmp_path / "source")
+    convert("duts", tmp_path / "source", tmp_path / "data")
+    folder = tmp_path / "data/uvos_duts/1.0.0"
+    before = files(tmp_path / "data")
+    folder.rename(folder.with_name("replaced.1.0.0"))
+    with pytest.raises(UserError, match="exists already"):
+        convert("duts", tmp_path / "source", tmp_path / "data")
+    assert files(tmp_path / "data") == before
+
+
+def test_a_dataset_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path, monkeypatch):
+    archives.duts(tmp_path / "source")
+    convert("duts", tmp_path / "source", tmp_path / "data")
+    before, rename = files(tmp_path / "data"), Path.rename
+
+    def refuse(path, target):
+        if ".partial" in str(path):
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(UserError, match="No space left on device"):
+        convert("duts", tmp_path / "source", tmp_path / "data", overwrite=True)
+    assert files(tmp_path / "data") == before
+
+
+def test_a_lock_is_held_by_one_and_leaves_nothing(tmp_path):
+    pytest.importorskip("fcntl")
+    path = tmp_path / "lock"
+    path.write_text("")  # of a process that was killed
+    with alone(path, "busy"):
+        with pytest.raises(UserError, match="busy"), alone(path, "busy"):
+            pass
+        assert path.exists()
+    assert not path.exists()
+    with pytest.raises(UserError, match="cannot write"), alone(tmp_path / "nowhere/lock", "busy"):
+        pass
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    path, flock = tmp_path / "lock", fcntl.flock
+
+    def late(file, how):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        os.unlink(path)  # its former owner, between opening and locking
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with alone(path, "busy"), pytest.raises(UserError, match="busy"), alone(path, "busy"):
+        pass

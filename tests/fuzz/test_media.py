@@ -1,0 +1,327 @@
+"""Fuzz: videos, frames and masks broken in every way; FFmpeg, OpenCV and Pillow meet them in child processes."""
+
+import io
+import json
+import zlib
+from functools import cache, partial
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers.fuzz import command, damaged, left_behind, survey
+from uvos_jax.errors import UserError
+from uvos_jax.video import open_source, read_mask
+from uvos_jax.video.image_io import read_image
+
+SIZE = (48, 64)
+FRAMES = 8
+# libpng, libjpeg, libtiff and Pillow speak of damaged pictures by themselves; nobody can tell them not to.
+NOISE = "(?!Traceback)"
+VIDEOS = {".mp4": ("libx264", "yuv420p"), ".mkv": ("mpeg4", "yuv420p"), ".avi": ("mjpeg", "yuvj420p"),
+          ".webm": ("libvpx-vp9", "yuv420p"), ".gif": ("gif", "rgb8"), ".mov": ("prores_ks", "yuva444p10le"),
+          ".ts": ("mpeg2video", "yuv420p")}
+
+
+def _frame(t):
+    """A disc that moves over a gradient, uint8 [h, w, 3]."""
+    image = np.dstack([np.tile(np.linspace(0, 255, SIZE[1]), (SIZE[0], 1))] * 3).astype(np.uint8)
+    return cv2.circle(image, (10 + 5 * t, 24), 9, (250, 200, 40), -1)
+
+
+@cache
+def video(suffix: str, frames: int = FRAMES) -> bytes:
+    """A small video in memory."""
+    import av
+
+    encoder, pixels = VIDEOS[suffix]
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format={".mkv": "matroska", ".ts": "mpegts"}.get(suffix, suffix[1:])) as container:
+        stream = container.add_stream(encoder, rate=25)
+        stream.height, stream.width, stream.pix_fmt = *SIZE, pixels
+        for t in range(frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(_frame(t), format="rgb24").reformat(format=pixels)))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def _watched(source):
+    """Reads a source to its end; returns the names of its frames."""
+    names = []
+    for frame in source:
+        assert frame.image.dtype == np.uint8 and frame.image.ndim == 3 and frame.image.shape[2] == 3
+        names.append(frame.name)
+        assert len(names) < 2000, "a small file that never ends"
+    assert names and len(set(names)) == len(names)
+    return names
+
+
+def _video_case(seed, folder):
+    rng = np.random.default_rng([1, seed])
+    suffix, other = (list(VIDEOS)[(seed + step) % len(VIDEOS)] for step in (0, int(rng.integers(1, len(VIDEOS)))))
+    path = folder / f"clip{suffix}"
+    path.write_bytes(damaged(video(suffix), rng, video(other)))
+    # Whatever is passed over, it is said, or reading ends with a sentence.
+    _watched(open_source(path, on_error="skip"))
+    _watched(open_source(path))
+
+
+def _encoded(image, suffix, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, suffix, **options)
+    return buffer.getvalue()
+
+
+@cache
+def _pictures():
+    """Frames and masks as files of many kinds, by name."""
+    grey = cv2.cvtColor(_frame(2), cv2.COLOR_RGB2GRAY)
+    palette = Image.fromarray((grey > 128).astype(np.uint8))
+    palette.putpalette([0, 0, 0, 200, 0, 0])
+    files = {"mask.png": io.BytesIO(), "bits.png": io.BytesIO(), "moving.png": io.BytesIO()}
+    palette.save(files["mask.png"], "PNG")
+    Image.fromarray(grey > 128).save(files["bits.png"], "PNG")
+    Image.fromarray(_frame(0)).save(files["moving.png"], "PNG", save_all=True,
+                                    append_images=[Image.fromarray(_frame(t)) for t in (1, 2)])
+    made = {name: file.getvalue() for name, file in files.items()}
+    alpha = np.dstack([_frame(1), grey])
+    made |= {"grey.png": _encoded(((grey > 128) * 255).astype(np.uint8), "PNG"),
+             "deep.png": _encoded(grey.astype(np.uint16) * 257, "PNG"), "alpha.png": _encoded(alpha, "PNG"),
+             "colour.jpg": _encoded(_frame(3), "JPEG"), "gradual.jpg": _encoded(_frame(3), "JPEG", progressive=True),
+             "colour.webp": _encoded(_frame(4), "WEBP"), "colour.bmp": _encoded(_frame(6), "BMP"),
+             "packed.tif": _encoded(_frame(5), "TIFF", compression="tiff_lzw"), "grey.pgm": _encoded(grey, "PPM")}
+    made["woven.png"] = _interlaced(grey)
+    return made
+
+
+def _interlaced(grey):
+    """A PNG in the seven passes of Adam7, which Pillow and OpenCV read but do not write."""
+    rows = b""
+    for top, left, down, right in ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2),
+                                   (1, 0, 2, 1)):
+        rows += b"".join(b"\0" + row.tobytes() for row in grey[top::down, left::right])
+    return png(grey.shape[1], grey.shape[0], zlib.compress(rows), interlace=1)
+
+
+def png(width: int, height: int, data: bytes, depth: int = 8, colour: int = 0, interlace: int = 0,
+        extra: bytes = b"") -> bytes:
+    """A PNG of a header that may say anything, some chunks and compressed data."""
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([depth, colour, 0, 0, interlace])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """One chunk of a PNG."""
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+def _repaired(data):
+    """The PNG with right checksums, so that damage gets past the first gate."""
+    place, parts = 8, [data[:8]]
+    while place + 12 <= len(data):
+        length = int.from_bytes(data[place:place + 4], "big")
+        body = data[place + 4:place + 8 + length]
+        parts += [data[place:place + 4], body, zlib.crc32(body).to_bytes(4, "big")]
+        place += 12 + length
+    return b"".join(parts)
+
+
+def _picture_case(seed, folder):
+    from uvos_jax.data.datasets.ground_truth import read_fbms_foreground, read_foreground, read_objects, read_salient
+
+    rng = np.random.default_rng([2, seed])
+    names = list(_pictures())
+    name, other = names[seed % len(names)], names[int(rng.integers(len(names)))]
+    data = damaged(_pictures()[name], rng, _pictures()[other])
+    if name.endswith("png") and rng.random() < 0.7:
+        data = _repaired(data)
+    path = folder / name
+    path.write_bytes(data)
+    refused = 0
+    readers = (read_image, read_mask, read_foreground, read_salient, read_objects,
+               partial(read_fbms_foreground, sequence="cars"))
+    for reader in readers:
+        try:
+            made = reader(path)
+        except UserError:
+            refused += 1
+        else:
+            assert made.dtype in (np.uint8, bool) and made.size and made.ndim == 2 + (reader is read_image)
+    if refused == len(readers):
+        raise UserError("Refused by all.")
+
+
+def _flow_case(seed, folder):
+    from uvos_jax.video.flow_io import read_flow, write_flow
+
+    rng = np.random.default_rng([5, seed])
+    path = folder / f"flow{('.flo', '.npy', '.png')[seed % 3]}"
+    write_flow(path, rng.standard_normal((6, 8, 2)).astype(np.float32))
+    path.write_bytes(damaged(path.read_bytes(), rng, _pictures()["bits.png"]))
+    flow = read_flow(path)
+    assert flow.dtype == np.float32 and flow.shape[2] == 2 and np.isfinite(flow).all()
+
+
+def _folder_case(seed, folder):
+    """A folder of frames of which one is broken: it stops with its name, or the others are read."""
+    rng = np.random.default_rng([3, seed])
+    suffix = (".png", ".jpg", ".webp")[seed % 3]
+    kind = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}[suffix]
+    for t in range(4):
+        (folder / f"{t:05d}{suffix}").write_bytes(_encoded(_frame(t), kind))
+    # Not the first one, by whose size all others are judged.
+    broken = folder / f"{int(rng.integers(1, 4)):05d}{suffix}"
+    broken.write_bytes(damaged(broken.read_bytes(), rng, _pictures()["deep.png"]))
+    frames = list(open_source(folder, on_error="skip"))
+    assert [frame.name for frame in frames] == [f"{t:05d}" for t in range(4)]
+    assert all(frame.broken is None for frame in frames if frame.name != broken.stem)
+    try:
+        names = _watched(open_source(folder))
+    except UserError as error:
+        assert broken.stem in str(error), error
+        assert frames[int(broken.stem)].broken, "stops there, but does not skip it"
+        raise
+    assert names == [frame.name for frame in frames] and frames[int(broken.stem)].broken is None
+
+
+def _prediction_case(seed, folder):
+    """A damaged mask among the predictions, or in the ground truth, of a benchmark."""
+    from tests.helpers.synthetic_store import davis, rectangle, save_masks
+    from uvos_jax.evaluation.protocols import evaluate
+
+    rng = np.random.default_rng([6, seed])
+    unsupervised = bool(seed % 2)
+    masks = [rectangle(5, 40, 5 + t, 30 + t, SIZE) for t in range(4)]
+    davis(folder / "data", {"disc": masks}, *((2017,) if unsupervised else (2016,)),
+          annotations="Annotations_unsupervised" if unsupervised else "Annotations")
+    save_masks(folder / "results/disc", masks)
+    truth = folder / "data" / ("Annotations_unsupervised" if unsupervised else "Annotations") / "480p/disc"
+    names = [name for name in _pictures() if name.endswith(".png")]
+    data, other = (_pictures()[names[int(rng.integers(len(names)))]] for _ in range(2))
+    data = data if rng.random() < 0.3 else damaged(data, rng, other)
+    spoilt = (folder / "results/disc" if seed % 3 else truth) / "00001.png"
+    spoilt.write_bytes(_repaired(data) if rng.random() < 0.7 else data)
+    protocol = "davis2017-unsup" if unsupervised else "davis2016"
+    if seed % 5:
+        scores = evaluate(protocol, folder / "results", folder / "data", temporal=False).scores
+        assert 0 <= scores["J"]["mean"] <= 1
+    else:
+        command("evaluate", protocol, "--predictions", folder / "results", "--dataset", folder / "data", "--workers", 1,
+                "--output", folder / "scores")
+        assert left_behind(folder, "data", "results", "scores") == []
+
+
+@cache
+def _segmenter():
+    from tests.helpers.small_adnet import small_segmenter
+
+    return small_segmenter(short_side=33)
+
+
+def _job_case(seed, folder):
+    """The whole way: a mask for every frame that could be read, and nothing half done."""
+    from tests.helpers.small_adnet import SMALL
+    from uvos_jax.inference.jobs.segment import segment_to_folder
+
+    rng = np.random.default_rng([4, seed])
+    suffix = (".mp4", ".avi", ".mkv", ".webm")[seed % 4]
+    path, output = folder / f"clip{suffix}", folder / "results"
+    path.write_bytes(damaged(video(suffix), rng, video(".gif")))
+    try:
+        on_error = "stop" if seed % 2 else "skip"
+        if seed % 5:
+            segment_to_folder(_segmenter(), open_source(path, on_error=on_error), output, chunk=4, json=True)
+        else:
+            settings = [f"--set={name}={json.dumps(value)}" for name, value in SMALL.items() if name != "short_side"]
+            command("segment", path, "--output", output, "--on-error", on_error, "--model", "adnet", "--weights",
+                    "random", "--size", 33, "--chunk", 4, "--json", *settings)
+    except UserError:
+        if output.exists():
+            run = json.loads((output / "run.json").read_text())
+            assert not run["finished"] and run["stopped"] and run["frames"] == len(_masks(output)) > 0
+        raise
+    finally:
+        assert left_behind(folder, path.name, output.name) == []
+        assert {found.name for found in folder.rglob(".*")} <= {".resume.npz"}
+    run = json.loads((output / "run.json").read_text())
+    assert run["finished"] and run["source"]["frames"] == len(_masks(output))
+    assert left_behind(output, *run["results"]) == []
+
+
+def _masks(output):
+    return [read_mask(path, numbered=True) for path in (output / "masks").glob("*")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("check", "count", "noise"), [(_video_case, 280, None), (_picture_case, 200, NOISE),
+                                                       (_flow_case, 90, NOISE), (_folder_case, 45, NOISE),
+                                                       (_prediction_case, 60, NOISE)],
+                         ids=lambda value: getattr(value, "__name__", ""))
+def test_no_picture_brings_it_down(check, count, noise):
+    result = survey(check, count, noise=noise)
+    assert result.defects == []
+    # Neither refuses the library everything, nor is the damage too slight to matter.
+    assert result.refused > count // 4 and result.taken > count // 20, result[:2]
+
+
+@pytest.mark.slow
+def test_no_video_leaves_half_a_result():
+    result = survey(_job_case, 20, cpu_seconds=60, mebibytes=1500)
+    assert result.defects == [] and result.refused > 3 and result.taken > 3, result[:2]
+
+
+# What the surveys above, or reading the code for them, brought to light: a few bytes that ask for all memory or time.
+
+def _after(data, mark, offset, value):
+    """The file with other bytes at some place behind a mark."""
+    place = data.index(mark) + offset
+    return data[:place] + value + data[place + len(value):]
+
+
+@cache
+def _claims():
+    """Small files that claim to be large, by name; the first one is healthy."""
+    side, many, zeros = (16_000).to_bytes(2, "big"), b"\xff\xff\xff\xff", zlib.compress(bytes(100_000_000), 1)
+    jpeg, plain, gif, avi, mp4 = (_encoded(_frame(0), "JPEG"), _encoded(_frame(0), "PNG"), video(".gif"),
+                                  video(".avi"), video(".mp4"))
+    return {
+        "healthy.png": plain,
+        "square.png": png(100_000, 100_000, zlib.compress(bytes(1000))),
+        "long.png": png(2**31 - 1, 1, zlib.compress(bytes(1000))),
+        "deep.png": png(40_000, 40_000, zlib.compress(bytes(1000)), depth=16, colour=6),
+        "frame.jpg": _after(jpeg, b"\xff\xc0", 5, side + side),
+        "data.png": _repaired_length(plain, many),
+        "text.png": plain[:33] + chunk(b"zTXt", b"a\0\0" + zeros) + plain[33:],
+        "profile.png": plain[:33] + chunk(b"iCCP", b"a\0\0" + zeros) + plain[33:],
+        "screen.gif": gif[:6] + (16_000).to_bytes(2, "little") * 2 + gif[10:],
+        "count.avi": _after(avi, b"avih", 24, many),
+        "count.mp4": _after(mp4, b"stts", 12, b"\x7f\xff\xff\xff"),
+        "duration.mp4": _after(mp4, b"mdhd", 20, many),
+    }
+
+
+def _repaired_length(data, length):
+    """The PNG with another length for its pixel data."""
+    return _after(data, b"IDAT", -4, length)
+
+
+def _claim_case(seed, folder):
+    name, data = list(_claims().items())[seed % len(_claims())]
+    path = folder / name
+    path.write_bytes(data)
+    refused = 0
+    for read in (read_image, read_mask, lambda path: _watched(open_source(path, every=3, on_error="skip")),
+                 lambda path: _watched(open_source(path))):
+        try:
+            read(path)
+        except UserError:
+            refused += 1
+    if refused == 4:
+        raise UserError("Refused by all.")
+
+
+def test_small_files_that_claim_to_be_large():
+    """Each within 64 MiB and some seconds, whether it is refused or what is there is read."""
+    result = survey(_claim_case, len(_claims()), workers=1, cpu_seconds=3, mebibytes=64, noise=NOISE)
+    assert result.defects == []

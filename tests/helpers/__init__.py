@@ -1,0 +1,1 @@
+"""Small models, generated data and reference implementations that several test files share."""

@@ -1,0 +1,143 @@
+"""A model that follows objects by their colour, and clips for it. A helper of the tests."""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.helpers.recurrent_model import Remembering
+from uvos_jax.inference import Segmenter
+from uvos_jax.models import System
+from uvos_jax.ops.preprocess import Preprocess
+
+SIZE = (32, 48)
+COLOURS = np.array([(40, 40, 40), (230, 30, 30), (30, 230, 30), (30, 30, 230), (230, 230, 30), (30, 230, 230),
+                    (230, 30, 230), (240, 240, 240)])
+_MOST = 81  # rows of the table of colours, whatever the slots
+
+
+@flax.struct.dataclass
+class State:
+    """``colours`` ``[b, 81, 3]``, the mean of each place where it was given; ``previous`` ``[b, h, w]`` labels."""
+
+    colours: jax.Array
+    previous: jax.Array
+    count: jax.Array
+
+
+class Following(nn.Module):
+    """A pixel has the place whose colour is nearest, with an advantage for the one it had in the last frame."""
+
+    variant: str = "paper"
+    slots: int = 3
+    inertia: float = 0.5
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        self.scale = self.param("scale", lambda key: jnp.float32(1))
+
+    def __call__(self, batch, train=False):
+        return self.encode(batch), {}
+
+    def encode(self, inputs):
+        return {"rgb": 8 * self.scale * inputs["frame"]}
+
+    def init_state(self, reference_features, reference_labels=None, native_size=None, slots=1):
+        rgb = reference_features["rgb"]
+        b, h, w, _ = rgb.shape
+        empty = State(jnp.full((b, _MOST, 3), 1e3), jnp.zeros((b, h, w), jnp.int32), jnp.zeros(b, jnp.int32))
+        background = (_small(reference_labels, (h, w)) == 0)[..., None]
+        mean = (rgb * background).sum((1, 2)) / jnp.maximum(background.sum((1, 2)), 1)
+        empty = empty.replace(colours=empty.colours.at[:, 0].set(mean))
+        return self.commit(empty, reference_features, reference_labels, {}, reference_labels)
+
+    def predict(self, state, features):
+        far = features["rgb"][..., None, :] - state.colours[:, None, None, :self.slots + 1]
+        logits = -(far**2).sum(-1) + self.inertia * nn.one_hot(state.previous, self.slots + 1)
+        return jnp.where(jnp.arange(self.slots + 1) <= state.count[:, None, None, None], logits, -1e9), {}
+
+    def commit(self, state, features, labels, aux, new_labels=None):
+        small = _small(labels, features["rgb"].shape[1:3])
+        state = state.replace(previous=jnp.maximum(small, 0))
+        if new_labels is None:
+            return state
+        given = nn.one_hot(_small(new_labels, small.shape[1:]), _MOST)
+        means = jnp.einsum("bhwo,bhwc->boc", given, features["rgb"]) / jnp.maximum(given.sum((1, 2))[..., None], 1)
+        new = (given.sum((1, 2)) > 0) & (jnp.arange(_MOST) > state.count[:, None])
+        return state.replace(colours=jnp.where(new[..., None], means, state.colours),
+                             count=jnp.maximum(state.count, new_labels.max((1, 2))))
+
+    @nn.nowrap
+    def to_native(self, raw, size):
+        return nn.softmax(jax.image.resize(raw, (raw.shape[0], *size, raw.shape[-1]), "linear"))
+
+    @nn.nowrap
+    def to_probability(self, score):
+        return 1 - score[..., 0]
+
+    @nn.nowrap
+    def reference_frames(self, length):
+        return (0,)
+
+    @nn.nowrap
+    def frame_size(self, native_size, scale=1.0):
+        return tuple(round(n * scale) for n in native_size)
+
+    @nn.nowrap
+    def example_batch(self):
+        return {"frame": jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)}
+
+    follows = True
+    threshold = 0.5
+    preprocess = Preprocess("RGB", 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    postprocess = ()
+    notes = property(lambda self: {})
+    inputs = ("frame",)
+
+
+ROW = System(Following, "Following", "tests", "frames and masks", ("paper",), {}, lambda model: ())
+
+
+class Bright(Remembering):
+    """It needs no mask: foreground is what is not dark."""
+
+    def __call__(self, batch, train=False):
+        return self.encode(batch), {}
+
+    def predict(self, state, features):
+        return features["grey"] - 0.3, {}
+
+    @nn.nowrap
+    def example_batch(self):
+        return {"frame": jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)}
+
+
+BRIGHT_ROW = System(Bright, "Bright", "tests", "frames", ("paper",), {}, lambda model: ())
+
+
+def bright() -> Segmenter:
+    return Segmenter("bright", Bright(), {"params": {"gain": np.float32(1)}})
+
+
+def following(scales=(1.0,), flip=False, **fields) -> Segmenter:
+    """The model with its one weight."""
+    return Segmenter("following", Following(**fields), {"params": {"scale": np.float32(1)}}, scales=scales, flip=flip)
+
+
+def squares(length: int, objects: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Squares of different colours that move, on noise: frames ``[t, h, w, 3]`` and their true labels, uint8."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((length, *SIZE), np.uint8)
+    for t in range(length):
+        for o in range(objects):
+            y, x = 2 + 10 * (o // 4), 2 + 11 * (o % 4)
+            labels[t, y + t % 3:y + t % 3 + 7, x + t % 4:x + t % 4 + 7] = o + 1
+    frames = COLOURS[labels] + rng.integers(-25, 26, (length, *SIZE, 3))
+    return frames.clip(0, 255).astype(np.uint8), labels
+
+
+def _small(labels, size):
+    """Labels at the network's size; a pixel takes the one that lies on it."""
+    rows, columns = (jnp.arange(n) * of // n for n, of in zip(size, labels.shape[1:], strict=True))
+    return labels[:, rows[:, None], columns]

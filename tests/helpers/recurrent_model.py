@@ -1,0 +1,122 @@
+"""A model that remembers every frame, so that a state which is lost or wrong shows in the masks. A helper of the tests.
+
+Run as a program it segments: ``python remembering.py SOURCE OUTPUT``; tests kill that. In the environment, ``SLOW`` is
+the number of seconds that every frame takes, and ``SLOW_STATE`` the number that writing a state takes halfway.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from uvos_jax.inference import Segmenter
+from uvos_jax.inference.jobs import resume
+from uvos_jax.inference.jobs.segment import segment_to_folder
+from uvos_jax.ops.preprocess import Preprocess
+from uvos_jax.video import open_source
+
+SIZE = (24, 32)
+# All that a run may write, but for a second video.
+OUTPUTS = {"soft": True, "json": True, "cutout": "png"}
+
+
+class Remembering(nn.Module):
+    """Foreground is what is brighter, by a margin, than a running mean of all frames and masks so far."""
+
+    variant: str = "paper"
+    references: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        self.gain = self.param("gain", lambda key: jnp.float32(8))
+
+    def encode(self, inputs):
+        return {"grey": inputs["frame"].mean(-1, keepdims=True).astype(self.dtype)}
+
+    def init_state(self, reference_features, reference_labels=None, native_size=None, slots=1):
+        return {"mean": reference_features["grey"].mean(0, keepdims=True), "frames": jnp.zeros((), jnp.int32)}
+
+    def predict(self, state, features):
+        return self.gain * (features["grey"] - state["mean"] - 0.01), {}
+
+    def commit(self, state, features, labels, aux, new_labels=None):
+        mean = 0.8 * state["mean"] + 0.2 * features["grey"] + 0.02 * (labels[..., None] - 0.5)
+        return {"mean": mean.astype(self.dtype), "frames": state["frames"] + 1}
+
+    @nn.nowrap
+    def to_native(self, raw, size):
+        return nn.sigmoid(raw.astype(jnp.float32))
+
+    @nn.nowrap
+    def to_probability(self, score):
+        return score
+
+    @nn.nowrap
+    def reference_frames(self, length):
+        """Spread over the video; without looking ahead, the first one."""
+        if self.references == 1 or length is None:
+            return (0,)
+        return tuple(np.linspace(0, length - 1, self.references).round().astype(int))
+
+    @nn.nowrap
+    def frame_size(self, native_size, scale=1.0):
+        return native_size
+
+    threshold = 0.5
+    preprocess = Preprocess("RGB", 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    postprocess = ()
+    follows = False
+    notes = property(lambda self: {})
+    inputs = ("frame",)
+
+
+def remembering(**fields) -> Segmenter:
+    """The model with its one weight."""
+    return Segmenter("remembering", Remembering(**fields), {"params": {"gain": np.float32(8)}})
+
+
+def noise(length: int, seed: int = 0) -> np.ndarray:
+    """``[t, h, w, 3]`` uint8: coarse noise that changes from frame to frame."""
+    rng = np.random.default_rng(seed)
+    return np.stack([cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), SIZE[::-1], interpolation=cv2.INTER_LINEAR)
+                     for _ in range(length)])
+
+
+def save_frames(folder: Path, frames: np.ndarray) -> Path:
+    """Writes frames as PNG files 00000.png, ..."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, frame in enumerate(frames):
+        cv2.imwrite(str(folder / f"{i:05d}.png"), frame[..., ::-1])
+    return folder
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """Every file below a folder, hidden ones too; ``run.json`` without what may differ between equal runs."""
+    import json
+
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    run = json.loads(files.pop("run.json"))
+    for name in ("seconds", "peak_memory_mib", "resumed"):
+        run.pop(name, None)
+    return files | {"run.json": run}
+
+
+def _torn(path, data):
+    """Writes half of the file under the name that it has until it is whole, and waits."""
+    from uvos_jax.atomic_io import write_atomically
+
+    path.with_name(f".{path.name}.partial").write_bytes(data[:len(data) // 2])
+    time.sleep(float(os.environ["SLOW_STATE"]))
+    write_atomically(path, data)
+
+
+if __name__ == "__main__":
+    if os.environ.get("SLOW_STATE"):
+        resume.write_atomically = _torn
+    segment_to_folder(remembering(), open_source(sys.argv[1]), sys.argv[2], chunk=4, resume=True, save_every=0,
+                      on_frame=lambda: time.sleep(float(os.environ.get("SLOW", 0))), **OUTPUTS)

@@ -1,0 +1,85 @@
+"""The parts of a frame and the arithmetic of models that follow objects."""
+
+import numpy as np
+import pytest
+
+from tests.helpers.command_line import SMALL as SMALL_ADNET
+from tests.helpers.command_line import uvos
+from tests.helpers.prompted_model import SIZE as FOLLOWED
+from tests.helpers.prompted_model import following
+from tests.helpers.small_cfbi import SMALL, small
+from uvos_jax.errors import UserError
+from uvos_jax.inference.profiling.benchmark import benchmark
+from uvos_jax.inference.profiling.components import frame_flops, made_up_mask, time_parts
+from uvos_jax.inference.profiling.flops import count_flops
+from uvos_jax.inference.segmenter import Segmenter
+
+NATIVE, NETWORK = (64, 80), (65, 81)
+PIXELS = 17 * 21  # of the network's frames, at stride 4
+
+
+def _segmenter(atrous=1, **options):
+    """With the smaller of the two heads."""
+    return Segmenter("cfbi", *small(ensembler=False, atrous=atrous), **options)
+
+
+def test_the_parts_of_a_frame_and_their_arithmetic():
+    segmenter = _segmenter()
+    parts = time_parts(segmenter, NATIVE, objects=2)
+    assert [part.name for part in parts] == ["encoder", "global matching", "local matching", "ensembler, 3 x",
+                                             "masks at native size", "commit", "rest", "whole frame"]
+    flops = {part.name: part.flops for part in parts}
+    assert flops["global matching"] == 2 * PIXELS**2 * SMALL["embedding"]
+    model, frame = segmenter.model, np.zeros((1, *NETWORK, 3), np.float32)
+    assert flops["encoder"] == count_flops(
+        lambda x: model.apply(segmenter.variables, {"frame": x}, method="encode"), frame)
+    *inside, whole = parts
+    assert whole.flops == sum(part.flops for part in inside)
+    assert whole.seconds > 0 and sum(part.seconds for part in inside) >= whole.seconds * (1 - 1e-9)
+
+
+def test_an_object_costs_one_look_more():
+    segmenter = _segmenter()
+    one, two, five = (frame_flops(segmenter, NATIVE, n) for n in (1, 2, 5))  # five need more places than it has
+    assert five - two == 3 * (two - one) > 0
+    seen = 2 * PIXELS * SMALL["embedding"] * (PIXELS - 9 * 11)  # every second row and column are left of 17 and 21
+    assert 2 * one - frame_flops(_segmenter(atrous=2, flip=True), NATIVE) == 2 * seen
+
+
+@pytest.mark.parametrize("objects", [1, 3, 254])
+def test_the_mask_that_is_made_up_has_every_object_and_background(objects):
+    labels = made_up_mask((48, 300), objects)
+    assert labels.dtype == np.uint8 and np.unique(labels).tolist() == list(range(objects + 1))
+    assert (labels == 0).mean() == 0.5
+
+
+def test_parts_want_one_view():
+    with pytest.raises(UserError, match="--scales"):
+        time_parts(_segmenter(scales=(1.0, 1.5)), NATIVE)
+
+
+def test_the_command_prints_the_parts_of_any_model():
+    code, out, err = uvos("benchmark", "--model", "adnet", "--weights", "random", "--size", "48x72", "--parts",
+                          *SMALL_ADNET)
+    assert code == 0, err
+    rows = out.split("part ")[1].splitlines()[1:]
+    assert [row.split("  ")[0] for row in rows] == ["encoder", "prediction", "masks at native size", "commit", "rest",
+                                                    "whole frame"]
+    assert "100%" in rows[-1]
+
+
+def test_objects_are_for_models_that_follow():
+    code, _, err = uvos("benchmark", "--model", "adnet", "--weights", "random", "--objects", "2", *SMALL_ADNET)
+    assert code == 2 and "--objects" in err and "adnet" in err
+
+
+def test_the_benchmark_gives_a_model_that_follows_its_objects(monkeypatch):
+    def once(function, at_least):
+        function()
+        return [0.5] * at_least
+
+    monkeypatch.setattr("uvos_jax.inference.profiling.benchmark._time", once)
+    segmenter = following()
+    result = benchmark(segmenter, FOLLOWED, chunk=2, objects=5)  # more than it has places for
+    assert result.network.median == 0.25 and result.end_to_end.median == 0.125 and result.flow is None
+    assert result.flops == frame_flops(segmenter, FOLLOWED, 5)

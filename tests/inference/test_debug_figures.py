@@ -1,0 +1,74 @@
+"""``--debug`` pictures of DPA: what they show is what the network computes."""
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+from tests.helpers.small_adnet import clip
+from uvos_jax import UserError
+from uvos_jax.inference import Segmenter
+from uvos_jax.inference.debug_figures.dpa import _look
+from uvos_jax.inference.debug_figures.figures import check_figures, write_figures
+from uvos_jax.inference.jobs.segment import segment_to_folder
+from uvos_jax.inference.loading import random_variables
+from uvos_jax.models import build
+from uvos_jax.video import open_source
+
+SMALL = {"width": 2, "embedding": 8, "decoder": 4, "references": 2, "short_side": 64}
+
+
+def _segmenter(**fields):
+    model = build("dpa", **SMALL | fields)
+    return Segmenter("dpa", model, random_variables(model))
+
+
+def test_the_features_are_drawn_for_a_few_frames(tmp_path):
+    segmenter = _segmenter()
+    source = open_source(clip(6, (64, 96)))
+    segment_to_folder(segmenter, source, tmp_path / "out")
+    (path,) = write_figures(segmenter, source, tmp_path / "out", 6)
+    assert path == tmp_path / "out" / "debug" / "features.png"
+    # Rows: four frames, two streams each. Columns: what comes in, and five maps.
+    cells = [cell for row in np.array_split(cv2.imread(str(path)), 8) for cell in np.array_split(row, 6, axis=1)]
+    assert all(cell.std() > 5 for cell in cells)
+
+
+def test_one_stream_alone_is_drawn_without_flow(tmp_path):
+    segmenter = _segmenter(streams="appearance")
+    source = open_source(clip(1, (64, 96)))
+    segment_to_folder(segmenter, source, tmp_path / "out")
+    (path,) = write_figures(segmenter, source, tmp_path / "out", 1)
+    assert cv2.imread(str(path)).std() > 5
+
+
+def test_what_is_drawn_changes_with_references_and_with_the_other_stream():
+    segmenter = _segmenter()
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (3, 64, 96, 3), np.uint8)
+    flows = rng.normal(size=(3, 64, 96, 2)).astype(np.float32)
+    shown, maps = _look(segmenter.model, segmenter.variables, images, flows)
+    assert shown.shape == (64, 96, 3)
+    names = ("block4", "ima4", "block5", "ima5", "ifa")
+    assert set(maps) == {f"{stream}_{name}" for stream in ("appearance", "motion") for name in names}
+    assert maps["motion_ima4"].shape == (8, 12) and maps["motion_ifa"].shape == (4, 6)
+
+    def changed(images, flows):
+        other = _look(segmenter.model, segmenter.variables, images, flows)[1]
+        return {name for name in maps if not np.allclose(maps[name], other[name], atol=1e-6)}
+
+    # References reach a frame by IFA alone; the motion stream's have seen the appearance stream's through IMA.
+    by_references = changed(np.concatenate([images[:1], images[:0:-1] // 2]), flows)
+    assert "appearance_ifa" in by_references and by_references <= {"appearance_ifa", "motion_ifa"}
+    # Other flow reaches the appearance stream by IMA only, so that its block 4 stays.
+    moved = changed(images, np.concatenate([-flows[:1], flows[1:]]))
+    assert "appearance_block4" not in moved
+    assert {"motion_block4", "motion_ima4", "appearance_ima4", "appearance_ima5"} <= moved
+    assert jax.tree.all(jax.tree.map(lambda x: bool(np.isfinite(x).all()), maps))
+
+
+def test_debug_is_refused_where_there_is_nothing_to_see():
+    with pytest.raises(UserError, match="neither of them"):
+        check_figures(_segmenter(streams="appearance", ifa=False), open_source(clip(1)))
+    with pytest.raises(UserError, match="second time"):
+        check_figures(_segmenter(), open_source(iter(clip(1))))

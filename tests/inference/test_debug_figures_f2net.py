@@ -1,0 +1,126 @@
+"""``--debug`` pictures of F2Net show what the run went by; and its notes reach the files of a run."""
+
+import json
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+from tests.helpers.recurrent_model import contents
+from tests.helpers.small_adnet import clip
+from tests.helpers.small_f2net import small
+from uvos_jax import UserError
+from uvos_jax.inference import Segmenter
+from uvos_jax.inference.debug_figures import f2net as figures_f2net
+from uvos_jax.inference.debug_figures.figures import check_figures, write_figures
+from uvos_jax.inference.jobs.segment import segment_to_folder
+from uvos_jax.ops.preprocess import preprocess
+from uvos_jax.video import Frame, Source
+
+SIZE, LENGTH, BROKEN = (64, 96), 9, 5
+LOST = (3, 4)
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    """A network with random weights, but for the last ones of its heat map: below the threshold in bright frames."""
+    model, variables = small(lost_below=0.5)
+    images = np.stack([frame.image for frame in source()])
+    x = preprocess(images, model.frame_size(SIZE), model.preprocess)
+    fresh = np.asarray(jax.jit(lambda v, x: model.apply(v, {"frame": x}, method="encode"))(variables, x)["fresh"])
+    bright = np.isin(np.arange(LENGTH), LOST)
+    best = {sign: (sign * fresh).max((1, 2, 3)) for sign in (1, -1)}
+    sign = max(best, key=lambda sign: best[sign][~bright].min() - best[sign][bright].max())
+    low, high = best[sign][bright].max(), best[sign][~bright].min()
+    assert low < high
+    centre = variables["params"]["centre"]
+    centre["fresh"]["kernel"] *= np.float32(4 * sign / (high - low))
+    centre["fresh"]["bias"] = np.float32([-3 + 4 * (sign * centre["fresh"]["bias"][0] - low) / (high - low)])
+    for name in ("scale", "shift"):
+        centre[name]["kernel"] *= np.float32(1e-4)
+    return Segmenter("f2net", model, variables)
+
+
+def source() -> Source:
+    images = clip(LENGTH, SIZE)
+    images[[i for i in range(LENGTH) if i not in LOST]] //= 16
+    frames = [Frame(f"{i:05d}", image, broken="torn" if i == BROKEN else None) for i, image in enumerate(images)]
+    return Source("made", "folder", lambda: (frame for frame in frames), length=LENGTH)
+
+
+def test_notes_are_the_same_in_every_chunk_and_tell_where_the_object_was_lost(segmenter):
+    notes = [answer.notes for answer in segmenter.run(source())]
+    chunks = [answer.notes for answer in segmenter.run(source(), chunk=4)]
+    assert [note["lost"] for note in notes] == [note["lost"] for note in chunks]
+    assert [i for i, note in enumerate(notes) if note["lost"]] == [*LOST, BROKEN]  # the broken one repeats the last
+    for name in ("centre", "centre_score"):
+        np.testing.assert_allclose([note[name] for note in notes], [note[name] for note in chunks], atol=1e-5)
+
+
+def test_a_run_says_what_was_lost_and_the_pictures_show_what_it_went_by(segmenter, tmp_path, monkeypatch):
+    drawn, sentences = {}, []
+
+    def spy(draw):
+        def remember(*args):
+            drawn[draw.__name__] = args
+            draw(*args)
+
+        monkeypatch.setattr(figures_f2net, draw.__name__, remember)
+
+    spy(figures_f2net._draw_maps)
+    spy(figures_f2net._draw_track)
+    run = segment_to_folder(segmenter, source(), tmp_path / "out", json=True, overlay=False, say=sentences.append)
+    assert run["notes"] == {"lost": 3}
+    assert sentences == [f"In 3 of 9 frames {segmenter.model.notes['lost']}."]
+    paths = write_figures(segmenter, source(), tmp_path / "out", LENGTH)
+    assert [path.name for path in paths] == ["centres.png", "track.png"]
+
+    # The second pass finds the centres that the run found, frame by frame; x and y in pixels.
+    entries = json.loads((tmp_path / "out/objects.json").read_text())["frames"]
+    entries = [entry for i, entry in enumerate(entries) if i != BROKEN]
+    _, indices, seen, scale, *_ = drawn["_draw_track"]
+    assert indices == [i for i in range(LENGTH) if i != BROKEN]
+    centres, scores, found = zip(*seen, strict=True)
+    np.testing.assert_allclose(scores, [entry["centre_score"] for entry in entries], atol=1e-5)
+    assert [not bool(f) for f in found] == [entry["lost"] for entry in entries]
+    np.testing.assert_allclose(figures_f2net.to_pixels(np.array(centres), 4, scale),
+                               [entry["centre"] for entry in entries], atol=3)  # less than a cell of the map, 4 pixels
+    # Before the first frame no centre is known, and the broken frame has added none.
+    rows = drawn["_draw_maps"][1]
+    assert [row[0].split()[1] for row in rows] == ["0", "3", "5", "8"]
+    assert [len(row[-1]) for row in rows] == [0, 3, 3, 5]
+    # Rows: four frames, their labels cut off. Columns: heat, prior, mask.
+    picture = cv2.imread(str(paths[0]))[40:, 25:]
+    assert all(cell.std() > 3 for row in np.array_split(picture, 4) for cell in np.array_split(row, 3, axis=1))
+    assert cv2.imread(str(paths[1])).std() > 3
+
+
+def test_an_interrupted_run_goes_on_with_its_track_and_its_count(segmenter, tmp_path):
+    files = {"chunk": 1, "save_every": 0, "json": True, "overlay": False}
+    segment_to_folder(segmenter, source(), tmp_path / "undisturbed", **files)
+    seen = []
+
+    def on_frame():
+        seen.append(1)
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        segment_to_folder(segmenter, source(), tmp_path / "out", on_frame=on_frame, **files)
+    run = segment_to_folder(segmenter, source(), tmp_path / "out", resume=True, **files)
+    assert run["resumed"] == 5 and run["notes"] == {"lost": 3}
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+def test_cells_of_a_map_lie_on_every_fourth_pixel_of_the_network():
+    cells = np.array([[0.0, 0.0], [3.0, 2.0]])
+    np.testing.assert_allclose(figures_f2net.to_pixels(cells, 4, np.ones(2)), [[0, 0], [12, 8]])
+    # A frame twice as wide: the middle of the network's first pixel lies between two of the frame's.
+    np.testing.assert_allclose(figures_f2net.to_pixels(cells, 4, np.array([2.0, 1.0])), [[0.5, 0], [24.5, 8]])
+
+
+@pytest.mark.parametrize("net", ["baseline", "ad"])
+def test_debug_is_refused_where_no_centre_is_looked_for(net):
+    with pytest.raises(UserError, match=f"'{net}' looks for none"):
+        check_figures(Segmenter("f2net", *small(net=net)), source())

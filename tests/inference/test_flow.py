@@ -1,0 +1,375 @@
+"""Optical flow of videos: which pair is meant, the methods, the cache, and models that are given flow."""
+
+import dataclasses
+import threading
+
+import cv2
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.helpers.moving_scenes import SIZE, difference, levels, moving
+from tests.helpers.recurrent_model import contents, remembering, save_frames
+from uvos_jax import UserError
+from uvos_jax.inference.flow.estimators import Method, between, cached, dis, flow_size, make_raft
+from uvos_jax.inference.jobs.segment import segment_to_folder
+from uvos_jax.inference.loading import load_flow
+from uvos_jax.inference.profiling.benchmark import benchmark
+from uvos_jax.video import Frame, Source, open_source
+from uvos_jax.video.flow_io import write_flow
+from uvos_jax.weights.convert import expected_torch_shapes
+
+# Every pair of them, in either order, differs by another amount.
+LEVELS = (10, 11, 13, 17, 25, 41, 73)
+FORWARD = (1, 2, 4, 8, 16, 32, -32)  # to the next one; the last one's to the one before
+BACKWARD = (0, -1, -2, -4, -8, -16, -32)
+
+
+def _frames(values=LEVELS, broken=()):
+    """Frames, of which those that are broken show the last good one, as sources do."""
+    images = levels(values)
+    for i in range(len(values)):
+        shown = max((j for j in range(i + 1) if j not in broken), default=min(set(range(len(values))) - set(broken)))
+        yield Frame(f"{i:05d}", images[shown], broken="damaged" if i in broken else None)
+
+
+def _moves(pairs):
+    return [None if flow is None else flow[0, 0, 0].item() for _, flow in pairs]
+
+
+def _said(answers):
+    """What the toy model says of dx, frame by frame."""
+    return [int(answer.probability[3, 5]) - 128 for answer in answers]
+
+
+@pytest.mark.parametrize(("size", "expected"), [((480, 854), (480, 854)), ((24, 32), (24, 32)), ((4, 40), (16, 40)),
+                                                ((1080, 1920), (480, 853)), ((960, 720), (640, 480))])
+def test_flow_has_the_size_of_the_frames_up_to_480_rows(size, expected):
+    assert flow_size(size) == expected
+
+
+def test_dis_finds_how_far_a_pattern_moves_in_pixels_of_its_grid():
+    coarse = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    for factor, size in ((1, (120, 180)), (2, (960, 1440))):
+        texture = cv2.resize(coarse, (size[1] + 40, size[0] + 40), interpolation=cv2.INTER_CUBIC)
+        first, second = (texture[y:y + size[0], x:x + size[1]]
+                         for y, x in ((20, 20), (20 - 2 * factor, 20 + 3 * factor)))
+        flow = dis(first[None], second[None])
+        assert flow.dtype == np.float32 and flow.shape == (1, *flow_size(size), 2)
+        np.testing.assert_allclose(np.median(flow[0], (0, 1)), [-3, 2], atol=0.1)
+    # Each pair alone, and all at once in several threads, are the same.
+    images = np.stack([np.roll(texture[:64, :96], i, 1) for i in range(9)])
+    together = dis(images[:-1], images[1:])
+    for i in range(8):
+        np.testing.assert_array_equal(together[i], dis(images[i][None], images[i + 1][None])[0])
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_flow_leads_to_the_next_frame_and_that_of_the_last_one_back(batch):
+    pairs = list(between(_frames(), difference(batch), causal=False))
+    assert [frame.name for frame, _ in pairs] == [f"{i:05d}" for i in range(7)]
+    assert _moves(pairs) == list(FORWARD)
+
+
+def test_causal_flow_leads_back_and_waits_for_nothing():
+    seen = []
+
+    def live():
+        for frame in _frames():
+            seen.append(frame.name)
+            yield frame
+
+    for i, (frame, flow) in enumerate(between(live(), difference(4), causal=True)):
+        assert seen[-1] == frame.name and flow[0, 0, 0] == BACKWARD[i]
+
+
+@pytest.mark.parametrize(("broken", "forward", "backward"), [
+    ({3}, (1, 2, -2, 0, 16, 32, -32), (0, -1, -2, 0, -12, -16, -32)),
+    ({2, 3}, (1, -1, 0, 0, 16, 32, -32), (0, -1, 0, 0, -14, -16, -32)),
+    ({0}, (0, 2, 4, 8, 16, 32, -32), (0, 0, -2, -4, -8, -16, -32)),
+    ({1}, (0, 0, 4, 8, 16, 32, -32), (0, 0, -3, -4, -8, -16, -32)),
+    ({6}, (1, 2, 4, 8, 16, -16, 0), (0, -1, -2, -4, -8, -16, 0)),
+])
+def test_no_flow_leads_to_a_frame_that_is_broken(broken, forward, backward):
+    for batch in (1, 4):
+        assert _moves(between(_frames(broken=broken), difference(batch), causal=False)) == list(forward)
+        assert _moves(between(_frames(broken=broken), difference(batch), causal=True)) == list(backward)
+
+
+def test_one_frame_does_not_move():
+    for causal in (False, True):
+        (_, flow), = between(_frames((50,)), dis, causal)
+        assert flow.shape == (*SIZE, 2) and not flow.any()
+
+
+def test_flow_that_nobody_wants_is_not_computed():
+    asked = []
+
+    def compute(first, second):
+        asked.append(len(first))
+        return difference()(first, second)
+
+    for causal, expected in ((False, FORWARD), (True, BACKWARD)):
+        asked.clear()
+        pairs = between(_frames(), Method("counting", "", compute, 3), causal, {1, 6}.__contains__)
+        assert _moves(pairs) == [expected[i] if i in (1, 6) else None for i in range(7)]
+        assert sum(asked) == 2
+
+
+def test_a_failure_follows_the_pairs_that_are_complete():
+    def failing():
+        yield from list(_frames())[:4]
+        raise UserError("torn")
+
+    pairs = []
+    with pytest.raises(UserError, match="torn"):
+        for pair in between(failing(), difference(16), causal=False):
+            pairs.append(pair)
+    assert _moves(pairs) == list(FORWARD[:3])  # of the fourth it is not known where it leads
+
+
+def test_the_cache_computes_each_pair_once(tmp_path):
+    asked = []
+
+    def compute(first, second):
+        asked.append(len(first))
+        return difference()(first, second)
+
+    images = levels(LEVELS)
+    method = cached(Method("counting", "one", compute), tmp_path / "cache")
+    expected = method(images[:-1], images[1:])
+    np.testing.assert_array_equal(expected[:, 0, 0, 0], FORWARD[:-1])
+    again = cached(Method("counting", "one", compute), tmp_path / "cache")
+    np.testing.assert_array_equal(again(images[2:4], images[3:5]), expected[2:4])
+    assert sum(asked) == 6
+    method(images[1:2], images[:1])  # the other way round is another pair
+    cached(Method("counting", "two", compute), tmp_path / "cache")(images[:1], images[1:2])  # and so is another method
+    assert sum(asked) == 8
+    for i, path in enumerate(sorted((tmp_path / "cache").iterdir())):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes([bytes(data), data[:100], b""][i % 3])
+    np.testing.assert_array_equal(method(images[:-1], images[1:]), expected)
+    assert sum(asked) == 14
+
+
+def test_many_may_fill_a_cache_at_once(tmp_path):
+    images, failures = levels(range(0, 250, 10)), []
+    method = cached(difference(), tmp_path)
+
+    def fill():
+        try:
+            assert (method(images[:-1], images[1:])[:, 0, 0, 0] == 10).all()
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=fill) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures and len(list(tmp_path.iterdir())) == 24
+
+
+class Network(nn.Module):
+    """Stands for RAFT: its flow is the difference of the pictures' first two channels."""
+
+    net: str = "small"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, batch, train, iterations):
+        assert not train and iterations == 7 and not any(n % 8 for n in batch["first"].shape[1:3])
+        flow = (batch["second"] - batch["first"])[..., :2] * self.param("gain", lambda key: jnp.ones(()))
+        return {"flow": flow, "low": flow}, {}
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_raft_pads_and_takes_the_padding_off_again(at_once, monkeypatch):
+    monkeypatch.setattr("uvos_jax.inference.flow.estimators._pairs_at_once", lambda device: at_once)
+    images = np.random.default_rng(0).integers(0, 256, (7, 131, 150, 3), np.uint8)
+    method = make_raft(Network(), {"params": {"gain": np.float32(1)}}, iterations=7)
+    expected = (images[1:].astype(np.float32) - images[:-1])[..., :2]
+    np.testing.assert_array_equal(method(images[:-1], images[1:]), expected)
+    np.testing.assert_array_equal(method.on(jax.local_devices()[0])(images[:-1], images[1:]), expected)
+    # Small frames are enlarged for it, and its vectors made small again: 24 rows to 128.
+    small = method(levels([10, 30]), levels([12, 29]))
+    assert small.shape == (2, *SIZE, 2)
+    np.testing.assert_allclose(small[:, :, :, 1], np.broadcast_to(np.array([2, -1])[:, None, None] * 24 / 128,
+                                                                  (2, *SIZE)), rtol=0.01)
+    other = make_raft(Network(), {"params": {"gain": np.float32(2)}}, iterations=7)
+    assert method.identity != other.identity
+
+
+def test_which_raft_a_published_file_holds_is_found_out(tmp_path):
+    for net in ("large", "small"):
+        weights = {f"module.{key}": np.zeros(shape, np.float32)
+                   for key, shape in expected_torch_shapes("raft", net=net).items()}
+        np.savez(tmp_path / "weights.npz", **weights)
+        method = load_flow("raft", tmp_path / "weights.npz")
+        assert method.name == "raft" and f"RAFT {net}" in method.identity
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 16])
+def test_flow_travels_with_its_frame(chunk):
+    segmenter = moving(difference(2))
+    assert _said(segmenter.run(open_source(levels(LEVELS)), chunk=chunk, soft=True)) == list(FORWARD)
+    source = Source("made", "iterator", lambda: _frames(broken={3}), length=7)
+    # What was decided about the last good frame is said of a broken one.
+    assert _said(segmenter.run(source, chunk=chunk, soft=True)) == [1, 2, -2, -2, 16, 32, -32]
+    assert segmenter.engine(SIZE, True).step._cache_size() == 1
+    assert segmenter.engine(SIZE, True).start._cache_size() == 1
+
+
+def test_a_live_source_is_answered_before_its_next_frame():
+    seen = []
+
+    def live():
+        for image in levels(LEVELS):
+            seen.append(image)
+            yield image
+
+    said = []
+    for answer in moving(difference()).run(open_source(live()), soft=True):
+        said += _said([answer])
+        assert len(seen) == len(said)
+    assert said == list(BACKWARD)
+
+
+def test_references_have_their_own_flow():
+    for count, expected in ((3, round((1 + 8 - 32) / 3)), (2, round((1 - 32) / 2)), (1, 1)):
+        segmenter = moving(difference(), of_references=True, references=count)
+        assert _said(segmenter.run(open_source(levels(LEVELS)), soft=True)) == pytest.approx([expected] * 7, abs=1)
+    # Of a source that is read once, the first frame must do.
+    source = dataclasses.replace(open_source(levels(LEVELS)), rereadable=False)
+    segmenter = moving(difference(), of_references=True, references=3)
+    assert _said(segmenter.run(source, chunk=3, soft=True)) == [1] * 7
+
+
+def test_what_moves_right_moves_left_in_the_mirror():
+    for component, expected in ((0, np.full(SIZE, 128)), (1, np.broadcast_to(128 + np.linspace(0, 50, 32), SIZE))):
+        segmenter = moving(difference(), flip=True, component=component)
+        for answer in segmenter.run(open_source(levels(LEVELS)), soft=True):
+            np.testing.assert_allclose(answer.probability, expected, atol=1)
+
+
+def test_a_run_that_goes_on_computes_no_flow_twice():
+    asked = []
+
+    def compute(first, second):
+        asked.append(len(first))
+        return difference()(first, second)
+
+    segmenter = moving(Method("counting", "", compute))
+    whole = list(segmenter.run(open_source(levels(LEVELS)), chunk=2, soft=True))
+    asked.clear()
+    rest = list(segmenter.run(open_source(levels(LEVELS)), chunk=2, soft=True, begin=(4, whole[3].carry)))
+    assert _said(rest[4:]) == list(FORWARD[4:]) and sum(asked) == 3
+
+
+def test_without_a_word_flow_is_that_of_opencv():
+    assert moving().flow is dis
+    with pytest.raises(UserError, match="remembering looks at frames alone"):
+        type(moving())("remembering", remembering().model, {"params": {}}, flow=dis)
+
+
+def test_an_interrupted_run_goes_on_with_the_same_flow_only(tmp_path):
+    frames = save_frames(tmp_path / "clip", levels(LEVELS))
+
+    def run(output, method, at=99, **changes):
+        seen, said = [], []
+
+        def on_frame():
+            seen.append(1)
+            if len(seen) == at:
+                raise KeyboardInterrupt
+
+        options = {"chunk": 2, "soft": True, "resume": True, "save_every": 0, "overlay": False} | changes
+        found = segment_to_folder(moving(method), open_source(frames), tmp_path / output, on_frame=on_frame,
+                                  say=said.append, **options)
+        return found, said
+
+    whole, _ = run("whole", difference())
+    assert whole["flow"] == {"method": "difference", "identity": difference().identity,
+                             "direction": "to the next frame; the last frame's to the one before"}
+    with pytest.raises(KeyboardInterrupt):
+        run("out", difference(), at=5)
+    again, _ = run("out", cached(difference(3), tmp_path / "cache"))
+    assert again["resumed"] == 4 and again["flow_cache"] == str(tmp_path / "cache")
+    ours, known = contents(tmp_path / "out"), contents(tmp_path / "whole")
+    ours["run.json"].pop("flow_cache")
+    assert ours == known
+    with pytest.raises(KeyboardInterrupt):
+        run("other", difference(), at=5)
+    fresh, said = run("other", dataclasses.replace(difference(), identity="of other weights"))
+    assert fresh["resumed"] == 0 and "flow (method, weights or files)" in said[0]
+
+
+def test_the_benchmark_measures_flow_by_itself(monkeypatch):
+    def once(function, at_least):
+        function()
+        return [0.5] * at_least
+
+    monkeypatch.setattr("uvos_jax.inference.profiling.benchmark._time", once)
+    parts = []
+    result = benchmark(moving(difference(4), references=3), SIZE, chunk=2, report=parts.append)
+    assert result.flow.median == 0.5 / 4 and result.flow.repeats == 2 and result.network.median == 0.5 / 2
+    assert "timing the flow" in parts
+    assert benchmark(remembering(), SIZE, chunk=2).flow is None
+
+
+def test_a_video_of_one_frame_says_that_its_flow_is_zero(tmp_path):
+    said = []
+    run = segment_to_folder(moving(), open_source(levels([50])), tmp_path / "out", say=said.append, soft=True)
+    assert run["zero_flow"]
+    assert said == ["'frames' has one frame, so that nothing is known of motion: its flow is zero."]
+    assert (cv2.imread(str(tmp_path / "out/soft/00000.png"), cv2.IMREAD_UNCHANGED) == 128).all()
+    assert "zero_flow" not in segment_to_folder(moving(), open_source(levels([50, 60])), tmp_path / "two")
+
+
+def _write_flows(folder, moves, size=SIZE, suffix=".flo"):
+    folder.mkdir(exist_ok=True)
+    for i, move in enumerate(moves):
+        write_flow(folder / f"{i:05d}{suffix}", np.full((*size, 2), move, np.float32))
+    return folder
+
+
+@pytest.mark.parametrize(("suffix", "size", "moves"), [
+    (".flo", SIZE, (5, -7, 9)), (".npy", SIZE, (5, -7, 9)), (".png", SIZE, (5, -7, 9)),
+    (".flo", (48, 64), (10, -14, 18)),  # twice the frames' size: vectors twice as long
+])
+def test_flow_from_files_named_as_the_frames(tmp_path, suffix, size, moves):
+    segmenter = moving(_write_flows(tmp_path / "flow", moves, size, suffix))
+    assert _said(segmenter.run(open_source(levels([1, 2, 3])), chunk=2, soft=True)) == [5, -7, 9]
+    segmenter = moving(tmp_path / "flow", of_references=True, references=2)
+    assert _said(segmenter.run(open_source(levels([1, 2, 3])), soft=True)) == [7] * 3
+
+
+def _write_nan(folder):
+    np.save(folder / "00001.npy", np.full((*SIZE, 2), np.nan, np.float32))
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda folder: (folder / "00001.flo").unlink(), "no flow for frame 00001;"),
+    (lambda folder: [path.unlink() for path in sorted(folder.iterdir())[:2]], "no flow for frame 00000, 00001;"),
+    (lambda folder: write_flow(folder / "00001.flo", np.zeros((24, 24, 2))), "00001.flo' is 24x24.*frames are 32x24"),
+    (lambda folder: ((folder / "00001.flo").unlink(), _write_nan(folder)), "00001.npy' has flow that is not finite"),
+    (_write_nan, "are flow of one frame"),
+])
+def test_a_folder_of_flow_is_looked_through_before_anything_is_written(tmp_path, change, words):
+    flows = _write_flows(tmp_path / "flow", (1, 2, 3))
+    segmenter = moving(flows)
+    change(flows)
+    with pytest.raises(UserError, match=words):
+        segment_to_folder(segmenter, open_source(levels([1, 2, 3])), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_pictures_is_no_flow(tmp_path):
+    save_frames(tmp_path / "pictures", levels([1, 2]))
+    for path in (tmp_path / "pictures").iterdir():
+        path.rename(path.with_suffix(".jpg"))
+    with pytest.raises(UserError, match="holds pictures .'00000.jpg'."):
+        load_flow(tmp_path / "pictures")

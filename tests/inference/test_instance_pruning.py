@@ -1,0 +1,397 @@
+"""Instance pruning: the two rules, the stage that goes with the published one, and both in the driver."""
+
+import itertools
+import json
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+from tests.helpers.paths import GOLDEN
+from tests.helpers.prompted_model import SIZE, Bright, bright, following
+from tests.helpers.recurrent_model import contents, noise, remembering, save_frames
+from uvos_jax import UserError
+from uvos_jax.inference import Segmenter
+from uvos_jax.inference.instance_pruning import Instances, Pruning, iou, official_rule, paper_rule
+from uvos_jax.inference.jobs import resume
+from uvos_jax.inference.jobs.segment import segment_to_folder
+from uvos_jax.video import open_source
+from uvos_jax.video.json_results import tracks_of
+
+GOLDEN = np.load(GOLDEN / "adnet_prune.npz")
+BOXES = GOLDEN["boxes"]  # [12, 4, 5], the last one is the class from 0 on
+FRAME = (480, 854)
+
+
+def instances(frames, length=None):
+    """``frames`` lists ``(x0, y0, x1, y1, category)`` of each."""
+    told = np.array(list(itertools.chain(*frames)), float).reshape(-1, 5)
+    starts = np.cumsum([0, *map(len, frames)])
+    return Instances(told[:, :4], told[:, 4].astype(int), starts, length or len(frames))
+
+
+def golden_frames():
+    """Categories as COCO numbers them, from 1 on."""
+    return np.concatenate([BOXES[..., :4], BOXES[..., 4:] + 1], -1).tolist()
+
+
+def coco(frames):
+    """The same as COCO's list of detections."""
+    return [{"image_id": t, "bbox": [x0, y0, x1 - x0, y1 - y0], "category_id": category}
+            for t, boxes in enumerate(frames) for x0, y0, x1, y1, category in boxes]
+
+
+def save(path, content):
+    path.write_text(json.dumps(content))
+    return path
+
+
+def video(length, size=FRAME):
+    return open_source(np.zeros((length, *size, 3), np.uint8))
+
+
+def pruned(prune, source, variant="paper"):
+    """What stays of each frame, and all that was said."""
+    said = []
+    pruning = Pruning(prune, source, variant, said.append)
+    pruning.look()
+    return pruning.keep(list(source), source.length), said, pruning
+
+
+def test_the_published_scripts_masks_are_reproduced():
+    dropped = official_rule(instances(golden_frames()), float(GOLDEN["n_train_frames_mean"][0]))
+    for t, boxes in enumerate(BOXES):
+        keep = np.ones(FRAME, np.uint8)
+        for x0, y0, x1, y1, _ in boxes[dropped(t)]:
+            keep[y0:y1, x0:x1] = 0
+        assert keep.sum() == GOLDEN["kept_area"][t]
+        np.testing.assert_array_equal(keep[::4, ::4], GOLDEN["prune_mask_s4"][t])
+
+
+def test_a_box_overlaps_another_by_the_pixels_they_share():
+    rng = np.random.default_rng(0)
+    low = rng.integers(0, 20, (30, 2))
+    boxes = np.concatenate([low, low + rng.integers(0, 12, (30, 2))], 1)
+    drawn = np.zeros((30, 40, 40), bool)
+    for mask, (x0, y0, x1, y1) in zip(drawn, boxes, strict=True):
+        mask[y0:y1 + 1, x0:x1 + 1] = True
+    expected = (drawn[3] & drawn).sum((1, 2)) / (drawn[3] | drawn).sum((1, 2))
+    np.testing.assert_allclose(iou(boxes[3].astype(float), boxes.astype(float)), expected, rtol=1e-12)
+    assert 0 < (expected > 0).sum() < 30
+
+
+# A large one that walks, a small one that stands, a small one that walks, one as large as the first that stands.
+def crowd(length):
+    return [[(9 * t, 10, 9 * t + 90, 110, 1), (300, 10, 330, 40, 1), (13 * t, 200, 13 * t + 30, 230, 1)]
+            for t in range(length)]
+
+
+def test_the_papers_rule_drops_what_is_small_and_static():
+    frames = crowd(12)
+    assert [paper_rule(instances(frames))(t).tolist() for t in (0, 5, 11)] == [[False, True, False]] * 3
+    # Half of the video is not enough: 6 of 12 frames have it, then 7 of them.
+    for shown, gone in ((6, False), (7, True)):
+        some = [boxes if t < shown else boxes[:1] for t, boxes in enumerate(frames)]
+        assert paper_rule(instances(some))(2).tolist() == [False, gone, False]
+    # A main object that stands is the largest of its frame and of all: nothing is larger.
+    still = [[(10, 10, 110, 110, 1), boxes[1]] for boxes in frames]
+    assert paper_rule(instances(still))(4).tolist() == [False, True]
+    # One object, found in every frame or in some: there is nothing beside it.
+    assert not any(paper_rule(instances([boxes[1:2] for boxes in frames]))(t).any() for t in range(12))
+    assert not any(paper_rule(instances([boxes[1:2] for boxes in frames], 13))(t).any() for t in range(12))
+
+
+def standing_out(length, first, others):
+    """From frame ``first`` on the main object is larger than most; ``others`` lie beside it in every frame."""
+    return [[(300, 100, 460, 200 + 60 * (t >= first), 1), *others] for t in range(length)]
+
+
+BESIDE = [(20, 20, 60, 60, 1), (600, 20, 640, 60, 1), (300, 300, 320, 330, 3)]
+STILL = [(300, 100, 600, 300, 1), (620, 20, 840, 233, 3), (20, 260, 241, 473, 1), (20, 20, 60, 60, 7)]
+
+
+@pytest.mark.parametrize(("frames", "expected"), [
+    (standing_out(10, 5, BESIDE), {2: [0, 0, 0, 0], 7: [0, 1, 1, 0]}),  # small ones of its category, of frame 7
+    (standing_out(10, 5, BESIDE[:2]), {7: [0, 0, 0]}),  # three boxes a frame are too few
+    ([[(*box[:4], 18) for box in boxes] for boxes in standing_out(10, 5, BESIDE)], {7: [0, 0, 0, 0]}),  # dogs
+    (standing_out(24, 20, BESIDE), {23: [0, 1, 1, 0]}),
+    (standing_out(24, 21, BESIDE), {23: [0, 0, 0, 0]}),  # it stands out too late
+    ([[(0, 100, 400, 201 + (t % 2), 1), *BESIDE] for t in range(10)], {1: [0, 0, 0, 0]}),  # four times as wide as high
+    # Static: in its place in 28 frames, more than 0.4 * 69.3. What is above 47,000 pixels or the largest stays.
+    ([STILL] * 28, {3: [0, 1, 0, 1]}),
+    ([STILL] * 27, {3: [0, 0, 0, 0]}),
+    # Large ones go only where they are far off and towards a side, and hardly touch it.
+    ([[(400, 150, 600, 350 + t % 2, 1), (250, 20, 380, 140, 1), (100, 250, 230, 370, 1), (420, 360, 550, 470, 1)]
+      for t in range(10)], {1: [0, 0, 1, 0]}),
+])
+def test_the_published_rules_case_by_case(frames, expected):
+    dropped = official_rule(instances(frames))
+    assert {t: dropped(t).astype(int).tolist() for t in expected} == expected
+
+
+@pytest.mark.parametrize("rule", [paper_rule, official_rule])
+def test_the_order_of_detections_does_not_matter(rule):
+    rng = np.random.default_rng(1)
+    frames = [[(x, y, x + w, y + h, rng.choice([1, 3])) for x, y, w, h in
+               zip(*rng.integers([[0], [0], [20], [20]], [[500], [300], [250], [150]], (4, 6)), strict=True)]
+              for _ in range(30)]
+    frames = [[*boxes, (700, 20, 740, 60, 1), (700, 120, 750, 190, 3)] for boxes in frames]
+    orders = [rng.permutation(8) for _ in frames]
+    one = rule(instances(frames))
+    other = rule(instances([[boxes[i] for i in order] for boxes, order in zip(frames, orders, strict=True)]))
+    for t, order in enumerate(orders):
+        np.testing.assert_array_equal(one(t)[order], other(t))
+    assert any(one(t).any() for t in range(30))
+
+
+def test_masks_and_boxes_of_a_file_are_taken_out(tmp_path):
+    keep, said, pruning = pruned(save(tmp_path / "a.json", coco(golden_frames())), video(12), "official")
+    # Against 27 frames of the training videos nothing is static here: from frame 1 on the large person stands out, and
+    # both small persons go; the car stays.
+    assert [(~mask).sum() for mask in keep] == [0] + [60 * 80 + 60 * 60] * 11
+    assert not keep[1, 200:280, 600:660].any() and keep[1, 60:120, 40:101].all() and said == []
+    assert (pruning.instances, pruning.frames, pruning.missed) == (22, 11, None)
+    keep, _, _ = pruned(save(tmp_path / "a.json", coco(golden_frames())), video(12), "paper")
+    assert [(~mask).sum() for mask in keep] == [60 * 80 + (60 + t) * 60 for t in range(12)]
+
+
+def _segmentations(mask):
+    from pycocotools import mask as mask_utils
+
+    rle = mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))
+    runs = np.diff(np.flatnonzero(np.diff(np.r_[2, mask.ravel("F"), 2])))
+    runs = runs.tolist() if not mask[0, 0] else [0, *runs.tolist()]
+    return [{"size": list(mask.shape), "counts": rle["counts"].decode()}, {"size": list(mask.shape), "counts": runs}]
+
+
+def test_all_forms_of_a_file_say_the_same(tmp_path):
+    size, length = (40, 60), 8
+    mask = np.zeros(size, bool)
+    mask[5:12, 30:38] = True
+    mask[5, 30] = False  # a box would not know
+    small = {"bbox": [30, 5, 8, 7]}
+    frames = [[{"bbox": [3 * t, 20, 15, 15]}, small | {"segmentation": s}] for t in range(length)
+              for s in _segmentations(mask)[t % 2:][:1]]
+    by_index = [{"image_id": t, **entry} for t, entries in enumerate(frames) for entry in entries]
+    images = [{"id": 70 + 3 * t, "file_name": f"clip/{t:05d}.jpg", "height": 40, "width": 60} for t in range(length)]
+    tracks = [{"name": f"{t:05d}", "time": None, "objects": [{"id": i + 1, "score": 0.2, **entry}
+                                                             for i, entry in enumerate(entries)]}
+              for t, entries in enumerate(frames)]
+    forms = [
+        by_index,
+        [{"file_name": f"{e['image_id']:05d}.png", **{k: e[k] for k in e if k != "image_id"}} for e in by_index],
+        [{"frame": e["image_id"], **{k: e[k] for k in e if k != "image_id"}} for e in reversed(by_index)],
+        [*by_index, {"image_id": 3, "bbox": [0, 0, 60, 40], "score": 0.49}],  # a guess
+        {"images": images[::-1], "annotations": [e | {"image_id": 70 + 3 * e["image_id"]} for e in by_index]},
+        {"size": [40, 60], "fps": 24.0, "frames": tracks},
+    ]
+    for form in forms:
+        keep, said, pruning = pruned(save(tmp_path / "clip.json", form), video(length, size))
+        np.testing.assert_array_equal(keep, np.repeat(~mask[None], length, 0))
+        assert said == [] and pruning.instances == length
+    boxes = [e | {"segmentation": []} for e in by_index]  # of detectors that give no masks
+    keep, _, _ = pruned(save(tmp_path / "clip.json", boxes), video(length, size))
+    assert (~keep).sum() == length * 8 * 7
+    truth = np.zeros((length, *size), np.uint8)
+    truth[:, mask] = 2
+    for t in range(length):
+        truth[t, 20:35, 3 * t:3 * t + 15] = 1
+    truth[5][mask] = 0  # a track may pause
+    tracks = tracks_of("clip", [(f"{t:05d}", labels) for t, labels in enumerate(truth)], [[0.1, 0.2]] * length)
+    keep, said, pruning = pruned(save(tmp_path / "clip.json", tracks), video(length, size))
+    np.testing.assert_array_equal(keep, truth != 2)
+    polygon = [e | {"segmentation": [[30, 5, 38, 5, 38, 12, 30, 12]]} if e["bbox"][0] == 30 else e for e in by_index]
+    keep, _, _ = pruned(save(tmp_path / "clip.json", polygon), video(length, size))
+    assert not keep[0, 6:11, 31:37].any() and (~keep[0]).sum() <= 8 * 9
+
+
+def test_frames_are_known_by_names_also_where_numbers_are_none(tmp_path):
+    frames = [np.zeros((40, 60, 3), np.uint8)] * 12
+    for t, frame in enumerate(frames):
+        cv2.imwrite(str(tmp_path / f"im{t}.jpg"), frame)
+    entries = [{"file_name": f"im{t}.jpg", "bbox": box} for t in range(12)
+               for box in ([3 * t, 20, 15, 15], [40, 2, 9, 9])]
+    keep, said, _ = pruned(save(tmp_path / "a.json", entries), open_source(tmp_path, start=4, end=9))
+    assert (~keep).sum((1, 2)).tolist() == [81] * 5 and said == []
+
+
+def test_what_is_odd_is_said_once_and_does_no_harm(tmp_path):
+    entries = [{"image_id": t, "bbox": box} for t in range(9) for box in ([-5, -5, 15, 15], [50.2, 30.1, 14, 20])]
+    entries += [{"image_id": 2, "bbox": [70, 5, 9, 9]}, {"image_id": 3, "bbox": [8, 8, 0, 4]}]
+    _, said, pruning = pruned(save(tmp_path / "odd.json", entries), video(6, (40, 60)))
+    assert len(said) == 2 and "18 boxes beyond the frame" in said[0] and "2 boxes without a pixel" in said[1]
+    assert pruning.missed.endswith("has detections of 3 frames that never came by: 6, 7, 8.")
+    for content in ([], [{"image_id": 0, "bbox": [1, 1, 9, 9], "score": 0.3}], {"size": [40, 60], "frames": []}):
+        keep, said, pruning = pruned(save(tmp_path / "odd.json", content), video(6, (40, 60)), "official")
+        assert keep.all() and len(said) == 1 and "nothing is pruned" in said[0] and pruning.missed is None
+    _, said, _ = pruned(save(tmp_path / "few.json", entries), video(6, (40, 60)), "official")
+    assert "has 2.0 boxes a frame" in said[-1]
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ("{", "are no JSON"),
+    (7, "holds no detections; wanted are COCO"),
+    ({"boxes": []}, "holds no detections"),
+    ([3], "detection 0: its bbox is None"),
+    ([{"image_id": 0}], "detection 0: its bbox is None"),
+    ([{"image_id": 0, "bbox": [1, 2, 3]}], "four numbers"),
+    ([{"image_id": 0, "bbox": [1, 2, 3, NAN]}], "four numbers"),
+    ([{"image_id": 0, "bbox": [1, 2, "3", 4]}], "four numbers"),
+    ([{"image_id": 0, "bbox": [1, 2, 3, -4]}], "negative side"),
+    ([{"image_id": 0, "bbox": [1, 2, 3, 4], "score": NAN}], "its score is nan"),
+    ([{"image_id": 0, "bbox": [1, 2, 3, 4], "category_id": "cat"}], "category_id is 'cat'"),
+    ([{"bbox": [1, 2, 3, 4]}], "does not tell its frame"),
+    ([{"image_id": -1, "bbox": [1, 2, 3, 4]}], "its image_id is -1"),
+    ([{"image_id": True, "bbox": [1, 2, 3, 4]}], "its image_id is True"),
+    ({"images": [{"id": 4, "file_name": "0.jpg"}], "annotations": [{"image_id": 0, "bbox": [1, 2, 3, 4]}]},
+     "its image_id is 0, which no image has"),
+    ({"images": [{"id": 4, "file_name": "0.jpg"}] * 2, "annotations": []}, "two images have the id 4"),
+    ({"images": [{"id": 4}], "annotations": []}, "image 0: it has no whole number as id, or no file_name"),
+    ({"images": [{"id": i, "file_name": f"{i}/0.jpg"} for i in range(2)], "annotations": []}, "is of 2 videos"),
+    ({"images": [{"id": 0, "file_name": "0.jpg", "width": 30, "height": 40}],
+      "annotations": [{"image_id": 0, "bbox": [1, 2, 3, 4]}]}, "is of frames of 30x40 .* but those of .* 60x40"),
+    ({"images": [{"id": 0, "file_name": "0.jpg", "width": 0, "height": 40}], "annotations": []}, "cannot be"),
+    ([{"image_id": 0, "bbox": [1, 2, 3, 4], "segmentation": {"size": [9, 9], "counts": "PPY1"}}],
+     "detection 0: its mask has the size"),
+    ([{"image_id": 0, "bbox": [1, 2, 3, 4], "segmentation": "here"}], "its mask is no RLE"),
+    ([{"image_id": 50, "bbox": [1, 2, 3, 4]}], "is of another video: none of its frames .50, ... is in 'frames'"),
+    ([{"file_name": "bear.jpg", "bbox": [1, 2, 3, 4]}], "is of another video: none of its frames .bear"),
+    ([{"boxes": []}], "track 0: it has no lists"),
+    ([{"frames": ["0"], "boxes": [], "segmentations": [None]}], "track 0: it has not as many"),
+    ([{"frames": ["0"], "boxes": [[1, 2, 3]], "segmentations": [{}]}], "track 0, frame '0': its bbox"),
+    ({"frames": []}, "its size is None"),
+    ({"size": [40, 60], "frames": [{"objects": []}]}, "frame 0: it has no name"),
+    ({"size": [40, 60], "frames": [{"name": "00000"}]}, "frame '00000': it has no list of objects"),
+    ({"size": [40, 60], "frames": [{"name": "00000", "objects": [{"id": 1}]}]}, "frame '00000', object 0: its bbox"),
+])
+def test_files_that_cannot_be_used_say_why(tmp_path, content, words):
+    path = tmp_path / "bad.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(UserError, match=words) as error:
+        pruned(path, video(3, (40, 60)))
+    assert "bad.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_has_a_file_for_each_video(tmp_path):
+    save(tmp_path / "frames.json", [])
+    assert pruned(tmp_path, video(2, (40, 60)))[1]
+    (tmp_path / "frames.json").rename(tmp_path / "frame.json")
+    with pytest.raises(UserError, match="holds no 'frames.json' for the video 'frames'. Did you mean 'frame'"):
+        pruned(tmp_path, video(2, (40, 60)))
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        pruned(tmp_path / "other.json", video(2, (40, 60)))
+
+
+def two_squares(length, still=(20, 30)):
+    """A large bright square that walks and a small one that stands, on dark; and the small ones' detections."""
+    frames = np.zeros((length, *SIZE, 3), np.uint8)
+    y, x = still
+    entries = []
+    for t in range(length):
+        frames[t, 2:16, 3 * t:3 * t + 14] = 255
+        frames[t, y:y + 5, x:x + 8] = 255
+        entries += [{"image_id": t, "bbox": [3 * t, 2, 14, 14]}, {"image_id": t, "bbox": [x, y, 8, 5]}]
+    return frames, entries
+
+
+@pytest.mark.parametrize(("scales", "flip", "chunk"), [((1.0,), False, 1), ((1.0, 2.0), True, 3)])
+def test_instances_vanish_from_the_foreground(tmp_path, scales, flip, chunk):
+    class Scaled(Bright):
+        def frame_size(self, native_size, scale=1.0):
+            return tuple(round(n * scale) for n in native_size)
+
+        def commit(self, state, features, labels, aux, new_labels=None):
+            return state
+
+        def to_native(self, raw, size):
+            return jax.nn.sigmoid(jax.image.resize(raw, (raw.shape[0], *size, 1), "nearest"))
+
+    frames, entries = two_squares(8)
+    path = save(tmp_path / "frames.json", entries)
+    segmenter = Segmenter("scaled", Scaled(), {"params": {"gain": np.float32(1)}}, scales=scales, flip=flip)
+    whole = segmenter.segment(frames, chunk=chunk)
+    pruned = segmenter.segment(frames, chunk=chunk, prune=path)
+    assert whole[:, 20:25, 30:38].all()
+    expected = whole.copy()
+    expected[:, 20:25, 30:38] = 0
+    np.testing.assert_array_equal(pruned, expected)
+    np.testing.assert_array_equal(segmenter.segment(frames, chunk=chunk), whole)  # it is not for ever
+
+
+def test_the_published_variant_brings_its_stage():
+    assert bright().engine(SIZE, pruned=True).stages == ()
+    official = Segmenter("bright", Bright(variant="official"), {"params": {"gain": np.float32(1)}})
+    assert official.engine(SIZE, pruned=True).stages == ("main_part",) and official.engine(SIZE).stages == ()
+
+
+@pytest.mark.parametrize("variant", ["paper", "official"])
+def test_a_pruned_run_goes_on_where_it_ended(tmp_path, variant):
+    frames = save_frames(tmp_path / "clip", noise(10))
+    entries = [{"image_id": t, "bbox": box} for t in range(10)
+               for box in ([t, 2, 16, 12], [2, 12, 6, 8], [20, 14, 5, 6], [9, 18, 5, 5])]
+    path = save(tmp_path / "clip.json", entries)
+    segmenter = remembering(variant=variant)
+
+    def segment(output, **changes):
+        return segment_to_folder(segmenter, open_source(frames), tmp_path / output, **{
+            "chunk": 4, "save_every": 0, "soft": True, "resume": True, "overlay": False, "prune": path} | changes)
+
+    count = itertools.count(1)
+
+    def end():
+        if next(count) == 6:
+            raise KeyboardInterrupt
+
+    whole = segment("whole")
+    assert variant != "paper" or whole["pruned"]["instances"] > 10
+    assert whole["postprocess"] == (["prune", "main_part"] if variant == "official" else ["prune"])
+    with pytest.raises(KeyboardInterrupt):
+        segment("out", on_frame=end)
+    again = segment("out")
+    assert again["resumed"] == 4 and again["pruned"] == whole["pruned"]
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    # Other detections, or none, are another run.
+    said = []
+    path.write_text(json.dumps(entries[:-1]))
+    for changes in ({}, {"prune": None}):
+        with pytest.raises(UserError, match="differs in instances to prune"):
+            segment("out", **changes)
+    (tmp_path / "out/run.json").write_text('{"finished": false}')
+    (tmp_path / "out" / resume.STATE).write_bytes(b"")
+    segment("out", say=said.append)
+    assert "started over" in said[0]
+
+
+def test_another_models_objects_are_instances_too(tmp_path):
+    frames, entries = two_squares(8)
+
+    class Finder:
+        """Tells the two squares apart."""
+
+        name, weights_digest = "finder", "0"
+
+        def on(self, device):
+            return self
+
+        def run(self, source):
+            for answer in bright().run(source):
+                parts = cv2.connectedComponents(answer.labels)[1]
+                yield type(answer)(answer.frame, parts.astype(np.uint8))
+
+    segmenter = bright()
+    from_file = segmenter.segment(frames, prune=save(tmp_path / "a.json", entries))
+    np.testing.assert_array_equal(segmenter.segment(frames, prune=Finder()), from_file)
+    assert not from_file[:, 20:25, 30:38].any()
+    with pytest.raises(UserError, match="finder looks at the whole video"):
+        segmenter.segment(iter(frames), prune=Finder())
+    with pytest.raises(UserError, match="Instances to prune come from a file"):
+        segmenter.segment(frames, prune=3)
+
+
+def test_models_that_tell_objects_apart_are_not_pruned():
+    with pytest.raises(UserError, match="following tells objects apart"):
+        following().segment(np.zeros((2, *SIZE, 3), np.uint8), first_mask=np.ones(SIZE, np.uint8), prune="a.json")

@@ -1,0 +1,201 @@
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uvos_jax.inference.postprocess import STAGES, Sight
+
+
+def _staged(name, scores):
+    """What a stage makes of ``[t, h, w]`` scores."""
+    init, apply = STAGES[name]
+    _, kept = jax.lax.scan(lambda state, score: apply(state, score, 0.5, None), init(scores.shape[1:]),
+                           jnp.asarray(scores)[:, None, :, :, None])
+    return np.asarray(kept)[:, 0, :, :, 0]
+
+
+def _scores():
+    """A blob that drifts, a second one that appears far away, then a flood, then next to nothing."""
+    scores = np.full((8, 260, 420), -1.0, np.float32)
+    for t in range(8):
+        scores[t, 60:170, 20 + 5 * t:110 + 5 * t] = 2.0
+        scores[t, 3:6, 300:303] = 2.0  # a speck, which opening removes
+    scores[2:, 150:240, 330:410] = 1.0
+    scores[5] = 1.0
+    scores[6] = -1.0
+    scores[6, 10:40, 10:40] = 3.0
+    return scores
+
+
+def test_temporal_gate_equals_the_published_rule_with_opencv():
+    expected, last = [], np.zeros((260, 420), np.uint8)
+    for score in _scores():
+        if 5000 < last.sum() < 100000:
+            opened = cv2.morphologyEx(last, cv2.MORPH_OPEN, np.ones((15, 15), np.uint8))
+            gate = cv2.dilate(opened, np.ones((101, 101), np.uint8))
+        else:
+            gate = np.ones_like(last)
+        expected.append(score * gate)
+        last = (score > 0.5).astype(np.uint8)
+    expected = np.stack(expected)
+
+    np.testing.assert_array_equal(_staged("temporal_gate", _scores()), expected)
+    # The cases occur: first frame, gate closed on the newcomer, too large before (frame 6), too small before (7).
+    changed = (expected != _scores()).any((1, 2))
+    assert changed.tolist() == [False, True, True, True, True, True, False, False]
+
+
+def _several_parts():
+    """Frames with a large part and a small one; what changes decides whether the stage cuts."""
+    scores = np.full((10, 300, 420), -1.0, np.float32)
+    for t in range(8):
+        cv2.ellipse(scores[t], (130 + 3 * t, 150), (105, 130), 0, 0, 360, 2.0, -1)
+        cv2.circle(scores[t], (130 + 3 * t, 150), 20, -1.0, -1)  # a hole
+        scores[t, 100:160, 320:380] = 1.5
+    scores[2, 100:160, 200:380] = 1.5  # they hang together
+    scores[3, :, 260:] = -1.0  # the small one is gone
+    scores[4] = -1.0  # far from the frame before
+    scores[4, 20:220, 215:415] = 2.0
+    scores[4, 270:290, 5:200] = 2.0
+    scores[5] = 2.0  # too much
+    scores[6, 220:] = -1.0  # too little
+    # The outline of what 171 x 121 pixels grow to encloses 30,000 exactly, though that has 201 * 151 pixels.
+    scores[8:, 60:179, 230:401] = scores[8:, 60:181, 15:186] = scores[9, 181, 15:186] = 2.0
+    return scores
+
+
+def test_the_main_part_equals_the_published_rule_with_opencv():
+    expected, last = [], None
+    for score in _several_parts():
+        mask, score = (score > 0.5).astype(np.uint8), score.copy()
+        if 40_000 < mask.sum() < 100_000:
+            opened = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((15, 15), np.uint8))
+            outlines, _ = cv2.findContours(cv2.dilate(opened, np.ones((31, 31), np.uint8)), cv2.RETR_EXTERNAL,
+                                           cv2.CHAIN_APPROX_NONE)
+            main = max(outlines, key=cv2.contourArea)
+            x, y, w, h = cv2.boundingRect(main)
+            box = np.zeros(mask.shape, bool)
+            box[y:y + h, x:x + w] = True
+            overlap = 1 if last is None else (last & box).sum() / (last | box).sum()
+            if len(outlines) > 1 and cv2.contourArea(main) > 30_000 and overlap > 0.3:
+                score *= box
+        last = score > 0.5
+        expected.append(score)
+    expected = np.stack(expected)
+
+    np.testing.assert_array_equal(_staged("main_part", _several_parts()), expected)
+    changed = (expected != _several_parts()).any((1, 2))
+    assert changed.tolist() == [True, True, False, False, False, False, False, True, False, True]
+
+
+def _compiled(name):
+    init, apply = STAGES[name]
+    return init, jax.jit(apply, static_argnums=2)
+
+
+def test_follow_edges_sharpens_a_coarse_score_and_keeps_what_has_no_edge():
+    init, apply = _compiled("follow_edges")
+    frame = np.full((320, 480, 3), 60, np.uint8)
+    cv2.circle(frame, (240, 160), 90, (200, 120, 90), -1)
+    truth = (frame[..., 0] > 100).astype(np.float32)
+    coarse = cv2.resize(cv2.resize(truth, (30, 20), interpolation=cv2.INTER_AREA), (480, 320))
+    _, sharp = apply(init((320, 480)), jnp.asarray(coarse)[None, :, :, None], 0.5, Sight(jnp.asarray(frame), None))
+    sharp = np.asarray(sharp)[0, :, :, 0]
+    assert sharp.min() >= 0 and sharp.max() <= 1
+    assert ((sharp > 0.5) != (truth > 0)).mean() < 0.3 * ((coarse > 0.5) != (truth > 0)).mean()
+    _, same = apply((), jnp.asarray(coarse)[None, :, :, None], 0.5,
+                    Sight(jnp.full((320, 480, 3), 77, jnp.uint8), None))
+    assert (np.abs(np.asarray(same)[0, :, :, 0] - coarse) < 0.25).all()
+
+
+def _drifting(length=6, size=(128, 192), step=5):
+    """A textured square that moves ``step`` pixels to the right a frame before still ground: frames, masks, its flow
+    to the next frame and to the frame before."""
+    ground = cv2.resize(np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8), size[::-1])
+    square = cv2.resize(np.random.default_rng(1).integers(0, 256, (8, 8, 3), np.uint8), (48, 48))
+    frames, masks = np.repeat(ground[None], length, 0), np.zeros((length, *size), np.float32)
+    for t in range(length):
+        frames[t, 40:88, 30 + step * t:78 + step * t] = square
+        masks[t, 40:88, 30 + step * t:78 + step * t] = 1
+    ahead = masks[..., None] * np.float32([step, 0])
+    return frames, masks, ahead, -ahead
+
+
+def _followed(scores, frames, flow, causal=False):
+    init, apply = _compiled("follow_flow")
+    state, out = init(scores.shape[1:]), []
+    for score, frame, its in zip(scores, frames, flow, strict=True):
+        state, kept = apply(state, jnp.asarray(score)[None, :, :, None], 0.5,
+                            Sight(jnp.asarray(frame), jnp.asarray(its), causal))
+        out.append(np.asarray(kept)[0, :, :, 0])
+    return np.stack(out)
+
+
+def test_follow_flow_brings_the_past_along():
+    frames, masks, ahead, back = _drifting()
+    scores = 0.9 * masks
+    scores[3] = 0.3 * masks[3]  # nearly lost for a frame
+    kept = _followed(scores, frames, ahead)
+    np.testing.assert_allclose(kept[0], scores[0], atol=1e-6)
+    inside = masks[3, :, :] * (np.roll(masks[3], 8, 1) * np.roll(masks[3], -8, 1) * np.roll(masks[3], 8, 0)) > 0
+    assert inside.sum() > 500 and kept[3][inside].min() > 0.6 and scores[3].max() < 0.5
+    assert np.abs(kept[3][masks[3] == 0]).mean() < 0.02
+    # What a stream's flow says, to the frame before, comes to the same.
+    np.testing.assert_allclose(_followed(scores, frames, back, causal=True)[3][inside], kept[3][inside], atol=0.05)
+
+
+def test_follow_flow_forgets_where_colours_do_not_fit():
+    frames, masks, ahead, _ = _drifting()
+    frames[3:] = 255 - frames[3:]  # a cut
+    scores = 0.9 * masks
+    scores[3] = 0.3 * masks[3]
+    kept = _followed(scores, frames, ahead)
+    assert np.abs(kept[3] - scores[3]).mean() < 0.02
+    assert np.abs(kept[2] - scores[2]).mean() < 0.05
+
+
+def _coloured(scores, frames):
+    init, apply = _compiled("follow_colours")
+    state, out = init(scores.shape[1:]), []
+    for score, frame in zip(scores, frames, strict=True):
+        state, kept = apply(state, jnp.asarray(score)[None, :, :, None], 0.5, Sight(jnp.asarray(frame), None))
+        out.append(np.asarray(kept)[0, :, :, 0])
+    return np.stack(out)
+
+
+def _red_before_green(length=2, size=(240, 320)):
+    noise = np.random.default_rng(0).integers(-20, 21, (length, *size, 3))
+    frames = np.full((length, *size, 3), (60, 140, 70)) + noise
+    masks = np.zeros((length, *size), bool)
+    masks[:, 60:180, 100:220] = True
+    frames[masks] += (120, -80, -20)
+    return frames.clip(0, 255).astype(np.uint8), masks
+
+
+def test_follow_colours_completes_an_object_and_drops_what_looks_like_its_surroundings():
+    frames, masks = _red_before_green(1)
+    score = np.where(masks, 0.8, 0.1).astype(np.float32)
+    score[:, 130:180, 100:220] = 0.35  # a part of it was missed
+    score[:, 60:120, 220:250] = 0.6  # and something beside it taken for it
+    kept = _coloured(score, frames)
+    inner = np.zeros_like(masks)
+    inner[:, 66:174, 106:214] = True
+    assert ((score > 0.5) != masks).sum() > 7_000 > 70 > ((kept > 0.5) != masks)[inner].sum()
+    assert (kept[:, 66:114, 226:244] < 0.5).mean() > 0.98
+    assert kept.min() >= 0 and kept.max() <= 1
+
+
+def test_follow_colours_remembers_and_leaves_alone_what_it_is_not_told():
+    frames, masks = _red_before_green(2)
+    scores = np.stack([np.where(masks[0], 0.8, 0.1), np.full(masks[0].shape, 0.4)]).astype(np.float32)
+    kept = _coloured(scores, frames)
+    assert kept[1][66:174, 106:214].mean() > 0.7 and kept[1][:50].mean() < 0.2
+    # Without a difference of colours, and with colours of neither, there is nothing to add.
+    grey = np.full_like(frames, 90)
+    np.testing.assert_allclose(_coloured(scores[:1], grey[:1]), scores[:1], atol=0.01)
+    strange = frames.copy()
+    strange[1] = (40, 60, 250)
+    np.testing.assert_allclose(_coloured(scores, strange)[1], scores[1], atol=0.01)
+    # Nothing is found where nothing was.
+    nothing = np.full_like(scores, 0.05)
+    assert _coloured(nothing, frames).max() < 0.1

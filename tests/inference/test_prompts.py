@@ -1,0 +1,265 @@
+"""Masks that are given: what can be used, what is refused, and which of them counts."""
+
+from types import SimpleNamespace
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers.prompted_model import COLOURS, SIZE, bright, following, squares
+from tests.helpers.recurrent_model import contents, save_frames
+from tests.helpers.small_cfbi import SMALL
+from uvos_jax import UserError
+from uvos_jax.inference import load
+from uvos_jax.inference.jobs.segment import segment_to_folder
+from uvos_jax.inference.prompts import Objects
+from uvos_jax.models import build
+from uvos_jax.video import PALETTE, open_source, read_mask, write_mask
+from uvos_jax.weights import checkpoints
+from uvos_jax.weights.convert import expected_variables
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return squares(10)
+
+
+@pytest.fixture(scope="module")
+def folder(clip, tmp_path_factory):
+    return save_frames(tmp_path_factory.mktemp("source") / "clip", clip[0])
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    return following()
+
+
+def _save(path, labels, palette=PALETTE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_mask(path, labels, palette)
+    return path
+
+
+def _grey(path, levels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), levels)
+    return path
+
+
+def _many(count):
+    return np.resize(np.arange(count + 1), SIZE).astype(np.uint8)
+
+
+def _zero(value=0):
+    return np.full(SIZE, value, np.uint8)
+
+
+@pytest.mark.parametrize(("make", "words"), [
+    (lambda at: at / "none.png", "does not exist"),
+    (lambda at: _grey(at / "rgb.png", np.full((*SIZE, 3), 9, np.uint8)), "an RGB picture, not a label mask"),
+    (lambda at: _save(at / "empty.png", _zero()), "empty.png.*no object is in it, only background;"),
+    (lambda at: _save(at / "void.png", np.eye(*SIZE, dtype=np.uint8) * 255), "no object.*background and void"),
+    (lambda at: _save(at / "many.png", _many(81)), "many.png.*81 objects are in it, and at most 80"),
+    (lambda at: _save(at / "d/00000.png", _zero()).parent, "no object is in it"),
+    (lambda at: _save(at / "d/00010.png", _many(2)).parent, "as no frame of 'clip': 00010.png.*such as 00000.png"),
+    (lambda at: _save(at / "other/00000.png", _many(2)).parent.parent, "neither itself nor in a folder 'clip'"),
+    (lambda at: np.zeros(SIZE), "float64 .32, 48.*whole numbers"),
+    (lambda at: np.full(SIZE, 300), "holds 300 to 300; objects have numbers from 1 to 254"),
+    (lambda at: {0: _many(1), "00012": _many(1)}, "No frame of 'clip' is called '00012'; its frames are 00000 to 0"),
+    (lambda at: {0: None}, "the mask of frame 0 is of type NoneType; it must hold whole numbers"),
+    (lambda at: "", "has no name"),
+    (lambda at: {10: _many(1)}, "name of a frame or its index.*not for 10; the video has 10 frames"),
+    (lambda at: {True: _many(1)}, "not for True"),
+])
+def test_what_cannot_be_used_is_said(folder, tmp_path, make, words):
+    with pytest.raises(UserError, match=words) as caught:
+        Objects(make(tmp_path), open_source(folder))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("index", [0, 9])
+def test_a_mask_of_another_size_is_refused_before_anything_is_written(segmenter, folder, tmp_path, index):
+    masks = {0: _many(2), index: np.ones((33, 48), np.uint8)}
+    with pytest.raises(UserError, match=rf"frame {index} is 48x33 .width x height., but the frames are 48x32"):
+        segment_to_folder(segmenter, open_source(folder), tmp_path / "out", first_mask=masks)
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_eighty_objects_have_a_place(folder):
+    objects = Objects(_many(80), open_source(folder))
+    places = objects.given(0, list(open_source(folder))[:1], 1)
+    assert places.max() == 80 and objects.room(10) == (80, "80 objects: room for 80 from frame 00000 on.")
+    assert objects.room(10) == (80, None)
+    other = Objects(_many(80), open_source(folder))
+    other.given(0, list(open_source(folder))[:1], 1)
+    assert other.room(50)[0] == 80  # not a hundred
+    np.testing.assert_array_equal(objects.lookup[places[0]], _many(80))
+
+
+def test_places_go_by_ids_and_later_objects_stand_behind(folder):
+    masks = {0: np.where(_many(2) == 1, 9, _many(2)), 4: np.where(_many(2) == 1, 5, _many(2))}
+    frames, objects = list(open_source(folder)), None
+    objects = Objects(masks, open_source(folder))
+    assert objects.given(2, frames[2:4], 4) is None
+    first, later = objects.given(0, frames[:2], 4), objects.given(4, frames[4:8], 4)
+    assert first.shape == (4, *SIZE) and (first[0] == np.array([0, 2, 1])[_many(2)]).all() and not first[1:].any()
+    np.testing.assert_array_equal(later[0], 3 * (_many(2) == 1))  # 2 is known: what this mask says of it is left out
+    assert [known.id for known in objects.known] == [2, 9, 5] and list(objects.lookup[:5]) == [0, 2, 9, 5, 0]
+    assert [known.frame for known in objects.before(4)] == ["00000", "00000"] and not objects.missed
+
+
+def test_a_frame_with_two_masks_is_refused(folder):
+    objects = Objects({0: _many(2), 3: _many(3), "00003": _many(4)}, open_source(folder))
+    frames = list(open_source(folder))
+    objects.given(0, frames[:3], 3)
+    with pytest.raises(UserError, match="Frame 00003 is given two masks, one by its name and one by its index 3;"):
+        objects.given(3, frames[3:], 7)
+
+
+def test_in_python_what_is_said_of_masks_is_a_warning(segmenter, folder):
+    frames = np.stack([frame.image for frame in open_source(folder)])
+    mask = _many(2)
+    mask[0, :2] = 255
+    with pytest.warns(UserWarning, match="255 is void, no object"):
+        segmenter.segment(frames, first_mask=mask)
+    with pytest.warns(UserWarning, match="Objects 1, 2 were never given: no frame of their masks came by"):
+        segmenter.segment(iter(frames), first_mask={50: _many(2)})
+
+
+def test_what_a_training_had_room_for_is_no_limit(tmp_path):
+    model = build("cfbi", **SMALL | {"slots": 2})
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), expected_variables(model))
+    checkpoints.save(tmp_path / "weights", "cfbi", model, variables, "a test")
+    assert load(weights=tmp_path / "weights").model.slots == 10
+    assert load(weights=tmp_path / "weights", slots=3).model.slots == 3
+    with pytest.raises(UserError, match="cfbi follows 80 objects in one run at most; got slots=81"):
+        load(weights=tmp_path / "weights", slots=81)
+
+
+def test_void_is_no_object_and_is_told(folder):
+    mask = _many(2)
+    mask[:5] = 255
+    objects = Objects({0: mask, 3: np.where(mask == 1, 7, mask)}, open_source(folder))
+    assert len(objects.notes) == 1 and "255 is void" in objects.notes[0] and "frame 0, of frame 3" in objects.notes[0]
+    frames = list(open_source(folder))
+    first, later = objects.given(0, frames[:1], 1)[0], objects.given(3, frames[3:4], 1)[0]
+    assert (first[:5] == 255).all() and set(np.unique(first[5:])) == {0, 1, 2} and set(np.unique(later)) == {0, 3}
+
+
+def test_a_folder_of_all_videos_holds_one_for_each(folder, tmp_path):
+    _save(tmp_path / "clip/00000.png", _many(3))
+    assert Objects(tmp_path, open_source(folder)).identity == Objects(tmp_path / "clip", open_source(folder)).identity
+
+
+def test_frames_of_a_video_file_are_named_by_number(clip, tmp_path):
+    _save(tmp_path / "masks/3.png", _many(2))
+    _grey(tmp_path / "masks/00007.png", np.uint8(3) * (_many(2) > 1))
+    objects = Objects(tmp_path / "masks", open_source(clip[0]))
+    frames = list(open_source(clip[0]))
+    assert objects.given(3, frames[3:4], 1).max() == 2 and objects.missed == [3]
+    assert objects.given(7, frames[7:8], 1).max() == 3  # its grey levels are numbers, as those beside it show
+    with pytest.raises(UserError, match="masks of one frame"):
+        _save(tmp_path / "masks/03.png", _many(2))
+        Objects(tmp_path / "masks", open_source(clip[0]))
+
+
+def test_the_digest_tells_masks_apart_by_what_they_say(folder, tmp_path):
+    def digest(first_mask):
+        return Objects(first_mask, open_source(folder)).identity
+
+    same = digest(_many(3))
+    assert same == digest(_save(tmp_path / "a.png", _many(3))) == digest({0: _many(3)})
+    assert len({same, digest(_many(2)), digest({1: _many(3)}), digest({0: _many(3), 1: _many(3)})}) == 4
+
+
+def test_palette_and_ids_are_kept(segmenter, clip, folder, tmp_path):
+    palette = np.random.default_rng(0).integers(1, 256, (256, 3)).astype(np.uint8)
+    palette[0] = 0
+    first = np.array([0, 200, 3, 30], np.uint8)[clip[1][0]]
+    path = _save(tmp_path / "first.png", first, palette)
+    run = segment_to_folder(segmenter, open_source(folder), tmp_path / "out", first_mask=path, json=True)
+    for t in (0, 9):
+        with Image.open(tmp_path / f"out/masks/{t:05d}.png") as image:
+            assert image.mode == "P" and (np.reshape(image.getpalette(), (-1, 3)) == palette).all()
+    np.testing.assert_array_equal(read_mask(tmp_path / "out/masks/00000.png"), first)
+    assert set(np.unique(read_mask(tmp_path / "out/masks/00009.png"))) == {0, 3, 30, 200}
+    assert run["objects"] == [{"id": i, "frame": "00000"} for i in (3, 30, 200)] and len(run["first_mask"]) == 64
+    assert [line.count('"id"') for line in (tmp_path / "out/objects.json").read_text().splitlines()[1:-1]] == [3] * 10
+    grey = _grey(tmp_path / "grey.png", clip[1][0])
+    segment_to_folder(segmenter, open_source(folder), tmp_path / "davis", first_mask=grey, overlay=False)
+    with Image.open(tmp_path / "davis/masks/00000.png") as image:
+        assert (np.reshape(image.getpalette(), (-1, 3)) == PALETTE).all()
+
+
+def _interrupted(segmenter, folder, output, at, **options):
+    seen = []
+
+    def on_frame():
+        seen.append(1)
+        if len(seen) == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        segment_to_folder(segmenter, open_source(folder), output, on_frame=on_frame, **options)
+
+
+def test_an_interrupted_run_goes_on_with_the_same_objects(clip, folder, tmp_path):
+    truth = clip[1]
+    masks = {0: np.uint8(7) * (truth[0] == 3), 4: truth[4] * (truth[4] < 3)}
+    segmenter = following(slots=2)
+    options = {"first_mask": masks, "chunk": 2, "save_every": 0, "soft": True, "overlay": False}
+    segment_to_folder(segmenter, open_source(folder), tmp_path / "whole", **options)
+    for at in (3, 5, 9):  # before the second mask, while it is on its way, and behind it
+        output = tmp_path / f"out{at}"
+        _interrupted(segmenter, folder, output, at, **options)
+        run = segment_to_folder(segmenter, open_source(folder), output, resume=True, **options)
+        assert run["resumed"] == at // 2 * 2
+        assert run["objects"] == [{"id": 7, "frame": "00000"}, {"id": 1, "frame": "00004"}, {"id": 2, "frame": "00004"}]
+        assert contents(output) == contents(tmp_path / "whole")
+
+
+def test_a_run_with_another_mask_is_not_gone_on_with(segmenter, clip, folder, tmp_path):
+    options = {"chunk": 2, "save_every": 0, "overlay": False}
+    first = clip[1][0]
+    _interrupted(segmenter, folder, tmp_path / "out", 5, first_mask=first, **options)
+    said = []
+    run = segment_to_folder(segmenter, open_source(folder), tmp_path / "out", resume=True, say=said.append,
+                            first_mask=np.where(first == 3, 0, first), **options)
+    assert run["resumed"] == 0 and "started over, since it differs in first mask" in said[0]
+    with pytest.raises(UserError, match="finished run that differs in first mask"):
+        segment_to_folder(segmenter, open_source(folder), tmp_path / "out", resume=True, first_mask=first, **options)
+
+
+def test_what_another_model_found_is_gone_on_with(segmenter, clip, tmp_path):
+    frames = np.concatenate([np.broadcast_to(COLOURS[0], (4, *SIZE, 3)).astype(np.uint8), clip[0]])
+    folder = save_frames(tmp_path / "late", frames)
+    options = {"first_mask": bright(), "chunk": 2, "save_every": 0, "overlay": False}
+    said = []
+    segment_to_folder(segmenter, open_source(folder), tmp_path / "whole", say=said.append, **options)
+    assert said == ["bright shows an object in frame 00004; it is followed from there on."]
+    for at in (3, 9):  # before and after the frame with the object
+        _interrupted(segmenter, folder, tmp_path / f"out{at}", at, **options)
+        run = segment_to_folder(segmenter, open_source(folder), tmp_path / f"out{at}", resume=True, **options)
+        assert run["objects"] == [{"id": 1, "frame": "00004"}] and run["first_mask"].startswith("auto: bright ")
+        assert contents(tmp_path / f"out{at}") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("inputs", "seen"), [(("frame",), [[0], [1], [2]]),
+                                              (("frame", "flow"), [[0], [0, 1], [1, 2]])])
+def test_a_model_that_sees_motion_looks_at_pairs_of_a_stream(inputs, seen):
+    # Only an object that moved between two frames would be found; a frame alone has no motion.
+    looks = []
+
+    def segment(frames):
+        looks.append([int(frame[0, 0, 0]) for frame in frames])
+        shows = len(looks) == 3
+        return np.full((len(frames), *SIZE), int(shows), np.uint8)
+
+    starter = SimpleNamespace(name="looker", weights_digest="", model=SimpleNamespace(inputs=inputs, follows=False),
+                              segment=segment)
+    source = open_source(np.full((*SIZE, 3), value, np.uint8) for value in range(5))
+    objects = Objects(None, source, starter)
+    given = [objects.given(t, [frame], 1) for t, frame in enumerate(source)]
+    assert looks == seen and [found is not None for found in given] == [False, False, True, False, False]

@@ -1,0 +1,267 @@
+"""A run that is interrupted, anywhere, ends with the files that it would have made."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.helpers import recurrent_model as helper
+from tests.helpers.recurrent_model import OUTPUTS, contents, noise, remembering, save_frames
+from uvos_jax import UserError
+from uvos_jax.inference.engine import Carry, Decision
+from uvos_jax.inference.jobs import resume
+from uvos_jax.inference.jobs.segment import segment_to_folder
+from uvos_jax.inference.reference_frames import References
+from uvos_jax.video import open_source
+
+STATE = resume.STATE
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    return remembering()
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory):
+    return save_frames(tmp_path_factory.mktemp("source") / "clip", noise(18))
+
+
+def segment(segmenter, frames, output, **changes):
+    return segment_to_folder(segmenter, open_source(frames), output,
+                             **{"chunk": 4, "save_every": 0, "resume": True} | OUTPUTS | changes)
+
+
+def interrupted(segmenter, frames, output, at, **changes):
+    """Ends a run at a frame as Ctrl-C does in a program that knows nothing of signals."""
+    seen = []
+
+    def on_frame():
+        seen.append(1)
+        if len(seen) == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        segment(segmenter, frames, output, on_frame=on_frame, **changes)
+
+
+@pytest.mark.parametrize("stops", [(1,), (4,), (5,), (6, 13), (18,), (9, 3, 17)])
+def test_an_interrupted_run_goes_on_and_makes_the_same_files(segmenter, frames, tmp_path, stops):
+    segment(segmenter, frames, tmp_path / "undisturbed", resume=False)
+    for at in stops:
+        interrupted(segmenter, frames, tmp_path / "out", at)
+        run = json.loads((tmp_path / "out/run.json").read_text())
+        assert run["finished"] is False and run["stopped"] == "interrupted"
+        assert {"overlay.mp4", "objects.json", "confidence.csv"} <= set(os.listdir(tmp_path / "out"))
+    run = segment(segmenter, frames, tmp_path / "out")
+    assert run["resumed"] == max(stops) // 4 * 4
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+def test_a_run_that_saves_rarely_saves_when_it_is_interrupted(segmenter, frames, tmp_path):
+    interrupted(segmenter, frames, tmp_path / "out", 15, save_every=1000)
+    assert segment(segmenter, frames, tmp_path / "out")["resumed"] == 12
+    segment(segmenter, frames, tmp_path / "undisturbed")
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+def test_without_its_state_a_run_would_come_out_differently(frames):
+    """Else the test above would show nothing."""
+    segmenter = remembering()
+    whole = segmenter.segment(noise(18), chunk=4)
+    assert (segmenter.segment(noise(18)[8:], chunk=4) != whole[8:]).mean() > 0.01
+
+
+def test_a_reference_behind_the_first_frame_is_in_the_state(frames, tmp_path):
+    segmenter = remembering(references=3)
+    segment(segmenter, frames, tmp_path / "undisturbed")
+    interrupted(segmenter, frames, tmp_path / "out", 9)
+    run = segment(segmenter, frames, tmp_path / "out")
+    assert run["reference_frames"] == [0, 8, 17] and run["references"] == "whole video" and run["resumed"] == 8
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(("changes", "named"), [
+    ({"chunk": 3}, "chunk"),
+    ({"soft": False}, "soft"),
+    ({"cutout": None}, "cutout"),
+    ({"options": {"every": 2}}, "every"),
+])
+def test_an_unfinished_run_that_does_not_agree_is_started_over(segmenter, frames, tmp_path, changes, named):
+    interrupted(segmenter, frames, tmp_path / "out", 9)
+    said = []
+    run = segment(segmenter, frames, tmp_path / "out", say=said.append, **changes)
+    assert len(said) == 1 and "started over" in said[0] and named in said[0]
+    assert run["resumed"] == 0
+    segment(segmenter, frames, tmp_path / "fresh", **changes)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_other_weights_hyper_parameters_and_frames_do_not_agree(frames, tmp_path):
+    def facts(segmenter, frames):
+        source = open_source(frames)
+        return resume.facts(segmenter, source, next(iter(source)), 4, {}, {})
+
+    ours = facts(remembering(), frames)
+    other = remembering()
+    other.variables = jax.tree.map(lambda x: x + 1, other.variables)
+    assert resume.differences(ours, facts(remembering(), frames)) == []
+    assert resume.differences(ours, facts(other, frames)) == ["weights"]
+    assert resume.differences(ours, facts(remembering(references=2), frames)) == ["references"]
+    changed = noise(18)
+    changed[0, 3, 4, 1] ^= 1
+    other = save_frames(tmp_path / "clip", changed)
+    assert resume.differences(ours, facts(remembering(), other)) == ["video"]
+    shorter = save_frames(tmp_path / "shorter/clip", noise(18)[:17])
+    assert resume.differences(ours, facts(remembering(), shorter)) == ["video"]
+    # Another machine goes on with nothing, but knows what is finished.
+    elsewhere = ours | {"device": "abacus", "versions": {}}
+    assert "device" in resume.differences(elsewhere, ours)
+    assert resume.differences(elsewhere, ours, finished=True) == []
+
+
+def _flip(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1:]
+
+
+@pytest.mark.parametrize("damage", [
+    lambda data: b"", lambda data: data[:100], lambda data: data[:-1000], _flip, lambda data: b"garbage" * 1000,
+], ids=["empty", "head", "tail", "flipped", "garbage"])
+def test_a_damaged_state_is_said_and_the_run_started_over(segmenter, frames, tmp_path, damage):
+    interrupted(segmenter, frames, tmp_path / "out", 9)
+    path = tmp_path / "out" / STATE
+    path.write_bytes(damage(path.read_bytes()))
+    said = []
+    run = segment(segmenter, frames, tmp_path / "out", say=said.append)
+    assert "started over" in said[0] and "damaged" in said[0] and run["resumed"] == 0
+    segment(segmenter, frames, tmp_path / "fresh")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_masks_that_are_gone_are_made_again(segmenter, frames, tmp_path):
+    interrupted(segmenter, frames, tmp_path / "out", 9)
+    for path in (tmp_path / "out/masks").glob("0000[2-9].png"):
+        path.unlink()
+    said = []
+    assert segment(segmenter, frames, tmp_path / "out", say=said.append)["resumed"] == 0
+    assert "masks are gone" in said[0] and len(list((tmp_path / "out/masks").iterdir())) == 18
+
+
+def test_a_finished_run_is_left_alone(segmenter, frames, tmp_path):
+    def state():
+        return {path: (path.stat().st_mtime_ns, path.read_bytes())
+                for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+    run = segment(segmenter, frames, tmp_path / "out")
+    before, said = state(), []
+    assert segment(segmenter, frames, tmp_path / "out", say=said.append) == run
+    assert len(said) == 1 and "finished already" in said[0]
+    with pytest.raises(UserError, match="finished run that differs in chunk: .*--overwrite"):
+        segment(segmenter, frames, tmp_path / "out", chunk=2)
+    assert state() == before
+    assert segment(segmenter, frames, tmp_path / "out", chunk=2, overwrite=True)["chunk"] == 2
+
+
+def test_a_frame_that_stopped_a_run_may_be_skipped_by_the_next(segmenter, tmp_path):
+    frames = save_frames(tmp_path / "clip", noise(12))
+    (frames / "00009.png").write_bytes(b"not a picture")
+    with pytest.raises(UserError, match="00009.*9 masks are kept.*--resume"):
+        segment_to_folder(segmenter, open_source(frames), tmp_path / "out", chunk=4, save_every=0)
+    run = segment_to_folder(segmenter, open_source(frames, on_error="skip"), tmp_path / "out", chunk=4, resume=True)
+    assert run["resumed"] == 8 and list(run["skipped"]) == ["00009"]
+    masks = tmp_path / "out/masks"
+    assert (masks / "00009.png").read_bytes() == (masks / "00008.png").read_bytes()
+    assert (masks / "00010.png").read_bytes() != (masks / "00008.png").read_bytes()
+
+
+def test_what_can_be_read_only_once_cannot_be_resumed(segmenter, tmp_path):
+    with pytest.raises(UserError, match="--resume.*iterator"):
+        segment_to_folder(segmenter, open_source(iter(noise(3))), tmp_path / "out", resume=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_state_keeps_every_bit_of_every_dtype(frames, tmp_path):
+    segmenter = remembering(dtype=jnp.bfloat16)
+    source = open_source(frames)
+    first = next(iter(source))
+    facts = resume.facts(segmenter, source, first, 4, {}, {"soft": True})
+    rng = np.random.default_rng(0)
+    h, w = helper.SIZE
+    carry = Carry(({"mean": jnp.asarray(rng.standard_normal((1, h, w, 1)), jnp.bfloat16), "frames": jnp.int32(7)},),
+                  (), Decision(rng.integers(0, 2, (h, w), np.uint8), rng.integers(0, 256, (h, w), np.uint8),
+                               jnp.float32(1 / 3)))
+    confidences = np.float32(rng.random(8)).tolist()
+    (tmp_path / "masks").mkdir()
+    for i in range(8):
+        (tmp_path / "masks" / f"{i}.png").touch()
+    resume.save(tmp_path, resume.Point(8, carry, References((0,), "first frame"), confidences), facts)
+    point, _ = resume.load(tmp_path, segmenter, first, facts)
+    assert (point.frames, point.references, point.confidences) == (8, References((0,), "first frame"), confidences)
+    assert jax.tree.structure(point.carry) == jax.tree.structure(carry)
+    for ours, theirs in zip(jax.tree.leaves(point.carry), jax.tree.leaves(carry), strict=True):
+        assert ours.dtype == theirs.dtype and np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+
+
+def start(frames, output, **environment):
+    return subprocess.Popen([sys.executable, helper.__file__, str(frames), str(output)], env=os.environ | environment,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(condition, process):
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.005)
+
+
+def times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.glob("*.png")}
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_a_run_makes_the_same_files(tmp_path):
+    frames = save_frames(tmp_path / "clip", noise(60))
+    segment(remembering(), frames, tmp_path / "undisturbed")
+    rng, output, reached = random.Random(0), tmp_path / "killed", []
+    masks, half = output / "masks", output / f".{STATE}.partial"
+    for kill in range(6):
+        torn = kill % 3 == 2  # in the middle of writing the state
+        done = len(list(masks.glob("*.png")))
+        known = times(masks)
+        process = start(frames, output, SLOW="0.05", **({"SLOW_STATE": "0.1"} if torn else {}))
+        if torn:
+            half.unlink(missing_ok=True)
+            wait_for(half.exists, process)
+        else:
+            wait_for(lambda before=known: times(masks) != before, process)
+            time.sleep(rng.uniform(0, 0.5))
+        assert process.poll() is None, process.stdout.read()  # else this would have tested nothing
+        process.kill()
+        process.wait()
+        assert len(list(masks.glob("*.png"))) >= done  # what was done is kept
+        reached.append(done)
+    run = segment(remembering(), frames, output)
+    assert run["finished"] is True and run["resumed"] > 0 and len(set(reached)) > 3
+    assert contents(output) == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_wins_and_a_killed_one_hinders_nobody(tmp_path):
+    frames = save_frames(tmp_path / "clip", noise(60))
+    first = start(frames, tmp_path / "out", SLOW="1")
+    wait_for(lambda: (tmp_path / "out/masks/00000.png").exists(), first)
+    second = start(frames, tmp_path / "out")
+    assert second.wait() == 1 and "Another run is writing into" in second.stdout.read().splitlines()[-1]
+    assert first.poll() is None
+    first.kill()
+    first.wait()
+    third = start(frames, tmp_path / "out")
+    assert third.wait() == 0, third.stdout.read()
+    assert json.loads((tmp_path / "out/run.json").read_text())["finished"] is True

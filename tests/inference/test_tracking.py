@@ -1,0 +1,308 @@
+"""D-Net and T-Net's driver, with a network that sees colours in place of the learned one."""
+
+import dataclasses
+import json
+
+import cv2
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pycocotools import mask as mask_utils
+
+from uvos_jax import UserError
+from uvos_jax.data.storage.store import MemoryStore
+from uvos_jax.inference import Segmenter
+from uvos_jax.inference.jobs.segment import Stopped, segment_to_folder
+from uvos_jax.models.dtnet import DTNet
+from uvos_jax.models.dtnet.model import Found, State
+from uvos_jax.training.validation import choose, validate
+from uvos_jax.video import open_source, read_mask
+
+SIZE = 64, 96
+# What the network knows as objects, RGB; all else is background.
+COLOURS = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [250, 250, 20], [20, 250, 250]], np.uint8)
+
+
+class Colours(DTNet):
+    """Proposes every known colour as an object, except in frames whose first pixel is black: there D-Net is blind."""
+
+    tracks: int = 4
+    proposals: int = 4
+    memory: int = 6
+    embedding: int = 3
+    target_channels: int = 4
+    short_side: int = 64
+
+    @nn.nowrap
+    def frame_size(self, native_size, scale=1.0):
+        return 64, 96
+
+    def setup(self):
+        self.nothing = self.param("nothing", nn.initializers.zeros, (1,))
+
+    def encode(self, inputs):
+        return {"frame": inputs["frame"], "target": self.target_features(inputs["frame"])}
+
+    def target_features(self, frames):
+        b, h, w, _ = frames.shape
+        near = -jnp.square(frames[..., None, :] - self._known()).sum(-1)
+        return jnp.exp(near).reshape(b, h // 8, 8, w // 8, 8, -1).mean((2, 4))
+
+    def discover(self, state, features):
+        frame = features["frame"]
+        masks = jnp.square(frame[..., None, :] - self._known()).sum(-1) < 0.1
+        blind = (frame[:, 0, 0] < -1.5).all(-1)
+        areas = jnp.where(blind[:, None], 0, masks.sum((1, 2)))
+        order = jnp.argsort(-areas, axis=-1)
+        ranks = jnp.argsort(order, axis=-1)
+        labels = jnp.where(masks & (ranks < self.proposals)[:, None, None] & ~blind[:, None, None, None],
+                           ranks[:, None, None] + 1, 0).max(-1)
+        score = jnp.take_along_axis(jnp.where(areas > 0, 0.5 + areas / (2 * areas.sum(-1, keepdims=True) + 1), 0),
+                                    order, -1)[:, :self.proposals]
+        mistaken = (frame[:, 0, 1] < -1.5).all(-1)  # the second pixel: kinds are taken for the ones that follow
+        kinds = (order[:, :self.proposals] + mistaken[:, None]) % len(COLOURS)
+        found = Found(labels.astype(jnp.uint8), score.astype(jnp.float32),
+                      jnp.maximum((areas > 0).sum(-1) - self.proposals, 0).astype(jnp.int32),
+                      (labels > 0).astype(jnp.float32), jax.nn.one_hot(kinds, len(COLOURS)))
+        return State(frame, found.saliency[..., None]), found
+
+    def describe(self, frames, labels):
+        inside = jax.nn.one_hot(labels, self.proposals + 1)[..., 1:]
+        mean = jnp.einsum("bhwp,bhwc->bpc", inside, frames) / jnp.maximum(inside.sum((1, 2)), 1)[..., None]
+        return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-6)
+
+    def _known(self):
+        rule = self.PREPROCESS
+        return (COLOURS.astype(np.float32) * rule.scale - np.float32(rule.mean)) / np.float32(rule.std)
+
+
+def film(length, *boxes):
+    """Frames and labels; a box is (colour, {frame: (top, left)}, height, width), later ones in front."""
+    frames = np.full((length, *SIZE, 3), 120, np.uint8)
+    labels = np.zeros((length, *SIZE), np.uint8)
+    for number, (colour, path, height, width) in enumerate(boxes, 1):
+        for t in range(length):
+            if t not in path:
+                continue
+            top, left = path[t]
+            rows, columns = slice(max(top, 0), max(top + height, 0)), slice(max(left, 0), max(left + width, 0))
+            frames[t, rows, columns], labels[t, rows, columns] = COLOURS[colour], number
+    return frames, labels
+
+
+def walk(begin, end, length, first=0):
+    """Where a box is that goes from one corner to another."""
+    return {first + t: tuple(np.round(np.linspace(begin, end, length)[t]).astype(int)) for t in range(length)}
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    model = Colours()
+    return Segmenter("dtnet", model, {"params": {"nothing": np.zeros(1, np.float32)}})
+
+
+def like(engine, **changes):
+    """The engine with other fields, of which its compiled functions know nothing."""
+    other = dataclasses.replace(engine, **changes)
+    vars(other).update({name: getattr(engine, name) for name in ("look", "follow", "remember", "update", "begin")})
+    return other
+
+
+def ids(labels, truth, number):
+    """The id that most pixels of an object have in each frame; None where it is not there."""
+    found = []
+    for its, true in zip(labels, truth, strict=True):
+        pixels = its[true == number]
+        found.append(int(np.bincount(pixels).argmax()) if pixels.size else None)
+    return found
+
+
+def test_objects_keep_their_ids_where_they_cross_and_where_they_leave_and_return(segmenter):
+    there = walk((20, 4), (20, 76), 12)
+    back = walk((12, 72), (12, 6), 12)
+    away = {t: place for t, place in walk((44, 30), (44, 40), 12).items() if not 4 <= t < 8}
+    frames, truth = film(12, (0, there, 14, 14), (1, back, 26, 10), (2, away, 12, 18))
+    labels = segmenter.segment(frames)
+    for number in (1, 2, 3):
+        seen = [i for i in ids(labels, truth, number) if i is not None]
+        assert seen[0] > 0 and set(seen) == {seen[0]}
+    assert len({ids(labels, truth, number)[0] for number in (1, 2, 3)}) == 3
+    # D-Net's masks are exact here, and every frame of an object is verified by one.
+    assert (labels > 0).tolist() == (truth > 0).tolist()
+
+
+def test_t_net_finds_the_object_where_d_net_is_blind(segmenter):
+    frames, truth = film(6, (0, walk((8, 8), (28, 48), 6), 24, 32))
+    frames[3:5, 0, 0] = 0
+    labels = segmenter.segment(frames)
+    for t in (3, 4):
+        both = ((labels[t] == 1) & (truth[t] == 1)).sum()
+        assert both / ((labels[t] == 1) | (truth[t] == 1)).sum() > 0.6  # a coarse map, eight pixels a cell
+    assert set(np.unique(labels)) == {0, 1}
+
+
+def test_one_program_serves_any_number_of_objects(segmenter):
+    one, _ = film(4, (0, walk((8, 8), (8, 40), 4), 20, 20))
+    three, _ = film(4, (0, walk((4, 8), (4, 40), 4), 14, 20), (1, walk((24, 8), (24, 40), 4), 14, 20),
+                    (2, {2: (46, 10), 3: (46, 14)}, 14, 20))
+    segmenter.segment(one)
+    engine = segmenter.engine(SIZE)
+    compiled = {name: getattr(engine, name)._cache_size() for name in ("look", "follow", "remember", "update", "begin")}
+    assert all(compiled.values())
+    assert set(np.unique(segmenter.segment(three))) == {0, 1, 2, 3}
+    assert {name: getattr(engine, name)._cache_size() for name in compiled} == compiled
+
+
+def test_chunks_and_single_frames_agree_and_a_run_goes_on_from_its_carry(segmenter):
+    frames, _ = film(6, (0, walk((8, 8), (28, 48), 6), 20, 20), (1, walk((40, 60), (4, 20), 6), 16, 16))
+    whole = segmenter.segment(frames, chunk=6)
+    np.testing.assert_array_equal(segmenter.segment(frames, chunk=1), whole)
+    np.testing.assert_array_equal(segmenter.segment(frames, chunk=4), whole)
+    engine = segmenter.engine(SIZE)
+    carry, first = engine.step(segmenter.variables, engine.start(segmenter.variables, frames[:1]), frames[:3],
+                               np.ones(3, bool))
+    # As a stored state: nothing but arrays, of the shapes that the start has.
+    leaves = jax.tree.leaves(carry)
+    shapes = jax.eval_shape(engine.start, segmenter.variables, frames[:1])
+    assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(shapes)] == [
+        (np.shape(leaf), np.asarray(leaf).dtype) for leaf in leaves]
+    carry = jax.tree.unflatten(jax.tree.structure(shapes), [np.asarray(leaf).copy() for leaf in leaves])
+    _, second = engine.step(segmenter.variables, carry, frames[3:], np.ones(3, bool))
+    np.testing.assert_array_equal(np.concatenate([first.labels, second.labels]), whole)
+
+
+def test_frames_that_fill_up_or_are_broken_leave_no_trace(segmenter):
+    frames, _ = film(4, (0, walk((8, 8), (28, 48), 4), 20, 20))
+    engine = segmenter.engine(SIZE)
+    start = engine.start(segmenter.variables, frames[:1])
+    noise = np.random.default_rng(0).integers(0, 256, frames[:1].shape, np.uint8)
+    mixed = np.concatenate([frames[:2], noise, frames[2:]])
+    carry, decided = engine.step(segmenter.variables, start, mixed, np.array([True, True, False, True, True]))
+    other, plain = engine.step(segmenter.variables, start, frames, np.ones(4, bool))
+    np.testing.assert_array_equal(decided.labels[[0, 1, 3, 4]], plain.labels)
+    np.testing.assert_array_equal(decided.labels[2], plain.labels[1])
+    assert int(carry.states[0].frame) == int(other.states[0].frame) == 4
+
+
+def test_notes_say_that_nothing_is_there_or_too_much(segmenter):
+    empty, _ = film(2)
+    engine = segmenter.engine(SIZE)
+    _, decided = engine.step(segmenter.variables, engine.start(segmenter.variables, empty[:1]), empty, np.ones(2, bool))
+    assert decided.notes["nothing"].all() and not decided.labels.any() and not decided.notes["scores"].any()
+    many, _ = film(2, *[(colour, walk((2 + 12 * colour, 10), (2 + 12 * colour, 12), 2), 10, 30 - 3 * colour)
+                        for colour in range(5)])
+    _, decided = engine.step(segmenter.variables, engine.start(segmenter.variables, many[:1]), many, np.ones(2, bool))
+    assert decided.notes["crowded"].all() and set(np.unique(decided.labels)) == {0, 1, 2, 3, 4}
+    assert (decided.notes["scores"] > 0.5).all()
+
+
+def test_soft_answers_and_native_size(segmenter):
+    frames, truth = film(3, (0, walk((8, 8), (28, 48), 3), 24, 32))
+    large = frames.repeat(2, 1).repeat(2, 2)
+    engine = like(segmenter.engine(SIZE), native_size=large.shape[1:3], soft=True)
+    _, decided = engine.step(segmenter.variables, engine.start(segmenter.variables, large[:1]), large, np.ones(3, bool))
+    assert (decided.labels == truth.repeat(2, 1).repeat(2, 2)).mean() > 0.98
+    assert decided.probability.dtype == np.uint8
+    assert decided.probability[truth.repeat(2, 1).repeat(2, 2) == 1].mean() > 220
+    assert (decided.confidence > 0.9).all()
+
+
+def test_rules_are_the_models_fields(segmenter):
+    frames, truth = film(5, (0, walk((8, 8), (28, 60), 5), 20, 20))
+    engine = segmenter.engine(SIZE)
+    start = engine.start(segmenter.variables, frames[:1])
+    verified, plain, rigid = (
+        like(engine, model=Colours(**rules)).step(segmenter.variables, start, frames, np.ones(5, bool))
+        for rules in ({}, {"verification": False}, {"memory_update": False}))
+    assert (verified[1].labels == truth).all()
+    assert not (plain[1].labels[1:] == truth[1:]).all()  # T-Net's own masks are coarse
+    first = (verified[0].states[0].targets.weights[0] > 0).sum()
+    assert first > 5 and (rigid[0].states[0].targets.weights[0] > 0).sum() == 5  # the samples of its start
+
+
+def test_linking_by_overlap_loses_what_moves_too_far(segmenter):
+    frames, truth = film(4, (0, {0: (8, 4), 1: (8, 8), 2: (8, 60), 3: (8, 64)}, 20, 20))
+    engine = like(segmenter.engine(SIZE), link_only=True)
+    start = engine.start(segmenter.variables, frames[:1])
+    _, decided = engine.step(segmenter.variables, start, frames, np.ones(4, bool))
+    assert ids(decided.labels, truth, 1) == [1, 1, 2, 2]
+
+
+def _folder(frames, path):
+    path.mkdir()
+    for t, frame in enumerate(frames):
+        cv2.imwrite(str(path / f"{t:03d}.png"), frame[..., ::-1])
+    return path
+
+
+def test_tracks_json_tells_each_object_over_the_whole_video(segmenter, tmp_path):
+    there = walk((20, 4), (20, 60), 6)
+    away = {t: (44, 30 + t) for t in (0, 1, 4, 5)}
+    frames, truth = film(6, (0, there, 14, 14), (2, away, 12, 18))
+    run = segment_to_folder(segmenter, open_source(_folder(frames, tmp_path / "clip")), tmp_path / "out")
+    assert "tracks.json" in run["results"] and run["notes"] == {"nothing": 0, "crowded": 0}
+    large, small = json.loads((tmp_path / "out/tracks.json").read_text())  # the larger one was found first
+    assert [large["id"], small["id"]] == [1, 2] and large["video_id"] == "clip"
+    assert large["frames"] == ["000", "001", "004", "005"] and large["boxes"][2] == [34, 44, 18, 12]
+    assert [entry is None for entry in large["segmentations"]] == [False, False, True, True, False, False]
+    for t in range(6):
+        mask = mask_utils.decode(small["segmentations"][t])
+        np.testing.assert_array_equal(mask, truth[t] == 1)
+    assert len(small["scores"]) == 6 and all(0.5 < score <= 1 for score in small["scores"])
+    assert small["score"] == pytest.approx(np.mean(small["scores"]), abs=1e-4)
+
+
+def test_a_video_without_objects_says_so(segmenter, tmp_path):
+    said = []
+    frames, _ = film(3)
+    run = segment_to_folder(segmenter, open_source(_folder(frames, tmp_path / "clip")), tmp_path / "out",
+                            say=said.append)
+    assert said == ["In 3 of 3 frames no object was found."] and run["notes"]["nothing"] == 3
+    assert json.loads((tmp_path / "out/tracks.json").read_text()) == []
+    assert not any(read_mask(path).any() for path in (tmp_path / "out/masks").iterdir())
+
+
+def test_an_interrupted_run_goes_on_with_the_same_targets(segmenter, tmp_path):
+    frames, _ = film(8, (0, walk((20, 4), (20, 60), 8), 14, 14), (1, walk((40, 60), (4, 20), 8), 16, 16))
+    frames[4:6, 0, 0] = 0  # T-Net's turn, so that its memories matter
+    source = _folder(frames, tmp_path / "clip")
+    segment_to_folder(segmenter, open_source(source), tmp_path / "whole", chunk=2)
+    stopped = iter([None] * 4 + [15])
+    with pytest.raises(Stopped):
+        segment_to_folder(segmenter, open_source(source), tmp_path / "out", chunk=2, stop=lambda: next(stopped, 15),
+                          save_every=0)
+    said = []
+    run = segment_to_folder(segmenter, open_source(source), tmp_path / "out", chunk=2, resume=True, say=said.append)
+    assert run["resumed"] == 4 and "going on after 4 frames" in said[0]
+    for name in ("tracks.json", *(f"masks/{t:03d}.png" for t in range(8))):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("options", [{"scales": (0.5, 1.0)}, {"flip": True}])
+def test_several_views_are_refused(segmenter, options):
+    with pytest.raises(UserError, match="dtnet runs once a frame; leave out --scales and --flip"):
+        Segmenter("dtnet", segmenter.model, segmenter.variables, **options)
+
+
+def test_validation_judges_every_object_by_the_proposal_that_suits_it(segmenter):
+    frames, truth = film(5, (0, walk((20, 4), (20, 60), 5), 14, 14), (2, {0: (44, 30), 1: (44, 31)}, 12, 18))
+    store = MemoryStore("held-back", [("clip", frames, truth, None)])
+    scores, _ = validate(segmenter, store, choose(store, None))
+    # Where an object is gone, an empty mask is right.
+    assert scores["J"] == scores["F"] == 1
+    blind = frames.copy()
+    blind[:, 0, 0] = 0
+    assert validate(segmenter, MemoryStore("blind", [("clip", blind, truth, None)]), (0,))[0]["J"] == pytest.approx(0.3)
+
+
+def test_a_track_is_of_the_kind_of_most_of_its_proposals(tmp_path):
+    kinds = Segmenter("dtnet", Colours(categories=5), {"params": {"nothing": np.zeros(1, np.float32)}})
+    frames, _ = film(5, (3, walk((8, 8), (12, 16), 5), 24, 24), (1, walk((40, 60), (36, 60), 5), 16, 24))
+    frames[2, 0, 1] = 0  # taken for other kinds once
+    segment_to_folder(kinds, open_source(frames), tmp_path / "out", overlay=False)
+    tracks = json.loads((tmp_path / "out" / "tracks.json").read_text())
+    assert [(track["id"], track["category_id"], len(track["frames"])) for track in tracks] == [(1, 4, 5), (2, 2, 5)]
+    answers = list(kinds.run(open_source(frames)))
+    assert [answer.notes["categories"][:2] for answer in answers] == [[4, 2], [4, 2], [5, 3], [4, 2], [4, 2]]

@@ -1,0 +1,92 @@
+"""``--config.data=folder:PATH``: what a recipe makes of clips of one's own."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.helpers import tiny_system
+from tests.helpers.command_line import uvos
+from uvos_jax.models import SYSTEMS
+from uvos_jax.training.config import load_config, own_folder
+
+pytest.importorskip("tensorflow")
+
+FILE = '''
+import json
+
+def get_config(arg=""):
+    raise AssertionError("not asked for")
+
+def fine_tune(dataset):
+    return json.loads("""{settings}""") | {{"data": {{
+        "mixture": [{{"name": dataset, "split": "train"}}], "recipe": {{"name": "still", "length": 1}},
+        "geometry": {{"kind": "resize"}}, "size": [16, 24]}}}}
+'''
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch):
+    monkeypatch.setitem(SYSTEMS, "tiny", tiny_system.ROW)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "recipe.py"
+    path.write_text(FILE.format(settings=json.dumps(tiny_system.config(phases=[{"name": "own", "steps": 2}]))))
+    return path
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """Four frames of a clip, two of them with a mask."""
+    frames, masks = tmp_path / "clips/JPEGImages/mine", tmp_path / "clips/Annotations/mine"
+    frames.mkdir(parents=True)
+    masks.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for t in range(4):
+        cv2.imwrite(str(frames / f"{t:05d}.jpg"), rng.integers(0, 256, (32, 48, 3), np.uint8))
+    for t in (0, 2):
+        mask = np.zeros((32, 48), np.uint8)
+        mask[8:20, 10:30] = 255
+        cv2.imwrite(str(masks / f"{t:05d}.png"), mask)
+    return tmp_path / "clips"
+
+
+def test_one_command_converts_and_trains_and_goes_on(file, clips, tmp_path):
+    run = tmp_path / "run"
+    command = ("train", "--config", file, "--workdir", run, f"--config.data=folder:{clips}")
+    code, out, err = uvos(*command)
+    assert code == 0, err
+    assert f"{clips}, train: 1 videos, 4 frames, 2 of them with masks" in out
+    assert (run / "last").exists() and (run / "data/uvos_folder/own").is_dir()
+    # A later call finds the clips converted and goes on; the folder may change its mind meanwhile.
+    (clips / "Annotations/mine/00000.png").unlink()
+    code, out, err = uvos(*command, "--config.phases.0.steps=2")
+    assert code == 0 and "with masks" not in out, err
+
+
+def test_other_values_change_what_the_recipe_makes_of_it(file):
+    config = load_config(str(file), ["data=folder:here", "phases.0.steps=7", "batch_size=3"])
+    assert config["data"]["mixture"] == [{"name": "folder/own", "split": "train"}]
+    assert (config["phases"][0]["steps"], config["batch_size"]) == (7, 3)
+    assert own_folder(["seed=1"]) is None and own_folder(["data=folder:a", "seed=1", "data=folder:b c"]) == "b c"
+
+
+@pytest.mark.parametrize(("config", "source", "more", "message"), [
+    ("{file}", "{tmp}/none", [], "There is no folder"),
+    ("{file}", "{tmp}", [], "has no JPEGImages"),
+    ("{file}:tiny", "{clips}", [], "The preset 'tiny' of 'recipe.py' does not say how to learn"),
+    ("{other}", "{clips}", [], "'other.py' does not say how to learn"),
+    ("{file}", "{clips}", ["--data-dir", "{tmp}"], "leave out --data-dir"),
+    ("{file}", "{clips}", ["--config.schedule.warmup=9"], "Phase 'own': The rate rises for schedule.warmup=9 steps"),
+])
+def test_mistakes_are_one_sentence_and_leave_nothing(file, clips, tmp_path, config, source, more, message):
+    other = tmp_path / "other.py"
+    other.write_text("def get_config(arg=''):\n    return {}\n")
+    names = {"file": file, "clips": clips, "tmp": tmp_path, "other": other}
+    code, out, err = uvos("train", "--config", config.format(**names), "--workdir", tmp_path / "run",
+                          f"--config.data=folder:{source.format(**names)}", *(text.format(**names) for text in more))
+    assert code == 2 and message in err and err.startswith("Error: ") and err.count("\n") == 1, err
+    assert out == "" and not (tmp_path / "run").exists()

@@ -1,0 +1,183 @@
+"""A run that is interrupted, anywhere, becomes the run that it would have been."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.helpers import tiny_system
+from tests.helpers.tiny_system import clips, config
+from uvos_jax.errors import UserError
+from uvos_jax.models import SYSTEMS
+from uvos_jax.training.loop import train
+from uvos_jax.weights import checkpoints
+
+# What depends on the clock.
+TIMES = ("seconds", "examples_per_second", "input_wait", "device_memory")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compiled")
+    with tiny_system.compiled_once(folder):
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(SYSTEMS, "tiny", tiny_system.ROW)
+
+
+def outcome(workdir: Path):
+    """Log without times, and the bytes of everything in the last weights."""
+    log = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    log = [{key: value for key, value in entry.items() if key not in TIMES} for entry in log]
+    variables = checkpoints.load(workdir / "last")[2]
+    run = json.loads((max((workdir / "checkpoints").iterdir()) / "run.json").read_text())
+    return log, {jax.tree_util.keystr(p): x.tobytes() for p, x in jax.tree_util.tree_leaves_with_path(variables)}, run
+
+
+def start(workdir, settings, compiled, **environment):
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"} | environment
+    workdir.parent.mkdir(exist_ok=True)
+    path = workdir.with_suffix(".json")
+    path.write_text(json.dumps(settings))
+    return subprocess.Popen([sys.executable, tiny_system.__file__, str(workdir), str(path)], env=environment,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _lines(workdir):
+    log = workdir / "log.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+@pytest.mark.slow
+def test_killed_ten_times_at_random_moments_a_run_ends_bit_for_bit_the_same(tmp_path, compiled):
+    settings = config(phases=[{"name": "a", "steps": 60}, {"name": "b", "steps": 40}], checkpoint_every=3,
+                      ema_decay=0.9)
+    undisturbed = start(tmp_path / "undisturbed", settings, compiled)
+    assert undisturbed.wait() == 0, undisturbed.stdout.read()
+    rng, workdir, reached = random.Random(0), tmp_path / "killed", []
+    for kill in range(10):
+        process = start(workdir, settings, compiled, SLOW="0.03")
+        if kill % 5 != 4:  # the others die while they import, compile, or restore
+            known, further = _lines(workdir), rng.randrange(3, 12)
+            while process.poll() is None and _lines(workdir) < known + further:
+                known = min(known, _lines(workdir))  # a start shortens the log
+                time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.1 if kill % 5 != 4 else 3.0))
+        assert process.poll() is None, process.stdout.read()  # else this would have tested nothing
+        process.kill()
+        process.wait()
+        reached.append(_lines(workdir))
+    assert len(set(reached)) > 4, reached
+    last = start(workdir, settings, compiled)
+    output = last.stdout.read()
+    assert last.wait() == 0, output
+    assert "Goes on after step" in output
+    assert outcome(workdir) == outcome(tmp_path / "undisturbed")
+    assert len(outcome(workdir)[0]) == 100
+
+
+def test_a_stopped_process_answers_by_its_exit_code(tmp_path, compiled):
+    process = start(tmp_path / "run", config(phases=[{"name": "a", "steps": 10000}]), compiled, SLOW="0.02")
+    while not (tmp_path / "run" / "log.jsonl").exists() or (tmp_path / "run" / "log.jsonl").stat().st_size == 0:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    output = process.stdout.read()
+    assert process.wait() == 143, output
+    assert "Stopped by SIGTERM after step" in output
+
+
+def interrupted(at, tmp_path, settings, name="run"):
+    """A run whose data fails after step ``at``."""
+    def batches(phase, first):
+        for batch in clips(phase, first):
+            if batch["example"][0] >= at * 4:
+                raise ConnectionError("the data is gone")
+            yield batch
+
+    with pytest.raises(ConnectionError):
+        train(settings, tmp_path / name, batches=batches)
+
+
+def test_steps_after_the_checkpoint_are_made_and_logged_again(tmp_path):
+    settings = config(phases=[{"name": "a", "steps": 4}, {"name": "b", "steps": 6}], checkpoint_every=3)
+    train(settings, tmp_path / "whole", batches=clips)
+    for at in (2, 4, 8):  # before any checkpoint; at the border of the phases; in the second one
+        interrupted(at, tmp_path, settings)
+    with open(tmp_path / "run" / "log.jsonl", "a") as log:
+        log.write('{"step": 6, "lo')  # as a kill leaves it
+    train(settings, tmp_path / "run", batches=clips)
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    before = outcome(tmp_path / "run")
+    assert train(settings, tmp_path / "run", batches=clips) == {"step": 10}  # nothing is left to do
+    assert outcome(tmp_path / "run") == before
+
+
+def test_a_checkpoint_at_a_border_belongs_to_the_phase_before(tmp_path):
+    settings = config(phases=[{"name": "a", "steps": 3}, {"name": "b", "steps": 3, "model": {"two": True},
+                                                          "carry": [{"from": "rgb_encoder", "to": "flow_encoder"}]}],
+                      checkpoint_every=3)
+    train(settings, tmp_path / "whole", batches=clips)
+    interrupted(4, tmp_path, settings)
+    train(settings, tmp_path / "run", batches=clips)
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_a_torn_checkpoint_costs_only_the_steps_since_the_one_before(tmp_path, capsys):
+    settings = config(checkpoint_every=2, keep=3)
+    train(settings, tmp_path / "whole", batches=clips)
+    interrupted(7, tmp_path, settings)
+    (tmp_path / "run" / "checkpoints" / "00000006" / "state" / "manifest.ocdbt").write_bytes(b"")
+    capsys.readouterr()
+    train(settings, tmp_path / "run", batches=clips)
+    said = capsys.readouterr().out
+    assert "checkpoint of step 6" in said and "refused" in said and "Goes on after step 4" in said
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_no_readable_checkpoint_is_an_error_and_destroys_nothing(tmp_path):
+    settings = config(checkpoint_every=2)
+    interrupted(5, tmp_path, settings)
+    for folder in (tmp_path / "run" / "checkpoints").iterdir():
+        (folder / "run.json").unlink()
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="No checkpoint in .* can be read"):
+        train(settings, tmp_path / "run", batches=clips)
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("launcher", ["shard_map", "jit"])
+def test_another_launcher_goes_on(tmp_path, launcher):
+    settings = config(checkpoint_every=3, model={"name": "tiny", "dropout": 0.0})
+    train(settings, tmp_path / "whole", batches=clips)
+    interrupted(5, tmp_path, settings)
+    train(settings | {"launcher": launcher, "log_every": 2, "keep": 1}, tmp_path / "run", batches=clips)
+    runs = [checkpoints.load(tmp_path / name / "last")[2] for name in ("run", "whole")]
+    for a, b in zip(*map(jax.tree.leaves, runs), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 6, 8, 10]
+
+
+def test_another_network_or_stream_does_not(tmp_path):
+    interrupted(7, tmp_path, config())
+    for change in ({"seed": 1}, {"batch_size": 8}, {"model": {"name": "tiny", "dropout": 0.2}},
+                   {"phases": [{"name": "only", "steps": 11}]}, {"data": {"flow": True}}):
+        with pytest.raises(UserError, match=f"begun with another {next(iter(change))}"):
+            train(config(**change), tmp_path / "run", batches=clips)
+    (tmp_path / "run" / "config.json").unlink()
+    with pytest.raises(UserError, match="No checkpoint"):
+        train(config(seed=1), tmp_path / "run", batches=clips)

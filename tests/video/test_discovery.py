@@ -1,0 +1,123 @@
+"""What stands for many videos, and what cannot be told."""
+
+import os
+from pathlib import Path
+
+import cv2
+import pytest
+
+from tests.helpers.videos import greys, make_video
+from uvos_jax.errors import UserError
+from uvos_jax.video import list_sources, open_source
+
+
+def touch(folder: Path, *names: str) -> Path:
+    """Makes empty files: listing goes by names alone."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+def listed(folder: Path, *inputs: str) -> list[str]:
+    """What is listed for inputs in a folder, relative to it."""
+    return [os.path.relpath(source, folder) for source in list_sources([str(folder / given) for given in inputs])]
+
+
+def assert_refused(inputs, match: str) -> None:
+    with pytest.raises(UserError, match=match) as caught:
+        list_sources([str(given) for given in inputs])
+    assert "\n" not in str(caught.value)
+
+
+def test_one_video_stands_for_itself(tmp_path):
+    touch(tmp_path, "clip.mp4", "still.png", "song.xyz", "frames/0.jpg", "frames/1.jpg", "frames/notes.txt")
+    for given in ("clip.mp4", "still.png", "song.xyz", "frames", "frames/*.jpg"):
+        assert listed(tmp_path, given) == [given]
+    # What is not there, and what is no path: open_source says what it thinks of it.
+    for given in ("gone.mp4", "0", "-", "rtsp://cam.local/live"):
+        assert list_sources([given]) == [given]
+
+
+def test_folder_of_videos(tmp_path):
+    touch(tmp_path, "clip10.mp4", "clip9.MOV", "a.gif", ".hidden.mp4", "notes.txt", "more/x.mp4", "x.mp4/y.txt")
+    assert listed(tmp_path, ".") == ["a.gif", "clip9.MOV", "clip10.mp4"]
+
+
+def test_folder_of_folders_of_frames(tmp_path):
+    touch(tmp_path, "bear10/0.png", "bear9/0.jpg", ".git/0.png", "notes/a.txt", "readme.txt", "x/a.mp4", "x/a.png")
+    assert listed(tmp_path, ".") == ["bear9", "bear10"]
+
+
+def test_patterns(tmp_path):
+    touch(tmp_path, "a1.mp4", "a10.mp4", "a2.mkv", "b.mp4", "a.txt", "bear/0.png", "boat/0.png", "empty/x.txt")
+    touch(tmp_path, "deep/one/a.mp4", "deep/two/a.mp4")
+    assert listed(tmp_path, "a*") == ["a1.mp4", "a2.mkv", "a10.mp4"]
+    assert listed(tmp_path, "b*") == ["b.mp4", "bear", "boat"]
+    assert listed(tmp_path, "*/*/*.mp4") == ["deep/one/a.mp4", "deep/two/a.mp4"]
+    assert listed(tmp_path, "**/a.mp4") == ["deep/one/a.mp4", "deep/two/a.mp4"]
+    assert listed(tmp_path, "bear/*") == ["bear/*"]
+
+
+def test_many_inputs_keep_their_order_and_none_comes_twice(tmp_path):
+    touch(tmp_path, "b/2.mp4", "b/1.mp4", "a.mp4", "frames/0.png")
+    assert listed(tmp_path, "b", "a.mp4", "frames", "b/1.mp4", "*.mp4") == ["b/1.mp4", "b/2.mp4", "a.mp4", "frames"]
+
+
+def test_name_with_wildcards_is_taken_literally_if_it_exists(tmp_path):
+    touch(tmp_path, "clip [1].mp4", "clip 1.mp4")
+    assert listed(tmp_path, "clip [1].mp4") == ["clip [1].mp4"]
+
+
+def test_images_beside_videos_are_asked_about(tmp_path):
+    touch(tmp_path, "a.mp4", "b.png", "notes.txt")
+    question = r"images \('b.png'\) and videos \('a.mp4'\); say which.*\*\.png' or '.*\*\.mp4'"
+    for expand in (lambda: list_sources([str(tmp_path)]), lambda: open_source(tmp_path)):
+        with pytest.raises(UserError, match=question):
+            expand()
+    assert_refused([tmp_path / "*"], "matches " + question)
+    assert listed(tmp_path, "*.mp4") == ["a.mp4"]
+    assert listed(tmp_path, "*.png") == ["*.png"]
+
+
+def test_nothing_usable(tmp_path):
+    assert_refused([], "no input was given")
+    assert_refused([tmp_path], "holds neither videos nor frames")
+    assert_refused([tmp_path / "*.mp4"], "matches nothing")
+    touch(tmp_path, "season/one/a.mp4", "notes.txt")
+    assert_refused([tmp_path], "holds neither videos nor frames")
+    assert_refused([tmp_path / "season"], r"Its subfolder 'one' holds videos; give '.*season/one' or '.*season/\*/\*'")
+    assert_refused([tmp_path / "*.txt"], "matches no video and no image")
+    with pytest.raises(UserError, match="Its subfolder 'one' holds videos"):
+        open_source(tmp_path / "season")
+    with pytest.raises(UserError, match=r"holds the video 'a.mp4', not the frames of one"):
+        open_source(tmp_path / "season" / "one")
+    with pytest.raises(UserError, match=r"matches videos, of which one is to be named"):
+        open_source(tmp_path / "season" / "one" / "*")
+
+
+def test_pattern_that_the_shell_has_expanded(tmp_path):
+    touch(tmp_path, "f/0.png", "f/1.png")
+    assert_refused(sorted((tmp_path / "f").iterdir()), r"2 single images were given.*their folder, '.*f'")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_folder_that_may_not_be_listed(tmp_path):
+    touch(tmp_path, "a/0.png", "b/0.png")
+    (tmp_path / "a").chmod(0)
+    try:
+        assert listed(tmp_path, ".") == ["b"]
+        assert_refused([tmp_path / "a"], "cannot list the folder")
+    finally:
+        (tmp_path / "a").chmod(0o700)
+
+
+def test_all_that_is_listed_can_be_opened(tmp_path):
+    pytest.importorskip("av")
+    (tmp_path / "videos").mkdir()
+    for name in ("a.mp4", "b.mkv"):
+        make_video(tmp_path / "videos" / name)
+    (tmp_path / "frames" / "x").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "frames" / "x" / "0.png"), greys((5,))[0])
+    sources = list_sources([str(tmp_path / "videos"), str(tmp_path / "frames")])
+    assert [open_source(source).name for source in sources] == ["a", "b", "x"]

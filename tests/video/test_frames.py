@@ -1,0 +1,192 @@
+"""Start, end and every, of every kind of source; and times."""
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.helpers.videos import greys, make_video
+from uvos_jax.errors import UserError
+from uvos_jax.video import frames as pictures
+from uvos_jax.video import open_source
+from uvos_jax.video import sources as reader
+from uvos_jax.video import video_reader as video_file
+from uvos_jax.video.frames import Span, span_of
+
+av = pytest.importorskip("av")
+
+
+@pytest.fixture(params=["video", "folder", "glob", "pages", "array", "list", "generator"])
+def opener(request, tmp_path):
+    """Opens a source of 30 frames at 24 a second; frame 7 is of level 7."""
+    images = greys(range(30))
+    kind = request.param
+    if kind == "video":
+        path = make_video(tmp_path / "a.mkv", "ffv1", images, 24, "bgr0")
+    elif kind == "pages":
+        from PIL import Image
+
+        path = tmp_path / "a.tif"
+        Image.fromarray(images[0]).save(path, save_all=True, append_images=[Image.fromarray(i) for i in images[1:]])
+    elif kind in ("folder", "glob"):
+        (tmp_path / "f").mkdir()
+        for index, image in enumerate(images):
+            cv2.imwrite(str(tmp_path / "f" / f"{index:05d}.png"), image)
+        path = tmp_path / "f" / "*.png" if kind == "glob" else tmp_path / "f"
+    else:
+        made = {"array": np.stack, "list": list, "generator": iter}[kind]
+        return lambda **options: open_source(made(images), **options)
+    return lambda **options: open_source(path, **options)
+
+
+def indices(source) -> list[int]:
+    """Numbers of the frames that are given; their names and their images must agree."""
+    frames = list(source)
+    numbers = [int(frame.name) for frame in frames]
+    assert [int(frame.image[0, 0, 0]) for frame in frames] == numbers
+    assert all(frame.broken is None for frame in frames)
+    return numbers
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, range(30)),
+        ({"start": 0, "end": 30, "every": 1}, range(30)),
+        ({"start": 10}, range(10, 30)),
+        ({"end": 10}, range(10)),
+        ({"start": 3, "end": 4}, [3]),
+        ({"start": 29}, [29]),
+        ({"end": 1000}, range(30)),
+        ({"every": 5}, range(0, 30, 5)),
+        ({"every": 1000}, [0]),
+        ({"start": 10, "end": 27, "every": 5}, [10, 15, 20, 25]),
+        ({"start": "0.5s"}, range(12, 30)),
+        ({"start": "0:00:00.5", "end": "1"}, range(12, 24)),
+        ({"end": "0:01"}, range(24)),
+        ({"start": 20, "end": "1s", "every": 2}, [20, 22]),
+    ],
+)
+def test_what_is_given(opener, options, expected):
+    source = opener(**options)
+    assert indices(source) == list(expected)
+    if source.length is not None:
+        assert source.length == len(expected)
+    assert source.fps == 24 / options.get("every", 1)
+    if source.rereadable:
+        assert indices(source) == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"start": 30}, "the start, frame 30, lies behind the end of the video, which has 30 frames"),
+        ({"start": "2:00"}, r"the start, 120 s, lies behind the end of the video, which has 30 frames .* 1\.208 s"),
+        ({"start": 20, "end": "0.5s"}, "no frame lies between the start, frame 20, and the end, 0.5 s"),
+    ],
+)
+def test_span_without_frames_says_how_many_there_are(opener, options, match):
+    with pytest.raises(UserError, match=match):
+        list(opener(**options))
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"start": -1}, "the start is -1; give the index of a frame or a time"),
+        ({"start": 1.5}, "the start is 1.5"),
+        ({"start": True}, "the start is True"),
+        ({"end": "soon"}, "the end is 'soon'; give a time such as"),
+        ({"end": "1:2:3:4"}, "the end is '1:2:3:4'"),
+        ({"end": "-5"}, "the end is '-5'"),
+        ({"end": "nan"}, "the end is 'nan'"),
+        ({"start": 5, "end": 5}, "the end, frame 5, does not lie behind the start, frame 5"),
+        ({"start": "1:00", "end": "59"}, "the end, 59 s, does not lie behind the start, 60 s"),
+        ({"end": 0}, "the end, frame 0, does not lie behind the start"),
+        ({"end": "0"}, "leaves no frame"),
+        ({"every": 0}, "'every' is 0"),
+        ({"every": 1.0}, "'every' is 1.0"),
+        ({"every": "2"}, "'every' is '2'"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_at_once(options, match):
+    with pytest.raises(UserError, match=match):
+        open_source(iter([]), **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("12.5s", 12.5), (" 1:05 ", 65), ("1:02:03.5", 3723.5), (".5", 0.5), ("0:90", 90), ("7.", 7)],
+)
+def test_times(text, seconds):
+    assert span_of(text) == Span(start=float(seconds))
+
+
+def test_count_agrees_with_select_and_takes_no_longer_for_more():
+    class Item:
+        time = None
+
+    for fps in (24, 30000 / 1001, 7.3):
+        for span in (Span(0.5, 1.0, 2), Span(3, 9), Span(1 / 24, 7), Span(0.1, None, 3), Span(5.0)):
+            kept = [item for item, keep in span.select([Item()] * 40, fps) if keep] if span.count(40, fps) else []
+            assert span.count(40, fps) == len(kept)
+    assert Span(5, None, 2).count(2**60, 24) == 2**59 - 2
+    assert span_of("9" * 400).count(2**60, 24) > 0
+
+
+def test_time_of_a_video_with_a_variable_rate_is_its_own(tmp_path):
+    times = [0, 40, 50, 700, 2000, 2040]
+    path = make_video(tmp_path / "a.mkv", "ffv1", greys(range(6)), 24, "bgr0", times=times)
+    assert indices(open_source(path, start="0.05", end="2")) == [2, 3]
+    assert [frame.time for frame in open_source(path, start="0.6s")] == pytest.approx([0.7, 2.0, 2.04])
+
+
+def test_frames_without_time_stamps_have_no_time(tmp_path):
+    assert [frame.time for frame in open_source(greys((1, 2)))] == [None, None]
+    for index, image in enumerate(greys((1, 2))):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), image)
+    assert [frame.time for frame in open_source(tmp_path)] == [None, None]
+
+
+def test_only_what_is_given_is_turned_into_an_array(tmp_path, monkeypatch):
+    path = make_video(tmp_path / "a.mkv", "ffv1", greys(range(30)), 24, "bgr0")
+    source = open_source(path, start=5, end=20, every=4)
+    turned = []
+    convert = video_file._upright_rgb
+    monkeypatch.setattr(video_file, "_upright_rgb", lambda *given: turned.append(1) or convert(*given))
+    assert indices(source) == [5, 9, 13, 17]
+    assert len(turned) == 4
+
+
+def test_images_beside_the_span_are_not_read(tmp_path, monkeypatch):
+    for index, image in enumerate(greys(range(12))):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), image)
+    read, read_image = [], reader.read_image
+    monkeypatch.setattr(reader, "read_image", lambda path: read.append(path.stem) or read_image(path))
+    source = open_source(tmp_path, start=2, end=10, every=3)
+    read.clear()
+    assert indices(source) == [2, 5, 8]
+    assert read == ["2", "5", "8"]
+
+
+def test_iterator_is_not_read_behind_the_end():
+    taken = []
+    frames = open_source((taken.append(level) or greys((level,))[0] for level in range(100)), end=3)
+    assert indices(frames) == [0, 1, 2]
+    assert len(taken) <= 4
+
+
+def test_open_source_cannot_be_cut_again():
+    with pytest.raises(UserError, match="open already"):
+        open_source(open_source(greys((1, 2))), start=1)
+
+
+def test_frames_of_takes_pictures_one_by_one():
+    taken = []
+
+    def come():
+        for index in range(9):
+            taken.append(index)
+            yield pictures.Picture(str(index), lambda: greys((1,))[0])
+
+    frames = pictures.frames_of(come(), Span(every=3), 24, "stop")
+    assert [(next(frames).name, len(taken)) for _ in range(3)] == [("0", 1), ("3", 4), ("6", 7)]

@@ -1,0 +1,127 @@
+"""The default network inside the package, and the making of such a file."""
+
+import json
+import struct
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import uvos_jax
+from tests.helpers.small_adnet import SMALL
+from uvos_jax import UserError
+from uvos_jax.inference.loading import random_variables
+from uvos_jax.models import build
+from uvos_jax.weights import checkpoints, packaged
+
+ASSETS = Path(uvos_jax.__file__).parent / "assets"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A small network whose variances exceed float16."""
+    model = build("adnet", variant="official", **SMALL)
+    variables = random_variables(model)
+    variables["batch_stats"]["backbone"]["bn1"]["var"] += np.float32(123_457)
+    directory = tmp_path_factory.mktemp("checkpoint") / "small"
+    checkpoints.save(directory, "adnet", model, variables, "random")
+    return directory, model, variables
+
+
+@pytest.fixture
+def small_file(checkpoint, tmp_path, monkeypatch):
+    """The small network packed, in the place of the packaged one."""
+    file = tmp_path / "default.safetensors"
+    packaged.pack(checkpoint[0], file, origin="drawn at random", licence="none", scores={"nothing": {"J": 0.25}})
+    monkeypatch.setattr(packaged, "ASSETS", tmp_path)
+    return file
+
+
+@pytest.mark.parametrize(("weights", "learned", "licence"), [
+    ("default", "DAVIS-2016", "CC BY-NC 4.0"), ("synthetic", "generated clips", "Apache-2.0")])
+def test_a_packaged_file_is_small_whole_and_says_what_it_is(weights, learned, licence):
+    assert (ASSETS / f"{weights}.safetensors").stat().st_size < 10_000_000
+    name, model, variables = packaged.load_packaged(weights)
+    about = packaged.about(weights)
+    assert (name, model.variant) == (about["model"], about["variant"])
+    assert all(leaf.dtype == np.float32 and np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
+    assert about["origin"].startswith(learned) and "uvos train" in about["origin"]
+    assert about["licence"].startswith(licence)
+    assert all(0 < value < 1 for scores in about["scores"].values() for value in scores.values())
+
+
+def test_every_packaged_file_is_named_by_the_licence():
+    text = (ASSETS / "LICENSE").read_text()
+    assert "CC BY-NC 4.0" in text and "Apache License 2.0" in text and "DAVIS-2016" in text
+    files = {file.name for file in ASSETS.iterdir()} - {"LICENSE"}
+    assert files == {f"{name}.safetensors" for name in packaged.packaged_names()}
+    assert all(name in text for name in files)
+
+
+def test_weights_are_recognised_by_their_digest(small_file):
+    digest = packaged.about()["sha256"]
+    assert packaged.recognised(digest) == "default" and packaged.recognised("0" * 64) is None
+    small_file.write_bytes(small_file.read_bytes()[:100])  # whoever has weights of their own is not troubled by this
+    assert packaged.recognised(digest) is None
+
+
+def test_the_header_can_be_read_without_this_library():
+    # The format: eight bytes of length, JSON, then the arrays.
+    data = (ASSETS / "default.safetensors").read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    about = json.loads(json.loads(data[8:8 + length])["__metadata__"]["uvos"])
+    assert about == packaged.about() and "CC BY-NC 4.0" in about["licence"]
+
+
+def test_packing_rounds_kernels_alone(checkpoint, small_file):
+    _, model, variables = checkpoint
+    name, loaded, read = packaged.load_packaged()
+    assert name == "adnet" and loaded == model
+    assert packaged.about()["scores"] == {"nothing": {"J": 0.25}}
+    pairs = zip(jax.tree_util.tree_leaves_with_path(variables), jax.tree.leaves(read), strict=True)
+    for (path, before), after in pairs:
+        # float16 keeps 11 bits; below 2^-14 the steps are 2^-24.
+        error = 2.0**-11 * np.abs(before) + 2.0**-25 if before.ndim > 1 else 0
+        assert after.dtype == np.float32 and (np.abs(after - before) <= error).all(), path
+    # Packing is the same every time, and nothing else is left beside the file.
+    content = small_file.read_bytes()
+    packaged.pack(checkpoint[0], small_file, origin="drawn at random", licence="none", scores={"nothing": {"J": 0.25}})
+    assert small_file.read_bytes() == content and [p.name for p in small_file.parent.iterdir()] == [small_file.name]
+
+
+def test_only_what_fits_the_weights_may_be_changed(small_file):
+    _, model, variables = packaged.load_packaged(variant="paper", short_side=49)
+    assert model.variant == "paper" and model.frame_size((48, 72)) == (49, 73)
+    assert jax.tree.structure(variables) == jax.tree.structure(packaged.load_packaged()[2])
+    with pytest.raises(UserError, match="The packaged weights were made with width=8, not 16"):
+        packaged.load_packaged(width=16)
+    with pytest.raises(UserError, match="no option 'widht'"):
+        packaged.load_packaged(widht=8)
+
+
+def test_weights_beyond_float16_are_not_packed(checkpoint, tmp_path):
+    _, model, variables = checkpoint
+    large = jax.tree.map(np.copy, variables)
+    large["params"]["embed"]["kernel"][0] = 1e5
+    checkpoints.save(tmp_path / "large", "adnet", model, large, "random")
+    with pytest.raises(ValueError, match="beyond float16"), np.errstate(over="ignore"):
+        packaged.pack(tmp_path / "large", tmp_path / "x.safetensors", origin="", licence="", scores={})
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+@pytest.mark.parametrize("damage", [
+    lambda data: data[:-1000],
+    lambda data: data[:4],
+    lambda data: b"",
+    lambda data: data[:-20_001] + bytes([data[-20_001] ^ 1]) + data[-20_000:],  # one bit of a weight
+    lambda data: data.replace(b'"uvos"', b'"sovu"', 1),
+    lambda data: None,
+])
+def test_a_damaged_file_is_one_sentence(small_file, damage):
+    data = damage(small_file.read_bytes())
+    small_file.unlink()
+    if data is not None:
+        small_file.write_bytes(data)
+    with pytest.raises(UserError, match=r"^The weights in the package are missing or damaged.*\.$"):
+        packaged.load_packaged()

@@ -1,0 +1,332 @@
+"""The datasets as TFDS builders. Imports TensorFlow, so it is itself imported only when needed.
+
+A record is a frame, stored split by split, video by video, in order:
+
+- ``image``: the published file's own bytes where it is a JPEG or PNG, so that nothing is lost once more;
+- ``labels``: PNG, uint8 [h, w, 1]: 0 background, 1..254 objects, 255 void; all 255 where there is no ground truth;
+- ``video``, ``frame`` (its file's name without suffix), ``index`` (from 0), ``length`` of the video, ``labelled``;
+- ``flow``, only in datasets that have it: float16 [h', w', 2], (dx, dy) in pixels of the frame to the next frame, at
+  half the frame's size where it was computed. Readers take float32 as well.
+
+``metadata.json`` holds ``{"splits": {split: [video, ..]}, "flow": where it comes from, or ""}``; a video is
+``{"name", "start" (number of its first record in the split), "length", "height", "width", "objects": [[numbers in a
+frame's labels], ..], "labelled": [indices of frames], "categories": {number: name}}``, the last only where the dataset
+tells. So a reader knows what is where without a scan.
+
+The file format is array_record: it finds record i at once, which training needs to pair frames at random and to go on
+exactly where it stopped; a TFRecord can only be read from its start.
+"""
+
+import io
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from uvos_jax.atomic_io import reason
+from uvos_jax.data.datasets.dataset_indexes import SOURCES
+from uvos_jax.data.datasets.index import Listing
+from uvos_jax.data.storage.records import (
+    FLOW_TYPE,
+    PREFIX,
+    VERSION,
+    FlowMethod,
+    Record,
+    add_flow,
+    add_moved_flow,
+    encode_png,
+    read_records,
+    synthetic_records,
+)
+from uvos_jax.errors import UserError
+from uvos_jax.video.mask_io import VOID
+
+_UNPACK = "Unpack the archives of the dataset, from its homepage, into this folder."
+
+
+class _Video(NamedTuple):
+    name: str
+    length: int
+    categories: dict[str, str]
+    records: Iterator[Record]
+
+
+class _Frames(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """What all datasets share: the features, and records and table from a listing."""
+
+    VERSION = tfds.core.Version(VERSION)
+    MANUAL_DOWNLOAD_INSTRUCTIONS = _UNPACK
+    HOMEPAGE = ""
+    CITATION = ""
+    LICENSE = ""
+    FLOW = ""  # where the flow comes from that every such dataset has
+
+    def __init__(self, *, listing: Listing | None = None, flow: FlowMethod | None = None, on_frame=None,
+                 file_format: str = "array_record", **kwargs):
+        """Makes the builder.
+
+        Args:
+            listing: What to convert; found out from TFDS's ``manual_dir`` if not given.
+            flow: Computes the flow of every frame.
+            on_frame: Called after each frame that is written.
+            file_format: That of TFDS; only array_record can be read by ``store.open_store``.
+            **kwargs: Those of TFDS: data_dir, config, version.
+        """
+        self._listing, self._on_frame = listing, on_frame or (lambda: None)
+        self._method = flow
+        self._flow = flow.identity if flow else "files" if listing and listing.flow else self.FLOW
+        super().__init__(file_format=file_format, **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+            "labels": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+            "video": tfds.features.Text(),
+            "frame": tfds.features.Text(),
+            "index": np.int32,
+            "length": np.int32,
+            "labelled": np.bool_,
+        }
+        if self._flow:
+            features["flow"] = tfds.features.Tensor(shape=(None, None, 2), dtype=FLOW_TYPE, encoding="zlib")
+        return tfds.core.DatasetInfo(
+            builder=self, description=self.__doc__, features=tfds.features.FeaturesDict(features),
+            homepage=self.HOMEPAGE, citation=self.CITATION, license=self.LICENSE, disable_shuffling=True,
+            metadata=tfds.core.MetadataDict({"splits": {}, "flow": self._flow}))
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split, videos) for split, videos in self._videos(dl_manager).items()}
+
+    def _videos(self, dl_manager) -> dict[str, list[_Video]]:
+        listing = self._listing
+        if listing is None:
+            config = self.builder_config.name if self.builder_config else None
+            listing = SOURCES[self.name.removeprefix(PREFIX)].list(Path(dl_manager.manual_dir), config)
+        return {split: [_Video(video.name, len(video.frames), video.categories, read_records(video))
+                        for video in videos] for split, videos in listing.splits.items()}
+
+    def _generate_examples(self, split: str, videos: list[_Video]):
+        table = self.info.metadata["splits"].setdefault(split, [])
+        total = sum(video.length for video in videos)
+        # TFDS sorts by key, large datasets in buckets by the leading ones of its 128 bits. Keys that are spread evenly
+        # use all buckets; with 0, 1, 2, .. all records were in one, which has to fit into memory.
+        step = 2**128 // max(total, 1)
+        position = 0
+        find_flow = add_moved_flow if all(video.length == 1 for video in videos) else add_flow
+        for video in videos:
+            row = {"name": video.name, "start": position, "length": video.length, "height": 0, "width": 0,
+                   "objects": [], "labelled": []} | ({"categories": video.categories} if video.categories else {})
+            for index, record in enumerate(
+                    find_flow(video.records, self._method) if self._method else video.records):
+                row["height"], row["width"] = map(int, record.labels.shape)
+                numbers = np.flatnonzero(np.bincount(record.labels.ravel(), minlength=256))
+                row["objects"].append([int(number) for number in numbers if 0 < number < VOID])
+                if record.labelled:
+                    row["labelled"].append(index)
+                yield position * step, self._example(video, index, record)
+                position += 1
+                self._on_frame()
+            table.append(row)
+
+    def _example(self, video: _Video, index: int, record: Record) -> dict:
+        example = {"image": record.image, "labels": encode_png(record.labels), "video": video.name,
+                   "frame": record.name, "index": index, "length": video.length, "labelled": record.labelled}
+        return example | ({"flow": record.flow} if self._flow else {})
+
+
+class UvosDavis2016(_Frames):
+    """DAVIS-2016: 50 videos at 480p with one foreground in every frame. Splits: train (30 videos), val (20)."""
+
+    HOMEPAGE = "https://davischallenge.org/davis2016/code.html"
+    CITATION = ("Perazzi, Pont-Tuset, McWilliams, Van Gool, Gross, Sorkine-Hornung: A benchmark dataset and evaluation"
+                " methodology for video object segmentation, CVPR 2016")
+    LICENSE = "CC BY-NC 4.0; a few videos come from video sites under terms of their own"
+
+
+class UvosDavis2017(_Frames):
+    """DAVIS-2017: videos at 480p with several objects. Splits: train (60 videos), val (30), test-dev (30),
+    test-challenge (30); in the latter two labels are known in first frames at most.
+    """
+
+    BUILDER_CONFIGS = [  # noqa: RUF012 - TFDS wants a list
+        tfds.core.BuilderConfig(name="semi", description="Objects of the semi-supervised challenge, Annotations."),
+        tfds.core.BuilderConfig(name="unsupervised", description="Objects of the unsupervised challenge,"
+                                " Annotations_unsupervised; 255 is void."),
+    ]
+    HOMEPAGE = "https://davischallenge.org/davis2017/code.html"
+    CITATION = ("Pont-Tuset, Perazzi, Caelles, Arbelaez, Sorkine-Hornung, Van Gool: The 2017 DAVIS challenge on video"
+                " object segmentation, arXiv:1704.00675; Caelles et al.: The 2019 DAVIS challenge on VOS,"
+                " arXiv:1905.00737")
+    LICENSE = "CC BY-NC 4.0"
+
+
+class UvosYoutubeVos(_Frames):
+    """YouTube-VOS: videos with several objects, some of which appear late; labels at 6 frames a second. Splits: train,
+    valid, test; in the latter two an object's label is known in its first frame alone.
+    """
+
+    BUILDER_CONFIGS = [  # noqa: RUF012
+        tfds.core.BuilderConfig(name="2019", description="Edition of 2019."),
+        tfds.core.BuilderConfig(name="2018", description="Edition of 2018."),
+    ]
+    HOMEPAGE = "https://youtube-vos.org/dataset/vos/"
+    CITATION = ("Xu, Yang, Fan, Yue, Liang, Yang, Huang: YouTube-VOS: a large-scale video object segmentation"
+                " benchmark, arXiv:1809.03327")
+    LICENSE = "Annotations CC BY 4.0; the videos are their owners', for research"
+
+
+class UvosYoutubeVis(_Frames):
+    """YouTube-VIS: videos with tracked objects of 40 categories. Splits: train, valid, test; the latter two without
+    public labels.
+    """
+
+    BUILDER_CONFIGS = [  # noqa: RUF012
+        tfds.core.BuilderConfig(name="2019", description="Edition of 2019."),
+        tfds.core.BuilderConfig(name="2021", description="Edition of 2021."),
+    ]
+    HOMEPAGE = "https://youtube-vos.org/dataset/vis/"
+    CITATION = "Yang, Fan, Xu: Video instance segmentation, ICCV 2019"
+    LICENSE = "Annotations CC BY 4.0; the videos are their owners', for research"
+
+
+class UvosDuts(_Frames):
+    """DUTS: images with masks of what is salient. Splits: train (DUTS-TR), test (DUTS-TE)."""
+
+    HOMEPAGE = "http://saliencydetection.net/duts/"
+    CITATION = ("Wang, Lu, Wang, Feng, Wang, Yin, Ruan: Learning to detect salient objects with image-level"
+                " supervision, CVPR 2017")
+    LICENSE = "For research"
+
+
+class UvosMsra10k(_Frames):
+    """MSRA10K: 10,000 images with the mask of a salient object. Split: train."""
+
+    HOMEPAGE = "https://mmcheng.net/msra10k/"
+    CITATION = "Cheng, Mitra, Huang, Torr, Hu: Global contrast based salient region detection, TPAMI 2015"
+    LICENSE = "See the homepage"
+
+
+class UvosFbms59(_Frames):
+    """FBMS-59: 59 videos, some of whose frames have ground truth of what moves, here merged to one foreground. Splits:
+    train (29 videos), test (30).
+    """
+
+    HOMEPAGE = "https://lmb.informatik.uni-freiburg.de/resources/datasets/moseg.en.html"
+    CITATION = "Ochs, Malik, Brox: Segmentation of moving objects by long term video analysis, TPAMI 2014"
+    LICENSE = "See the homepage"
+
+
+class UvosYoutubeObjects(_Frames):
+    """YouTube-Objects: 126 videos of 10 classes with masks in every tenth frame or so. Split: test."""
+
+    HOMEPAGE = "https://calvin-vision.net/datasets/youtube-objects-dataset/"
+    CITATION = ("Prest, Leistner, Civera, Schmid, Ferrari: Learning object class detectors from weakly annotated video,"
+                " CVPR 2012; masks: Jain, Grauman: Supervoxel-consistent foreground propagation in video, ECCV 2014")
+    LICENSE = "See the homepage"
+
+
+class UvosVisal(_Frames):
+    """ViSal: 17 videos with masks of salient objects in some frames. Split: test."""
+
+    HOMEPAGE = "https://doi.org/10.1109/TIP.2015.2460013"
+    CITATION = ("Wang, Shen, Shao: Consistent video saliency using local gradient flow optimization and global"
+                " refinement, TIP 2015")
+    LICENSE = "See the homepage"
+
+
+class UvosSegtrackV2(_Frames):
+    """SegTrack v2: 14 videos with one or more objects in every frame, numbered as in the archive; the field merges them
+    into one foreground. Split: test.
+    """
+
+    HOMEPAGE = "https://web.engr.oregonstate.edu/~lif/SegTrack2/dataset.html"
+    CITATION = "Li, Kim, Humayun, Tsai, Rehg: Video segmentation by tracking many figure-ground segments, ICCV 2013"
+    LICENSE = "See the homepage"
+
+
+class UvosFolder(_Frames):
+    """Anybody's own videos: JPEGImages/<sequence>/*, Annotations/<sequence>/*.png and, if there is any, Flow. Splits:
+    those of ImageSets/train.txt and val.txt, or train.
+    """
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Put JPEGImages and Annotations into this folder."
+
+
+class UvosSynthetic(_Frames):
+    """Generated videos of textured objects that move and deform, with exact labels and flow. Splits: train, val."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = None
+    LICENSE = "That of this package"
+    FLOW = "exact"
+    CLIPS = {"train": (0, 100), "val": (1_000_000, 10)}  # noqa: RUF012 - first seed and number
+    LENGTH = 8
+    SIZE = (240, 424)
+
+    def __init__(self, *, clips: int | None = None, **kwargs):
+        """Makes the builder.
+
+        Args:
+            clips: Number of clips of train, 100 if not given.
+            **kwargs: Those of the other datasets.
+        """
+        self._spans = self.spans(clips)
+        super().__init__(**kwargs)
+
+    @classmethod
+    def spans(cls, clips: int | None) -> dict[str, tuple[int, int]]:
+        """Returns the first seed and the number of clips of each split."""
+        return cls.CLIPS | ({"train": (cls.CLIPS["train"][0], clips)} if clips else {})
+
+    def _videos(self, dl_manager) -> dict[str, list[_Video]]:
+        return {split: [_Video(f"{seed:05d}", self.LENGTH, {}, synthetic_records(seed, self.LENGTH, self.SIZE))
+                        for seed in range(first, first + count)] for split, (first, count) in self._spans.items()}
+
+
+BUILDERS = {cls.name.removeprefix(PREFIX): cls for cls in (
+    UvosDavis2016, UvosDavis2017, UvosYoutubeVos, UvosYoutubeVis, UvosDuts, UvosMsra10k, UvosFbms59, UvosYoutubeObjects,
+    UvosVisal, UvosSegtrackV2, UvosFolder, UvosSynthetic)}
+
+
+def write(dataset: str, config: str | None, listing: Listing | None, data_dir: Path, progress,
+          flow: FlowMethod | None = None, clips: int | None = None) -> dict[str, list[dict]]:
+    """Writes a dataset that is not there yet.
+
+    Args:
+        dataset: A key of ``BUILDERS``.
+        config: Its config, any name for ``folder``.
+        listing: What to write, checked; None for ``synthetic``.
+        data_dir: Where to, a folder to work in within that of the datasets.
+        progress: See ``convert.convert``.
+        flow: Computes the flow of every frame.
+        clips: Number of clips of ``synthetic``'s train.
+
+    Returns:
+        The splits of ``metadata.json``.
+
+    Raises:
+        UserError: A file of the source is broken, or the dataset cannot be written, say because the disk is full.
+    """
+    cls = BUILDERS[dataset]
+    tfds.disable_progress_bar()
+    splits = listing.splits.values() if listing else ()
+    total = sum(len(video.frames) for videos in splits for video in videos) if listing else \
+        sum(count for _, count in cls.spans(clips).values()) * cls.LENGTH
+    own = tfds.core.BuilderConfig(name=config, description="A folder of one's own.") if dataset == "folder" else config
+    name = f"{dataset}/{config}" if config else dataset
+    # TFDS makes a folder for downloads, of which there are none, and prints of them.
+    try:
+        with progress(f"{name}, converting", total) as advance, TemporaryDirectory() as downloads, \
+                redirect_stdout(io.StringIO()):
+            builder = cls(listing=listing, flow=flow, on_frame=advance, data_dir=data_dir, config=own,
+                          **({"clips": clips} if clips else {}))
+            builder.download_and_prepare(download_dir=downloads,
+                                         download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    except (OSError, RuntimeError, tf.errors.OpError) as error:
+        raise UserError(f"{name} cannot be written to '{data_dir.parent}', and nothing of it stays there: "
+                        f"{reason(error).partition('; writing ')[0]}.") from error
+    return builder.info.metadata["splits"]

@@ -1,0 +1,200 @@
+"""DPA as published where it is another network than the paper's: its inter-modality attention, and its names.
+
+In the published code the prototypes of a frame pass a graph network before they are looked for in the frame, and the
+maps of both modalities then attend to each other pixel by pixel. All of this is commented out in the code's forward
+pass; its parameters are in the checkpoints nevertheless.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from uvos_jax.errors import UserError
+from uvos_jax.models.dpa.modules import Unit, pixels
+from uvos_jax.nn import vgg
+from uvos_jax.nn.layers import BatchNorm
+from uvos_jax.ops.attention import tiled_attention
+from uvos_jax.ops.prototypes import cosine_maps, nearest_neighbours, prototypes
+
+_NEIGHBOURS = 10
+
+
+class _TokenNorm(nn.Module):
+    """Batch norm and ReLU of ``[b, n, c]`` tokens, over ``b`` and ``n``."""
+
+    axis_name: str | None
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="bn")(x[:, :, None], train)
+        return nn.relu(x[:, :, 0])
+
+
+class TokenAttention(nn.Module):
+    """Unscaled attention of tokens to tokens in half the channels.
+
+    Attributes:
+      normalised_residual: whether what is added to is the normalised input, not the input itself.
+      own_values: whether values come from the queries' tokens (then there are as many keys as queries).
+      axis_name: see ``BatchNorm``.
+      dtype: type of the computation.
+    """
+
+    normalised_residual: bool
+    own_values: bool
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, other: jax.Array, train: bool) -> jax.Array:
+        """``[b, n, c]`` tokens and ``[b, m, c]`` others to ``[b, n, c]``."""
+        c = x.shape[-1]
+        norm = _TokenNorm(self.axis_name, self.dtype, name="norm")
+
+        def dense(features, name):
+            return nn.Dense(features, dtype=self.dtype, precision="highest", name=name)
+
+        a = norm(x, train)
+        b = a if other is x else norm(other, train)
+        mixed = tiled_attention(dense(c // 2, "theta")(a), dense(c // 2, "phi")(b),
+                                dense(c // 2, "g")(a if self.own_values else b), scale=1.0)
+        return dense(c, "out")(mixed) + (a if self.normalised_residual else x)
+
+
+class GraphNetwork(nn.Module):
+    """Prototypes attend to each other, then three rounds in which each looks at its nearest neighbours.
+
+    Attributes:
+      axis_name: see ``BatchNorm``.
+      dtype: type of the computation.
+    """
+
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """``[b, n, c] -> [b, n, c]``, ``n`` prototypes."""
+        norm = {"axis_name": self.axis_name, "dtype": self.dtype}
+        x = TokenAttention(False, False, name="attention", **norm)(x, x, train)
+        for i in (1, 2, 3):
+            index = nearest_neighbours(x, min(_NEIGHBOURS, x.shape[1]))
+            neighbours = jax.vmap(lambda rows, at: rows[at])(x, index)  # [b, n, neighbours, c]
+            own = jnp.broadcast_to(x[:, :, None], neighbours.shape)
+            edges = jnp.concatenate([neighbours - own, own], -1)
+            edges = nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, precision="highest", name=f"edge{i}")(edges)
+            edges = BatchNorm(name=f"edge{i}_bn", **norm)(edges, train)
+            x = nn.leaky_relu(edges, 0.2).max(2)
+        return x
+
+
+class GraphAttention(nn.Module):
+    """One modality's half of the published inter-modality attention; ``MutualRefinement`` lies between its two methods.
+
+    Attributes:
+      features: channels of the map that comes in and goes out.
+      embedding: channels of the prototypes.
+      axis_name: see ``BatchNorm``.
+      dtype: type of the computation.
+    """
+
+    features: int
+    embedding: int
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        norm = {"axis_name": self.axis_name, "dtype": self.dtype}
+        self.graph = GraphNetwork(**norm)
+        self.fuse = Unit(self.features, 1, **norm)
+
+    def maps(self, query: jax.Array, train: bool) -> jax.Array:
+        """Where the prototypes of ``[b, h, w, c]``, once they passed the graph, are found in it: ``[b, h * w, c]``."""
+        tokens = pixels(query)
+        return cosine_maps(self.graph(prototypes(tokens, detached=True), train), tokens)
+
+    def __call__(self, features: jax.Array, maps: jax.Array, train: bool) -> jax.Array:
+        """``[b, h, w, features]`` and ``[b, h * w, c]`` maps, as refined, to ``[b, h, w, features]``."""
+        maps = maps.reshape(*features.shape[:3], -1).astype(features.dtype)
+        return self.fuse(jnp.concatenate([features, maps], -1), train)
+
+
+class MutualRefinement(nn.Module):
+    """The pixels of both modalities' maps attend to each other; weights from both, values from the own maps.
+
+    Attributes:
+      axis_name: see ``BatchNorm``.
+      dtype: type of the computation.
+    """
+
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, maps: dict[str, jax.Array], train: bool) -> dict[str, jax.Array]:
+        """``[b, n, c]`` maps of ``appearance`` and ``motion``, refined."""
+        return {name: TokenAttention(True, True, self.axis_name, self.dtype, name=name)(maps[name], maps[other], train)
+                for name, other in (("appearance", "motion"), ("motion", "appearance"))}
+
+
+def torch_rules(model: nn.Module) -> tuple[tuple[str, str, str], ...]:
+    """Name rules for the published checkpoints, 588 keys, for the official variants with both streams.
+
+    Raises:
+      UserError: for another network, whose parameters are others.
+    """
+    if model.variant == "paper" or model.streams != "both":
+        raise UserError("DPA's published checkpoints fit its published network alone: --variant official or"
+                        " official_full, with both streams.")
+    rules = []
+    for ours, theirs in (("appearance", "rgb"), ("motion", "flow")):
+        stream = f"{ours}_stream"
+        rules += vgg.torch_rules(f"{ours}_encoder", f"{theirs}_encoder.vgg.")
+        rules += [(rf"{stream}/query([45])", rf"{theirs}_sq\1.0", "conv"),
+                  (rf"{stream}/squeeze([45])", rf"{theirs}_COMP\1.0", "conv"),
+                  (f"{stream}/context/reduce", f"{theirs}_COMP6.1", "conv"),
+                  (f"{stream}/context/unit1/conv", f"{theirs}_COMP6.2", "conv"),
+                  (f"{stream}/context/unit1/bn", f"{theirs}_COMP6.3", "norm"),
+                  (f"{stream}/context/unit2/conv", f"{theirs}_COMP6.5", "conv"),
+                  (f"{stream}/context/unit2/bn", f"{theirs}_COMP6.6", "norm"),
+                  (f"{stream}/ifa/key", f"{theirs}_TAM.K", "conv"),
+                  (f"{stream}/ifa/value", f"{theirs}_TAM.V", "conv"),
+                  (f"{stream}/ifa/fuse/conv", f"{theirs}_TAM.fusion.0", "conv"),
+                  (f"{stream}/ifa/fuse/bn", f"{theirs}_TAM.fusion.1", "norm"),
+                  (f"{stream}/fuse5", f"{theirs}_fuse5.0", "conv"),
+                  (rf"{stream}/ima([45])/fuse/conv", rf"DAM\1.{theirs}_fusion.0", "conv"),
+                  (rf"{stream}/ima([45])/fuse/bn", rf"DAM\1.{theirs}_fusion.1", "norm")]
+        for our_branch, their_branch in (("branch0", "1x1_1"), ("branch1", "3x3_1"), ("branch2", "3x3_2"),
+                                         ("branch3", "3x3_3"), ("pool", "1x1_2"), ("project", "1x1_3")):
+            aspp, name = f"{stream}/context/aspp/{our_branch}", f"conv_{their_branch}"
+            rules += [(f"{aspp}_conv", f"{theirs}_aspp.{name}", "conv"),
+                      (f"{aspp}_bn", f"{theirs}_aspp.bn_{name}", "norm")]
+        graph, theirs_graph = rf"{stream}/ima([45])/graph", rf"DAM\1.{theirs}_OCR.GAN"
+        rules += _attention_rules(f"{graph}/attention", f"{theirs_graph}.TF")
+        rules += [(rf"{graph}/edge([123])", rf"{theirs_graph}.conv\2.0", "edge"),
+                  (rf"{graph}/edge([123])_bn", rf"{theirs_graph}.conv\2.1", "norm"),
+                  (rf"DAM[45]\.{theirs}_OCR\.(GAN\.fc|out\.[01])\..*", "", "unused")]
+    rules += _attention_rules("mutual([45])/appearance", r"DAM\1.CCM.can1")
+    rules += _attention_rules("mutual([45])/motion", r"DAM\1.CCM.can2")
+    for ours, theirs in (("fuse([456])", r"total_fuse\1"), ("merge56", "rgb_merge_co_56"),
+                         ("merge45", "rgb_merge_co_45.0")):
+        rules += [(f"head/{ours}/unit1/conv", f"{theirs}.conv1.0", "conv"),
+                  (f"head/{ours}/unit1/bn", f"{theirs}.conv1.1", "norm"),
+                  (f"head/{ours}/conv2", f"{theirs}.conv1.3", "conv"),
+                  (f"head/{ours}/unit3/conv", f"{theirs}.conv2.0", "conv"),
+                  (f"head/{ours}/unit3/bn", f"{theirs}.conv2.1", "norm")]
+    refine = r"rgb_refine_\1"
+    return (*rules, ("head/reduce45", "rgb_merge_co_45.1", "conv"), ("head/predict4", "rgb_get_pred_4.pred.0", "conv"),
+            ("head/refine([123])/reduce", f"{refine}.cmprs", "conv"),
+            ("head/refine([123])/unit1/conv", f"{refine}.merge_conv.0", "conv"),
+            ("head/refine([123])/unit1/bn", f"{refine}.merge_conv.1", "norm"),
+            ("head/refine([123])/unit2/conv", f"{refine}.merge_conv.3", "conv"),
+            ("head/refine([123])/unit2/bn", f"{refine}.merge_conv.4", "norm"),
+            ("head/refine([123])/predict", f"{refine}.pred.pred.0", "conv"))
+
+
+def _attention_rules(ours, theirs):
+    return [(f"{ours}/norm/bn", f"{theirs}.bn_relu.0", "norm"), (f"{ours}/theta", f"{theirs}.theta", "linear"),
+            (f"{ours}/phi", f"{theirs}.phi", "linear"), (f"{ours}/g", f"{theirs}.g", "linear"),
+            (f"{ours}/out", f"{theirs}.W", "linear")]

@@ -1,0 +1,162 @@
+"""Optical flow in files: Middlebury's .flo, NumPy's .npy, KITTI's 16-bit PNG; and its picture on the colour wheel.
+
+Flow is float32 [h, w, 2], (dx, dy) in pixels of its own grid.
+"""
+
+import io
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from uvos_jax.atomic_io import quoted, reason, write_atomically
+from uvos_jax.color_wheel import colour_wheel
+from uvos_jax.errors import UserError
+from uvos_jax.video.frames import LARGEST_FRAME
+from uvos_jax.video.image_io import is_cut_off_png
+
+FLOW_SUFFIXES = (".flo", ".npy", ".png")
+_FLO_MAGIC = b"PIEH"  # Middlebury's mark, the number 202021.25 in little-endian order
+_LONGEST = 1e6  # pixels; Middlebury's files mark unknown vectors by 1e9 and more
+# KITTI's PNG: 64ths of a pixel around the middle of 16 bits.
+_PNG_STEPS = 64.0
+_PNG_ZERO = 2**15
+
+
+def read_flow(path: str | os.PathLike) -> np.ndarray:
+    """Reads optical flow by the suffix of its file.
+
+    Args:
+        path: A Middlebury .flo, a .npy [h, w, 2], or a 16-bit .png as KITTI stores flow.
+
+    Returns:
+        float32 [h, w, 2], (dx, dy) in pixels.
+
+    Raises:
+        UserError: The file cannot be read, holds something else, or lacks flow at some pixel.
+    """
+    path = Path(path)
+    try:
+        flow = _READERS.get(path.suffix.lower(), _read_flo)(path)
+    except UserError:
+        raise
+    except Exception as error:  # on broken headers NumPy's reader raises whatever it stumbles over
+        raise UserError(f"{quoted(path)} cannot be read as flow: {reason(error).removesuffix('.')}.") from error
+    if flow.ndim != 3 or flow.shape[2] != 2 or flow.dtype.kind not in "fiu" or 0 in flow.shape:
+        raise UserError(f"{quoted(path)} is not flow [h, w, 2] but {flow.dtype} {list(flow.shape)}.")
+    if not (np.abs(flow) < _LONGEST).all():
+        raise UserError(f"{quoted(path)} has flow that is not finite, or longer than a million pixels.")
+    return flow.astype(np.float32)
+
+
+def write_flow(path: str | os.PathLike, flow: np.ndarray) -> None:
+    """Writes optical flow in the form that the suffix names, in one step.
+
+    Args:
+        path: Ends in .flo, .npy or .png (KITTI's 16 bits: steps of 1/64 pixel).
+        flow: float32 [h, w, 2].
+
+    Raises:
+        UserError: The operating system refused, or a vector is too long for the form.
+    """
+    path, suffix = Path(path), Path(path).suffix.lower()
+    flow = np.ascontiguousarray(flow, "<f4")
+    if suffix == ".flo":
+        data = _FLO_MAGIC + np.array(flow.shape[1::-1], "<i4").tobytes() + flow.tobytes()
+    elif suffix == ".npy":
+        buffer = io.BytesIO()
+        np.save(buffer, flow)
+        data = buffer.getvalue()
+    elif suffix == ".png":
+        steps = np.rint(flow * _PNG_STEPS) + _PNG_ZERO
+        if steps.min() < 0 or steps.max() > 2**16 - 1:
+            raise UserError(f"{quoted(path)} cannot hold flow of {np.abs(flow).max():.0f} pixels: a 16-bit PNG ends at"
+                            " 512; choose .flo.")
+        # OpenCV's order is blue, green, red: valid, dy, dx.
+        data = _png(np.dstack([np.ones(flow.shape[:2], np.uint16), steps[..., ::-1].astype(np.uint16)]))
+    else:
+        raise ValueError(f"no form of flow is called {suffix}")
+    write_atomically(path, data)
+
+
+def write_flow_picture(path: str | os.PathLike, flow: np.ndarray) -> None:
+    """Writes :func:`flow_picture` as PNG, in one step; raises ``UserError`` if the operating system refuses."""
+    write_atomically(path, _png(flow_picture(flow)[..., ::-1]))
+
+
+def resize_flow(flow: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes flow with its vectors.
+
+    Args:
+        flow: float32 [h, w, 2].
+        size: (height, width) in pixels.
+
+    Returns:
+        float32 [height, width, 2], in pixels of the new grid.
+    """
+    (height, width), (new_height, new_width) = flow.shape[:2], size
+    if (height, width) == (new_height, new_width):
+        return flow
+    shrinks = new_height < height or new_width < width
+    resized = cv2.resize(flow, (new_width, new_height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return resized * np.array([new_width / width, new_height / height], np.float32)
+
+
+def flow_picture(flow: np.ndarray) -> np.ndarray:
+    """Draws optical flow on the colour wheel of Baker et al. (IJCV 2011), as RAFT's code does: hue is direction.
+
+    Args:
+        flow: float32 [h, w, 2], (dx, dy).
+
+    Returns:
+        uint8 [h, w, 3], RGB; white is no motion, and the longest vector of the field has full colour.
+    """
+    wheel = colour_wheel()
+    radius = np.sqrt((flow**2).sum(-1))
+    scale = radius.max() + 1e-5
+    x, y = flow[..., 0] / scale, flow[..., 1] / scale
+    radius = np.sqrt(x**2 + y**2)[..., None]
+    position = (np.arctan2(-y, -x) / np.pi + 1) / 2 * (len(wheel) - 1)
+    low = np.floor(position).astype(int)
+    share = (position - low)[..., None]
+    colour = (1 - share) * wheel[low] + share * wheel[(low + 1) % len(wheel)]
+    return np.floor(255 * np.where(radius <= 1, 1 - radius * (1 - colour), 0.75 * colour)).astype(np.uint8)
+
+
+def _read_flo(path):
+    data = path.read_bytes()
+    width, height = np.frombuffer(data, "<i4", 2, 4)
+    if data[:4] != _FLO_MAGIC or width < 1 or height < 1:
+        raise ValueError("it does not start as a .flo file does")
+    return np.frombuffer(data, "<f4", offset=12).reshape(height, width, 2)
+
+
+def _read_npy(path):
+    with open(path, "rb") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _read_png(path):
+    data = np.fromfile(path, np.uint8)
+    header = bytes(data[:26])  # signature, the first chunk's length and kind, width, height, bits, kind of colour
+    if header[:8] != b"\x89PNG\r\n\x1a\n" or len(header) < 26 or is_cut_off_png(data):
+        raise ValueError("it is no PNG file, or only a part of one")
+    if header[24:] != b"\x10\x02":
+        raise UserError(f"{quoted(path)} is a picture of flow, from which it cannot be had back exactly; give .flo,"
+                        " .npy or KITTI's 16-bit PNG.")
+    if int.from_bytes(header[16:20], "big") * int.from_bytes(header[20:24], "big") > LARGEST_FRAME:
+        raise ValueError(f"it has more than {LARGEST_FRAME >> 20} megapixels")
+    pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise ValueError("it cannot be decoded")
+    if not pixels[..., 0].all():
+        raise UserError(f"{quoted(path)} has pixels without flow, as KITTI's ground truth; flow is needed at all.")
+    return (pixels[..., :0:-1].astype(np.float32) - _PNG_ZERO) / _PNG_STEPS
+
+
+def _png(pixels):
+    return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+_READERS = {".npy": _read_npy, ".png": _read_png}
