@@ -80,7 +80,7 @@ class UNet(nn.Module):
 
 
 def unet_input(frames, flow):
-    """``[b, h, w, 5]``: colours, and flow less the camera's motion over the length that one vector in 100 exceeds."""
+    """``[b, h, w, 5]``: colors, and flow less the camera's motion over the length that one vector in 100 exceeds."""
     rest = subtract_camera(flow)
     length = jnp.percentile(jnp.sqrt(jnp.square(rest).sum(-1)), 99, axis=(1, 2))
     rest = jnp.clip(rest / jnp.maximum(length, flow.shape[2] / 500)[:, None, None, None], -2, 2)

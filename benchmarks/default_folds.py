@@ -33,8 +33,8 @@ def tile(segmenter, store, v, score):
     drawn = draw_overlay(frames[-1], (segmenter.segment(frames)[-1] > 0).astype(np.uint8))
     drawn = cv2.resize(drawn, _TILE, interpolation=cv2.INTER_AREA)
     text = f"{store.videos[v].name} {100 * score:.0f}"
-    for colour, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-        cv2.putText(drawn, text, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, width, cv2.LINE_AA)
+    for color, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+        cv2.putText(drawn, text, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.45, color, width, cv2.LINE_AA)
     return drawn
 
 

@@ -99,7 +99,7 @@ def main():
             "w/o memory update": without(full, memory_update=False)}
     if args.unguided:
         rows["w/o guidance"] = load(weights=args.unguided / "last")
-    rows["proposals linked by IoU"] = without(full, link_only=True, tracks=_ROOM)
+    rows["proposals linked by IoU"] = without(full, link_only=True, max_tracks=_ROOM)
     print("| | J | F | J&F | switches | fragmentations | objects matched |")
     print("|---|---|---|---|---|---|---|")
     for name, segmenter in rows.items():

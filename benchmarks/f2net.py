@@ -3,7 +3,7 @@
     python benchmarks/f2net.py [--size 473x473] [--rounds 5] [--threads 2]
 
 The published evaluation encodes the first frame and the current one anew for every frame. Timed are: a whole frame of
-this library (encoding, centre, matching, fusion, and the state for the next one), the encoding of one frame, and that
+this library (encoding, center, matching, fusion, and the state for the next one), the encoding of one frame, and that
 of both in one batch. The three (``paper``, full width, random weights) take turns in one process, so that the ratios
 survive a machine whose speed drifts; seconds of all cores together say what a shared machine's wall clock does not.
 """

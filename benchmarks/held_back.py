@@ -23,7 +23,7 @@ from uvos_jax.training.phases import phases
 from uvos_jax.training.setup import first_state, inference_variables, setup
 from uvos_jax.training.validation import choose, validate
 
-_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:red", "tab:brown", "tab:pink", "tab:olive")
+_COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:red", "tab:brown", "tab:pink", "tab:olive")
 _THRESHOLDS = np.arange(0.05, 0.5, 0.05)
 
 
@@ -73,13 +73,13 @@ def curve(runs, logs, trivial, path):
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for run, log, colour in zip(runs, logs, _COLOURS, strict=False):
+    for run, log, color in zip(runs, logs, _COLORS, strict=False):
         steps, losses = zip(*((row["step"], row["loss"]) for row in log if "loss" in row), strict=True)
-        left.plot(steps, losses, color=colour, alpha=0.25)
+        left.plot(steps, losses, color=color, alpha=0.25)
         smooth = [np.mean(losses[max(0, i - 4):i + 1]) for i in range(len(losses))]
-        left.plot(steps, smooth, color=colour, label=run.name)
+        left.plot(steps, smooth, color=color, label=run.name)
         held = [(row["step"], row["validation"]["J"]) for row in log if "validation" in row]
-        right.plot(*zip(*held, strict=True), "o-", color=colour, label=run.name)
+        right.plot(*zip(*held, strict=True), "o-", color=color, label=run.name)
     for (name, value), style in zip(trivial.items(), ("--", "-.", ":"), strict=True):
         right.axhline(value, color="0.4", linestyle=style, linewidth=1, label=name)
     left.set(xlabel="step", ylabel="training loss", yscale="log")

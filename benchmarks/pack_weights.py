@@ -34,7 +34,7 @@ def main():
     names = dict.fromkeys(entry["name"] for phase in config["phases"] for entry in phase["data"]["mixture"])
     davis = "davis2016" in names
     header = {"origin": f"{', '.join(_DATASETS[name] for name in names)}; seed {config['seed']}; {args.command}",
-              "licence": ("CC BY-NC 4.0" if davis else "Apache-2.0") + ", see uvos_jax/assets/LICENSE; uvos_jax itself"
+              "license": ("CC BY-NC 4.0" if davis else "Apache-2.0") + ", see uvos_jax/assets/LICENSE; uvos_jax itself"
                          " is Apache-2.0"}
     scores = {_MEASURED[davis]: json.loads(args.scores.read_text())}
     file, checkpoint = Path(packaged.ASSETS / f"{args.name}.safetensors"), load(weights=args.run / "last")

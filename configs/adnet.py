@@ -57,7 +57,7 @@ def tiny():
         # Nearly the whole frame: where in it the object tends to be is half of what 25 videos can teach.
         "geometry": {"kind": "random_crop", "short_side": 81, "scale": [1.0, 1.1], "flip": 0.5},
         "paste": 0.5,
-        "colour": {"brightness": [0.5, 1.5], "contrast": [0.5, 1.5], "colour": [0.0, 2.0], "sharpness": [0.0, 3.0]},
+        "color": {"brightness": [0.5, 1.5], "contrast": [0.5, 1.5], "color": [0.0, 2.0], "sharpness": [0.0, 3.0]},
         "size": [81, 145],
     }
     # Adam: SGD needs its thousands of iterations to leave a random start.

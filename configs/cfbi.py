@@ -40,7 +40,7 @@ def get_config(arg: str = ""):
 def full():
     """Sec. 4, "Implementation details"; "code" is what the published configuration says where the paper is silent."""
     config = common.empty()
-    config.model = {"name": "cfbi", "slots": 10, "remat": True}
+    config.model = {"name": "cfbi", "max_objects": 10, "remat": True}
     config.batch_size = 8  # paper: two GPUs, 4 on each
     config.data = {
         # Code: DAVIS counts 30 times. That is a third of all videos.
@@ -79,12 +79,12 @@ def official():
     """Code: sequences are fed with their own labels from the half of the training on."""
     config = full()
     half = _STEPS // 2
-    config.model = config.model | {"variant": "official", "ramp": half}
-    # The second phase's optimiser begins anew where the learning rate of the first one ended.
+    config.model = config.model | {"variant": "official", "bootstrap_steps": half}
+    # The second phase's optimizer begins anew where the learning rate of the first one ended.
     warmup = config.schedule["warmup"]
     config.phases = [
-        {"name": "true labels", "steps": half, "model": {"own_labels": False}, "schedule": {"steps": _STEPS}},
-        {"name": "own labels", "steps": half, "model": {"own_labels": True},
+        {"name": "true labels", "steps": half, "model": {"use_predicted_masks": False}, "schedule": {"steps": _STEPS}},
+        {"name": "own labels", "steps": half, "model": {"use_predicted_masks": True},
          "schedule": {"lr": 0.01 * (half / (_STEPS - warmup)) ** 0.9, "warmup": 0}}]
     return config
 
@@ -96,17 +96,17 @@ def tiny():
     """
     config = full()
     steps = 2_000
-    config.model = {"name": "cfbi", "depths": [1, 1, 2, 1], "width": 16, "features": 48, "embedding": 32, "slots": 2,
+    config.model = {"name": "cfbi", "depths": [1, 1, 2, 1], "width": 16, "features": 48, "embedding": 32, "max_objects": 2,
                     "embedding_scale": 0.3, "references": 2, "short_side": 209,
                     # Never fewer than 57% of the pixels: of the hardest ones alone a small network learns to be unsure.
-                    "ramp": 2 * steps}
+                    "bootstrap_steps": 2 * steps}
     config.batch_size = 3
     config.data = config.data | {
         "mixture": [{"name": "davis2016", "split": "train", "share": 1, "exclude": common.HELD_BACK},
                     {"name": "synthetic", "split": "train", "share": 2}],
         "geometry": {"kind": "random_crop", "short_side": 177, "scale": [1.0, 1.3], "flip": 0.5, "balanced": True},
         "paste": 0.4,
-        "colour": {"brightness": [0.5, 1.5], "contrast": [0.5, 1.5], "colour": [0.0, 2.0], "sharpness": [0.0, 3.0]},
+        "color": {"brightness": [0.5, 1.5], "contrast": [0.5, 1.5], "color": [0.0, 2.0], "sharpness": [0.0, 3.0]},
         "size": [97, 161],
         "objects": 2,
     }

@@ -6,7 +6,7 @@
     uvos train --config configs/default.py --workdir runs/default --data-dir data
 
 ``fold0``, ``fold1`` and ``fold2`` train on twenty of the thirty sequences of DAVIS-2016 train and are judged on the
-other ten. ``synthetic`` sees generated clips alone, so that no licence of data binds its weights. With a small equal
+other ten. ``synthetic`` sees generated clips alone, so that no license of data binds its weights. With a small equal
 budget ``small_synthetic``, ``small_duts`` (and stills) and ``small_motion`` (and DAVIS) tell what the data are worth,
 ``small_motion``, ``small_appearance`` and ``small_both`` what the streams are.
 
@@ -83,7 +83,7 @@ def fine_tune(dataset):
 
 def _recipe(mixture):
     config = dpa.full()
-    # The motion stream alone, with references: flow generalises from few videos, what things look like does not.
+    # The motion stream alone, with references: flow generalizes from few videos, what things look like does not.
     config.model = {"name": "dpa", "streams": "motion", "width": 16, "embedding": 32, "decoder": 4, "ima": False,
                     "camera": True, "encoder_norm": True, "refine": True, "short_side": 128}
     config.batch_size = 8

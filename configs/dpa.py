@@ -39,7 +39,7 @@ def full():
         # every frame of a clip for itself.
         "geometry": {"kind": "margin_crop", "margin": 30, "turn": 0.2, "degrees": 15, "flip": 0.5, "independent": True},
         # Code: factors of Pillow's enhancers, on frames alone.
-        "colour": {"brightness": [0.5, 1.5], "contrast": [0.5, 1.5], "colour": [0.0, 2.0], "sharpness": [0.0, 3.0],
+        "color": {"brightness": [0.5, 1.5], "contrast": [0.5, 1.5], "color": [0.0, 2.0], "sharpness": [0.0, 3.0],
                    "independent": True},
         # Paper: multi-scale, 384 to 512; code: each batch has one of these.
         "size": [[side, side] for side in (384, 416, 448, 480, 512)],

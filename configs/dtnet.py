@@ -5,7 +5,7 @@
     uvos train --config configs/dtnet.py --workdir runs/dtnet --data-dir data \\
         --config.init.backbone=resnet50.pth --config.init.target_backbone=resnet101.pth
 
-The paper's implementation details give crops, augmentation and optimiser; what they leave open is marked as ours. T-Net
+The paper's implementation details give crops, augmentation and optimizer; what they leave open is marked as ours. T-Net
 itself learns nothing beforehand: its target models are trained while a video runs, on features that rest. First the
 embedding is trained that verifies proposals, then D-Net, so that the weights that are kept are those of the whole.
 Hardware and time of the full recipe: not measured here.
@@ -50,7 +50,7 @@ def full():
         "mixture": [{"name": "youtube_vis", "split": "train", "share": 2},
                     {"name": "davis2017/unsupervised", "split": "train", "share": 1}],
         # Paper: the previous frame and its mask. Ours: gaps, time reversed, and the true mask, perturbed.
-        "recipe": {"name": "neighbour", "max_gap": 3, "reverse": 0.5},
+        "recipe": {"name": "neighbor", "max_gap": 3, "reverse": 0.5},
         # Paper: crops of 640 pixels, scales, flips. Ours: one pixel more, so that maps of all strides align.
         "geometry": {"kind": "random_crop", "scale": [0.8, 1.5], "flip": 0.5},
         "size": [641, 641],
@@ -66,7 +66,7 @@ def full():
 def _phases(embedding, discovery, objects):
     """The embedding on whole tracks, then D-Net; what the other one has learned, or the features of T-Net, rests."""
     return [
-        {"name": "embedding", "steps": embedding, "model": {"task": "embedding", "tracks": objects},
+        {"name": "embedding", "steps": embedding, "model": {"trained_part": "embedding", "max_tracks": objects},
          # A frame from anywhere in the video and two that follow each other: what changes and what stays.
          "data": {"recipe": {"name": "sequence", "length": 2, "max_gap": 10, "reverse": 0.5}, "objects": objects},
          "optimizer": {"groups": [{"match": _EMBEDDING}, {"match": ".*", "lr": 0.0}]}},
@@ -98,7 +98,7 @@ def tiny():
         # The whole frame or most of it: what is salient shows by what surrounds it.
         "geometry": {"kind": "random_crop", "short_side": 105, "scale": [0.9, 1.4], "flip": 0.5},
         "paste": 0.3,
-        "colour": {"brightness": [0.5, 1.5], "contrast": [0.5, 1.5], "colour": [0.0, 2.0], "sharpness": [0.0, 3.0]},
+        "color": {"brightness": [0.5, 1.5], "contrast": [0.5, 1.5], "color": [0.0, 2.0], "sharpness": [0.0, 3.0]},
         "size": [97, 161],
     }
     # Adam: SGD needs its thousands of steps to leave a random start.

@@ -11,7 +11,7 @@ authors published, where the paper is silent. Hardware and time of the full reci
     uvos convert-data duts --source DUTS --data-dir data
     uvos train --config configs/f2net.py:tiny --workdir runs/f2net_tiny --data-dir data
 
-``tiny_ad`` (appearance diffusion alone) and ``tiny_cgad`` (guided by the centre, without attention) see the same
+``tiny_ad`` (appearance diffusion alone) and ``tiny_cgad`` (guided by the center, without attention) see the same
 examples for as many steps. Any other row of the paper's Table 1 is ``--config.model.net=ca`` and so on, on any preset.
 """
 
@@ -53,12 +53,12 @@ def full():
     # One curve over both phases, each of which begins with its own count of steps. Paper: power .9; not stated: that
     # it is one curve. Code: halved from the sixth of 60 epochs on.
     config.schedule = {"name": "poly", "lr": 2.5e-4, "power": 0.9}
-    # Paper: 20 epochs with the prior around the true centre; then around the predicted one. What an epoch is with two
+    # Paper: 20 epochs with the prior around the true center; then around the predicted one. What an epoch is with two
     # datasets is not stated; here each frame of DAVIS is segmented once.
     config.phases = [
-        {"name": "true centres", "steps": 20 * EPOCH, "model": {"prior_from": "truth"},
+        {"name": "true centers", "steps": 20 * EPOCH, "model": {"prior_from": "truth"},
          "schedule": {"steps": 40 * EPOCH}},
-        {"name": "own centres", "steps": 20 * EPOCH, "model": {"prior_from": "predicted"},
+        {"name": "own centers", "steps": 20 * EPOCH, "model": {"prior_from": "predicted"},
          "schedule": {"lr": 2.5e-4 * 0.5**0.9}}]
     config.validate = {"every": EPOCH * 5, "name": "davis2016", "split": "val"}
     return config
@@ -67,11 +67,11 @@ def full():
 def tiny():
     """A small network from random weights, without ImageNet: 25 sequences of DAVIS, pictures of DUTS by turns.
 
-    Data, size and optimiser are those of AD-Net's ``:tiny``, with which it is to be compared.
+    Data, size and optimizer are those of AD-Net's ``:tiny``, with which it is to be compared.
     """
     config, same = full(), adnet.tiny()
     config.model = {"name": "f2net", "depths": [1, 2, 2, 1], "width": 16, "aspp_features": 64, "embedding": 64,
-                    "centre_features": 32, "centre_embedding": 16, "short_side": 81,
+                    "center_features": 32, "center_embedding": 16, "short_side": 81,
                     "lost_below": 0.1,  # after so few steps hardly a peak reaches 0.2
                     # Unsure of what it has never seen, the network would leave it out.
                     "background_weight": 0.45}
@@ -79,27 +79,27 @@ def tiny():
     config.data = config.data | {
         "mixture": [{"name": "duts", "split": "train", "share": 1, "recipe": {"name": "still", "length": 3}},
                     {"name": "davis2016", "split": "train", "share": 2, "exclude": common.HELD_BACK}],
-        # The centre is that of the box of all foreground, so with a pasted object it may lie between two. Objects fill
+        # The center is that of the box of all foreground, so with a pasted object it may lie between two. Objects fill
         # much of these frames and mostly overlap: it lies on one of them in 60% of the clips, without pasting in 70%.
-        **{key: same.data[key] for key in ("geometry", "paste", "colour", "size")},
+        **{key: same.data[key] for key in ("geometry", "paste", "color", "size")},
     }
     # No groups: nothing is pretrained that should rest while videos are seen.
     for key in ("optimizer", "schedule", "ema_decay", "validate", "log_every", "checkpoint_every"):
         config[key] = same[key]
     # As in the paper half of the steps each; Adam begins anew in between, so it warms up once more.
     config.phases = [
-        {"name": "true centres", "steps": 500, "model": {"prior_from": "truth"}, "schedule": {"steps": 1_000}},
-        {"name": "own centres", "steps": 500, "model": {"prior_from": "predicted"}, "schedule": {"lr": 5e-4}}]
+        {"name": "true centers", "steps": 500, "model": {"prior_from": "truth"}, "schedule": {"steps": 1_000}},
+        {"name": "own centers", "steps": 500, "model": {"prior_from": "predicted"}, "schedule": {"lr": 5e-4}}]
     return config
 
 
 def tiny_ad():
-    """``tiny`` with appearance diffusion alone: no centre, the mean of the three maps."""
+    """``tiny`` with appearance diffusion alone: no center, the mean of the three maps."""
     return _with_net("ad")
 
 
 def tiny_cgad():
-    """``tiny`` with appearance diffusion that the centre guides, and the mean of the three maps."""
+    """``tiny`` with appearance diffusion that the center guides, and the mean of the three maps."""
     return _with_net("cgad")
 
 

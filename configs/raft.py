@@ -34,9 +34,9 @@ def full():
         # The code scales by 2^-0.1 to 2^1 and stretches a little; a frame is never smaller than the crop, so
         # here it begins at 1. Mirrored left and right with probability .5; upside down (.1) is left out.
         "geometry": {"kind": "random_crop", "scale": [1.0, 2.0], "flip": 0.5},
-        # Colour jitter of .4; its turns of hue (.16) and the erased patches of the second frame are left out. One draw
+        # Color jitter of .4; its turns of hue (.16) and the erased patches of the second frame are left out. One draw
         # for both frames, which the code does for 80% of the pairs.
-        "colour": {"brightness": [0.6, 1.4], "contrast": [0.6, 1.4], "colour": [0.6, 1.4]},
+        "color": {"brightness": [0.6, 1.4], "contrast": [0.6, 1.4], "color": [0.6, 1.4]},
         "size": [368, 496], "flow": True,
     }
     config.optimizer = {"name": "adamw", "weight_decay": 1e-4, "eps": 1e-8, "clip_norm": 1.0}

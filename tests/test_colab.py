@@ -102,7 +102,7 @@ def test_every_cell_is_plain_python():
             compile("".join(cell["source"]), cell["id"], "exec")
 
 
-def test_the_wheel_holds_the_weights_and_their_licence(installed):
+def test_the_wheel_holds_the_weights_and_their_license(installed):
     for name in ("default.safetensors", "synthetic.safetensors", "LICENSE"):
         packed, here = installed / "uvos_jax/assets" / name, ROOT / "uvos_jax/assets" / name
         assert packed.read_bytes() == here.read_bytes()

@@ -131,7 +131,7 @@ def size(default: Any, least: int = 1, most: int = 2**15 - 1) -> Option:
                   lambda value: _is_list(value, lambda x: _is_whole(x, least, most), 2))
 
 
-def colour(default: Any) -> Option:
+def color(default: Any) -> Option:
     """Red, green and blue."""
     return Option(default, "[red, green, blue], whole numbers from 0 to 255",
                   lambda value: _is_list(value, lambda x: _is_whole(x, 0, 255), 3))

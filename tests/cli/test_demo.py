@@ -24,7 +24,7 @@ def small_network(tmp_path_factory):
     """A network that is compiled once for all tests here, and its packed file."""
     folder, small = tmp_path_factory.mktemp("network"), small_segmenter()
     checkpoints.save(folder / "small", small.name, small.model, small.variables, "random")
-    packaged.pack(folder / "small", folder / "default.safetensors", origin="nothing", licence="none",
+    packaged.pack(folder / "small", folder / "default.safetensors", origin="nothing", license="none",
                   scores={"generated clips": {"J": 0.125, "F": 0.25}})
     return small, folder
 

@@ -72,7 +72,7 @@ def test_without_model_and_weights_the_default_network_is_named(tmp_path):
     assert code == 0 and len([line for line in err.splitlines() if "Default network" in line]) == 1
     run = _run(tmp_path / "uvos_output/clip")
     assert "1 mask," in out and run["hyper_parameters"]["short_side"] == 33
-    assert run["weights"]["in_the_package"] == "default" and run["weights"]["licence"] in err
+    assert run["weights"]["in_the_package"] == "default" and run["weights"]["license"] in err
 
 
 def test_weights_of_the_package_go_by_name(tmp_path):

@@ -1,14 +1,14 @@
-"""Changes of colour against Pillow, whose definitions they follow."""
+"""Changes of color against Pillow, whose definitions they follow."""
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from uvos_jax.data.examples import color as colour
+from uvos_jax.data.examples import color as color
 from uvos_jax.data.examples.sampling import generator
 
-PILLOW = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Contrast, "colour": ImageEnhance.Color,
+PILLOW = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Contrast, "color": ImageEnhance.Color,
           "sharpness": ImageEnhance.Sharpness}
 
 
@@ -22,7 +22,7 @@ def image():
 @pytest.mark.parametrize("name", PILLOW)
 @pytest.mark.parametrize("factor", [0.0, 0.37, 0.5, 1.0, 1.5, 2.0, 3.0])
 def test_every_change_is_pillows(image, name, factor):
-    ours = colour.jitter(image, {name: factor})
+    ours = color.jitter(image, {name: factor})
     theirs = np.asarray(PILLOW[name](Image.fromarray(image)).enhance(factor))
     difference = np.abs(ours.astype(int) - theirs)
     # One level for rounding; where the plain version rounds otherwise the factor stretches that.
@@ -31,17 +31,17 @@ def test_every_change_is_pillows(image, name, factor):
 
 
 def test_changes_follow_one_another_in_pillows_order(image):
-    factors = {"sharpness": 1.7, "brightness": 0.8, "colour": 1.4, "contrast": 1.2}
+    factors = {"sharpness": 1.7, "brightness": 0.8, "color": 1.4, "contrast": 1.2}
     theirs = Image.fromarray(image)
-    for name in ("brightness", "contrast", "colour", "sharpness"):
+    for name in ("brightness", "contrast", "color", "sharpness"):
         theirs = PILLOW[name](theirs).enhance(factors[name])
-    assert np.abs(colour.jitter(image, factors).astype(int) - np.asarray(theirs)).mean() < 0.2
-    np.testing.assert_array_equal(colour.jitter(image, {}), image)
+    assert np.abs(color.jitter(image, factors).astype(int) - np.asarray(theirs)).mean() < 0.2
+    np.testing.assert_array_equal(color.jitter(image, {}), image)
 
 
 def test_factors_are_drawn_from_their_ranges():
     ranges = {"contrast": (0.5, 1.5), "sharpness": (0, 3)}
-    drawn = [colour.draw(generator(seed), ranges) for seed in range(400)]
+    drawn = [color.draw(generator(seed), ranges) for seed in range(400)]
     assert all(set(factors) == set(ranges) for factors in drawn)
     for name, (low, high) in ranges.items():
         values = np.array([factors[name] for factors in drawn])

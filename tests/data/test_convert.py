@@ -42,7 +42,7 @@ def test_the_table_is_what_the_records_hold(name, tmp_path):
                 for t, found in enumerate(labels(store, v)):
                     assert found.shape == video.size == store.image(v, t).shape[:2]
                     assert tuple(set(np.unique(found).tolist()) - {0, 255}) == tuple(set(video.objects[t]))
-                    assert (t in video.labelled) or (found == 255).all()
+                    assert (t in video.labeled) or (found == 255).all()
 
 
 def test_davis2016_keeps_the_bytes_of_images_and_every_label(tmp_path):
@@ -52,7 +52,7 @@ def test_davis2016_keeps_the_bytes_of_images_and_every_label(tmp_path):
     assert record["image"].bytes_list.value[0] == (source / "JPEGImages/480p/boat/00002.jpg").read_bytes()
     assert record["frame"].bytes_list.value[0] == b"00002" and record["video"].bytes_list.value[0] == b"boat"
     assert record["index"].int64_list.value[0] == 2 and record["length"].int64_list.value[0] == 3
-    assert store.videos[1].labelled == (0, 1, 2) and not store.has_flow
+    assert store.videos[1].labeled == (0, 1, 2) and not store.has_flow
     for t, found in enumerate(labels(store, 1)):
         np.testing.assert_array_equal(found, archives.box(1, shift=t))
 
@@ -65,8 +65,8 @@ def test_davis2017_keeps_void_and_numbers_apart_from_the_other_annotations(tmp_p
     np.testing.assert_array_equal(semi.labels(0, 1), archives.box(1, 2, shift=1))
     np.testing.assert_array_equal(unsupervised.labels(0, 1), archives.box(3, 255, 1, shift=1))
     assert semi.videos[0].objects[0] == (1, 2) and unsupervised.videos[0].objects[0] == (1, 3)
-    assert open_store(tmp_path / "data", "davis2017/semi", "test-dev").videos[0].labelled == (0,)
-    assert open_store(tmp_path / "data", "davis2017/unsupervised", "test-dev").videos[0].labelled == ()
+    assert open_store(tmp_path / "data", "davis2017/semi", "test-dev").videos[0].labeled == (0,)
+    assert open_store(tmp_path / "data", "davis2017/unsupervised", "test-dev").videos[0].labeled == ()
 
 
 def test_davis2017_without_one_kind_of_annotations_has_the_other(tmp_path):
@@ -78,11 +78,11 @@ def test_davis2017_without_one_kind_of_annotations_has_the_other(tmp_path):
 def test_youtube_vos_has_sparse_labels_and_objects_that_come_late(tmp_path):
     store, _ = converted("youtube_vos", tmp_path, "train", "/2018")
     video = store.videos[0]
-    assert video.length == 11 and video.labelled == (0, 5, 10)
+    assert video.length == 11 and video.labeled == (0, 5, 10)
     assert [video.objects[t] for t in (0, 1, 5, 10)] == [(1,), (), (1, 2), (2,)]
     assert (store.labels(0, 3) == 255).all()
     valid = open_store(tmp_path / "data", "youtube_vos/2018", "valid").videos[0]
-    assert valid.labelled == (0, 1) and valid.objects == ((1,), (2,), ())
+    assert valid.labeled == (0, 1) and valid.objects == ((1,), (2,), ())
     table = (tmp_path / "data/uvos_youtube_vos/2018/1.0.0/metadata.json").read_text()
     assert '"categories": {"1": "dog", "2": "ape"}' in table
 
@@ -93,12 +93,12 @@ def test_youtube_vis_draws_the_smaller_object_on_top_and_crowds_as_void(tmp_path
     np.testing.assert_array_equal(store.labels(0, 0), np.where(small, 1, 2))
     assert not store.labels(0, 1).any()
     np.testing.assert_array_equal(store.labels(0, 2), archives.box(1, 0, 255))
-    assert store.videos[0].name == "0065b171f9" and store.videos[0].labelled == (0, 1, 2)
+    assert store.videos[0].name == "0065b171f9" and store.videos[0].labeled == (0, 1, 2)
     valid = open_store(tmp_path / "data", "youtube_vis", "valid")
-    assert valid.videos[0].labelled == () and (valid.labels(0, 0) == 255).all()
+    assert valid.videos[0].labeled == () and (valid.labels(0, 0) == 255).all()
 
 
-def test_duts_takes_grey_from_128_up(tmp_path):
+def test_duts_takes_gray_from_128_up(tmp_path):
     store, _ = converted("duts", tmp_path, "train")
     assert [video.length for video in store.videos] == [1, 1, 1] and store.videos[2].size == (24, 34)
     np.testing.assert_array_equal(store.labels(0, 0), archives.box(0, 1, 1))
@@ -107,17 +107,17 @@ def test_duts_takes_grey_from_128_up(tmp_path):
 def test_fbms_has_all_frames_and_both_kinds_of_ground_truth(tmp_path):
     store, _ = converted("fbms59", tmp_path, "train")
     cars, marple = store.videos
-    assert cars.length == 4 and cars.labelled == marple.labelled == (0, 3)
+    assert cars.length == 4 and cars.labeled == marple.labeled == (0, 3)
     np.testing.assert_array_equal(store.labels(0, 3), archives.box(0, 1, shift=4))  # 20 / 255 is below 0.1 ..
     np.testing.assert_array_equal(store.labels(1, 3), archives.box(1, 1, shift=4))  # .. but above marple7's 0.05
-    colour = open_store(tmp_path / "data", "fbms59", "test")
-    assert colour.videos[0].labelled == (1,)
-    np.testing.assert_array_equal(colour.labels(0, 1), archives.box(1, 1))
+    color = open_store(tmp_path / "data", "fbms59", "test")
+    assert color.videos[0].labeled == (1,)
+    np.testing.assert_array_equal(color.labels(0, 1), archives.box(1, 1))
 
 
 def test_visal_keeps_sequences_with_similar_names_apart(tmp_path):
     store, _ = converted("visal", tmp_path, "test")
-    assert [(video.name, video.length, video.labelled) for video in store.videos] == [
+    assert [(video.name, video.length, video.labeled) for video in store.videos] == [
         ("boat", 3, (0, 2)), ("boat2", 3, (0, 2))]
     np.testing.assert_array_equal(store.labels(1, 2), archives.box(1, shift=3))
 
@@ -141,22 +141,22 @@ def test_youtube_objects_leaves_out_what_was_never_annotated(tmp_path):
 
 def test_youtube_objects_tells_the_class(tmp_path):
     store, _ = converted("youtube_objects", tmp_path, "test")
-    assert [(video.name, video.labelled) for video in store.videos] == [("cat/0003", (1,)), ("train/0001", (1,))]
+    assert [(video.name, video.labeled) for video in store.videos] == [("cat/0003", (1,)), ("train/0001", (1,))]
     assert '"categories": {"1": "train"}' in (tmp_path / "data/uvos_youtube_objects/1.0.0/metadata.json").read_text()
 
 
 def test_a_folder_of_ones_own_keeps_numbers_from_frame_to_frame(tmp_path):
     store, _ = converted("folder", tmp_path, "train", "/mine")
-    assert store.videos[0].labelled == (1, 2)  # frame2 and frame10, in natural order
+    assert store.videos[0].labeled == (1, 2)  # frame2 and frame10, in natural order
     np.testing.assert_array_equal(store.labels(0, 1), archives.box(2, 1))
-    np.testing.assert_array_equal(store.labels(0, 2), archives.box(2))  # grey {0, 2} alone might be any one object
+    np.testing.assert_array_equal(store.labels(0, 2), archives.box(2))  # gray {0, 2} alone might be any one object
 
 
 @pytest.mark.parametrize(("write", "one", "two", "expected"), [
-    (archives.grey, (255,), (255, 255), ((1,), (1, 1))),  # black and white
-    (archives.grey, (100,), (100, 100), ((1,), (1, 1))),
-    (archives.grey, (1, 255), (255,), ((1, 255), (255,))),  # numbers in one frame, so void in the other
-    (archives.grey, (2,), (3, 2), ((2,), (3, 2))),
+    (archives.gray, (255,), (255, 255), ((1,), (1, 1))),  # black and white
+    (archives.gray, (100,), (100, 100), ((1,), (1, 1))),
+    (archives.gray, (1, 255), (255,), ((1, 255), (255,))),  # numbers in one frame, so void in the other
+    (archives.gray, (2,), (3, 2), ((2,), (3, 2))),
     (archives.mask, (255,), (255, 255), ((1,), (1, 1))),
     (archives.mask, (1, 255), (255,), ((1, 255), (255,))),
 ])
@@ -226,7 +226,7 @@ def test_examples_tell_what_objects_are(tmp_path):
     from uvos_jax.data.examples import pipeline
 
     converted("youtube_vis", tmp_path, "train")  # object 1 is a dog, 2 a person
-    config = {"mixture": [{"name": "youtube_vis"}], "recipe": {"name": "neighbour"}, "size": (24, 32), "batch_size": 3,
+    config = {"mixture": [{"name": "youtube_vis"}], "recipe": {"name": "neighbor"}, "size": (24, 32), "batch_size": 3,
               "objects": 4, "categories": ["cat", "person", "dog"], "seed": 0}
     for paste in (0.0, 1.0):
         clips, seen = pipeline.from_config(config | {"paste": paste}, tmp_path / "data"), set()
@@ -258,7 +258,7 @@ def test_categories_that_nobody_tells(tmp_path, change, message):
     from uvos_jax.errors import UserError
 
     converted("youtube_vis", tmp_path, "train")
-    config = {"mixture": [{"name": "youtube_vis"}], "recipe": {"name": "neighbour"}, "size": (24, 32), "batch_size": 2,
+    config = {"mixture": [{"name": "youtube_vis"}], "recipe": {"name": "neighbor"}, "size": (24, 32), "batch_size": 2,
               "objects": 4, "categories": ["person", "dog"], "seed": 0}
     with pytest.raises(UserError, match=message):
         pipeline.from_config(config | change, tmp_path / "data")

@@ -39,11 +39,11 @@ def test_all_faults_are_told_together(tmp_path):
     archives.davis2017(root)
     shutil.rmtree(root / "Annotations_unsupervised")
     images, masks = root / "JPEGImages/480p", root / "Annotations/480p"
-    for name in ("blur", "size", "odd", "colour"):
+    for name in ("blur", "size", "odd", "color"):
         for t in range(3):
             archives.image(images / f"{name}/{t:05d}.jpg")
             archives.mask(masks / f"{name}/{t:05d}.png", archives.box(1))
-    archives.lines(root / "ImageSets/2017/train.txt", "dogs", "blur", "size", "odd", "colour", "absent", "dogs")
+    archives.lines(root / "ImageSets/2017/train.txt", "dogs", "blur", "size", "odd", "color", "absent", "dogs")
     (masks / "dogs/00001.png").unlink()
     (images / "dogs/00002.jpg").unlink()
     truncate(images / "blur/00000.jpg", 0.9)
@@ -53,8 +53,8 @@ def test_all_faults_are_told_together(tmp_path):
         archives.mask(masks / f"size/{t:05d}.png", archives.box(1, size=(20, 32)))
     archives.image(images / "odd/00001.jpg", (30, 32))
     archives.mask(masks / "odd/00001.png", archives.box(1, size=(30, 32)))
-    archives.grey(masks / "colour/00000.png", archives.picture("colours"))
-    archives.grey(masks / "colour/00001.png", np.linspace(0, 255, 24 * 32).astype(np.uint8).reshape(24, 32))
+    archives.gray(masks / "color/00000.png", archives.picture("colors"))
+    archives.gray(masks / "color/00001.png", np.linspace(0, 255, 24 * 32).astype(np.uint8).reshape(24, 32))
     text = complaints("davis2017", tmp_path)
     assert "davis2017/semi" in text and "has 11 faults, and nothing was written" in text
     for fault in ("dogs has no mask for 00001", "dogs has no image for the mask 00002", "names sequences twice: dogs",
@@ -62,7 +62,7 @@ def test_all_faults_are_told_together(tmp_path):
                   "is not an image file",
                   "size 00001, 00002: the mask is 20x32, but the image 24x32",
                   "odd has frames of several sizes: 24x32 (2 frames, first 00000), 30x32 (1 frames, first 00001)",
-                  "colour/00000.png' is an RGB picture", "colour/00001.png' has more grey levels than a mask"):
+                  "color/00000.png' is an RGB picture", "color/00001.png' has more gray levels than a mask"):
         assert fault in text, (fault, text)
 
 
@@ -184,7 +184,7 @@ def test_the_same_fault_of_many_files_is_told_once(tmp_path):
     archives.davis2016(tmp_path / "source")
     archives.davis2017(tmp_path / "source")
     for t in range(3):
-        archives.grey(tmp_path / f"source/Annotations/480p/dogs/{t:05d}.png", archives.picture("colours"))
+        archives.gray(tmp_path / f"source/Annotations/480p/dogs/{t:05d}.png", archives.picture("colors"))
     text = complaints("davis2017/semi", tmp_path)
     assert "has 1 fault," in text and "dogs 00000, 00001, 00002: " in text and "dogs/*.png' is an RGB picture" in text
 
@@ -230,10 +230,10 @@ def test_faults_of_a_folder_of_ones_own(tmp_path):
     assert "val.txt' cannot be read" in complaints("folder", tmp_path)
 
 
-def test_grey_masks_that_contradict_each_other(tmp_path):
+def test_gray_masks_that_contradict_each_other(tmp_path):
     archives.folder(tmp_path / "source")
-    archives.grey(tmp_path / "source/Annotations/one/frame2.png", archives.box(100))
-    archives.grey(tmp_path / "source/Annotations/one/frame10.png", archives.box(200))
+    archives.gray(tmp_path / "source/Annotations/one/frame2.png", archives.box(100))
+    archives.gray(tmp_path / "source/Annotations/one/frame10.png", archives.box(200))
     text = complaints("folder", tmp_path)
     assert "has 1 fault," in text and "100 in frame2, 200 in frame10" in text
 

@@ -21,22 +21,22 @@ from uvos_jax.inference.flow.estimators import Method, dis
 
 
 def levels(first, second):
-    """No flow, but a trace of the pair it was asked for: the grey levels of both frames."""
+    """No flow, but a trace of the pair it was asked for: the gray levels of both frames."""
     flow = np.stack([first.mean((1, 2, 3)), second.mean((1, 2, 3))], -1)
     return np.broadcast_to(flow[:, None, None], (*first.shape[:3], 2)).astype(np.float32)
 
 
-LEVELS = Method("levels", "levels of grey", levels)
+LEVELS = Method("levels", "levels of gray", levels)
 
 
-def grey_frames(length):
+def gray_frames(length):
     return [Record(f"{t}", encode_png(np.full((6, 8, 3), 5 + t, np.uint8)), np.zeros((6, 8), np.uint8), True)
             for t in range(length)]
 
 
 @pytest.mark.parametrize("length", [2, 3, 8, 9, 10, 17, 18, 25])
 def test_flow_leads_to_the_next_frame_and_from_the_last_one_back(length):
-    found = list(add_flow(iter(grey_frames(length)), LEVELS))
+    found = list(add_flow(iter(gray_frames(length)), LEVELS))
     assert [record.name for record in found] == [f"{t}" for t in range(length)]
     expected = [(5 + t, 5 + t + 1) for t in range(length - 1)] + [(5 + length - 1, 5 + length - 2)]
     for record, pair in zip(found, expected, strict=True):
@@ -45,7 +45,7 @@ def test_flow_leads_to_the_next_frame_and_from_the_last_one_back(length):
 
 
 def test_a_single_frame_has_no_motion():
-    (found,) = add_flow(iter(grey_frames(1)), LEVELS)
+    (found,) = add_flow(iter(gray_frames(1)), LEVELS)
     assert found.flow.shape == (3, 4, 2) and not found.flow.any()
 
 
@@ -79,7 +79,7 @@ def test_every_frame_of_a_dataset_gets_flow(tmp_path):
         np.testing.assert_allclose(store.flow(0, t)[5, 5], expected, rtol=2e-3)
     assert store.has_flow and store.flow(0, 0).dtype == np.float32
     table = (tmp_path / "data/uvos_youtube_vos/2018/1.0.0/metadata.json").read_text()
-    assert '"flow": "levels of grey"' in table
+    assert '"flow": "levels of gray"' in table
 
 
 def textured(size, seed):

@@ -43,8 +43,8 @@ def _mirror(width):
 def _turn(degrees, size):
     angle = np.deg2rad(degrees)
     linear = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    centre = np.array([size[1] / 2, size[0] / 2])
-    return np.column_stack([linear, centre - linear @ centre])
+    center = np.array([size[1] / 2, size[0] / 2])
+    return np.column_stack([linear, center - linear @ center])
 
 
 def _sampled(image, matrix, size, y, x):

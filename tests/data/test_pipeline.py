@@ -179,7 +179,7 @@ def test_frames_and_labels_stay_together():
     store = MemoryStore("labels", [("one", frames, labels[None], None)])
     for name, geometry in {"still": RECIPES["still"]["geometry"] | {"fill": (0, 0, 0), "fill_label": 0},
                            "pair": {"kind": "foreground_crop", "fill": (0, 0, 0), "fill_label": 0}}.items():
-        clips = made_clips(name, store=store, geometry=geometry, colour=None, objects=None, size=(64, 64))
+        clips = made_clips(name, store=store, geometry=geometry, color=None, objects=None, size=(64, 64))
         for place in range(4):
             example = clips.example(1, place)
             shown = np.round(example["frames"][..., 0] / 100)
@@ -240,7 +240,7 @@ def test_configuration_mistakes_are_named():
         ({"recipe": {"name": ["pair"]}}, "no recipe"),
         ({"geometry": {"kind": "resise"}}, "no geometry 'resise'.*Did you mean 'resize'"),
         ({"geometry": {"kind": "resize", "scale": 2}}, "geometry resize configuration knows no 'scale'"),
-        ({"colour": {"contrst": (1, 2)}}, "colour configuration knows no 'contrst'.*Did you mean 'contrast'"),
+        ({"color": {"contrst": (1, 2)}}, "color configuration knows no 'contrst'.*Did you mean 'contrast'"),
         *(({"geometry": {"kind": kind, key: wrong}}, f"geometry {kind} configuration's {key} must be")
           for kind, key, several in (
               ("resize", "flip", (5, "x", -1)), ("resize", "fill", (3, "red", (300, -1, 0), (1, 2))),
@@ -248,9 +248,9 @@ def test_configuration_mistakes_are_named():
               ("random_crop", "short_side", (0, -5)), ("random_crop", "balanced", (1,)),
               ("random_crop", "scale", (2, (2, 1), (0, 0), (-1, 1), (1,), "x")), ("margin_crop", "margin", (0, 1.5)),
               ("margin_crop", "degrees", (-3, 1.5)), ("foreground_crop", "upright", (None, 3))) for wrong in several),
-        *(({"colour": {"contrast": wrong}}, "contrast must be None or a range")
+        *(({"color": {"contrast": wrong}}, "contrast must be None or a range")
           for wrong in ((1.5, 0.5), 3, ("a", "b"), (1, 2, 3))),
-        ({"colour": 3}, "colour must be None or a dict"),
+        ({"color": 3}, "color must be None or a dict"),
         ({"objects": 0}, "objects must be"),
         *(({"mixture": [made_up | {key: wrong}]}, f"mixture configuration's {key} must be")
           for key, several in (("share", (0.5, True, 10**11)), ("count", ("3", 2.0, 0)), ("length", (0,)),
@@ -311,14 +311,14 @@ def test_real_frames(real_data):
         assert batch["frames"].std((2, 3, 4)).min() > 10
 
 
-def test_contact_sheet_and_flow_colours():
+def test_contact_sheet_and_flow_colors():
     batch = made_clips("references").batch(0)
     sheet = contact_sheet(batch, width=41)
     assert sheet.shape == (4 * 33 + 3 * 4, 8 * 41 + 7 * 4, 3) and sheet.dtype == np.uint8
-    unlabelled = contact_sheet(batch | {"labels": np.zeros_like(batch["labels"])}, width=41)
-    np.testing.assert_array_equal(unlabelled[:33, :41], batch["frames"][0, 0])
-    assert (sheet != unlabelled).any()
-    # Red is to the right, and the opposite direction has the opposite colour; still is white.
+    unlabeled = contact_sheet(batch | {"labels": np.zeros_like(batch["labels"])}, width=41)
+    np.testing.assert_array_equal(unlabeled[:33, :41], batch["frames"][0, 0])
+    assert (sheet != unlabeled).any()
+    # Red is to the right, and the opposite direction has the opposite color; still is white.
     right, left, up, still = flow_picture(np.array([[[5, 0], [-5, 0], [0, -5], [0, 0]]], np.float32))[0].astype(int)
     assert right[0] == 255 and right[1:].max() < 10
     assert left[0] < 10 and left[1:].min() > 190

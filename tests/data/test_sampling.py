@@ -20,10 +20,10 @@ from uvos_jax.data.storage.store import Video
 from uvos_jax.errors import UserError
 
 
-def _video(length, labelled=None, visible=None, name="v"):
-    labelled = tuple(range(length)) if labelled is None else tuple(labelled)
-    visible = labelled if visible is None else visible
-    return Video(name, length, (4, 4), tuple((1,) if t in visible else () for t in range(length)), labelled)
+def _video(length, labeled=None, visible=None, name="v"):
+    labeled = tuple(range(length)) if labeled is None else tuple(labeled)
+    visible = labeled if visible is None else visible
+    return Video(name, length, (4, 4), tuple((1,) if t in visible else () for t in range(length)), labeled)
 
 
 def _rngs(count):
@@ -67,7 +67,7 @@ def test_every_item_once_an_epoch_in_changing_order():
 def test_pair():
     frames = RECIPES["pair"].frames
     video = _video(6)
-    assert RECIPES["pair"].items(video, {"first": True}) == video.labelled
+    assert RECIPES["pair"].items(video, {"first": True}) == video.labeled
     assert all(frames(rng, video, 4) == [0, 4] for rng in _rngs(5))
     seen = Counter(frames(rng, video, 4, first=False)[0] for rng in _rngs(500))
     assert set(seen) == {0, 1, 2, 3, 5} and min(seen.values()) > 60
@@ -75,16 +75,16 @@ def test_pair():
 
 
 def test_previous_takes_the_frame_before():
-    recipe, video = RECIPES["previous"], _video(6, labelled=[0, 1, 4])
+    recipe, video = RECIPES["previous"], _video(6, labeled=[0, 1, 4])
     assert recipe.items(video, {"first": True}) == (0, 1, 4) and recipe.length({"first": True}) == 3
     assert [recipe.frames(_rngs(1)[0], video, item) for item in (0, 1, 4)] == [[0, 0, 0], [0, 0, 1], [0, 3, 4]]
     drawn = [recipe.frames(rng, video, 4, first=False) for rng in _rngs(200)]
     assert {anchor for anchor, *_ in drawn} == {0, 1, 2, 3, 5} and all(rest == [3, 4] for _, *rest in drawn)
 
 
-def test_neighbours_are_near_among_labelled_frames():
-    recipe, video = RECIPES["neighbour"], _video(12, labelled=[0, 2, 5, 7, 11])
-    assert recipe.items(video, {}) == video.labelled and recipe.length({}) == 2
+def test_neighbors_are_near_among_labeled_frames():
+    recipe, video = RECIPES["neighbor"], _video(12, labeled=[0, 2, 5, 7, 11])
+    assert recipe.items(video, {}) == video.labeled and recipe.length({}) == 2
     seen = Counter(tuple(recipe.frames(rng, video, 5, max_gap=2, reverse=0.25)) for rng in _rngs(400))
     assert set(seen) == {(0, 5), (2, 5), (7, 5), (11, 5)}
     assert 60 < seen[7, 5] + seen[11, 5] < 140 and min(seen.values()) > 20
@@ -95,7 +95,7 @@ def test_neighbours_are_near_among_labelled_frames():
 
 def test_next_takes_every_frame_but_the_last_with_the_one_after_it():
     recipe = RECIPES["next"]
-    video = _video(4, labelled=[0, 3])  # flow needs no labels
+    video = _video(4, labeled=[0, 3])  # flow needs no labels
     items = list(recipe.items(video, {}))
     assert items == [0, 1, 2] and recipe.length({}) == 2
     assert [recipe.frames(_rngs(1)[0], video, item) for item in items] == [[0, 1], [1, 2], [2, 3]]
@@ -112,15 +112,15 @@ def test_references_differ_from_the_query_and_each_other():
     assert references(_rngs(1)[0], _video(1), 0) == [0] * 5
 
 
-def test_sequence_runs_evenly_over_labelled_frames():
-    labelled = range(0, 60, 5)
-    video = _video(58, labelled, visible=(20, 35))
+def test_sequence_runs_evenly_over_labeled_frames():
+    labeled = range(0, 60, 5)
+    video = _video(58, labeled, visible=(20, 35))
     gaps, references_seen, reversed_runs = Counter(), Counter(), 0
     for rng in _rngs(600):
         reference, *run = sequence(rng, video, 3, length=3, max_gap=3)
         steps = np.diff(run)
         assert len(run) == 3 and steps[0] == steps[1]
-        assert min(run) == 15 and set(run) <= set(labelled)
+        assert min(run) == 15 and set(run) <= set(labeled)
         gaps[abs(int(steps[0]))] += 1
         references_seen[reference] += 1
         reversed_runs += steps[0] < 0

@@ -38,7 +38,7 @@ def converted(tmp_path_factory):
         "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
         "labels": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
         "video": tfds.features.Text(), "frame": tfds.features.Text(), "index": np.int32, "length": np.int32,
-        "labelled": np.bool_, "flow": tfds.features.Tensor(shape=(None, None, 2), dtype=np.float32, encoding="zlib"),
+        "labeled": np.bool_, "flow": tfds.features.Tensor(shape=(None, None, 2), dtype=np.float32, encoding="zlib"),
     }
 
     class UvosMadeUp(tfds.core.GeneratorBasedBuilder):
@@ -59,14 +59,14 @@ def converted(tmp_path_factory):
                 for t in range(len(frames)):
                     truth = np.full_like(labels[t], VOID) if t == 1 else labels[t]
                     yield number, {"image": frames[t], "labels": truth[..., None], "flow": flow[t], "video": name,
-                                   "frame": f"{t:05d}", "index": t, "length": len(frames), "labelled": t != 1}
+                                   "frame": f"{t:05d}", "index": t, "length": len(frames), "labeled": t != 1}
                     number += 1
 
     rows, start = [], 0
     for name, frames, labels, _ in CLIPS:
         rows.append({"name": name, "start": start, "length": len(frames), "height": labels.shape[1],
                      "width": labels.shape[2], "objects": [[] if t == 1 else [1, 7] for t in range(len(frames))],
-                     "labelled": [t for t in range(len(frames)) if t != 1]})
+                     "labeled": [t for t in range(len(frames)) if t != 1]})
         start += len(frames)
     table = {"splits": {"train": rows}, "flow": True}
     folder = tmp_path_factory.mktemp("converted")
@@ -80,7 +80,7 @@ def test_memory_store_finds_objects_and_truth():
     store = MemoryStore("mine", [(name, frames, labels, flow), (name, frames, labels, None)])
     video = store.videos[0]
     assert (video.name, video.length, video.size) == ("clip", 4, (37, 51))
-    assert video.objects == ((1, 7), (1, 7), (), (1, 7)) and video.labelled == (0, 1, 3)
+    assert video.objects == ((1, 7), (1, 7), (), (1, 7)) and video.labeled == (0, 1, 3)
     assert not store.has_flow and store.flow(1, 0) is None
     np.testing.assert_array_equal(store.flow(0, 1), flow[1])
     np.testing.assert_array_equal(store.image(0, 3), frames[3])
@@ -117,7 +117,7 @@ def test_converted_frames_come_back_in_any_order(converted):
     store = open_store(converted, "made_up", "train")
     assert [(video.name, video.length, video.size, video.start) for video in store.videos] == [
         ("swan", 5, (37, 51), 0), ("two words", 3, (48, 40), 5)]
-    assert store.videos[0].labelled == (0, 2, 3, 4) and store.videos[0].objects[:2] == ((1, 7), ())
+    assert store.videos[0].labeled == (0, 2, 3, 4) and store.videos[0].objects[:2] == ((1, 7), ())
     assert store.has_flow
     asked = [(v, t) for v in (0, 1) for t in range(store.videos[v].length)] * 8
     np.random.default_rng(0).shuffle(asked)

@@ -35,8 +35,8 @@ def _landing(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return x, y, (x >= 1) & (x <= flow.shape[1] - 2) & (y >= 1) & (y <= flow.shape[0] - 2)
 
 
-def _square(label: int, colour: int, place, half: float = 10.0, **fields) -> Layer:
-    """A square in one grey whose middle is at place(time)."""
+def _square(label: int, color: int, place, half: float = 10.0, **fields) -> Layer:
+    """A square in one gray whose middle is at place(time)."""
     corners = np.array([[-half, -half], [half, -half], [half, half], [-half, half]])
     distance, origin = signed_distance(Part((corners,)), 1.0, 3.0)
 
@@ -44,7 +44,7 @@ def _square(label: int, colour: int, place, half: float = 10.0, **fields) -> Lay
         x, y = place(time)
         return np.array([[1, 0, x], [0, 1, y], [0, 0, 1.0]])
 
-    return Layer(label, np.full((*distance.shape, 3), colour, np.uint8), distance, origin, pose, **fields)
+    return Layer(label, np.full((*distance.shape, 3), color, np.uint8), distance, origin, pose, **fields)
 
 
 def _plain_scene(*layers: Layer, shutter: float = 0.0) -> Scene:
@@ -177,7 +177,7 @@ def test_order_labels_and_flow_of_two_squares():
     assert abs((labels == 2).sum() - 400) <= 42
 
 
-def test_motion_blur_is_centred_on_the_labels():
+def test_motion_blur_is_centered_on_the_labels():
     square = _square(1, 200, lambda time: (40 + 9 * time, 40))
     sharp, blurred = (render(_plain_scene(square, shutter=s), 1, (80, 100), False) for s in (0.0, 0.9))
     columns = np.arange(100)

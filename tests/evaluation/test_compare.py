@@ -46,7 +46,7 @@ def two_runs(tmp_path) -> list[Path]:
 
 
 def save_images(dataset: Path, sequence: str, count: int, size: tuple[int, int]) -> np.ndarray:
-    """Writes frames of coloured noise and returns them, uint8 [t, h, w, 3]."""
+    """Writes frames of colored noise and returns them, uint8 [t, h, w, 3]."""
     images = np.random.default_rng(len(sequence)).integers(0, 256, (count, *size, 3), np.uint8)
     folder = dataset / "JPEGImages" / "480p" / sequence
     folder.mkdir(parents=True)
@@ -119,12 +119,12 @@ def test_a_protocol_of_j_alone(tmp_path):
 
 
 def test_ground_truth_of_fbms_as_published(tmp_path):
-    """In its colour files white is background, and every colour an object."""
+    """In its color files white is background, and every color an object."""
     objects = made_up.rectangle(10, 40, 10, 90, (50, 320)) + made_up.rectangle(10, 40, 110, 190, (50, 320), 2)
     folder = tmp_path / "FBMS" / "Testset" / "horse"
     (folder / "GroundTruth").mkdir(parents=True)
-    colours = np.array([[255, 255, 255], [255, 0, 0], [0, 160, 0]], np.uint8)
-    Image.fromarray(colours[objects]).save(folder / "GroundTruth" / "001_gt.ppm")
+    colors = np.array([[255, 255, 255], [255, 0, 0], [0, 160, 0]], np.uint8)
+    Image.fromarray(colors[objects]).save(folder / "GroundTruth" / "001_gt.ppm")
     image = np.full((50, 320, 3), 90, np.uint8)
     Image.fromarray(image).save(folder / "horse001.png")
     for run in ("a", "b"):
@@ -212,7 +212,7 @@ def test_grid_scales_frames_to_the_common_width(tmp_path, animals, two_runs):
     np.testing.assert_array_equal((cells[:, 1:] == cells[:, :1]).all((2, 3, 4)), right)
 
 
-def test_proposals_have_the_colours_of_their_objects(tmp_path):
+def test_proposals_have_the_colors_of_their_objects(tmp_path):
     """Run a calls the objects 3 and 1 and has a proposal too many; run b numbers them as the truth does."""
     left, right, spare = (made_up.rectangle(10, 40, start, start + 80, (50, 320)) for start in (10, 110, 210))
     made_up.davis(tmp_path / "DAVIS", {"dog": [left + 2 * right] * 3}, annotations="Annotations_unsupervised")
@@ -225,8 +225,8 @@ def test_proposals_have_the_colours_of_their_objects(tmp_path):
     np.testing.assert_array_equal(truth, draw_overlay(np.zeros_like(truth), left + 2 * right))
     np.testing.assert_array_equal(run_b, truth)
     np.testing.assert_array_equal(run_a[spare == 0], truth[spare == 0])
-    grey = run_a[spare > 0]
-    assert grey.min() > 0 and np.ptp(grey, axis=1).max() == 0
+    gray = run_a[spare > 0]
+    assert gray.min() > 0 and np.ptp(gray, axis=1).max() == 0
 
 
 def test_void_and_several_objects_of_the_semi_supervised_rule(tmp_path):
@@ -246,7 +246,7 @@ def test_void_and_several_objects_of_the_semi_supervised_rule(tmp_path):
 def test_bars_are_as_long_as_the_scores(tmp_path, animals, two_runs):
     write(compare(two_runs, animals, sequences=("dog",)), tmp_path / "out")
     picture = pixels(tmp_path / "out" / "differences.png")
-    blue, orange = ((picture == colour).all(-1).sum(1).max() for colour in ((31, 119, 180), (255, 127, 14)))
+    blue, orange = ((picture == color).all(-1).sum(1).max() for color in ((31, 119, 180), (255, 127, 14)))
     assert blue / orange == pytest.approx(2, rel=0.01)  # widest row of each: scores of 1 and 0.5
 
 

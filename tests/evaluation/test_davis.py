@@ -97,9 +97,9 @@ def test_2016_needs_no_predictions_of_the_frames_that_do_not_count(tmp_path):
 
 def test_2016_merges_objects_and_takes_any_channel_of_the_truth(tmp_path):
     davis(tmp_path / "d", {"bear": [SQUARE] * 3}, 2016)
-    colour = np.zeros((40, 60, 4), np.uint8)
-    colour[10:30, 10:20, 0], colour[10:30, 20:30, 2], colour[..., 3] = 255, 1, 255  # opaque everywhere
-    Image.fromarray(colour).save(tmp_path / "d/Annotations/480p/bear/00001.png")
+    color = np.zeros((40, 60, 4), np.uint8)
+    color[10:30, 10:20, 0], color[10:30, 20:30, 2], color[..., 3] = 255, 1, 255  # opaque everywhere
+    Image.fromarray(color).save(tmp_path / "d/Annotations/480p/bear/00001.png")
     save_masks(tmp_path / "p/bear", [EMPTY, HALF[0] + 2 * (SQUARE - HALF[0]), EMPTY])  # objects 1 and 2, side by side
     scores = evaluate("davis2016", tmp_path / "p", tmp_path / "d").scores
     assert scores["J"]["mean"] == scores["F"]["mean"] == 1

@@ -22,7 +22,7 @@ HALF, QUARTER, BESIDE = rectangle(10, 30, 10, 30), rectangle(10, 30, 10, 20), re
 
 
 def fbms(folder: Path, images: list[str], truths: dict[str, np.ndarray]) -> Path:
-    """Writes a sequence of FBMS-59 as published, with grey [h, w] or coloured [h, w, 3] ground truth."""
+    """Writes a sequence of FBMS-59 as published, with gray [h, w] or colored [h, w, 3] ground truth."""
     (folder / "GroundTruth").mkdir(parents=True)
     for name in images:
         cv2.imwrite(str(folder / f"{name}.jpg"), np.full((40, 60, 3), 90, np.uint8))
@@ -31,10 +31,10 @@ def fbms(folder: Path, images: list[str], truths: dict[str, np.ndarray]) -> Path
     return folder
 
 
-def coloured(labels: np.ndarray, colours: dict[int, tuple]) -> np.ndarray:
+def colored(labels: np.ndarray, colors: dict[int, tuple]) -> np.ndarray:
     picture = np.full((*labels.shape, 3), 255, np.uint8)
-    for number, colour in colours.items():
-        picture[labels == number] = colour
+    for number, color in colors.items():
+        picture[labels == number] = color
     return picture
 
 
@@ -42,8 +42,8 @@ def test_fbms_j_as_published(tmp_path):
     testset = tmp_path / "FBMS" / "Testset"
     # Numbers with another count of zeros than the images', images that do not start at 0 or 1, files to skip.
     fbms(testset / "cars1", [f"cars1_{number:02d}" for number in (3, 4, 9, 10)],
-         {"cars1_0003_gt.ppm": coloured(TRUTH, {1: (0, 0, 255)}), "cars1_0010_gt.ppm": coloured(TRUTH, {1: (9, 99, 9)}),
-          "cars1_0004_PROB.pgm": TRUTH * 255, "cars1_0009_PROB_gt.ppm": coloured(EMPTY, {})})
+         {"cars1_0003_gt.ppm": colored(TRUTH, {1: (0, 0, 255)}), "cars1_0010_gt.ppm": colored(TRUTH, {1: (9, 99, 9)}),
+          "cars1_0004_PROB.pgm": TRUTH * 255, "cars1_0009_PROB_gt.ppm": colored(EMPTY, {})})
     fbms(testset / "lion01", ["lion01_0120", "lion01_0121", "lion01_0122"],
          {"lion01_120.pgm": TRUTH * 255, "lion01_121.pgm": EMPTY})
     (testset / "lion01" / "GroundTruth" / "lion01Def.dat").write_text("of no use here")
@@ -65,17 +65,17 @@ def test_fbms_j_as_published(tmp_path):
     ("marple7", 12, 13),  # 0.05 is 12.75
     ("marple2", 102, 103),  # 0.4 is 102 itself, which is not above
 ])
-def test_fbms_grey_levels_above_the_sequences_threshold_are_foreground(tmp_path, sequence, background, foreground):
+def test_fbms_gray_levels_above_the_sequences_threshold_are_foreground(tmp_path, sequence, background, foreground):
     truth = TRUTH * np.uint8(foreground) + BESIDE * np.uint8(background)
     fbms(tmp_path / "Testset" / sequence, [f"{sequence}_001"], {f"{sequence}_001.pgm": truth})
     save_masks(tmp_path / "predictions" / sequence, [TRUTH], [f"{sequence}_001"])
     assert evaluate("fbms-j", tmp_path / "predictions", tmp_path).scores["J"]["mean"] == 1
 
 
-def test_fbms_white_is_background_in_colour_files_only(tmp_path):
+def test_fbms_white_is_background_in_color_files_only(tmp_path):
     white = TRUTH * np.uint8(255)
     fbms(tmp_path / "Testset" / "cars4", ["cars4_01", "cars4_02"],
-         {"cars4_01.pgm": white, "cars4_0002_gt.ppm": coloured(1 - TRUTH, {1: (0, 200, 0)})})
+         {"cars4_01.pgm": white, "cars4_0002_gt.ppm": colored(1 - TRUTH, {1: (0, 200, 0)})})
     save_masks(tmp_path / "predictions" / "cars4", [TRUTH, 1 - TRUTH], ["cars4_01", "cars4_02"])
     assert evaluate("fbms-j", tmp_path / "predictions", tmp_path).scores["J"]["mean"] == 1
 
@@ -90,7 +90,7 @@ def test_fbms_frames_are_in_the_order_of_their_numbers(tmp_path):
 
 def test_fbms_ground_truth_counted_otherwise_than_the_images_starts_with_the_first(tmp_path):
     """Labels of frames 0 and 2, images from 3 on: the labels belong to images 3 and 5."""
-    truths = {"cars1_0000_gt.ppm": coloured(TRUTH, {1: (0, 0, 255)}), "cars1_0002_gt.ppm": coloured(EMPTY, {})}
+    truths = {"cars1_0000_gt.ppm": colored(TRUTH, {1: (0, 0, 255)}), "cars1_0002_gt.ppm": colored(EMPTY, {})}
     fbms(tmp_path / "Testset" / "cars1", ["cars1_03", "cars1_04", "cars1_05"], truths)
     save_masks(tmp_path / "p" / "cars1", [TRUTH, EMPTY], ["cars1_03", "cars1_05"])
     result = evaluate("fbms-j", tmp_path / "p", tmp_path)
@@ -98,7 +98,7 @@ def test_fbms_ground_truth_counted_otherwise_than_the_images_starts_with_the_fir
 
 
 def test_fbms_ground_truth_without_its_image_is_refused(tmp_path):
-    truths = {"cars1_01.pgm": TRUTH, "cars1_0007_gt.ppm": coloured(EMPTY, {})}
+    truths = {"cars1_01.pgm": TRUTH, "cars1_0007_gt.ppm": colored(EMPTY, {})}
     fbms(tmp_path / "Testset" / "cars1", ["cars1_01"], truths)
     with pytest.raises(UserError, match="no image for the ground truth cars1_0007_gt.ppm"):
         evaluate("fbms-j", tmp_path, tmp_path)
@@ -131,7 +131,7 @@ def test_fbms_j_in_the_plain_layout(tmp_path, inside):
 
 
 def test_a_plain_dataset_in_a_folder_called_ground_truth_is_not_taken_for_fbms(tmp_path):
-    # Grey level 20 is foreground by the plain rule, but would be background by that of FBMS's grey files.
+    # Gray level 20 is foreground by the plain rule, but would be background by that of FBMS's gray files.
     (tmp_path / "GroundTruth").mkdir()
     Image.fromarray(TRUTH * np.uint8(20)).save(tmp_path / "GroundTruth" / "cars_0001.png")
     save_masks(tmp_path / "predictions" / "cars", [HALF], ["cars_0001"])
@@ -140,7 +140,7 @@ def test_a_plain_dataset_in_a_folder_called_ground_truth_is_not_taken_for_fbms(t
 
 # Two objects, left above and left below, 600 pixels each; the background has 1200.
 OBJECTS = rectangle(0, 20, 0, 30) + rectangle(20, 40, 0, 30, number=2)
-COLOURS = {1: (255, 0, 0), 2: (0, 255, 0)}
+COLORS = {1: (255, 0, 0), 2: (0, 255, 0)}
 DEFINITION = """Total number of regions:
 3
 
@@ -176,12 +176,12 @@ x_0010.jpg
 
 
 def regions(root: Path, sequences: tuple, as_published: bool) -> Path:
-    """Two labelled frames of OBJECTS in each sequence, frames 0001 and 0010."""
+    """Two labeled frames of OBJECTS in each sequence, frames 0001 and 0010."""
     for name in sequences:
         frames = [f"{name}_0001", f"{name}_0010"]
         if as_published:
             folder = fbms(root / "Testset" / name, frames,
-                          {f"{frame}_gt.ppm": coloured(OBJECTS, COLOURS) for frame in frames})
+                          {f"{frame}_gt.ppm": colored(OBJECTS, COLORS) for frame in frames})
             (folder / "GroundTruth" / f"{name}Def.dat").write_text(DEFINITION)
         else:
             save_masks(root / "Annotations" / name, [OBJECTS] * 2, frames)
@@ -241,11 +241,11 @@ def test_void_in_plain_ground_truth_is_left_out(tmp_path):
 
 
 def test_each_plain_sequence_has_its_own_definition_file(tmp_path):
-    # Grey levels of the objects differ, so that the other's definition would be of no use.
+    # Gray levels of the objects differ, so that the other's definition would be of no use.
     for name, levels in (("a", (10, 20)), ("b", (30, 40))):
-        grey = np.array([0, *levels], np.uint8)[OBJECTS]
+        gray = np.array([0, *levels], np.uint8)[OBJECTS]
         (tmp_path / "Annotations" / name).mkdir(parents=True)
-        Image.fromarray(grey).save(tmp_path / "Annotations" / name / "0001.png")
+        Image.fromarray(gray).save(tmp_path / "Annotations" / name / "0001.png")
         numbers = "3\n0\n{}\n{}\n0 0 0\n0 0 0\n0 0 0\n1\n1\n0\n0001.png\n".format(*levels)
         (tmp_path / "Annotations" / f"{name}Def.dat").write_text(numbers)
         save_masks(tmp_path / "predictions" / name, [OBJECTS], ["0001"])

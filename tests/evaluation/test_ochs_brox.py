@@ -9,7 +9,7 @@ import pytest
 from uvos_jax.errors import UserError
 from uvos_jax.evaluation.ochs_brox import (
     Definition,
-    LabelledFrame,
+    LabeledFrame,
     RegionScores,
     overall,
     read_definition,
@@ -37,16 +37,16 @@ def by_all_assignments(pairs: list) -> list[RegionScores]:
         if t >= 0
     ]
     visible = sorted({t for t, _ in pixels})
-    labelled = [(t, p) for t, p in pixels if p != 255]
-    clusters: list = sorted({p for _, p in labelled})
+    labeled = [(t, p) for t, p in pixels if p != 255]
+    clusters: list = sorted({p for _, p in labeled})
     size = max(len(visible), len(clusters))
 
     def score(region: int, cluster: int) -> tuple[float, float, float]:
-        common = labelled.count((region, cluster))
+        common = labeled.count((region, cluster))
         if not common:
             return 0.0, 0.0, 0.0
-        precision = common / sum(p == cluster for _, p in labelled)
-        recall = common / sum(t == region for t, _ in labelled)
+        precision = common / sum(p == cluster for _, p in labeled)
+        recall = common / sum(t == region for t, _ in labeled)
         return precision, recall, 2 * precision * recall / (precision + recall)
 
     candidates = []
@@ -63,7 +63,7 @@ def by_all_assignments(pairs: list) -> list[RegionScores]:
             p, r = (sum(c[i] for c in chosen) / len(chosen) for i in (0, 1))
             extracted = max(0, sum(f >= 0.75 for _, _, f in chosen) - 1)
             f = 2 * p * r / (p + r) if p + r else 0
-            results.append(RegionScores(p, r, f, len(labelled) / len(pixels), len(visible) - 1, extracted))
+            results.append(RegionScores(p, r, f, len(labeled) / len(pixels), len(visible) - 1, extracted))
     return results
 
 
@@ -133,7 +133,7 @@ def test_best_sum_beats_best_pair():
     assert result == pytest.approx(RegionScores((1 + 2 / 6) / 2, (2 / 6 + 1) / 2, 2 / 3, 1, 1, 0))
 
 
-def test_unlabelled_pixels_lower_the_density_only():
+def test_unlabeled_pixels_lower_the_density_only():
     truth = regions("000111", "000111")
     perfect = sequence_regions([(labels("0.0.1.", ".0.1.1"), truth)])
     assert perfect == RegionScores(1, 1, 1, 0.5, 1, 1)
@@ -184,13 +184,13 @@ def test_later_frames_may_bring_new_regions_and_sizes():
         (np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.int16), "alike"),
         (np.zeros((2, 3), np.uint8), np.full((2, 3), -2), "truth must be -1..32767"),
         (np.zeros((2, 3), np.uint8), np.full((2, 3), 16777215), "truth must be -1..32767"),
-        (np.zeros((2, 3), np.uint8), np.full((2, 3), -1), "no labelled pixels"),
+        (np.zeros((2, 3), np.uint8), np.full((2, 3), -1), "no labeled pixels"),
     ],
 )
 def test_what_cannot_be_scored(prediction, truth, match):
     with pytest.raises(ValueError, match=match):
         sequence_regions([(prediction, truth)])
-    with pytest.raises(ValueError, match="no labelled pixels"):
+    with pytest.raises(ValueError, match="no labeled pixels"):
         sequence_regions([])
 
 
@@ -237,7 +237,7 @@ Input file name:
 cats_0020.jpg
 """
 EXPECTED = Definition(
-    (16777215, 255, 8421504), 40, (LabelledFrame(0, "cats_0001_gt.ppm"), LabelledFrame(19, "cats_0020_gt.ppm"))
+    (16777215, 255, 8421504), 40, (LabeledFrame(0, "cats_0001_gt.ppm"), LabeledFrame(19, "cats_0020_gt.ppm"))
 )
 
 
@@ -253,7 +253,7 @@ def written(path: Path, text: str) -> Path:
         PUBLIC.replace("\n", "\r\n"),
         PUBLIC.replace("\n\n", "\n"),
         PUBLIC.replace("\n", "\n\n"),
-        PUBLIC.replace("\n\n255", "\nColour of region 1:\n  255  (blue)"),
+        PUBLIC.replace("\n\n255", "\nColor of region 1:\n  255  (blue)"),
         PUBLIC.replace("0 1 1\n1 0 1\n1 1 0", "0 1.0 1 1 0 1 1 1 0"),
         PUBLIC.replace("Input file name:\ncats_0001.jpg\n", ""),
         PUBLIC.replace("cats_0001.jpg", ""),
@@ -273,19 +273,19 @@ def test_definition_is_read(tmp_path, text):
         (PUBLIC, "\x89PNG\x00\x01", "the number of regions is"),
         ("regions:\n3", "regions:\nthree", "the number of regions is 'three'"),
         ("regions:\n3", "regions:\n0", "the number of regions is 0"),
-        ("\n255\n", "\n16777216\n", "the colour of region 1 is 16777216"),
-        ("\n255\n", "\n-1\n", "the colour of region 1 is -1"),
-        ("\n255\n", "\n16777215\n", "two regions have the same colour"),
+        ("\n255\n", "\n16777216\n", "the color of region 1 is 16777216"),
+        ("\n255\n", "\n-1\n", "the color of region 1 is -1"),
+        ("\n255\n", "\n16777215\n", "two regions have the same color"),
         ("1 1 0\n", "1 1\n", "not 3 by 3 numbers"),
         ("1 1 0\n", "1 1 0 0\n", "not 3 by 3 numbers"),
         (PUBLIC[PUBLIC.index("1 1 0\n") :], "", "it ends before the penalties"),
         ("shot:\n40", "shot:", "the number of frames is missing"),
-        ("shot:\n2", "shot:\ntwo", "the number of labelled frames is 'two'"),
-        ("shot:\n2", "shot:\n41", "the number of labelled frames is 41"),
-        ("shot:\n2", "shot:\n3", "it ends before the number of labelled frame 3"),
-        ("Frame number:\n19", "Frame number:\n-19", "the number of labelled frame 2 is -19"),
-        ("File name:\ncats_0020_gt.ppm\nInput file name:\ncats_0020.jpg\n", "", "labelled frame 2 has no file"),
-        ("\ncats_0020_gt.ppm", "", "labelled frame 2 has no file"),
+        ("shot:\n2", "shot:\ntwo", "the number of labeled frames is 'two'"),
+        ("shot:\n2", "shot:\n41", "the number of labeled frames is 41"),
+        ("shot:\n2", "shot:\n3", "it ends before the number of labeled frame 3"),
+        ("Frame number:\n19", "Frame number:\n-19", "the number of labeled frame 2 is -19"),
+        ("File name:\ncats_0020_gt.ppm\nInput file name:\ncats_0020.jpg\n", "", "labeled frame 2 has no file"),
+        ("\ncats_0020_gt.ppm", "", "labeled frame 2 has no file"),
     ],
 )
 def test_broken_definition_is_refused_by_name(tmp_path, old, new, match):
@@ -303,20 +303,20 @@ def test_missing_definition(tmp_path):
         read_definition(tmp_path)
 
 
-def test_region_numbers_of_a_colour_picture():
+def test_region_numbers_of_a_color_picture():
     image = np.array([[(255, 255, 255), (0, 0, 255)], [(128, 128, 128), (1, 2, 3)]], np.uint8)
     numbers = region_numbers(image, (16777215, 255, 8421504, 66051))
     assert numbers.dtype == np.int16
     assert numbers.tolist() == [[0, 1], [2, 3]]
-    # A colour that no region has counts as the first.
+    # A color that no region has counts as the first.
     assert region_numbers(image, (255, 16777215)).tolist() == [[1, 0], [0, 0]]
 
 
-def test_region_numbers_of_a_grey_picture():
-    grey = np.array([[0, 85], [255, 170]], np.uint8)
-    assert region_numbers(np.dstack([grey] * 3), (0, 255, 85, 170)).tolist() == [[0, 2], [1, 3]]
-    # Blue only is a colour, even if no colour is larger than 255.
-    blue = np.dstack([np.zeros_like(grey), np.zeros_like(grey), grey])
+def test_region_numbers_of_a_gray_picture():
+    gray = np.array([[0, 85], [255, 170]], np.uint8)
+    assert region_numbers(np.dstack([gray] * 3), (0, 255, 85, 170)).tolist() == [[0, 2], [1, 3]]
+    # Blue only is a color, even if no color is larger than 255.
+    blue = np.dstack([np.zeros_like(gray), np.zeros_like(gray), gray])
     assert region_numbers(blue, (0, 255, 85, 170)).tolist() == [[0, 2], [1, 3]]
     mixed = np.array([[(0, 0, 85), (85, 85, 85)]], np.uint8)
     assert region_numbers(mixed, (0, 85)).tolist() == [[1, 0]]
@@ -334,6 +334,6 @@ def test_from_definition_to_scores(tmp_path):
     image[:] = 255
     image[:2, :3] = 0, 0, 255
     image[2:, 3:] = 128
-    truth = region_numbers(image, definition.colours)
+    truth = region_numbers(image, definition.colors)
     assert np.bincount(truth.ravel()).tolist() == [12, 6, 6]
     assert sequence_regions([(truth.astype(np.uint8), truth)]) == RegionScores(1, 1, 1, 1, 2, 2)

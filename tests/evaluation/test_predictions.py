@@ -25,8 +25,8 @@ def refused(root, match, name="davis2017-semi", split=None, **options):
     return str(caught.value)
 
 
-def grey(path, *values):
-    """Saves an image of one grey channel in which each value fills some columns of 60."""
+def gray(path, *values):
+    """Saves an image of one gray channel in which each value fills some columns of 60."""
     Image.fromarray(np.tile(np.repeat(np.array(values, np.uint8), 60 // len(values)), (40, 1))).save(path)
 
 
@@ -77,7 +77,7 @@ def test_predictions_that_are_no_folder(tmp_path):
     refused(tmp_path, "p' are not a folder")
 
 
-def test_ranges_run_over_neighbours_in_order():
+def test_ranges_run_over_neighbors_in_order():
     order = ["a", "c", "b", "f", "e"]
     assert ranges(["b", "a", "e", "c"], order) == "a-b, e"
     assert ranges(["f"], order) == "f"
@@ -183,7 +183,7 @@ def test_complaints_about_several_sequences_come_together(tmp_path):
     save_masks(tmp_path / "p/bear", [SQUARE * 21, SQUARE * 255], ["00004", "00005"])
     save_masks(tmp_path / "p/bus", [SQUARE] * 8)
     Image.new("RGB", (60, 40)).save(tmp_path / "p/bus/00003.png")
-    grey(tmp_path / "p/bus/00004.png", *range(0, 240, 12))
+    gray(tmp_path / "p/bus/00004.png", *range(0, 240, 12))
     (tmp_path / "p/bus/00005.png").write_bytes((tmp_path / "p/bus/00006.png").read_bytes()[:100])
     (tmp_path / "p/bus/00006.png").write_text("no picture")
     text = refused(tmp_path, "p' cannot be used: ")
@@ -191,7 +191,7 @@ def test_complaints_about_several_sequences_come_together(tmp_path):
     assert "; bear 00005 holds 255, which stands for void, but a prediction has none; write object numbers" in text
     assert "bear 00001-00003 is 50x40 where the ground truth is 60x40; " in text
     assert "; bus 00003 is an RGB picture, not a label mask; save it as an indexed (palette) PNG" in text
-    assert "; bus 00004 has more grey levels than a mask, so it was antialiased or saved as JPEG; " in text
+    assert "; bus 00004 has more gray levels than a mask, so it was antialiased or saved as JPEG; " in text
     assert "; bus 00005 cannot be read: " in text and text.endswith("; bus 00006 is not an image file.")
     assert "  " not in text and ".;" not in text
 
@@ -199,26 +199,26 @@ def test_complaints_about_several_sequences_come_together(tmp_path):
 @pytest.mark.parametrize(("values", "match"), [
     ((0, 2), "bear 00002 holds object 2, but the first frame of the truth has 1"),
     ((0, 255), "bear 00002 holds 255, which stands for void, .*; write object numbers, or 0"),
-    ((0, 100, 200), "bear 00002 has the grey levels 0, 100, 200"),
+    ((0, 100, 200), "bear 00002 has the gray levels 0, 100, 200"),
 ])
-def test_grey_levels_are_object_numbers_where_there_are_many_objects(tmp_path, values, match):
+def test_gray_levels_are_object_numbers_where_there_are_many_objects(tmp_path, values, match):
     dataset(tmp_path, "bear")
     save_masks(tmp_path / "p/bear", [SQUARE] * 5)
-    grey(tmp_path / "p/bear/00002.png", *values)
+    gray(tmp_path / "p/bear/00002.png", *values)
     refused(tmp_path, match)
 
 
-def test_grey_0_and_2_is_object_2(tmp_path):
+def test_gray_0_and_2_is_object_2(tmp_path):
     truth = np.repeat(np.arange(3, dtype=np.uint8), 20)[None].repeat(40, 0)
     davis(tmp_path / "d", {"bear": [truth] * 3})
     save_masks(tmp_path / "p/bear", [truth] * 3)
-    grey(tmp_path / "p/bear/00001.png", 0, 0, 2)
+    gray(tmp_path / "p/bear/00001.png", 0, 0, 2)
     objects = evaluate("davis2017-semi", tmp_path / "p", tmp_path / "d").sequences["bear"]["objects"]
     assert [objects[number]["J"]["mean"] for number in "12"] == [0, 1]
 
 
 @pytest.mark.parametrize("level", [1, 2, 128, 255])
-def test_any_one_grey_level_is_the_foreground_where_there_is_one(tmp_path, level):
+def test_any_one_gray_level_is_the_foreground_where_there_is_one(tmp_path, level):
     dataset(tmp_path, "bear", year=2016)
     save_masks(tmp_path / "p/bear", [SQUARE] * 5)
     Image.fromarray(SQUARE * np.uint8(level)).save(tmp_path / "p/bear/00002.png")

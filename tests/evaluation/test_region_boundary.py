@@ -64,14 +64,14 @@ def plain_contour(mask):
     contour = np.zeros_like(mask)
     for y in range(height):
         for x in range(width):
-            neighbours = {(y, x + 1), (y + 1, x), (y + 1, x + 1)}
+            neighbors = {(y, x + 1), (y + 1, x), (y + 1, x + 1)}
             if y == height - 1:
-                neighbours = {(y, x + 1)}
+                neighbors = {(y, x + 1)}
             if x == width - 1:
-                neighbours = {(y + 1, x)}
+                neighbors = {(y + 1, x)}
             if (y, x) == (height - 1, width - 1):
-                neighbours = set()
-            values = [mask[p] if p[0] < height and p[1] < width else False for p in neighbours]
+                neighbors = set()
+            values = [mask[p] if p[0] < height and p[1] < width else False for p in neighbors]
             contour[y, x] = any(value != mask[y, x] for value in values)
     return contour
 

@@ -23,10 +23,10 @@ F = {"perfect": 1.0, "half recall": 1.3 * 0.5 / (0.3 + 0.5), "half precision": 1
 
 
 def save_maps(folder: Path, maps, names=None) -> None:
-    """Writes grey maps [t, h, w] as ``<name>.png``."""
+    """Writes gray maps [t, h, w] as ``<name>.png``."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, grey in zip(names or [f"{t:05d}" for t in range(len(maps))], maps, strict=True):
-        Image.fromarray(np.asarray(grey, np.uint8)).save(folder / f"{name}.png")
+    for name, gray in zip(names or [f"{t:05d}" for t in range(len(maps))], maps, strict=True):
+        Image.fromarray(np.asarray(gray, np.uint8)).save(folder / f"{name}.png")
 
 
 def score(root: Path, **maps) -> report.Result:
@@ -39,11 +39,11 @@ def score(root: Path, **maps) -> report.Result:
 
 
 def levels(*parts) -> np.ndarray:
-    """A map with a grey level on each region: (region, level), ..."""
-    grey = np.zeros(OBJECT.shape, np.uint8)
+    """A map with a gray level on each region: (region, level), ..."""
+    gray = np.zeros(OBJECT.shape, np.uint8)
     for region, level in parts:
-        grey[region] = level
-    return grey
+        gray[region] = level
+    return gray
 
 
 def test_a_perfect_map(tmp_path):
@@ -60,7 +60,7 @@ def test_an_inverted_map(tmp_path):
                              "s_measure": 0.0, "adnet": {"mae": 1.0, "max_f": pytest.approx(2 * 0.25 / 1.25)}}
 
 
-def test_a_map_of_one_grey_is_not_stretched(tmp_path):
+def test_a_map_of_one_gray_is_not_stretched(tmp_path):
     scores = score(tmp_path, bear=[np.full(OBJECT.shape, 128)]).scores
     assert scores["mae"] == pytest.approx(0.25 * 127 / 255 + 0.75 * 128 / 255)
     assert scores["max_f"] == pytest.approx(F["all"]) and scores["max_f_threshold"] == pytest.approx(128 / 255)
@@ -116,7 +116,7 @@ def test_maps_of_the_first_and_last_frame_are_not_asked_for(tmp_path):
 
 @pytest.mark.parametrize("flat", [False, True])
 def test_a_flat_folder_of_ground_truth(tmp_path, flat):
-    # As ViSal has it: bitmaps, sparse, sequences told apart by their names alone; grey 128 is background.
+    # As ViSal has it: bitmaps, sparse, sequences told apart by their names alone; gray 128 is background.
     (tmp_path / "GT").mkdir()
     truth = levels((OBJECT, 129), (BESIDE, 128))
     for name, counted in {"boat": levels((OBJECT, 255)), "boat2": levels((UPPER, 255))}.items():
@@ -152,14 +152,14 @@ def test_a_plain_dataset_in_a_folder_called_ground_truth_is_not_taken_for_fbms(t
     assert evaluate("saliency", tmp_path / "predictions", tmp_path).scores["mae"] == 0
 
 
-def test_sequences_of_two_labelled_frames_are_refused_by_name(tmp_path):
+def test_sequences_of_two_labeled_frames_are_refused_by_name(tmp_path):
     data = davis(tmp_path, {"bear": [OBJECT] * 3, "boat": [OBJECT] * 2, "bus": [OBJECT]}, 2016)
     with pytest.raises(UserError, match="leaves none in boat, bus"):
         evaluate("saliency", tmp_path, data)
 
 
 @pytest.mark.parametrize(("pixels", "message"), [
-    (np.zeros((40, 60, 3), np.uint8), "mode RGB; a saliency map is one grey channel"),
+    (np.zeros((40, 60, 3), np.uint8), "mode RGB; a saliency map is one gray channel"),
     (np.zeros((40, 60), np.uint16), "mode I;16"),
     (np.zeros((20, 30), np.uint8), "is 30x20 where the ground truth is 60x40"),
     (None, "cannot be read"),
@@ -229,8 +229,8 @@ def test_real_masks(tmp_path, real_data):
         maps = [change(mask.astype(np.uint8) * 255) for mask in data[name]]
         save_maps(tmp_path / "predictions" / name, maps)
         frames = []
-        for grey, truth in list(zip(maps, data[name], strict=True))[1:-1]:
-            s = (grey - grey.min()) / (grey.max() - grey.min())
+        for gray, truth in list(zip(maps, data[name], strict=True))[1:-1]:
+            s = (gray - gray.min()) / (gray.max() - gray.min())
             curve = []
             for threshold in np.arange(255, -1, -1) / 255:
                 hits = np.sum(truth & (s >= threshold - 1e-12))
@@ -239,11 +239,11 @@ def test_real_masks(tmp_path, real_data):
             adaptive = s >= min(2 * s.mean(), 1)
             p, r = np.sum(adaptive & truth) / adaptive.sum(), np.sum(adaptive & truth) / truth.sum()
             frames.append([abs(s - truth).mean(), 1.3 * p * r / (0.3 * p + r), _s_measure(s, truth), *curve])
-            pooled.append((grey.ravel(), truth.ravel()))
+            pooled.append((gray.ravel(), truth.ravel()))
         expected.append(np.mean(frames, axis=0))
     mae, adaptive_f, s_measure, *curve = np.mean(expected, axis=0)
-    greys, truths = (np.concatenate(part) for part in zip(*pooled, strict=True))
-    hits = [(np.sum((greys >= level) & truths), np.sum(greys >= level)) for level in range(1, 256)]
+    grays, truths = (np.concatenate(part) for part in zip(*pooled, strict=True))
+    hits = [(np.sum((grays >= level) & truths), np.sum(grays >= level)) for level in range(1, 256)]
     pooled_f = max(2 * hit / (selected + truths.sum()) for hit, selected in hits)  # 2PR / (P + R)
     scores = evaluate("saliency", tmp_path / "predictions", davis(tmp_path / "data", data, 2016)).scores
     written = {"mae": 0.015285, "max_f": 0.968347, "adaptive_f": 0.961288, "s_measure": 0.963115}
@@ -251,7 +251,7 @@ def test_real_masks(tmp_path, real_data):
         assert scores[name] == pytest.approx(value, abs=1e-9), name
         assert scores[name] == pytest.approx(written[name], abs=1e-6), name
     assert scores["adnet"]["max_f"] == pytest.approx(pooled_f, abs=1e-12)
-    assert scores["adnet"]["mae"] == pytest.approx(abs(greys / 255 - truths).mean(), abs=1e-12)
+    assert scores["adnet"]["mae"] == pytest.approx(abs(grays / 255 - truths).mean(), abs=1e-12)
     assert scores["adnet"] == {"mae": pytest.approx(0.047917, abs=1e-6),
                                "max_f": pytest.approx(0.964302, abs=1e-6)}
 
@@ -265,7 +265,7 @@ def test_truth_of_zeros_and_ones_and_an_empty_one(tmp_path):
         evaluate("saliency", tmp_path / "p", tmp_path / "d")
 
 
-def test_grey_predictions_of_zeros_and_ones_are_masks(tmp_path):
+def test_gray_predictions_of_zeros_and_ones_are_masks(tmp_path):
     save_masks(tmp_path / "d" / "GT" / "bear", [OBJECT] * 4)
     save_maps(tmp_path / "p" / "bear", [OBJECT] * 4)
     assert evaluate("saliency", tmp_path / "p", tmp_path / "d").scores["adnet"] == {"mae": 0, "max_f": 1}

@@ -52,7 +52,7 @@ def contents(archive):
 
 
 def assert_masks(found, expected):
-    """Compares the files of an archive with labels: indexed PNG, in the colours of DAVIS."""
+    """Compares the files of an archive with labels: indexed PNG, in the colors of DAVIS."""
     assert sorted(found) == sorted(expected)
     for name, labels in expected.items():
         with Image.open(io.BytesIO(found[name])) as image:

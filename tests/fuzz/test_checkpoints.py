@@ -200,7 +200,7 @@ def _packaged_case(seed, folder):
     packaged.expected_variables = convert.expected_variables
     rng = np.random.default_rng([4, seed])
     packaged.ASSETS, file = folder, folder / "default.safetensors"
-    packaged.pack(_folders(folder.parent) / "weights", file, origin="a test", licence="none",
+    packaged.pack(_folders(folder.parent) / "weights", file, origin="a test", license="none",
                   scores={"x": {"J": 0.5}})
     data = file.read_bytes()
     if seed % 3:

@@ -76,38 +76,38 @@ def _encoded(image, suffix, **options):
 @cache
 def _pictures():
     """Frames and masks as files of many kinds, by name."""
-    grey = cv2.cvtColor(_frame(2), cv2.COLOR_RGB2GRAY)
-    palette = Image.fromarray((grey > 128).astype(np.uint8))
+    gray = cv2.cvtColor(_frame(2), cv2.COLOR_RGB2GRAY)
+    palette = Image.fromarray((gray > 128).astype(np.uint8))
     palette.putpalette([0, 0, 0, 200, 0, 0])
     files = {"mask.png": io.BytesIO(), "bits.png": io.BytesIO(), "moving.png": io.BytesIO()}
     palette.save(files["mask.png"], "PNG")
-    Image.fromarray(grey > 128).save(files["bits.png"], "PNG")
+    Image.fromarray(gray > 128).save(files["bits.png"], "PNG")
     Image.fromarray(_frame(0)).save(files["moving.png"], "PNG", save_all=True,
                                     append_images=[Image.fromarray(_frame(t)) for t in (1, 2)])
     made = {name: file.getvalue() for name, file in files.items()}
-    alpha = np.dstack([_frame(1), grey])
-    made |= {"grey.png": _encoded(((grey > 128) * 255).astype(np.uint8), "PNG"),
-             "deep.png": _encoded(grey.astype(np.uint16) * 257, "PNG"), "alpha.png": _encoded(alpha, "PNG"),
-             "colour.jpg": _encoded(_frame(3), "JPEG"), "gradual.jpg": _encoded(_frame(3), "JPEG", progressive=True),
-             "colour.webp": _encoded(_frame(4), "WEBP"), "colour.bmp": _encoded(_frame(6), "BMP"),
-             "packed.tif": _encoded(_frame(5), "TIFF", compression="tiff_lzw"), "grey.pgm": _encoded(grey, "PPM")}
-    made["woven.png"] = _interlaced(grey)
+    alpha = np.dstack([_frame(1), gray])
+    made |= {"gray.png": _encoded(((gray > 128) * 255).astype(np.uint8), "PNG"),
+             "deep.png": _encoded(gray.astype(np.uint16) * 257, "PNG"), "alpha.png": _encoded(alpha, "PNG"),
+             "color.jpg": _encoded(_frame(3), "JPEG"), "gradual.jpg": _encoded(_frame(3), "JPEG", progressive=True),
+             "color.webp": _encoded(_frame(4), "WEBP"), "color.bmp": _encoded(_frame(6), "BMP"),
+             "packed.tif": _encoded(_frame(5), "TIFF", compression="tiff_lzw"), "gray.pgm": _encoded(gray, "PPM")}
+    made["woven.png"] = _interlaced(gray)
     return made
 
 
-def _interlaced(grey):
+def _interlaced(gray):
     """A PNG in the seven passes of Adam7, which Pillow and OpenCV read but do not write."""
     rows = b""
     for top, left, down, right in ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2),
                                    (1, 0, 2, 1)):
-        rows += b"".join(b"\0" + row.tobytes() for row in grey[top::down, left::right])
-    return png(grey.shape[1], grey.shape[0], zlib.compress(rows), interlace=1)
+        rows += b"".join(b"\0" + row.tobytes() for row in gray[top::down, left::right])
+    return png(gray.shape[1], gray.shape[0], zlib.compress(rows), interlace=1)
 
 
-def png(width: int, height: int, data: bytes, depth: int = 8, colour: int = 0, interlace: int = 0,
+def png(width: int, height: int, data: bytes, depth: int = 8, color: int = 0, interlace: int = 0,
         extra: bytes = b"") -> bytes:
     """A PNG of a header that may say anything, some chunks and compressed data."""
-    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([depth, colour, 0, 0, interlace])
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([depth, color, 0, 0, interlace])
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
@@ -289,7 +289,7 @@ def _claims():
         "healthy.png": plain,
         "square.png": png(100_000, 100_000, zlib.compress(bytes(1000))),
         "long.png": png(2**31 - 1, 1, zlib.compress(bytes(1000))),
-        "deep.png": png(40_000, 40_000, zlib.compress(bytes(1000)), depth=16, colour=6),
+        "deep.png": png(40_000, 40_000, zlib.compress(bytes(1000)), depth=16, color=6),
         "frame.jpg": _after(jpeg, b"\xff\xc0", 5, side + side),
         "data.png": _repaired_length(plain, many),
         "text.png": plain[:33] + chunk(b"zTXt", b"a\0\0" + zeros) + plain[33:],

@@ -110,7 +110,7 @@ def _meta_case(seed, folder):
 @cache
 def _converted():
     """The two JSON files of a converted dataset that are read before its records."""
-    row = {"name": "v", "length": 2, "height": 24, "width": 32, "objects": [[1], [1, 2]], "labelled": [0, 1],
+    row = {"name": "v", "length": 2, "height": 24, "width": 32, "objects": [[1], [1, 2]], "labeled": [0, 1],
            "start": 0}
     return ({"fileFormat": "array_record", "name": "uvos_x", "version": "1.0.0"},
             {"flow": False, "splits": {"train": [row, row | {"name": "w", "start": 2}]}})
@@ -159,7 +159,7 @@ CONFIG = {
                          {"name": "synthetic", "count": 1, "seed": 5, "recipe": {"name": "pair", "first": False}}],
              "recipe": {"name": "pair"}, "size": [33, 49], "objects": "foreground", "flow": False, "paste": 0.5,
              "geometry": {"kind": "random_crop", "scale": [1.0, 1.5], "flip": 0.5, "fill": [1, 2, 3]},
-             "colour": {"brightness": [0.5, 1.5], "independent": True}},
+             "color": {"brightness": [0.5, 1.5], "independent": True}},
     "optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4,
                   "groups": [{"match": "backbone/.*", "lr": 0.1}]},
     "schedule": {"name": "poly", "lr": 0.005, "power": 0.9, "steps": 100},

@@ -42,7 +42,7 @@ def mask(path: Path, labels: np.ndarray) -> None:
     write_mask(path, labels)
 
 
-def grey(path: Path, levels: np.ndarray) -> None:
+def gray(path: Path, levels: np.ndarray) -> None:
     """Writes an image of the mode that its suffix and shape imply: PNG, BMP, PGM or PPM."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(levels).save(path)
@@ -60,7 +60,7 @@ def davis2016(root: Path) -> dict[str, int]:
         for name in names:
             for t in range(3):
                 image(root / f"JPEGImages/480p/{name}/{t:05d}.jpg")
-                grey(root / f"Annotations/480p/{name}/{t:05d}.png", box(255, shift=t))
+                gray(root / f"Annotations/480p/{name}/{t:05d}.png", box(255, shift=t))
                 pairs.append(f"/JPEGImages/480p/{name}/{t:05d}.jpg /Annotations/480p/{name}/{t:05d}.png")
         lines(root / f"ImageSets/2016/{split}.txt", *pairs)
     return {"train": 6, "val": 3}
@@ -129,31 +129,31 @@ def duts(root: Path) -> dict[str, int]:
     for part, count in (("TR", 3), ("TE", 2)):
         for k in range(count):
             image(root / f"DUTS-{part}/DUTS-{part}-Image/ILSVRC_{part}_{k}.jpg", (24, 32 + k))
-            grey(root / f"DUTS-{part}/DUTS-{part}-Mask/ILSVRC_{part}_{k}.png", box(127, 128, 255, size=(24, 32 + k)))
+            gray(root / f"DUTS-{part}/DUTS-{part}-Mask/ILSVRC_{part}_{k}.png", box(127, 128, 255, size=(24, 32 + k)))
     return {"train": 3, "test": 2}
 
 
 def msra10k(root: Path) -> dict[str, int]:
     for k in range(3):
         image(root / f"MSRA10K_Imgs_GT/Imgs/{k}.jpg")
-        grey(root / f"MSRA10K_Imgs_GT/Imgs/{k}.png", box(255, shift=k))
+        gray(root / f"MSRA10K_Imgs_GT/Imgs/{k}.png", box(255, shift=k))
     return {"train": 3}
 
 
 def fbms59(root: Path) -> dict[str, int]:
-    """Train: grey files of two sequences, one of the special ones; test: colour files, white being background."""
+    """Train: gray files of two sequences, one of the special ones; test: color files, white being background."""
     for name in ("cars2", "marple7"):
         for t in range(1, 5):
             image(root / f"Trainingset/{name}/{name}_{t:02d}.jpg")
         for t in (1, 4):
-            grey(root / f"Trainingset/{name}/GroundTruth/{name}_{t:02d}.pgm", box(20, 200, shift=t))
+            gray(root / f"Trainingset/{name}/GroundTruth/{name}_{t:02d}.pgm", box(20, 200, shift=t))
     for t in range(3):
         image(root / f"Testset/people1/people1_{t:04d}.jpg")
-    colours = np.full((*SIZE, 3), 255, np.uint8)
-    colours[box(1) > 0] = (0, 0, 255)
-    colours[box(0, 1) > 0] = (200, 60, 0)
-    grey(root / "Testset/people1/GroundTruth/people1_0001_gt.ppm", colours)
-    grey(root / "Testset/people1/GroundTruth/people1_0001_PROB_gt.ppm", 255 - colours)
+    colors = np.full((*SIZE, 3), 255, np.uint8)
+    colors[box(1) > 0] = (0, 0, 255)
+    colors[box(0, 1) > 0] = (200, 60, 0)
+    gray(root / "Testset/people1/GroundTruth/people1_0001_gt.ppm", colors)
+    gray(root / "Testset/people1/GroundTruth/people1_0001_PROB_gt.ppm", 255 - colors)
     return {"train": 8, "test": 3}
 
 
@@ -161,7 +161,7 @@ def youtube_objects(root: Path) -> dict[str, int]:
     for name in ("cat/0003", "train/0001"):
         for t in range(3):
             image(root / f"JPEGImages/{name}/{t:05d}.jpg")
-        grey(root / f"Annotations/{name}/00001.png", box(255))
+        gray(root / f"Annotations/{name}/00001.png", box(255))
     return {"test": 6}
 
 
@@ -170,17 +170,17 @@ def visal(root: Path) -> dict[str, int]:
         for t in range(1, 4):
             image(root / f"Imgs/{name}/{name}_{t:03d}.jpg")
         for t in (1, 3):
-            grey(root / f"GT/{name}_{t:03d}{suffix}", box(255, shift=t))
+            gray(root / f"GT/{name}_{t:03d}{suffix}", box(255, shift=t))
     return {"test": 6}
 
 
 def segtrack_v2(root: Path) -> dict[str, int]:
     for t in range(2):
         image(root / f"JPEGImages/drift/drift_{t:04d}.bmp")
-        grey(root / f"GroundTruth/drift/1/drift_{t:04d}.png", box(255, 255, shift=t))
-        grey(root / f"GroundTruth/drift/2/drift_{t:04d}.png", box(255, shift=t))
+        gray(root / f"GroundTruth/drift/1/drift_{t:04d}.png", box(255, 255, shift=t))
+        gray(root / f"GroundTruth/drift/2/drift_{t:04d}.png", box(255, shift=t))
         image(root / f"JPEGImages/worm/worm_{t:04d}.png")
-        grey(root / f"GroundTruth/worm/worm_{t:04d}.png", np.dstack([box(255)] * 3))
+        gray(root / f"GroundTruth/worm/worm_{t:04d}.png", np.dstack([box(255)] * 3))
     return {"test": 4}
 
 
@@ -188,6 +188,6 @@ def folder(root: Path) -> dict[str, int]:
     for name in ("one", "two"):
         for t in (1, 2, 10):  # natural order is not that of the alphabet
             image(root / f"JPEGImages/{name}/frame{t}.png")
-        grey(root / f"Annotations/{name}/frame10.png", box(2))
-        grey(root / f"Annotations/{name}/frame2.png", box(2, 1))
+        gray(root / f"Annotations/{name}/frame10.png", box(2))
+        gray(root / f"Annotations/{name}/frame2.png", box(2, 1))
     return {"train": 6}

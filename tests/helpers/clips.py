@@ -28,10 +28,10 @@ RECIPES = {
                  "geometry": {"kind": "resize", "flip": 0.5}},
     "references": {"recipe": {"name": "references", "count": 3}, "flow": True,
                    "geometry": {"kind": "margin_crop", "margin": 5, "independent": True},
-                   "colour": {"brightness": (0.5, 1.5), "sharpness": (0, 3), "independent": True}},
+                   "color": {"brightness": (0.5, 1.5), "sharpness": (0, 3), "independent": True}},
     "sequence": {"recipe": {"name": "sequence"}, "objects": 4,
                  "geometry": {"kind": "random_crop", "balanced": True}},
-    "still": {"recipe": {"name": "still", "length": 3}, "colour": {"contrast": (0.5, 1.5)},
+    "still": {"recipe": {"name": "still", "length": 3}, "color": {"contrast": (0.5, 1.5)},
               "geometry": {"kind": "random_crop", "scale": (0.7, 1.3), "independent": True}},
 }
 

@@ -3,10 +3,10 @@
 import numpy as np
 
 
-def krylov_minimiser(matrix, target, iterations, preconditioner=1.0):
+def krylov_minimizer(matrix, target, iterations, preconditioner=1.0):
     """The best ``x`` that ``iterations`` of preconditioned conjugate gradients can reach from zero.
 
-    They minimise ``x' A x / 2 - b' x`` over the Krylov space of (A / M, b / M), here spanned and solved in.
+    They minimize ``x' A x / 2 - b' x`` over the Krylov space of (A / M, b / M), here spanned and solved in.
 
     Args:
       matrix: A, float64 ``[n, n]``, symmetric.

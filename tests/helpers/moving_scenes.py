@@ -32,7 +32,7 @@ class Moving(nn.Module):
     def encode(self, inputs):
         return {"flow": self.scale * inputs["flow"][..., self.component, None]}
 
-    def init_state(self, reference_features, reference_labels=None, native_size=None, slots=1):
+    def init_state(self, reference_features, reference_labels=None, native_size=None, max_objects=1):
         return {"mean": reference_features["flow"].mean(0, keepdims=True)}
 
     def predict(self, state, features):
@@ -97,5 +97,5 @@ def difference(batch: int = 1) -> Method:
 
 
 def levels(values) -> np.ndarray:
-    """``[t, h, w, 3]`` uint8 frames of even grey."""
+    """``[t, h, w, 3]`` uint8 frames of even gray."""
     return np.stack([np.full((*SIZE, 3), value, np.uint8) for value in values])

@@ -1,4 +1,4 @@
-"""A model that follows objects by their colour, and clips for it. A helper of the tests."""
+"""A model that follows objects by their color, and clips for it. A helper of the tests."""
 
 import flax.linen as nn
 import flax.struct
@@ -12,25 +12,25 @@ from uvos_jax.models import System
 from uvos_jax.ops.preprocess import Preprocess
 
 SIZE = (32, 48)
-COLOURS = np.array([(40, 40, 40), (230, 30, 30), (30, 230, 30), (30, 30, 230), (230, 230, 30), (30, 230, 230),
+COLORS = np.array([(40, 40, 40), (230, 30, 30), (30, 230, 30), (30, 30, 230), (230, 230, 30), (30, 230, 230),
                     (230, 30, 230), (240, 240, 240)])
-_MOST = 81  # rows of the table of colours, whatever the slots
+_MOST = 81  # rows of the table of colors, whatever the max_objects
 
 
 @flax.struct.dataclass
 class State:
-    """``colours`` ``[b, 81, 3]``, the mean of each place where it was given; ``previous`` ``[b, h, w]`` labels."""
+    """``colors`` ``[b, 81, 3]``, the mean of each place where it was given; ``previous`` ``[b, h, w]`` labels."""
 
-    colours: jax.Array
+    colors: jax.Array
     previous: jax.Array
     count: jax.Array
 
 
 class Following(nn.Module):
-    """A pixel has the place whose colour is nearest, with an advantage for the one it had in the last frame."""
+    """A pixel has the place whose color is nearest, with an advantage for the one it had in the last frame."""
 
     variant: str = "paper"
-    slots: int = 3
+    max_objects: int = 3
     inertia: float = 0.5
     dtype: jnp.dtype = jnp.float32
 
@@ -43,19 +43,19 @@ class Following(nn.Module):
     def encode(self, inputs):
         return {"rgb": 8 * self.scale * inputs["frame"]}
 
-    def init_state(self, reference_features, reference_labels=None, native_size=None, slots=1):
+    def init_state(self, reference_features, reference_labels=None, native_size=None, max_objects=1):
         rgb = reference_features["rgb"]
         b, h, w, _ = rgb.shape
         empty = State(jnp.full((b, _MOST, 3), 1e3), jnp.zeros((b, h, w), jnp.int32), jnp.zeros(b, jnp.int32))
         background = (_small(reference_labels, (h, w)) == 0)[..., None]
         mean = (rgb * background).sum((1, 2)) / jnp.maximum(background.sum((1, 2)), 1)
-        empty = empty.replace(colours=empty.colours.at[:, 0].set(mean))
+        empty = empty.replace(colors=empty.colors.at[:, 0].set(mean))
         return self.commit(empty, reference_features, reference_labels, {}, reference_labels)
 
     def predict(self, state, features):
-        far = features["rgb"][..., None, :] - state.colours[:, None, None, :self.slots + 1]
-        logits = -(far**2).sum(-1) + self.inertia * nn.one_hot(state.previous, self.slots + 1)
-        return jnp.where(jnp.arange(self.slots + 1) <= state.count[:, None, None, None], logits, -1e9), {}
+        far = features["rgb"][..., None, :] - state.colors[:, None, None, :self.max_objects + 1]
+        logits = -(far**2).sum(-1) + self.inertia * nn.one_hot(state.previous, self.max_objects + 1)
+        return jnp.where(jnp.arange(self.max_objects + 1) <= state.count[:, None, None, None], logits, -1e9), {}
 
     def commit(self, state, features, labels, aux, new_labels=None):
         small = _small(labels, features["rgb"].shape[1:3])
@@ -65,7 +65,7 @@ class Following(nn.Module):
         given = nn.one_hot(_small(new_labels, small.shape[1:]), _MOST)
         means = jnp.einsum("bhwo,bhwc->boc", given, features["rgb"]) / jnp.maximum(given.sum((1, 2))[..., None], 1)
         new = (given.sum((1, 2)) > 0) & (jnp.arange(_MOST) > state.count[:, None])
-        return state.replace(colours=jnp.where(new[..., None], means, state.colours),
+        return state.replace(colors=jnp.where(new[..., None], means, state.colors),
                              count=jnp.maximum(state.count, new_labels.max((1, 2))))
 
     @nn.nowrap
@@ -106,7 +106,7 @@ class Bright(Remembering):
         return self.encode(batch), {}
 
     def predict(self, state, features):
-        return features["grey"] - 0.3, {}
+        return features["gray"] - 0.3, {}
 
     @nn.nowrap
     def example_batch(self):
@@ -126,14 +126,14 @@ def following(scales=(1.0,), flip=False, **fields) -> Segmenter:
 
 
 def squares(length: int, objects: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Squares of different colours that move, on noise: frames ``[t, h, w, 3]`` and their true labels, uint8."""
+    """Squares of different colors that move, on noise: frames ``[t, h, w, 3]`` and their true labels, uint8."""
     rng = np.random.default_rng(seed)
     labels = np.zeros((length, *SIZE), np.uint8)
     for t in range(length):
         for o in range(objects):
             y, x = 2 + 10 * (o // 4), 2 + 11 * (o % 4)
             labels[t, y + t % 3:y + t % 3 + 7, x + t % 4:x + t % 4 + 7] = o + 1
-    frames = COLOURS[labels] + rng.integers(-25, 26, (length, *SIZE, 3))
+    frames = COLORS[labels] + rng.integers(-25, 26, (length, *SIZE, 3))
     return frames.clip(0, 255).astype(np.uint8), labels
 
 

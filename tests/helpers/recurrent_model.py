@@ -36,16 +36,16 @@ class Remembering(nn.Module):
         self.gain = self.param("gain", lambda key: jnp.float32(8))
 
     def encode(self, inputs):
-        return {"grey": inputs["frame"].mean(-1, keepdims=True).astype(self.dtype)}
+        return {"gray": inputs["frame"].mean(-1, keepdims=True).astype(self.dtype)}
 
-    def init_state(self, reference_features, reference_labels=None, native_size=None, slots=1):
-        return {"mean": reference_features["grey"].mean(0, keepdims=True), "frames": jnp.zeros((), jnp.int32)}
+    def init_state(self, reference_features, reference_labels=None, native_size=None, max_objects=1):
+        return {"mean": reference_features["gray"].mean(0, keepdims=True), "frames": jnp.zeros((), jnp.int32)}
 
     def predict(self, state, features):
-        return self.gain * (features["grey"] - state["mean"] - 0.01), {}
+        return self.gain * (features["gray"] - state["mean"] - 0.01), {}
 
     def commit(self, state, features, labels, aux, new_labels=None):
-        mean = 0.8 * state["mean"] + 0.2 * features["grey"] + 0.02 * (labels[..., None] - 0.5)
+        mean = 0.8 * state["mean"] + 0.2 * features["gray"] + 0.02 * (labels[..., None] - 0.5)
         return {"mean": mean.astype(self.dtype), "frames": state["frames"] + 1}
 
     @nn.nowrap

@@ -49,8 +49,8 @@ def clip(length: int, size: tuple[int, int] = (48, 72), seed: int = 0) -> np.nda
     frames = []
     for t in range(length):
         frame = texture.copy()
-        centre = (int(size[1] * (0.2 + 0.6 * t / max(length - 1, 1))), size[0] // 2 + t % 5)
-        cv2.circle(frame, centre, min(size) // 4, (250, 220, 90), -1, cv2.LINE_AA)
+        center = (int(size[1] * (0.2 + 0.6 * t / max(length - 1, 1))), size[0] // 2 + t % 5)
+        cv2.circle(frame, center, min(size) // 4, (250, 220, 90), -1, cv2.LINE_AA)
         frames.append(frame.astype(np.uint8))
     return np.stack(frames)
 

@@ -7,7 +7,7 @@ from uvos_jax.models import build
 from uvos_jax.weights.convert import expected_torch_shapes, expected_variables
 from uvos_jax.weights.parity import weights_of
 
-SMALL = {"depths": (1, 1, 1, 1), "width": 4, "features": 16, "embedding": 8, "slots": 3, "references": 2,
+SMALL = {"depths": (1, 1, 1, 1), "width": 4, "features": 16, "embedding": 8, "max_objects": 3, "references": 2,
          "short_side": 65}
 SIZE = 65, 81  # of its frames
 
@@ -46,13 +46,13 @@ def boxes(size: tuple[int, int], *objects: tuple[int, float, float, float, float
 
 
 def clip(b: int = 2, t: int = 4, size: tuple[int, int] = SIZE, seed: int = 0) -> dict[str, np.ndarray]:
-    """A clip batch: two boxes of their own colours move over noise, with a little void; one is hidden once."""
+    """A clip batch: two boxes of their own colors move over noise, with a little void; one is hidden once."""
     rng = np.random.default_rng(seed)
     frames = rng.integers(0, 120, (b, t, *size, 3), dtype=np.uint8)
     labels = np.stack([[boxes(size, (1, 0.1 + 0.05 * i, 0.1 + 0.06 * j, 0.4, 0.3),
                               (2, 0.4, 0.5 - 0.05 * j, 0.5, 0.4), (255, 0.9, 0, 0.1, 0.3))
                         for j in range(t)] for i in range(b)])
     labels[0, t - 2] = np.where(labels[0, t - 2] == 1, 0, labels[0, t - 2])
-    for label, colour in ((1, (250, 60, 60)), (2, (60, 60, 250))):
-        frames[labels == label] = colour
+    for label, color in ((1, (250, 60, 60)), (2, (60, 60, 250))):
+        frames[labels == label] = color
     return {"frames": frames, "labels": labels}

@@ -46,6 +46,6 @@ def pairs(b: int = 2, size: tuple[int, int] = SIZE, seed: int = 0) -> tuple[np.n
             labels[i, t, 2 + i + t:h // 2, 3 + 2 * t:w // 3 + 2 * t] = 1
             labels[i, t, h // 3 + t:h - 4 + t, w // 2 - t:w - 3 - t] = 2
             labels[i, t, h - 3:, :5] = -1
-    for number, colour in ((1, (2.0, -1.0, 0.0)), (2, (-1.0, 0.5, 2.0))):
-        frames[labels == number] = colour
+    for number, color in ((1, (2.0, -1.0, 0.0)), (2, (-1.0, 0.5, 2.0))):
+        frames[labels == number] = color
     return frames, labels

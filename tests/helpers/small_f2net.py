@@ -6,12 +6,12 @@ import numpy as np
 from uvos_jax.models import build
 from uvos_jax.weights.convert import expected_variables
 
-SMALL = {"depths": (1, 1, 1, 1), "width": 4, "aspp_features": 8, "embedding": 16, "centre_features": 8,
-         "centre_embedding": 4, "short_side": 65}
+SMALL = {"depths": (1, 1, 1, 1), "width": 4, "aspp_features": 8, "embedding": 16, "center_features": 8,
+         "center_embedding": 4, "short_side": 65}
 
 
 def small(seed: int = 0, **overrides):
-    """``(model, variables)``: any score of a centre counts, unless ``lost_below`` says otherwise."""
+    """``(model, variables)``: any score of a center counts, unless ``lost_below`` says otherwise."""
     model = build("f2net", **SMALL | {"lost_below": 0.0} | overrides)
     rng = np.random.default_rng(seed)
 
@@ -27,8 +27,8 @@ def small(seed: int = 0, **overrides):
     for name, block in variables["params"]["backbone"].items():
         if name.startswith("layer"):
             block["bn3"]["scale"] *= np.float32(0.2)
-    if "centre" in variables["params"]:
-        variables["params"]["centre"]["fresh"]["kernel"] *= np.float32(0.2)
+    if "center" in variables["params"]:
+        variables["params"]["center"]["fresh"]["kernel"] *= np.float32(0.2)
     return model, variables
 
 

@@ -61,7 +61,7 @@ class Tiny(nn.Module):
     def encode(self, inputs):
         return {"logits": self._logits(inputs["frame"], False)}
 
-    def init_state(self, reference_features, reference_labels=None, native_size=None, slots=1):
+    def init_state(self, reference_features, reference_labels=None, native_size=None, max_objects=1):
         return {"first": reference_features["logits"]}
 
     def predict(self, state, features):

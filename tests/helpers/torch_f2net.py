@@ -24,7 +24,7 @@ def smooth(seed, height, width, cell=16):
 
 
 def network_input(seed, height, width):
-    """``[1, 3, h, w]``: that picture as 0..255 less the mean colour."""
+    """``[1, 3, h, w]``: that picture as 0..255 less the mean color."""
     mean = np.float32([104.00699, 116.66877, 122.67892])[:, None, None]
     return torch.from_numpy(smooth(seed, height, width) * np.float32(255) - mean)[None]
 
@@ -135,15 +135,15 @@ class TorchF2Net(nn.Module):
     """
 
     def __init__(self, order="c", prior="no", depths=(3, 4, 23, 3), width=64, aspp_features=512, embedding=256,
-                 centre_features=256, centre_embedding=64):
+                 center_features=256, center_embedding=64):
         super().__init__()
         self.order, self.prior = order, prior
         self.encoder = Encoder(depths, width, aspp_features, embedding)
-        self.upsample = Upsample(width, centre_features, centre_embedding)
-        self.fc = nn.Sequential(conv(centre_embedding, centre_features, 3, bias=True), nn.ReLU(),
-                                conv(centre_features, 1, 1, bias=True))
-        self.motion_conv_w = conv(centre_embedding + 1, 1, 1, bias=True)
-        self.motion_conv_b = conv(centre_embedding + 1, 1, 1, bias=True)
+        self.upsample = Upsample(width, center_features, center_embedding)
+        self.fc = nn.Sequential(conv(center_embedding, center_features, 3, bias=True), nn.ReLU(),
+                                conv(center_features, 1, 1, bias=True))
+        self.motion_conv_w = conv(center_embedding + 1, 1, 1, bias=True)
+        self.motion_conv_b = conv(center_embedding + 1, 1, 1, bias=True)
         squeezed = max(4, embedding // 16)
         self.channel_attention_conv1 = conv(embedding, squeezed, 1)
         self.channel_attention_bn = nn.BatchNorm2d(squeezed)
@@ -212,18 +212,18 @@ class TorchF2Net(nn.Module):
         return seen
 
 
-def gauss(centre, height, width, step=1):
+def gauss(center, height, width, step=1):
     """``[b, 1, h', w']``: the prior around ``[b, 2]`` (x, y) in pixels of the input, at every ``step``-th pixel.
 
     The paper's width follows the input; here it is no less than the step.
     """
     y, x = torch.meshgrid(torch.arange(0, height, step), torch.arange(0, width, step), indexing="ij")
-    squared = (x - centre[:, 0, None, None]) ** 2 + (y - centre[:, 1, None, None]) ** 2
+    squared = (x - center[:, 0, None, None]) ** 2 + (y - center[:, 1, None, None]) ** 2
     sigma = max(15 * min(height, width) / 473, step)
     return torch.exp(-squared / (2 * sigma**2))[:, None]
 
 
-def published_prior(centre, height=473, width=473):
+def published_prior(center, height=473, width=473):
     """``[b, 1, h', w']`` at stride 8: drawn in all pixels of the input, then resized."""
     size = (height - 1) // 8 + 1, (width - 1) // 8 + 1
-    return F.interpolate(gauss(centre, height, width), size, mode="bilinear", align_corners=False)
+    return F.interpolate(gauss(center, height, width), size, mode="bilinear", align_corners=False)

@@ -23,7 +23,7 @@ def moving(count: int, height: int = 96, width: int = 128) -> list[np.ndarray]:
     return [np.roll(image, 4 * index, axis=1) for index in range(count)]
 
 
-def greys(levels, height: int = 48, width: int = 64) -> list[np.ndarray]:
+def grays(levels, height: int = 48, width: int = 64) -> list[np.ndarray]:
     """Even images by which a frame can be told."""
     return [np.full((height, width, 3), level, np.uint8) for level in levels]
 

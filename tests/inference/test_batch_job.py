@@ -114,7 +114,7 @@ def test_two_devices_work_side_by_side_and_give_the_same_masks(tmp_path):
     segment_many(remembering(), tasks,
                  lambda segmenter, task: segment_to_folder(segmenter, open_source(task.source),
                                                            tmp_path / "one" / task.output.name))
-    code = "import sys, pathlib, test_inference_many as t; t.two_devices(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib, tests.inference.test_batch_job as t; t.two_devices(pathlib.Path(sys.argv[1]))"
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False,
                           cwd=os.path.dirname(__file__), env=os.environ | {"XLA_FLAGS": flags})

@@ -34,11 +34,11 @@ def segmenter():
     sign = max(best, key=lambda sign: best[sign][~bright].min() - best[sign][bright].max())
     low, high = best[sign][bright].max(), best[sign][~bright].min()
     assert low < high
-    centre = variables["params"]["centre"]
-    centre["fresh"]["kernel"] *= np.float32(4 * sign / (high - low))
-    centre["fresh"]["bias"] = np.float32([-3 + 4 * (sign * centre["fresh"]["bias"][0] - low) / (high - low)])
+    center = variables["params"]["center"]
+    center["fresh"]["kernel"] *= np.float32(4 * sign / (high - low))
+    center["fresh"]["bias"] = np.float32([-3 + 4 * (sign * center["fresh"]["bias"][0] - low) / (high - low)])
     for name in ("scale", "shift"):
-        centre[name]["kernel"] *= np.float32(1e-4)
+        center[name]["kernel"] *= np.float32(1e-4)
     return Segmenter("f2net", model, variables)
 
 
@@ -54,7 +54,7 @@ def test_notes_are_the_same_in_every_chunk_and_tell_where_the_object_was_lost(se
     chunks = [answer.notes for answer in segmenter.run(source(), chunk=4)]
     assert [note["lost"] for note in notes] == [note["lost"] for note in chunks]
     assert [i for i, note in enumerate(notes) if note["lost"]] == [*LOST, BROKEN]  # the broken one repeats the last
-    for name in ("centre", "centre_score"):
+    for name in ("center", "center_score"):
         np.testing.assert_allclose([note[name] for note in notes], [note[name] for note in chunks], atol=1e-5)
 
 
@@ -74,19 +74,19 @@ def test_a_run_says_what_was_lost_and_the_pictures_show_what_it_went_by(segmente
     assert run["notes"] == {"lost": 3}
     assert sentences == [f"In 3 of 9 frames {segmenter.model.notes['lost']}."]
     paths = write_figures(segmenter, source(), tmp_path / "out", LENGTH)
-    assert [path.name for path in paths] == ["centres.png", "track.png"]
+    assert [path.name for path in paths] == ["centers.png", "track.png"]
 
-    # The second pass finds the centres that the run found, frame by frame; x and y in pixels.
+    # The second pass finds the centers that the run found, frame by frame; x and y in pixels.
     entries = json.loads((tmp_path / "out/objects.json").read_text())["frames"]
     entries = [entry for i, entry in enumerate(entries) if i != BROKEN]
     _, indices, seen, scale, *_ = drawn["_draw_track"]
     assert indices == [i for i in range(LENGTH) if i != BROKEN]
-    centres, scores, found = zip(*seen, strict=True)
-    np.testing.assert_allclose(scores, [entry["centre_score"] for entry in entries], atol=1e-5)
+    centers, scores, found = zip(*seen, strict=True)
+    np.testing.assert_allclose(scores, [entry["center_score"] for entry in entries], atol=1e-5)
     assert [not bool(f) for f in found] == [entry["lost"] for entry in entries]
-    np.testing.assert_allclose(figures_f2net.to_pixels(np.array(centres), 4, scale),
-                               [entry["centre"] for entry in entries], atol=3)  # less than a cell of the map, 4 pixels
-    # Before the first frame no centre is known, and the broken frame has added none.
+    np.testing.assert_allclose(figures_f2net.to_pixels(np.array(centers), 4, scale),
+                               [entry["center"] for entry in entries], atol=3)  # less than a cell of the map, 4 pixels
+    # Before the first frame no center is known, and the broken frame has added none.
     rows = drawn["_draw_maps"][1]
     assert [row[0].split()[1] for row in rows] == ["0", "3", "5", "8"]
     assert [len(row[-1]) for row in rows] == [0, 3, 3, 5]
@@ -121,6 +121,6 @@ def test_cells_of_a_map_lie_on_every_fourth_pixel_of_the_network():
 
 
 @pytest.mark.parametrize("net", ["baseline", "ad"])
-def test_debug_is_refused_where_no_centre_is_looked_for(net):
+def test_debug_is_refused_where_no_center_is_looked_for(net):
     with pytest.raises(UserError, match=f"'{net}' looks for none"):
         check_figures(Segmenter("f2net", *small(net=net)), source())

@@ -82,9 +82,9 @@ def test_the_confidence_of_an_empty_mask_is_that_of_background():
 
 def _margins(frames, indices):
     """The remembering model in NumPy: how much brighter a pixel is than it must be, ``[t, h, w]``."""
-    grey = frames.mean(-1) / 255
-    mean, margins = grey[list(indices)].mean(0), []
-    for frame in grey:
+    gray = frames.mean(-1) / 255
+    mean, margins = gray[list(indices)].mean(0), []
+    for frame in gray:
         margins.append(frame - mean - 0.01)
         mean = 0.8 * mean + 0.2 * frame + 0.02 * ((margins[-1] > 0) - 0.5)
     return np.stack(margins)

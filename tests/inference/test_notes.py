@@ -25,10 +25,10 @@ class Noting(Remembering):
         return {"dark": SENTENCE}
 
     def predict(self, state, features):
-        level = features["grey"].mean((1, 2, 3)).astype(jnp.float32)
+        level = features["gray"].mean((1, 2, 3)).astype(jnp.float32)
         before = jnp.full(level.shape, state["frames"], jnp.float32)
-        left = features["grey"][:, :, 0].mean((1, 2)).astype(jnp.float32)
-        notes = {"dark": level < 40 / 255, "before": before, "centre": jnp.stack([left, 0.25 * left], -1)}
+        left = features["gray"][:, :, 0].mean((1, 2)).astype(jnp.float32)
+        notes = {"dark": level < 40 / 255, "before": before, "center": jnp.stack([left, 0.25 * left], -1)}
         return super().predict(state, features)[0], {"notes": notes}
 
 
@@ -37,12 +37,12 @@ def noting(**options) -> Segmenter:
     return Segmenter("noting", Noting(), {"params": {"gain": np.float32(8)}}, **options)
 
 
-def grey(levels=LEVELS) -> np.ndarray:
+def gray(levels=LEVELS) -> np.ndarray:
     return np.stack([np.full((*SIZE, 3), level, np.uint8) for level in levels])
 
 
 def said(segmenter, frames=None, broken=(), **options):
-    frames = grey() if frames is None else frames
+    frames = gray() if frames is None else frames
     video = [Frame(f"{i:05d}", image, broken="torn" if i in broken else None) for i, image in enumerate(frames)]
     source = Source("made", "folder", lambda: (frame for frame in video), length=len(video))
     return [answer.notes for answer in segmenter.run(source, **options)]
@@ -53,16 +53,16 @@ def test_every_frame_has_its_own_notes_whatever_the_chunk(options):
     notes = said(noting(), **options)
     assert [note["dark"] for note in notes] == DARK
     assert [note["before"] for note in notes] == list(range(len(LEVELS)))
-    np.testing.assert_allclose([note["centre"] for note in notes], [[v / 255, v / 1020] for v in LEVELS], rtol=1e-5)
+    np.testing.assert_allclose([note["center"] for note in notes], [[v / 255, v / 1020] for v in LEVELS], rtol=1e-5)
     assert json.loads(json.dumps(notes)) == notes  # plain values
 
 
 def test_notes_are_those_of_the_first_view_alone():
     ramp = np.broadcast_to(np.linspace(50, 250, SIZE[1]).astype(np.uint8)[:, None], (2, *SIZE, 3))
     notes = said(noting(flip=True), ramp)
-    assert notes == said(noting(), ramp) and notes[0]["centre"][0] == pytest.approx(50 / 255)
+    assert notes == said(noting(), ramp) and notes[0]["center"][0] == pytest.approx(50 / 255)
     mirrored = said(noting(flip=True), ramp[:, :, ::-1])
-    assert mirrored[0]["centre"][0] == pytest.approx(250 / 255)
+    assert mirrored[0]["center"][0] == pytest.approx(250 / 255)
 
 
 def test_a_broken_frame_repeats_what_was_said_last():
@@ -72,12 +72,12 @@ def test_a_broken_frame_repeats_what_was_said_last():
 
 
 def test_before_the_first_good_frame_nothing_is_said():
-    assert said(noting(), broken=(0,))[0] == {"dark": False, "before": None, "centre": None}
+    assert said(noting(), broken=(0,))[0] == {"dark": False, "before": None, "center": None}
 
 
 def test_models_without_notes_say_nothing(tmp_path):
     assert said(remembering()) == [{}] * len(LEVELS)
-    frames = save_frames(tmp_path / "frames", grey())
+    frames = save_frames(tmp_path / "frames", gray())
     sentences = []
     run = segment_to_folder(remembering(), open_source(frames), tmp_path / "out", json=True, say=sentences.append)
     assert "notes" not in run and not sentences
@@ -89,7 +89,7 @@ def _entries(folder):
 
 
 def test_flags_are_counted_and_said_once_and_each_frame_tells_its_own(tmp_path):
-    frames = save_frames(tmp_path / "frames", grey())
+    frames = save_frames(tmp_path / "frames", gray())
     sentences = []
     run = segment_to_folder(noting(), open_source(frames), tmp_path / "out", json=True, say=sentences.append)
     assert run["notes"] == {"dark": 5} == json.loads((tmp_path / "out/run.json").read_text())["notes"]
@@ -97,11 +97,11 @@ def test_flags_are_counted_and_said_once_and_each_frame_tells_its_own(tmp_path):
     entries = _entries(tmp_path / "out")
     assert [entry["dark"] for entry in entries] == DARK
     # A share of the width (32) and of the height (24).
-    assert entries[0]["centre"] == [pytest.approx(32 * 200 / 255, abs=0.01), pytest.approx(24 * 50 / 255, abs=0.01)]
+    assert entries[0]["center"] == [pytest.approx(32 * 200 / 255, abs=0.01), pytest.approx(24 * 50 / 255, abs=0.01)]
 
 
 def test_nothing_is_said_where_no_flag_is_true(tmp_path):
-    frames = save_frames(tmp_path / "frames", grey([100, 200]))
+    frames = save_frames(tmp_path / "frames", gray([100, 200]))
     sentences = []
     run = segment_to_folder(noting(), open_source(frames), tmp_path / "out", say=sentences.append)
     assert run["notes"] == {"dark": 0} and not sentences
@@ -109,7 +109,7 @@ def test_nothing_is_said_where_no_flag_is_true(tmp_path):
 
 @pytest.mark.parametrize("stops", [(3,), (5, 9)])
 def test_an_interrupted_run_ends_with_the_same_files_and_counts(tmp_path, stops):
-    frames = save_frames(tmp_path / "frames", grey())
+    frames = save_frames(tmp_path / "frames", gray())
     segmenter, files = noting(), {"chunk": 2, "save_every": 0, "json": True, "soft": True, "overlay": False}
     segment_to_folder(segmenter, open_source(frames), tmp_path / "undisturbed", **files)
     for at in stops:

@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvos_jax.inference.postprocess import STAGES, Sight
+from uvos_jax.inference.postprocess import STAGES, FrameContext
 
 
 def _staged(name, scores):
@@ -99,12 +99,12 @@ def test_follow_edges_sharpens_a_coarse_score_and_keeps_what_has_no_edge():
     cv2.circle(frame, (240, 160), 90, (200, 120, 90), -1)
     truth = (frame[..., 0] > 100).astype(np.float32)
     coarse = cv2.resize(cv2.resize(truth, (30, 20), interpolation=cv2.INTER_AREA), (480, 320))
-    _, sharp = apply(init((320, 480)), jnp.asarray(coarse)[None, :, :, None], 0.5, Sight(jnp.asarray(frame), None))
+    _, sharp = apply(init((320, 480)), jnp.asarray(coarse)[None, :, :, None], 0.5, FrameContext(jnp.asarray(frame), None))
     sharp = np.asarray(sharp)[0, :, :, 0]
     assert sharp.min() >= 0 and sharp.max() <= 1
     assert ((sharp > 0.5) != (truth > 0)).mean() < 0.3 * ((coarse > 0.5) != (truth > 0)).mean()
     _, same = apply((), jnp.asarray(coarse)[None, :, :, None], 0.5,
-                    Sight(jnp.full((320, 480, 3), 77, jnp.uint8), None))
+                    FrameContext(jnp.full((320, 480, 3), 77, jnp.uint8), None))
     assert (np.abs(np.asarray(same)[0, :, :, 0] - coarse) < 0.25).all()
 
 
@@ -126,7 +126,7 @@ def _followed(scores, frames, flow, causal=False):
     state, out = init(scores.shape[1:]), []
     for score, frame, its in zip(scores, frames, flow, strict=True):
         state, kept = apply(state, jnp.asarray(score)[None, :, :, None], 0.5,
-                            Sight(jnp.asarray(frame), jnp.asarray(its), causal))
+                            FrameContext(jnp.asarray(frame), jnp.asarray(its), causal))
         out.append(np.asarray(kept)[0, :, :, 0])
     return np.stack(out)
 
@@ -144,7 +144,7 @@ def test_follow_flow_brings_the_past_along():
     np.testing.assert_allclose(_followed(scores, frames, back, causal=True)[3][inside], kept[3][inside], atol=0.05)
 
 
-def test_follow_flow_forgets_where_colours_do_not_fit():
+def test_follow_flow_forgets_where_colors_do_not_fit():
     frames, masks, ahead, _ = _drifting()
     frames[3:] = 255 - frames[3:]  # a cut
     scores = 0.9 * masks
@@ -154,11 +154,11 @@ def test_follow_flow_forgets_where_colours_do_not_fit():
     assert np.abs(kept[2] - scores[2]).mean() < 0.05
 
 
-def _coloured(scores, frames):
-    init, apply = _compiled("follow_colours")
+def _colored(scores, frames):
+    init, apply = _compiled("follow_colors")
     state, out = init(scores.shape[1:]), []
     for score, frame in zip(scores, frames, strict=True):
-        state, kept = apply(state, jnp.asarray(score)[None, :, :, None], 0.5, Sight(jnp.asarray(frame), None))
+        state, kept = apply(state, jnp.asarray(score)[None, :, :, None], 0.5, FrameContext(jnp.asarray(frame), None))
         out.append(np.asarray(kept)[0, :, :, 0])
     return np.stack(out)
 
@@ -172,12 +172,12 @@ def _red_before_green(length=2, size=(240, 320)):
     return frames.clip(0, 255).astype(np.uint8), masks
 
 
-def test_follow_colours_completes_an_object_and_drops_what_looks_like_its_surroundings():
+def test_follow_colors_completes_an_object_and_drops_what_looks_like_its_surroundings():
     frames, masks = _red_before_green(1)
     score = np.where(masks, 0.8, 0.1).astype(np.float32)
     score[:, 130:180, 100:220] = 0.35  # a part of it was missed
     score[:, 60:120, 220:250] = 0.6  # and something beside it taken for it
-    kept = _coloured(score, frames)
+    kept = _colored(score, frames)
     inner = np.zeros_like(masks)
     inner[:, 66:174, 106:214] = True
     assert ((score > 0.5) != masks).sum() > 7_000 > 70 > ((kept > 0.5) != masks)[inner].sum()
@@ -185,17 +185,17 @@ def test_follow_colours_completes_an_object_and_drops_what_looks_like_its_surrou
     assert kept.min() >= 0 and kept.max() <= 1
 
 
-def test_follow_colours_remembers_and_leaves_alone_what_it_is_not_told():
+def test_follow_colors_remembers_and_leaves_alone_what_it_is_not_told():
     frames, masks = _red_before_green(2)
     scores = np.stack([np.where(masks[0], 0.8, 0.1), np.full(masks[0].shape, 0.4)]).astype(np.float32)
-    kept = _coloured(scores, frames)
+    kept = _colored(scores, frames)
     assert kept[1][66:174, 106:214].mean() > 0.7 and kept[1][:50].mean() < 0.2
-    # Without a difference of colours, and with colours of neither, there is nothing to add.
-    grey = np.full_like(frames, 90)
-    np.testing.assert_allclose(_coloured(scores[:1], grey[:1]), scores[:1], atol=0.01)
+    # Without a difference of colors, and with colors of neither, there is nothing to add.
+    gray = np.full_like(frames, 90)
+    np.testing.assert_allclose(_colored(scores[:1], gray[:1]), scores[:1], atol=0.01)
     strange = frames.copy()
     strange[1] = (40, 60, 250)
-    np.testing.assert_allclose(_coloured(scores, strange)[1], scores[1], atol=0.01)
+    np.testing.assert_allclose(_colored(scores, strange)[1], scores[1], atol=0.01)
     # Nothing is found where nothing was.
     nothing = np.full_like(scores, 0.05)
-    assert _coloured(nothing, frames).max() < 0.1
+    assert _colored(nothing, frames).max() < 0.1

@@ -114,13 +114,13 @@ def test_before_its_first_mask_there_is_background_alone(segmenter, clip):
 def test_more_objects_than_places_change_no_label():
     frames, truth = squares(9, objects=7)
     masks = {0: np.where(truth[0] < 3, truth[0], 0), 5: truth[5]}
-    roomy, said = following(slots=8), []
-    few = following(slots=2)
+    roomy, said = following(max_objects=8), []
+    few = following(max_objects=2)
     grown = [answer.labels for answer in few.run(open_source(frames), first_mask=masks, chunk=2, say=said.append)]
     np.testing.assert_array_equal(grown, roomy.segment(frames, first_mask=masks, chunk=2))
     assert set(np.unique(grown[6])) == set(range(8))
     assert said == ["7 objects: room for 8 from frame 00005 on, compiled once more."]
-    assert [few.engine(SIZE, slots=slots).step._cache_size() for slots in (2, 8)] == [1, 1]
+    assert [few.engine(SIZE, max_objects=max_objects).step._cache_size() for max_objects in (2, 8)] == [1, 1]
 
 
 def test_a_given_mask_is_certain_and_soft_results_are_of_any_object(clip):
@@ -131,7 +131,7 @@ def test_a_given_mask_is_certain_and_soft_results_are_of_any_object(clip):
         inside = answer.labels > 0
         assert answer.probability[inside].min() > 100 and answer.probability[~inside].max() < 155
         assert 0.5 < answer.confidence <= 1
-    # Of two objects of one colour neither is certain, but that something is there is.
+    # Of two objects of one color neither is certain, but that something is there is.
     twins = frames.copy()
     twins[(truth == 2) | (truth == 3)] = (30, 230, 30)
     first = truth[0] * (truth[0] > 1)
@@ -183,7 +183,7 @@ def test_without_a_mask_nothing_can_be_followed_and_others_want_none(segmenter, 
 @pytest.mark.slow
 def test_cfbi_is_driven_by_one_program_and_its_past_does_not_depend_on_the_room():
     frames, truth = squares(4, objects=4)
-    model = build("cfbi", slots=4, depths=(1, 1, 1, 1), width=4, features=16, embedding=8, short_side=33, references=2,
+    model = build("cfbi", max_objects=4, depths=(1, 1, 1, 1), width=4, features=16, embedding=8, short_side=33, references=2,
                   ensembler=False, instance_attention=False)
     segmenter = Segmenter("cfbi", model, random_variables(model))
     masks = {0: np.where(truth[0] < 3, truth[0], 0), 2: truth[2]}
@@ -193,6 +193,6 @@ def test_cfbi_is_driven_by_one_program_and_its_past_does_not_depend_on_the_room(
     renamed = segmenter.segment(frames, chunk=2,
                                 first_mask={t: np.uint8(30) * (mask > 0) + mask for t, mask in masks.items()})
     np.testing.assert_array_equal(renamed, np.uint8(30) * (labels > 0) + labels)
-    carries = [jax.eval_shape(segmenter.engine(SIZE, slots=slots).start, segmenter.variables, frames[:1], None,
-                              truth[:1]) for slots in (4, 8)]
+    carries = [jax.eval_shape(segmenter.engine(SIZE, max_objects=max_objects).start, segmenter.variables, frames[:1], None,
+                              truth[:1]) for max_objects in (4, 8)]
     assert segmenter.engine(SIZE).step._cache_size() == 1 and carries[0] == carries[1]

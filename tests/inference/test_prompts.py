@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.prompted_model import COLOURS, SIZE, bright, following, squares
+from tests.helpers.prompted_model import COLORS, SIZE, bright, following, squares
 from tests.helpers.recurrent_model import contents, save_frames
 from tests.helpers.small_cfbi import SMALL
 from uvos_jax import UserError
@@ -42,7 +42,7 @@ def _save(path, labels, palette=PALETTE):
     return path
 
 
-def _grey(path, levels):
+def _gray(path, levels):
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), levels)
     return path
@@ -58,7 +58,7 @@ def _zero(value=0):
 
 @pytest.mark.parametrize(("make", "words"), [
     (lambda at: at / "none.png", "does not exist"),
-    (lambda at: _grey(at / "rgb.png", np.full((*SIZE, 3), 9, np.uint8)), "an RGB picture, not a label mask"),
+    (lambda at: _gray(at / "rgb.png", np.full((*SIZE, 3), 9, np.uint8)), "an RGB picture, not a label mask"),
     (lambda at: _save(at / "empty.png", _zero()), "empty.png.*no object is in it, only background;"),
     (lambda at: _save(at / "void.png", np.eye(*SIZE, dtype=np.uint8) * 255), "no object.*background and void"),
     (lambda at: _save(at / "many.png", _many(81)), "many.png.*81 objects are in it, and at most 80"),
@@ -129,13 +129,13 @@ def test_in_python_what_is_said_of_masks_is_a_warning(segmenter, folder):
 
 
 def test_what_a_training_had_room_for_is_no_limit(tmp_path):
-    model = build("cfbi", **SMALL | {"slots": 2})
+    model = build("cfbi", **SMALL | {"max_objects": 2})
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), expected_variables(model))
     checkpoints.save(tmp_path / "weights", "cfbi", model, variables, "a test")
-    assert load(weights=tmp_path / "weights").model.slots == 10
-    assert load(weights=tmp_path / "weights", slots=3).model.slots == 3
-    with pytest.raises(UserError, match="cfbi follows 80 objects in one run at most; got slots=81"):
-        load(weights=tmp_path / "weights", slots=81)
+    assert load(weights=tmp_path / "weights").model.max_objects == 10
+    assert load(weights=tmp_path / "weights", max_objects=3).model.max_objects == 3
+    with pytest.raises(UserError, match="cfbi follows 80 objects in one run at most; got max_objects=81"):
+        load(weights=tmp_path / "weights", max_objects=81)
 
 
 def test_void_is_no_object_and_is_told(folder):
@@ -155,11 +155,11 @@ def test_a_folder_of_all_videos_holds_one_for_each(folder, tmp_path):
 
 def test_frames_of_a_video_file_are_named_by_number(clip, tmp_path):
     _save(tmp_path / "masks/3.png", _many(2))
-    _grey(tmp_path / "masks/00007.png", np.uint8(3) * (_many(2) > 1))
+    _gray(tmp_path / "masks/00007.png", np.uint8(3) * (_many(2) > 1))
     objects = Objects(tmp_path / "masks", open_source(clip[0]))
     frames = list(open_source(clip[0]))
     assert objects.given(3, frames[3:4], 1).max() == 2 and objects.missed == [3]
-    assert objects.given(7, frames[7:8], 1).max() == 3  # its grey levels are numbers, as those beside it show
+    assert objects.given(7, frames[7:8], 1).max() == 3  # its gray levels are numbers, as those beside it show
     with pytest.raises(UserError, match="masks of one frame"):
         _save(tmp_path / "masks/03.png", _many(2))
         Objects(tmp_path / "masks", open_source(clip[0]))
@@ -187,8 +187,8 @@ def test_palette_and_ids_are_kept(segmenter, clip, folder, tmp_path):
     assert set(np.unique(read_mask(tmp_path / "out/masks/00009.png"))) == {0, 3, 30, 200}
     assert run["objects"] == [{"id": i, "frame": "00000"} for i in (3, 30, 200)] and len(run["first_mask"]) == 64
     assert [line.count('"id"') for line in (tmp_path / "out/objects.json").read_text().splitlines()[1:-1]] == [3] * 10
-    grey = _grey(tmp_path / "grey.png", clip[1][0])
-    segment_to_folder(segmenter, open_source(folder), tmp_path / "davis", first_mask=grey, overlay=False)
+    gray = _gray(tmp_path / "gray.png", clip[1][0])
+    segment_to_folder(segmenter, open_source(folder), tmp_path / "davis", first_mask=gray, overlay=False)
     with Image.open(tmp_path / "davis/masks/00000.png") as image:
         assert (np.reshape(image.getpalette(), (-1, 3)) == PALETTE).all()
 
@@ -208,7 +208,7 @@ def _interrupted(segmenter, folder, output, at, **options):
 def test_an_interrupted_run_goes_on_with_the_same_objects(clip, folder, tmp_path):
     truth = clip[1]
     masks = {0: np.uint8(7) * (truth[0] == 3), 4: truth[4] * (truth[4] < 3)}
-    segmenter = following(slots=2)
+    segmenter = following(max_objects=2)
     options = {"first_mask": masks, "chunk": 2, "save_every": 0, "soft": True, "overlay": False}
     segment_to_folder(segmenter, open_source(folder), tmp_path / "whole", **options)
     for at in (3, 5, 9):  # before the second mask, while it is on its way, and behind it
@@ -233,7 +233,7 @@ def test_a_run_with_another_mask_is_not_gone_on_with(segmenter, clip, folder, tm
 
 
 def test_what_another_model_found_is_gone_on_with(segmenter, clip, tmp_path):
-    frames = np.concatenate([np.broadcast_to(COLOURS[0], (4, *SIZE, 3)).astype(np.uint8), clip[0]])
+    frames = np.concatenate([np.broadcast_to(COLORS[0], (4, *SIZE, 3)).astype(np.uint8), clip[0]])
     folder = save_frames(tmp_path / "late", frames)
     options = {"first_mask": bright(), "chunk": 2, "save_every": 0, "overlay": False}
     said = []

@@ -15,7 +15,7 @@ import pytest
 from tests.helpers import recurrent_model as helper
 from tests.helpers.recurrent_model import OUTPUTS, contents, noise, remembering, save_frames
 from uvos_jax import UserError
-from uvos_jax.inference.engine import Carry, Decision
+from uvos_jax.inference.engine import StepOutput, StreamState
 from uvos_jax.inference.jobs import resume
 from uvos_jax.inference.jobs.segment import segment_to_folder
 from uvos_jax.inference.reference_frames import References
@@ -195,8 +195,8 @@ def test_a_state_keeps_every_bit_of_every_dtype(frames, tmp_path):
     facts = resume.facts(segmenter, source, first, 4, {}, {"soft": True})
     rng = np.random.default_rng(0)
     h, w = helper.SIZE
-    carry = Carry(({"mean": jnp.asarray(rng.standard_normal((1, h, w, 1)), jnp.bfloat16), "frames": jnp.int32(7)},),
-                  (), Decision(rng.integers(0, 2, (h, w), np.uint8), rng.integers(0, 256, (h, w), np.uint8),
+    carry = StreamState(({"mean": jnp.asarray(rng.standard_normal((1, h, w, 1)), jnp.bfloat16), "frames": jnp.int32(7)},),
+                  (), StepOutput(rng.integers(0, 2, (h, w), np.uint8), rng.integers(0, 256, (h, w), np.uint8),
                                jnp.float32(1 / 3)))
     confidences = np.float32(rng.random(8)).tolist()
     (tmp_path / "masks").mkdir()

@@ -1,4 +1,4 @@
-"""D-Net and T-Net's driver, with a network that sees colours in place of the learned one."""
+"""D-Net and T-Net's driver, with a network that sees colors in place of the learned one."""
 
 import dataclasses
 import json
@@ -16,17 +16,17 @@ from uvos_jax.data.storage.store import MemoryStore
 from uvos_jax.inference import Segmenter
 from uvos_jax.inference.jobs.segment import Stopped, segment_to_folder
 from uvos_jax.models.dtnet import DTNet
-from uvos_jax.models.dtnet.model import Found, State
+from uvos_jax.models.dtnet.model import Proposals, State
 from uvos_jax.training.validation import choose, validate
 from uvos_jax.video import open_source, read_mask
 
 SIZE = 64, 96
 # What the network knows as objects, RGB; all else is background.
-COLOURS = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [250, 250, 20], [20, 250, 250]], np.uint8)
+COLORS = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [250, 250, 20], [20, 250, 250]], np.uint8)
 
 
-class Colours(DTNet):
-    """Proposes every known colour as an object, except in frames whose first pixel is black: there D-Net is blind."""
+class Colors(DTNet):
+    """Proposes every known color as an object, except in frames whose first pixel is black: there D-Net is blind."""
 
     tracks: int = 4
     proposals: int = 4
@@ -57,38 +57,38 @@ class Colours(DTNet):
         areas = jnp.where(blind[:, None], 0, masks.sum((1, 2)))
         order = jnp.argsort(-areas, axis=-1)
         ranks = jnp.argsort(order, axis=-1)
-        labels = jnp.where(masks & (ranks < self.proposals)[:, None, None] & ~blind[:, None, None, None],
+        labels = jnp.where(masks & (ranks < self.max_proposals)[:, None, None] & ~blind[:, None, None, None],
                            ranks[:, None, None] + 1, 0).max(-1)
         score = jnp.take_along_axis(jnp.where(areas > 0, 0.5 + areas / (2 * areas.sum(-1, keepdims=True) + 1), 0),
-                                    order, -1)[:, :self.proposals]
+                                    order, -1)[:, :self.max_proposals]
         mistaken = (frame[:, 0, 1] < -1.5).all(-1)  # the second pixel: kinds are taken for the ones that follow
-        kinds = (order[:, :self.proposals] + mistaken[:, None]) % len(COLOURS)
-        found = Found(labels.astype(jnp.uint8), score.astype(jnp.float32),
-                      jnp.maximum((areas > 0).sum(-1) - self.proposals, 0).astype(jnp.int32),
-                      (labels > 0).astype(jnp.float32), jax.nn.one_hot(kinds, len(COLOURS)))
+        kinds = (order[:, :self.max_proposals] + mistaken[:, None]) % len(COLORS)
+        found = Proposals(labels.astype(jnp.uint8), score.astype(jnp.float32),
+                      jnp.maximum((areas > 0).sum(-1) - self.max_proposals, 0).astype(jnp.int32),
+                      (labels > 0).astype(jnp.float32), jax.nn.one_hot(kinds, len(COLORS)))
         return State(frame, found.saliency[..., None]), found
 
     def describe(self, frames, labels):
-        inside = jax.nn.one_hot(labels, self.proposals + 1)[..., 1:]
+        inside = jax.nn.one_hot(labels, self.max_proposals + 1)[..., 1:]
         mean = jnp.einsum("bhwp,bhwc->bpc", inside, frames) / jnp.maximum(inside.sum((1, 2)), 1)[..., None]
         return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-6)
 
     def _known(self):
         rule = self.PREPROCESS
-        return (COLOURS.astype(np.float32) * rule.scale - np.float32(rule.mean)) / np.float32(rule.std)
+        return (COLORS.astype(np.float32) * rule.scale - np.float32(rule.mean)) / np.float32(rule.std)
 
 
 def film(length, *boxes):
-    """Frames and labels; a box is (colour, {frame: (top, left)}, height, width), later ones in front."""
+    """Frames and labels; a box is (color, {frame: (top, left)}, height, width), later ones in front."""
     frames = np.full((length, *SIZE, 3), 120, np.uint8)
     labels = np.zeros((length, *SIZE), np.uint8)
-    for number, (colour, path, height, width) in enumerate(boxes, 1):
+    for number, (color, path, height, width) in enumerate(boxes, 1):
         for t in range(length):
             if t not in path:
                 continue
             top, left = path[t]
             rows, columns = slice(max(top, 0), max(top + height, 0)), slice(max(left, 0), max(left + width, 0))
-            frames[t, rows, columns], labels[t, rows, columns] = COLOURS[colour], number
+            frames[t, rows, columns], labels[t, rows, columns] = COLORS[color], number
     return frames, labels
 
 
@@ -99,7 +99,7 @@ def walk(begin, end, length, first=0):
 
 @pytest.fixture(scope="module")
 def segmenter():
-    model = Colours()
+    model = Colors()
     return Segmenter("dtnet", model, {"params": {"nothing": np.zeros(1, np.float32)}})
 
 
@@ -191,8 +191,8 @@ def test_notes_say_that_nothing_is_there_or_too_much(segmenter):
     engine = segmenter.engine(SIZE)
     _, decided = engine.step(segmenter.variables, engine.start(segmenter.variables, empty[:1]), empty, np.ones(2, bool))
     assert decided.notes["nothing"].all() and not decided.labels.any() and not decided.notes["scores"].any()
-    many, _ = film(2, *[(colour, walk((2 + 12 * colour, 10), (2 + 12 * colour, 12), 2), 10, 30 - 3 * colour)
-                        for colour in range(5)])
+    many, _ = film(2, *[(color, walk((2 + 12 * color, 10), (2 + 12 * color, 12), 2), 10, 30 - 3 * color)
+                        for color in range(5)])
     _, decided = engine.step(segmenter.variables, engine.start(segmenter.variables, many[:1]), many, np.ones(2, bool))
     assert decided.notes["crowded"].all() and set(np.unique(decided.labels)) == {0, 1, 2, 3, 4}
     assert (decided.notes["scores"] > 0.5).all()
@@ -214,7 +214,7 @@ def test_rules_are_the_models_fields(segmenter):
     engine = segmenter.engine(SIZE)
     start = engine.start(segmenter.variables, frames[:1])
     verified, plain, rigid = (
-        like(engine, model=Colours(**rules)).step(segmenter.variables, start, frames, np.ones(5, bool))
+        like(engine, model=Colors(**rules)).step(segmenter.variables, start, frames, np.ones(5, bool))
         for rules in ({}, {"verification": False}, {"memory_update": False}))
     assert (verified[1].labels == truth).all()
     assert not (plain[1].labels[1:] == truth[1:]).all()  # T-Net's own masks are coarse
@@ -298,7 +298,7 @@ def test_validation_judges_every_object_by_the_proposal_that_suits_it(segmenter)
 
 
 def test_a_track_is_of_the_kind_of_most_of_its_proposals(tmp_path):
-    kinds = Segmenter("dtnet", Colours(categories=5), {"params": {"nothing": np.zeros(1, np.float32)}})
+    kinds = Segmenter("dtnet", Colors(categories=5), {"params": {"nothing": np.zeros(1, np.float32)}})
     frames, _ = film(5, (3, walk((8, 8), (12, 16), 5), 24, 24), (1, walk((40, 60), (36, 60), 5), 16, 24))
     frames[2, 0, 1] = 0  # taken for other kinds once
     segment_to_folder(kinds, open_source(frames), tmp_path / "out", overlay=False)

@@ -56,7 +56,7 @@ def _loop():
 
 def test_a_scan_with_more_places_equals_a_loop():
     state, raw, labels = _loop()(THREE, NOTHING, np.where(THREE == 3, 3, 0), NOTHING)
-    model, variables = small(slots=5)  # the same parameters
+    model, variables = small(max_objects=5)  # the same parameters
     given = jnp.asarray(np.stack([NOTHING, np.where(THREE == 3, 3, 0), NOTHING])[:, None], jnp.int32)
     frames = jax.tree.map(lambda *x: jnp.stack(x), *(_features(i) for i in (1, 2, 3)))
     begin = model.init_state(_features(0), jnp.asarray(THREE, jnp.int32)[None])
@@ -106,7 +106,7 @@ def test_an_object_that_vanishes_is_remembered():
         assert nearest[where == place, place].max() < 1e-4
     assert (nearest[where == 2][:, [0, 1, 3]] > 1e-4).mean() > 0.9
     local = np.asarray(local_distance_at_half_size(first["embed"][0], one.previous, one.previous_labels,
-                                                   model.slots + 1, model.windows))
+                                                   model.max_objects + 1, model.windows))
     assert (local[:, :, 2] == 5e4).all() and (local[:, :, 1] < 5e4).any()
 
 

@@ -213,7 +213,7 @@ def test_training_forward_and_all_gradients_equal_torch(torch):
     from tests.helpers.torch_cfbi import TorchCFBI
 
     arrays, size = published(**WIDE), (33, 49)
-    model, variables = build("cfbi", **WIDE, variant="official", own_labels=False), from_torch("cfbi", arrays, **WIDE)
+    model, variables = build("cfbi", **WIDE, variant="official", use_predicted_masks=False), from_torch("cfbi", arrays, **WIDE)
     labels = clip(1, size=size)["labels"].astype(np.int32)  # an object is hidden once, one place has no object
     labels[labels == 255] = 0
     t = labels.shape[1]

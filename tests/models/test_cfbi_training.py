@@ -68,13 +68,13 @@ def test_batches_hold_what_the_reference_knows():
                                / (0.229, 0.224, 0.225), atol=1e-5)
 
 
-@pytest.mark.parametrize(("ramp", "step", "share"), [(0, 0, 0.15), (100, 0, 1), (100, 50, 0.575), (100, 400, 0.15)])
-def test_the_loss_is_that_of_the_hardest_pixels_of_every_frame(ramp, step, share):
+@pytest.mark.parametrize(("bootstrap_steps", "step", "share"), [(0, 0, 0.15), (100, 0, 1), (100, 50, 0.575), (100, 400, 0.15)])
+def test_the_loss_is_that_of_the_hardest_pixels_of_every_frame(bootstrap_steps, step, share):
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (2, 3, 5, 8, 4)).astype(np.float32)
     labels = rng.integers(0, 3, (2, 4, 5, 8))
     labels[:, :, 0, :2] = 255
-    losses, parts = build("cfbi", ramp=ramp).loss({"logits": logits}, {"labels": jnp.asarray(labels)}, step)
+    losses, parts = build("cfbi", bootstrap_steps=bootstrap_steps).loss({"logits": logits}, {"labels": jnp.asarray(labels)}, step)
     each = np.zeros((2, 3))
     for i, j in np.ndindex(2, 3):
         pixels = []
@@ -89,7 +89,7 @@ def test_the_loss_is_that_of_the_hardest_pixels_of_every_frame(ramp, step, share
 @functools.cache
 def _trained():
     """A network with the cheap head that learns from all pixels: variables, batch, loss with logits and gradient."""
-    model, variables = small(ensembler=False, own_labels=False, ramp=1000)
+    model, variables = small(ensembler=False, use_predicted_masks=False, bootstrap_steps=1000)
     batch = model.training_batch(jax.tree.map(jnp.asarray, clip()))
 
     @quick_jit
@@ -116,7 +116,7 @@ def test_a_step_against_the_gradient_lowers_the_loss_as_the_gradient_says():
 def test_own_labels_take_the_place_of_the_true_ones():
     variables, batch, run = _trained()
     model = build("cfbi", **SMALL, ensembler=False)
-    assert model.own_labels
+    assert model.use_predicted_masks
     own = np.asarray(quick_jit(model.apply)(variables, batch)[0]["logits"])
     (_, true), _ = run(variables["params"], batch)
     np.testing.assert_allclose(own[:, 0], true[:, 0], atol=1e-4)

@@ -212,9 +212,9 @@ def _kept(count, length):
 @pytest.mark.parametrize("count", [2, 3, 4, 5])
 def test_references_of_a_stream_are_spread_over_its_past(count):
     first = {"appearance": (jnp.zeros((1, 2, 3)), jnp.zeros((1, 2, 3)))}
-    state, take_in, length = dpa_memory.begin(first, count), jax.jit(dpa_memory.take_in), 70
+    state, update_memory, length = dpa_memory.begin(first, count), jax.jit(dpa_memory.update_memory), 70
     for frame, expected in enumerate(_kept(count, length)):
-        state = take_in(state, jax.tree.map(lambda x, frame=frame: jnp.full_like(x, frame), first))
+        state = update_memory(state, jax.tree.map(lambda x, frame=frame: jnp.full_like(x, frame), first))
         for tokens in state.memory["appearance"]:
             assert tokens.shape == (1, count, 2, 3)
             np.testing.assert_array_equal(tokens[0, :, 0, 0], expected)
@@ -228,7 +228,7 @@ def test_one_reference_is_the_first_frame_for_ever():
     first = {"motion": (jnp.ones((1, 2, 3)), jnp.ones((1, 2, 3)))}
     state = dpa_memory.begin(first, 1)
     for frame in range(5):
-        state = dpa_memory.take_in(state, jax.tree.map(lambda x, frame=frame: x + frame + 1, first))
+        state = dpa_memory.update_memory(state, jax.tree.map(lambda x, frame=frame: x + frame + 1, first))
     assert (np.asarray(state.memory["motion"][0]) == 1).all()
 
 
@@ -268,7 +268,7 @@ def test_what_it_wants_to_see():
         build("dpa").training_batch(clip)
 
 
-def test_the_picture_of_the_flow_is_a_colour_wheel():
+def test_the_picture_of_the_flow_is_a_color_wheel():
     flow = np.zeros((2, 48, 64, 2), np.float32)
     flow[0, :, 32:] = [3, 0]  # to the right: red; nothing moves: white
     drawn = {camera: quick_jit(build("dpa", camera=camera).flow_input, static_argnums=1) for camera in (False, True)}
@@ -285,15 +285,15 @@ def test_the_picture_of_the_flow_is_a_colour_wheel():
     with_camera, without = (np.asarray(drawn[camera](flow, (96, 128))) for camera in (False, True))
     assert with_camera[:, still].min() < 0.8 and without[:, still].min() > 0.95
     np.testing.assert_allclose(without[:, 30, 70], [[0, 9 / 11, 1]] * 2, atol=0.02)  # to the left: from cyan to blue
-    # A vector that is wrong by far leaves it its colour.
+    # A vector that is wrong by far leaves it its color.
     flow[:, 40, 4:6] = 300
     np.testing.assert_allclose(drawn[True](flow, (96, 128))[:, 30, 70], without[:, 30, 70], atol=0.02)
 
 
 def test_refining_is_done_by_stages_of_the_driver():
     assert build("dpa").postprocess == ()
-    assert build("dpa", refine=True).postprocess == ("follow_flow", "follow_colours", "follow_edges")
-    assert build("dpa", refine=True, streams="appearance").postprocess == ("follow_colours", "follow_edges")
+    assert build("dpa", refine=True).postprocess == ("follow_flow", "follow_colors", "follow_edges")
+    assert build("dpa", refine=True, streams="appearance").postprocess == ("follow_colors", "follow_edges")
 
 
 def test_the_published_code_stretches_every_map():

@@ -15,7 +15,7 @@ from uvos_jax.models import build
 from uvos_jax.models.dpa import official as dpa_official
 from uvos_jax.models.dpa.attention import PrototypeAttention
 from uvos_jax.models.dpa.official import GraphAttention, MutualRefinement, TokenAttention
-from uvos_jax.ops.prototypes import nearest_neighbours, prototypes
+from uvos_jax.ops.prototypes import nearest_neighbors, prototypes
 from uvos_jax.weights import from_torch, parity
 from uvos_jax.weights.convert import convert, expected_torch_shapes, expected_variables
 
@@ -84,7 +84,7 @@ def test_modules_equal_the_published_ones(golden):
         made["ocr_rgb"] = prototypes(pixels["appearance"])
         attended = TokenAttention(False, False).apply(
             part("appearance_stream", "ima5", "graph", "attention"), made["ocr_rgb"], made["ocr_rgb"], False)
-        made |= {"gan_tf": attended, "gan_knn1_idx": nearest_neighbours(attended, 10)}
+        made |= {"gan_tf": attended, "gan_knn1_idx": nearest_neighbors(attended, 10)}
         made["gan_out"] = dpa_official.GraphNetwork().apply(part("appearance_stream", "ima5", "graph"),
                                                             made["ocr_rgb"], False)
         align = GraphAttention(512, 128)
@@ -107,8 +107,8 @@ def test_modules_equal_the_published_ones(golden):
     references = jnp.concatenate([noise(seed + 10 + i, 512) for i in range(references)])
     made = run(features, queries, references)
     assert made.keys() == expected.keys()
-    neighbours = made.pop("gan_knn1_idx"), expected.pop("gan_knn1_idx")
-    np.testing.assert_array_equal(*(np.sort(x, -1) for x in neighbours))
+    neighbors = made.pop("gan_knn1_idx"), expected.pop("gan_knn1_idx")
+    np.testing.assert_array_equal(*(np.sort(x, -1) for x in neighbors))
     for name, theirs in expected.items():
         ours = np.asarray(made[name])
         ours = np.moveaxis(ours, -1, 1) if ours.ndim == 4 else ours

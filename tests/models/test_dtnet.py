@@ -169,7 +169,7 @@ def test_what_is_squeezed(squeeze):
 def test_losses_by_hand():
     # 8 x 10 pixels: a length of one pixel is 80 of a crop of 640.
     labels = np.zeros((2, 8, 10), np.int32)
-    labels[0, 2:4, 2:5] = 1  # centre (2.5, 3); the bell stands at (2, 3)
+    labels[0, 2:4, 2:5] = 1  # center (2.5, 3); the bell stands at (2, 3)
     labels[0, 6:] = -1
     made = _outputs(8, 10, 2)
     made["salient_logits"][0, 2:4, 2:5] = 2
@@ -180,7 +180,7 @@ def test_losses_by_hand():
     y, x = np.mgrid[:6, :10]
     bell = np.exp(-((y - 2) ** 2 + (x - 3) ** 2) / 32)  # which ends 13 pixels away
     np.testing.assert_allclose(parts["heat"], [200 * (bell**2).mean(), 0], rtol=1e-5)
-    # Vertically half a pixel to the centre from either row: rights and wrongs of 0 and 1. Horizontally 1, 0, -1 wanted.
+    # Vertically half a pixel to the center from either row: rights and wrongs of 0 and 1. Horizontally 1, 0, -1 wanted.
     wrong = (0 + 1) / 2 / 2 + (2 + 1 + 0) / 3 / 2
     np.testing.assert_allclose(parts["offsets"], [0.01 * wrong * 640 / 8, 0], rtol=1e-5)
     np.testing.assert_allclose(total, sum(parts.values()))
@@ -288,9 +288,9 @@ def test_each_phase_of_the_small_recipe_teaches_its_own_part():
                   if next(group for group in groups if re.fullmatch(group["match"], path)).get("lr", 1) > 0}
         assert taught == {path for path in paths if path.startswith(part)}
         # Labels must be among those that the losses look at.
-        assert phase.data["objects"] <= phase.model.get("tracks", DTNet.tracks)
+        assert phase.data["objects"] <= phase.model.get("max_tracks", DTNet.max_tracks)
     # What is kept finds objects, with room for as many as any video has.
-    assert discovery.model.get("task", "discovery") == "discovery" and "tracks" not in discovery.model
+    assert discovery.model.get("trained_part", "discovery") == "discovery" and "max_tracks" not in discovery.model
     lengths = [RECIPES[name].length(options) for name, options in (
         (phase.data["recipe"]["name"], phase.data["recipe"]) for phase in (embedding, discovery))]
     assert lengths == [3, 2] and set(config["validate"]["phases"]) == {"discovery"}

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from uvos_jax.models.dtnet import DTNet
-from uvos_jax.models.dtnet.reid import CROP, Embedding, Unit, embed_present, embedding_loss, track_crops, unit
+from uvos_jax.models.dtnet.reid import (
+    CROP,
+    Embedding,
+    PreActivationBlock,
+    embed_present,
+    embedding_loss,
+    track_crops,
+    unit,
+)
 from uvos_jax.ops.crops import object_crops
 from uvos_jax.ops.losses import batch_hard_triplet
 
@@ -205,7 +213,7 @@ def test_the_full_network_is_the_published_one():
 @pytest.mark.parametrize(("widths", "stride"), [((6, 6), 2), ((6, 6), 1), ((6, 10), 2), ((4, 6, 10), 2)])
 def test_a_unit_equals_torch(torch, widths, stride):
     x = _noise(2, 8, 8, 6)
-    model = Unit(widths, stride)
+    model = PreActivationBlock(widths, stride)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda p: rng.uniform(0.3, 1, p.shape).astype(np.float32) - 0.5, variables["params"])
@@ -295,7 +303,7 @@ def test_only_what_is_there_is_embedded(count):
 
 
 def test_the_model_describes_the_proposals_of_every_frame(small):
-    model = DTNet(proposals=5, reid_depths=SMALL.depths, reid_width=SMALL.width, embedding=SMALL.features,
+    model = DTNet(max_proposals=5, reid_depths=SMALL.depths, reid_width=SMALL.width, embedding=SMALL.features,
                   reid_hidden=SMALL.hidden)
     variables = {kind: {"reid": values} for kind, values in small.items()}
     frames, labels = _noise(3, 40, 60, 3), np.zeros((3, 40, 60), np.uint8)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import correlate
 
-from tests.helpers.least_squares import krylov_minimiser
+from tests.helpers.least_squares import krylov_minimizer
 from tests.helpers.paths import GOLDEN
 from uvos_jax.models.dtnet import target_model as ops
 from uvos_jax.ops.resize import resize_bilinear
@@ -52,31 +52,31 @@ def _only(slot):
     return OFF.at[slot].set(True)
 
 
-def _scene(*colours, place=(32, 48)):
-    """A picture's features, a ground of one feature and 24 x 32 label pixels of each colour; and their labels."""
+def _scene(*colors, place=(32, 48)):
+    """A picture's features, a ground of one feature and 24 x 32 label pixels of each color; and their labels."""
     rng = np.random.default_rng(5)
     labels = np.zeros((SLOTS, *LABEL), np.uint8)
     features = np.abs(rng.standard_normal(SIZE)) * 0.1
     features[..., 0] += 1
-    for slot, colour in enumerate(colours):
+    for slot, color in enumerate(colors):
         y, x = place[0], place[1] + 40 * slot - 48
         labels[slot, y:y + 24, x:x + 32] = 255
-        features[labels[slot, ::8, ::8] > 0] += np.eye(SIZE[2])[colour] * 2
+        features[labels[slot, ::8, ::8] > 0] += np.eye(SIZE[2])[color] * 2
     return jnp.asarray(features, jnp.float32), jnp.asarray(labels)
 
 
 @functools.cache
-def _started(*colours):
+def _started(*colors):
     """Targets of one scene, in places 0, 1, ..., and the scene; the rest of the places is free."""
     targets = ops.empty_targets(SLOTS, MEMORY, SIZE, CHANNELS)
-    features, labels = _scene(*colours)
-    for slot in range(len(colours)):
+    features, labels = _scene(*colors)
+    for slot in range(len(colors)):
         targets = start_target(targets, jnp.int32(slot), jnp.stack([features] * 5), jnp.stack([labels[slot]] * 5),
                                jax.random.key(slot))
     return targets, features, labels
 
 
-# What is minimised
+# What is minimized
 
 
 def test_pixel_weights_equal_the_published_codes(frtm):
@@ -147,7 +147,7 @@ def test_the_first_gradients_of_both_layers_equal_dense_ones(frtm, dense, iterat
     x, flat, matrix, target, scales = dense
     found = fit_layers(jnp.asarray(x, jnp.float32), *normal_equations(frtm["y"], SIZE[:2]), COUNTS,
                        frtm["init_project"], frtm["init_filter"], (iterations,))
-    wanted = flat + krylov_minimiser(matrix, target, iterations, scales)
+    wanted = flat + krylov_minimizer(matrix, target, iterations, scales)
     split = found[0].size
     # float32 loses a digit with every few iterations, see below.
     assert _error(found[0].ravel(), wanted[:split]) < 1e-3
@@ -155,7 +155,7 @@ def test_the_first_gradients_of_both_layers_equal_dense_ones(frtm, dense, iterat
 
 
 def test_the_second_layer_by_hand():
-    # Of one pixel v with the label 1 only the middle tap sees anything: it minimises (v f - 1)^2 + (0.01 f)^2.
+    # Of one pixel v with the label 1 only the middle tap sees anything: it minimizes (v f - 1)^2 + (0.01 f)^2.
     v = 0.01
     found = fit_filter(jnp.full((1, 1, 1, 1), v), *normal_equations(jnp.full((1, 1, 1), 255, jnp.uint8), (1, 1)),
                        jnp.ones(1), jnp.arange(9.0).reshape(3, 3, 1, 1))
@@ -167,8 +167,8 @@ def test_the_second_layer_by_hand():
 # The published code's run
 
 
-def _minimised(frtm, project, kernel):
-    """Twice what is minimised, as it is written in the paper, in float64; and the scores."""
+def _minimized(frtm, project, kernel):
+    """Twice what is minimized, as it is written in the paper, in float64; and the scores."""
     targets = ops.empty_targets(1, 1, SIZE, CHANNELS)
     targets = targets.replace(project=project[None], filter=kernel[None], alive=jnp.array([True]))
     scores = jnp.concatenate([score_targets(targets, x) for x in frtm["x"]])
@@ -192,10 +192,10 @@ def test_the_start_reaches_what_the_published_code_reaches(frtm):
         samples = jnp.einsum("khwc,cd->khwd", frtm["x"], project, precision="highest")
         return project, fit_filter(samples, normal, pull, COUNTS, kernel)
 
-    theirs, their_scores = _minimised(frtm, frtm["project_after_init"], frtm["filter_after_init"])
+    theirs, their_scores = _minimized(frtm, frtm["project_after_init"], frtm["filter_after_init"])
     layers = fitted(1)
-    ours, scores = _minimised(frtm, *layers)
-    before, _ = _minimised(frtm, frtm["init_project"], frtm["init_filter"])
+    ours, scores = _minimized(frtm, *layers)
+    before, _ = _minimized(frtm, frtm["init_project"], frtm["init_filter"])
     assert ours < 1.01 * theirs < 0.02 * before
     assert _error(scores, their_scores) < 0.05
     rounding = fitted(1 + 1e-7)

@@ -14,10 +14,10 @@ from uvos_jax.ops.center_heatmaps import Track
 from uvos_jax.weights.convert import expected_variables
 
 # Rows of Table 1: what a net has beside backbone, pyramid and classifier.
-NETS = {"baseline": set(), "ad": set(), "cgad": {"centre"}, "sa": {"centre", "spatial"},
-        "ca": {"centre", "squeeze", "squeeze_bn", "expand"},
-        "sca": {"centre", "spatial", "squeeze", "squeeze_bn", "expand"},
-        "csa": {"centre", "spatial", "squeeze", "squeeze_bn", "expand"}}
+NETS = {"baseline": set(), "ad": set(), "cgad": {"center"}, "sa": {"center", "spatial"},
+        "ca": {"center", "squeeze", "squeeze_bn", "expand"},
+        "sca": {"center", "spatial", "squeeze", "squeeze_bn", "expand"},
+        "csa": {"center", "spatial", "squeeze", "squeeze_bn", "expand"}}
 ALWAYS = {"backbone", "aspp", "embed_conv", "embed_bn", "embed_prelu", "static", "cls_conv1", "cls_bn", "cls_conv2"}
 SIZE = 65, 81
 
@@ -44,7 +44,7 @@ def _features(b=1, h=9, w=11, seed=0, peak=(12, 8), strength=6.0):
     fresh = rng.normal(-9, 0.1, (b, 2 * h - 1, 2 * w - 1, 1)).astype(np.float32)
     fresh[:, peak[1], peak[0]] = strength
     return {"embed": rng.standard_normal((b, h, w, SMALL["embedding"])).astype(np.float32),
-            "up": np.zeros((b, 2 * h - 1, 2 * w - 1, SMALL["centre_embedding"]), np.float32), "fresh": fresh}
+            "up": np.zeros((b, 2 * h - 1, 2 * w - 1, SMALL["center_embedding"]), np.float32), "fresh": fresh}
 
 
 def _box(b=1, size=SIZE, top=20, left=24, height=20, width=30):
@@ -73,7 +73,7 @@ def test_rows_of_table_1_can_be_traced_for_training(net):
                                             mutable=["batch_stats"])
         value, parts = model.loss(outputs, batch, 0)
         assert value.shape == (2,) and value.dtype == jnp.float32
-        assert parts.keys() == {"mask", "static"} | ({"heat"} if "centre" in NETS[net] else set())
+        assert parts.keys() == {"mask", "static"} | ({"heat"} if "center" in NETS[net] else set())
         return value.mean(), updated["batch_stats"]
 
     gradient, updated = jax.eval_shape(jax.grad(loss, has_aux=True), variables["params"], variables["batch_stats"],
@@ -86,7 +86,7 @@ def test_the_first_frame_has_neither_map_nor_track():
     model, _, _ = _stepper(net="cgad")
     state = model.init_state(_features())
     assert state.previous.shape == (1, 17, 21, 1) and not np.asarray(state.previous).any()
-    assert state.track.centres.shape == (1, 10, 2) and state.track.count == 0
+    assert state.track.centers.shape == (1, 10, 2) and state.track.count == 0
     bare = build("f2net", net="ad", **SMALL).init_state({"embed": _features()["embed"]})
     assert bare.previous is None and bare.track is None
     assert tuple(model.reference_frames(None)) == tuple(model.reference_frames(50)) == (0,)
@@ -96,18 +96,18 @@ def test_the_prior_is_a_gauss_around_the_peak_a_pixel_wide_at_least():
     model, _, step = _stepper(net="cgad")
     features = _features(peak=(12, 8))
     _, _, aux = step(model.init_state(features), features, _box())
-    np.testing.assert_array_equal(aux["centre"], [[12, 8]])
+    np.testing.assert_array_equal(aux["center"], [[12, 8]])
     prior = np.asarray(aux["prior"])[0, ..., 0]
     assert prior.shape == (9, 11) and prior[4, 6] == 1
     # 15 pixels of an input of 473 would be 0.26 of stride 8 where it is 65 high.
     for (y, x), squared in {(4, 7): 1, (5, 6): 1, (3, 5): 2}.items():
         assert prior[y, x] == pytest.approx(np.exp(-squared / 2), rel=1e-4)
     np.testing.assert_allclose(aux["heat"][0, 8, 12], 1, atol=0.01)
-    np.testing.assert_allclose(aux["notes"]["centre"], [[48.5 / 81, 32.5 / 65]], rtol=1e-6)
-    np.testing.assert_array_equal(aux["notes"]["centre_score"], aux["heat"][0, 8, 12])
+    np.testing.assert_allclose(aux["notes"]["center"], [[48.5 / 81, 32.5 / 65]], rtol=1e-6)
+    np.testing.assert_array_equal(aux["notes"]["center_score"], aux["heat"][0, 8, 12])
 
 
-def test_the_next_map_lies_at_the_centre_and_is_as_large_as_the_mask():
+def test_the_next_map_lies_at_the_center_and_is_as_large_as_the_mask():
     model, _, step = _stepper(net="cgad")
     features = _features(peak=(12, 8))
     begin = model.init_state(features)
@@ -144,15 +144,15 @@ def test_a_lost_object_is_searched_everywhere_and_said():
     assert set(model.notes) == {"lost"} and "0.1" in model.notes["lost"] and plain.notes == {}
 
 
-def test_the_centre_of_a_lost_object_is_said_within_the_frame():
+def test_the_center_of_a_lost_object_is_said_within_the_frame():
     model, _, step = _stepper(net="cgad", lost_below=0.1)
     dark = _features(strength=-9.0)
-    centres = np.zeros((1, 10, 2), np.float32)
-    centres[0, -3:] = [[6, 9], [12, 5], [18, 1]]  # it leaves to the upper right
-    state = model.init_state(dark).replace(track=Track(centres, jnp.array([3]), jnp.array([0])))
+    centers = np.zeros((1, 10, 2), np.float32)
+    centers[0, -3:] = [[6, 9], [12, 5], [18, 1]]  # it leaves to the upper right
+    state = model.init_state(dark).replace(track=Track(centers, jnp.array([3]), jnp.array([0])))
     state, _, aux = step(state, dark, _box())
     assert aux["notes"]["lost"]
-    assert (np.asarray(aux["notes"]["centre"]) >= 0).all() and (np.asarray(aux["notes"]["centre"]) <= 1).all()
+    assert (np.asarray(aux["notes"]["center"]) >= 0).all() and (np.asarray(aux["notes"]["center"]) <= 1).all()
     for _ in range(9):
         state, _, _ = step(state, dark, _box())
     assert state.track.count == 0  # forgotten
@@ -166,11 +166,11 @@ def test_of_two_peaks_the_nearer_or_the_higher_one_is_chosen(fields, chosen):
     model, _, step = _stepper(lost_below=0.1, **fields)
     features = _features(peak=(16, 12))
     features["fresh"][0, 4, 4] = 2
-    centres = np.zeros((1, 10, 2), np.float32)
-    centres[0, -1] = 3, 5
-    state = model.init_state(features).replace(track=Track(centres, jnp.array([1]), jnp.array([0])))
+    centers = np.zeros((1, 10, 2), np.float32)
+    centers[0, -1] = 3, 5
+    state = model.init_state(features).replace(track=Track(centers, jnp.array([1]), jnp.array([0])))
     _, _, aux = step(state, features, _box())
-    np.testing.assert_array_equal(aux["centre"], [chosen])
+    np.testing.assert_array_equal(aux["center"], [chosen])
 
 
 def test_a_scan_equals_a_loop_and_two_videos_equal_two_alone():
@@ -235,7 +235,7 @@ def test_a_mirrored_video_gives_mirrored_answers(encoded):
             now = jax.tree.map(lambda x, t=t: x[t:t + 1], features)
             logits, aux = model.apply(variables, state, now, method="predict")
             state = model.commit(state, now, jnp.ones((1, *SIZE), jnp.uint8), aux)
-            made.append((logits, aux["heat"], aux["prior"], state.previous, aux["centre"]))
+            made.append((logits, aux["heat"], aux["prior"], state.previous, aux["center"]))
         return made
 
     for ours, theirs in zip(steps(features), steps(mirrored), strict=True):
@@ -254,7 +254,7 @@ def test_encoding_one_by_one_and_in_training_gives_the_same(encoded):
         now = model.apply(variables, {"frame": frames[1:]}, method="encode")
         answer, aux = model.apply(variables, state, now, method="predict")
         outputs, _ = model.apply(variables, {"anchor": frames[:1], "frame": frames[1:], "previous": state.previous,
-                                             "centre": aux["centre"]})
+                                             "center": aux["center"]})
         return now, answer, aux["heat"], outputs
 
     now, answer, heat, outputs = run(frames)

@@ -59,7 +59,7 @@ def test_a_published_file_fits_every_net_of_the_paper(net):
     values = {float(x.flat[0]) for x in read.values()}
     assert all(np.ptp(x) == 0 for x in read.values()) and len(values) == len(read) <= len(published)
     kept = "".join(read)
-    assert ("centre/" in kept, "squeeze" in kept, "spatial" in kept) == (
+    assert ("center/" in kept, "squeeze" in kept, "spatial" in kept) == (
         net not in ("baseline", "ad"), net in ("ca", "csa", "sca"), net in ("sa", "csa", "sca"))
 
 
@@ -145,12 +145,12 @@ def _close(ours, theirs, tolerance, name):
     assert error <= tolerance, (name, error)
 
 
-def _torch_prior(torch, name, centre, size):
-    """The prior around ``[b, 2]`` in pixels of the centre map."""
+def _torch_prior(torch, name, center, size):
+    """The prior around ``[b, 2]`` in pixels of the center map."""
     from tests.helpers.torch_f2net import gauss, published_prior
 
-    centre = torch.from_numpy(4 * centre)
-    return published_prior(centre, *size) if name.startswith("official") else gauss(centre, *size, step=8)
+    center = torch.from_numpy(4 * center)
+    return published_prior(center, *size) if name.startswith("official") else gauss(center, *size, step=8)
 
 
 @pytest.mark.torch
@@ -161,7 +161,7 @@ def test_forward_and_gradients_of_the_whole_network_equal_torch(torch):
     rng = np.random.default_rng(1)
     batch = {key: rng.standard_normal((2, *SIZE, 3)).astype(np.float32) for key in ("anchor", "frame")}
     batch["previous"] = rng.uniform(0, 1, (2, 17, 21, 1)).astype(np.float32)
-    centre = np.array([[5, 9], [13.5, 2]], np.float32)
+    center = np.array([[5, 9], [13.5, 2]], np.float32)
     weights = {key: rng.standard_normal(shape).astype(np.float32)
                for key, shape in (("logits", (2, 9, 11, 1)), ("static_logits", (2, 9, 11, 1)),
                                   ("heat_logits", (2, 17, 21, 1)))}
@@ -169,14 +169,14 @@ def test_forward_and_gradients_of_the_whole_network_equal_torch(torch):
     @quick_jit
     def run(params, batch):
         def total(params, batch):
-            outputs, inner = model.apply(variables | {"params": params}, batch | {"centre": centre})
+            outputs, inner = model.apply(variables | {"params": params}, batch | {"center": center})
             return sum((outputs[key] * weights[key]).sum() for key in outputs), (outputs, inner)
 
         return jax.grad(total, (0, 1), has_aux=True)(params, batch)
 
     (of_params, of_inputs), (outputs, inner) = run(variables["params"], batch)
     inputs = {key: _nchw(torch, value) for key, value in batch.items()}
-    seen = theirs(*inputs.values(), _torch_prior(torch, name, centre, SIZE))
+    seen = theirs(*inputs.values(), _torch_prior(torch, name, center, SIZE))
     expected = {"logits": seen["logits"], "static_logits": seen["static"], "heat_logits": seen["heat"]}
     assert outputs.keys() == expected.keys()
     for key, value in outputs.items():
@@ -204,7 +204,7 @@ def test_matching_of_a_step_equals_torch(torch, name):
     anchor, embed = (rng.standard_normal((1, 17, 25, SMALL["embedding"])).astype(np.float32) for _ in range(2))
     fresh = rng.standard_normal((1, 33, 49, 1)).astype(np.float32)
     fresh[0, 6, 15] = 20
-    up = rng.standard_normal((1, 33, 49, SMALL["centre_embedding"])).astype(np.float32)
+    up = rng.standard_normal((1, 33, 49, SMALL["center_embedding"])).astype(np.float32)
     weight = rng.standard_normal((1, 17, 25, 1)).astype(np.float32)
 
     @quick_jit
@@ -222,10 +222,10 @@ def test_matching_of_a_step_equals_torch(torch, name):
 
     gradients, (logits, aux) = run(anchor, embed)
     # The published decoder reads every peak one pixel further up and left.
-    centre = np.array([[15, 6]], np.float32) - (1 if name.startswith("official") else 0)
-    prior = _torch_prior(torch, name, centre, (129, 193))
+    center = np.array([[15, 6]], np.float32) - (1 if name.startswith("official") else 0)
+    prior = _torch_prior(torch, name, center, (129, 193))
     if name not in ("baseline", "ad"):
-        np.testing.assert_array_equal(aux["centre"], [[15, 6]])
+        np.testing.assert_array_equal(aux["center"], [[15, 6]])
         _close(aux["prior"], _nhwc(prior), 1e-5, "prior")
     inputs = [_nchw(torch, x) for x in (anchor, embed)]
     fused, _ = theirs.fuse(*theirs.match(*inputs, prior), inputs[1])

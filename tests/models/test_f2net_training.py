@@ -11,7 +11,7 @@ from tests.helpers.small_f2net import SMALL, clip, small
 from uvos_jax.errors import UserError
 from uvos_jax.models import build
 from uvos_jax.models.f2net.modules import prior
-from uvos_jax.ops.center_heatmaps import centre_map
+from uvos_jax.ops.center_heatmaps import center_map
 
 # These programs run for milliseconds: compiling them well is what would take the time.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -20,7 +20,7 @@ quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizati
 def test_stills_have_no_last_map_and_videos_have_one():
     batch = build("f2net", **SMALL).training_batch(clip())  # a video, then a still
     assert {name: x.shape[1:] for name, x in batch.items()} == {
-        "anchor": (65, 81, 3), "frame": (65, 81, 3), "previous": (17, 21, 1), "heat": (17, 21, 1), "centre": (2,),
+        "anchor": (65, 81, 3), "frame": (65, 81, 3), "previous": (17, 21, 1), "heat": (17, 21, 1), "center": (2,),
         "present": (), "mask": (65, 81, 1), "valid": (65, 81, 1), "still": (), "previous_frame": (65, 81, 3),
         "previous_mask": (17, 21)}
     assert np.asarray(batch["previous_mask"]).any((1, 2)).tolist() == [True, False]
@@ -31,42 +31,42 @@ def test_stills_have_no_last_map_and_videos_have_one():
     for drawn, middle in ((previous[0], (33, 25)), (heat[0], (39, 28)), (heat[1], (31, 28))):
         y, x = np.unravel_index(drawn.argmax(), drawn.shape)
         assert drawn[y, x] == 1 and np.abs(np.array([4 * x, 4 * y]) - middle).max() <= 4
-    np.testing.assert_allclose(4 * batch["centre"], [[39, 28], [31, 28]], atol=4)
+    np.testing.assert_allclose(4 * batch["center"], [[39, 28], [31, 28]], atol=4)
     assert np.asarray(batch["present"]).all()
 
 
 def test_the_map_of_the_last_frame_lies_where_the_network_finds_something_there():
     model, variables = small(lost_below=0.0)
-    centre = variables["params"]["centre"]
-    centre["scale"]["kernel"] *= 0  # a gate half open
-    centre["fresh"]["kernel"] *= np.float32(0.02)  # or many probabilities were 1
+    center = variables["params"]["center"]
+    center["scale"]["kernel"] *= 0  # a gate half open
+    center["fresh"]["kernel"] *= np.float32(0.02)  # or many probabilities were 1
     batch = jax.tree.map(jnp.asarray, model.training_batch(clip()))
     heat = quick_jit(lambda batch: model.apply(variables, batch)[0]["heat_logits"])
     # By hand: what is found in the last frame with no map before it, as large as its mask.
     alone = {"anchor": batch["anchor"], "frame": batch["previous_frame"], "previous": jnp.zeros_like(batch["previous"]),
-             "centre": batch["centre"]}
+             "center": batch["center"]}
     truth = model.clone(prior_from="truth")
     heat_of_given = quick_jit(lambda batch: truth.apply(variables, batch)[0]["heat_logits"])
     found = np.asarray(heat_of_given(alone))[0, ..., 0]
     y, x = np.unravel_index(found.argmax(), found.shape)
-    drawn = centre_map(batch["previous_mask"], jnp.array([[x, y], [0, 0]], jnp.float32))[0]
+    drawn = center_map(batch["previous_mask"], jnp.array([[x, y], [0, 0]], jnp.float32))[0]
     assert drawn[0].max() == 1 and not np.asarray(drawn[1]).any()  # a still has no last frame
     made = heat(batch)
-    now = {name: batch[name] for name in ("anchor", "frame", "centre")}
+    now = {name: batch[name] for name in ("anchor", "frame", "center")}
     wanted, copied = (heat_of_given(now | {"previous": x}) for x in (drawn, batch["previous"]))
     np.testing.assert_allclose(made, wanted, atol=1e-4 * np.abs(wanted).max())
     assert np.abs(np.asarray(made - copied)).max() > 0.1  # the true map would have led elsewhere
 
 
-@pytest.mark.parametrize("centre", [(8, 8), (9, 8), (9, 9)])
+@pytest.mark.parametrize("center", [(8, 8), (9, 8), (9, 9)])
 @pytest.mark.parametrize("side", [17, 21, 119])
-def test_a_prior_shows_wherever_its_centre_lies_between_pixels(side, centre):
-    drawn = np.asarray(prior(jnp.array([centre], jnp.float32), (side, side + 2), ((side + 1) // 2, (side + 3) // 2)))
+def test_a_prior_shows_wherever_its_center_lies_between_pixels(side, center):
+    drawn = np.asarray(prior(jnp.array([center], jnp.float32), (side, side + 2), ((side + 1) // 2, (side + 3) // 2)))
     assert drawn.shape == (1, (side + 1) // 2, (side + 3) // 2, 1) and drawn.max() > 0.75
     y, x = np.unravel_index(drawn[0, ..., 0].argmax(), drawn.shape[1:3])
-    assert abs(2 * x - centre[0]) <= 1 and abs(2 * y - centre[1]) <= 1
+    assert abs(2 * x - center[0]) <= 1 and abs(2 * y - center[1]) <= 1
     # At the paper's size: 15 pixels of the input are 1.875 of the map.
-    if side == 119 and centre == (8, 8):
+    if side == 119 and center == (8, 8):
         np.testing.assert_allclose(drawn[0, 4, 4:8, 0], np.exp(-np.arange(4) ** 2 / (2 * (15 / 8) ** 2)), rtol=1e-5)
 
 
@@ -81,7 +81,7 @@ def test_objects_are_one_foreground_and_void_is_none():
     assert not np.asarray(batch["heat"])[0].any() and np.asarray(batch["present"]).tolist() == [False, True]
     assert not np.asarray(batch["still"]).any()
     # One box around both objects: from 16 to the end of each side.
-    np.testing.assert_allclose(4 * batch["centre"][1], [48, 40], atol=4)
+    np.testing.assert_allclose(4 * batch["center"][1], [48, 40], atol=4)
 
 
 def _batch(still, present=True):
@@ -102,7 +102,7 @@ CROSS = {"logits": 4 / 17 * np.log1p(np.exp(-2)) + 13 / 17 * (2 + np.log1p(np.ex
 @pytest.mark.parametrize("still", [False, True])
 def test_losses_of_known_logits(still):
     total, parts = build("f2net", **SMALL).loss(OUTPUTS, _batch(still), 0)
-    # Every one of 25 pixels is undecided: a quarter of log 2 each, one of them being the only centre.
+    # Every one of 25 pixels is undecided: a quarter of log 2 each, one of them being the only center.
     heat = 25 / 4 * np.log(2)
     mask = 0.1 * CROSS["static_logits"] if still else CROSS["logits"]
     np.testing.assert_allclose(parts["heat"], [heat], rtol=1e-5)
@@ -158,14 +158,14 @@ def test_steps_lower_the_loss_of_stills_and_of_videos_and_reach_what_they_should
         return {name for name, tree in gradient.items() if any(np.asarray(x).any() for x in jax.tree.leaves(tree))}
 
     embedding = {"backbone", "aspp", "embed_conv", "embed_bn", "embed_prelu"}
-    # The prior around a predicted centre carries no gradient, or the centre branch would be among these.
+    # The prior around a predicted center carries no gradient, or the center branch would be among these.
     assert reached(False, "mask") == embedding | {"fusion", "cls_conv1", "cls_bn", "cls_conv2"}
     assert reached(True, "mask") == reached(False, "static") == set()
     assert reached(True, "static") == embedding | {"static"}
-    assert reached(False, "heat") == {"backbone", "centre"}
+    assert reached(False, "heat") == {"backbone", "center"}
 
 
-def test_the_prior_may_lie_around_the_true_centre():
+def test_the_prior_may_lie_around_the_true_center():
     inputs = build("f2net", **SMALL).training_batch(clip())
     logits = {}
     for source in ("predicted", "truth"):
@@ -173,7 +173,7 @@ def test_the_prior_may_lie_around_the_true_centre():
         forward = quick_jit(lambda v, x, model=model: model.apply(v, x)[0]["logits"])
         for moved in (False, True):
             shift = jnp.array([4.0, 2.0]) if moved else 0.0
-            logits[source, moved] = forward(variables, inputs | {"centre": inputs["centre"] + shift})
+            logits[source, moved] = forward(variables, inputs | {"center": inputs["center"] + shift})
     np.testing.assert_array_equal(logits["predicted", False], logits["predicted", True])
     assert np.abs(np.asarray(logits["truth", False] - logits["truth", True])).max() > 0
 

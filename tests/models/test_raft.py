@@ -99,10 +99,10 @@ def test_sides_that_are_no_multiples_of_eight_are_refused(small):
         model.apply(variables, _pair(1, 20, 24))
 
 
-def test_upsampling_takes_the_neighbour_that_its_weights_name():
+def test_upsampling_takes_the_neighbor_that_its_weights_name():
     flow = np.random.default_rng(0).standard_normal((1, 3, 4, 2)).astype(np.float32)
     logits = np.full((1, 3, 4, 9, 8, 8), -100, np.float32)
-    logits[:, :, :, 5] = 0  # the neighbour to the right
+    logits[:, :, :, 5] = 0  # the neighbor to the right
     logits[0, 1, 2, :, 6, 3] = -100
     logits[0, 1, 2, 0, 6, 3] = logits[0, 1, 2, 7, 6, 3] = 50  # one pixel: upper left and below, half each
     fine = np.array(convex_upsample(flow, logits.reshape(1, 3, 4, -1))).reshape(3, 8, 4, 8, 2)

@@ -33,14 +33,14 @@ def _norm_variables(c=3):
             "batch_stats": {"mean": _noise(c, seed=3), "var": rng.uniform(0.5, 2, c).astype(np.float32)}}
 
 
-def _normalised(x, mean, var, params, epsilon=1e-5):
+def _normalized(x, mean, var, params, epsilon=1e-5):
     return (x - mean) / np.sqrt(var + epsilon) * params["scale"] + params["bias"]
 
 
 def test_batch_norm_evaluates_with_running_statistics():
     variables, x = _norm_variables(), _noise(2, 4, 5, 3)
     stats = variables["batch_stats"]
-    expected = _normalised(x.astype(np.float64), stats["mean"], stats["var"], variables["params"])
+    expected = _normalized(x.astype(np.float64), stats["mean"], stats["var"], variables["params"])
     np.testing.assert_allclose(BatchNorm().apply(variables, x), expected, atol=2e-6)
 
 
@@ -50,7 +50,7 @@ def test_batch_norm_trains_with_biased_and_remembers_unbiased_variance(momentum)
     y, new = BatchNorm(momentum=momentum).apply(variables, x, True, mutable="batch_stats")
     wide = x.astype(np.float64)
     mean, var = wide.mean((0, 1, 2)), wide.var((0, 1, 2))
-    np.testing.assert_allclose(y, _normalised(wide, mean, var, variables["params"]), atol=1e-4)
+    np.testing.assert_allclose(y, _normalized(wide, mean, var, variables["params"]), atol=1e-4)
     old = variables["batch_stats"]
     np.testing.assert_allclose(
         new["batch_stats"]["mean"], (1 - momentum) * old["mean"] + momentum * mean, rtol=1e-5
@@ -61,7 +61,7 @@ def test_batch_norm_trains_with_biased_and_remembers_unbiased_variance(momentum)
     )
 
 
-def test_batch_norm_initialises_to_neutral_statistics_even_in_training():
+def test_batch_norm_initializes_to_neutral_statistics_even_in_training():
     variables = BatchNorm().init(jax.random.key(0), _noise(2, 3, 3, 4) + 5, True)
     np.testing.assert_array_equal(variables["batch_stats"]["mean"], np.zeros(4))
     np.testing.assert_array_equal(variables["batch_stats"]["var"], np.ones(4))

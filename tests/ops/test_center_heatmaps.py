@@ -1,4 +1,4 @@
-"""Centres: the published code's numbers, brute force in NumPy, and tracks made by hand."""
+"""Centers: the published code's numbers, brute force in NumPy, and tracks made by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,11 @@ from uvos_jax.ops.resize import resize_bilinear
 
 # As they are used: compiled.
 gaussian_map = jax.jit(ops.gaussian_map, static_argnums=2)
-centre_prior = jax.jit(ops.centre_prior, static_argnums=1)
-foreground_box, centre_map = jax.jit(ops.foreground_box), jax.jit(ops.centre_map)
+center_prior = jax.jit(ops.center_prior, static_argnums=1)
+foreground_box, center_map = jax.jit(ops.foreground_box), jax.jit(ops.center_map)
 peaks = jax.jit(ops.peaks, static_argnums=(1, 2))
-expected_centre, extend_track = jax.jit(ops.expected_centre), jax.jit(ops.extend_track)
-choose_centre = jax.jit(ops.choose_centre, static_argnums=4)
+expected_center, extend_track = jax.jit(ops.expected_center), jax.jit(ops.extend_track)
+choose_center = jax.jit(ops.choose_center, static_argnums=4)
 
 
 def _mask(*boxes, size=(20, 24)):
@@ -27,11 +27,11 @@ def _mask(*boxes, size=(20, 24)):
     return masks
 
 
-def _known(*centres, n=4, lost=0):
-    """The track of one object whose last centres are these."""
+def _known(*centers, n=4, lost=0):
+    """The track of one object whose last centers are these."""
     track = new_track(1, n)
-    for centre in centres:
-        track = extend_track(track, jnp.array([centre], jnp.float32), jnp.array([True]))
+    for center in centers:
+        track = extend_track(track, jnp.array([center], jnp.float32), jnp.array([True]))
     return track.replace(lost=jnp.array([lost], jnp.int32))
 
 
@@ -66,25 +66,25 @@ def test_maps_equal_the_published_codes(golden):
                             jnp.array([9, 13]))
         np.testing.assert_allclose(maps[0, ..., 0], file["hm_center_5_60_r9"], atol=1e-6)
         np.testing.assert_allclose(maps[1, ..., 0], file["hm_center_60_40"], atol=1e-6)
-        # The same from a mask: a box of 50 x 50 pixels, of which the published radius is 13.67, around that centre.
-        heat, centre, present = centre_map(_mask((35, 15, 85, 65), size=(119, 119)))
+        # The same from a mask: a box of 50 x 50 pixels, of which the published radius is 13.67, around that center.
+        heat, center, present = center_map(_mask((35, 15, 85, 65), size=(119, 119)))
         np.testing.assert_allclose(heat[0, ..., 0], file["hm_center_60_40"], atol=1e-6)
-        assert centre.tolist() == [[60, 40]] and present.tolist() == [True]
+        assert center.tolist() == [[60, 40]] and present.tolist() == [True]
 
 
 def test_the_prior_equals_the_published_codes(golden):
     with np.load(golden / "f2net_units.npz") as file:
-        prior = resize_bilinear(centre_prior(jnp.array([[200.0, 310.0]]), (473, 473), 15.0), (60, 60),
+        prior = resize_bilinear(center_prior(jnp.array([[200.0, 310.0]]), (473, 473), 15.0), (60, 60),
                                 align_corners=False)
         np.testing.assert_allclose(prior[0, ..., 0], file["center_gauss_60"][0, 0], atol=1e-5)
 
 
 def test_a_map_is_a_bell_around_any_point():
-    centres, sigmas = np.array([[2.5, 3.25], [-4.0, 30.0]], np.float32), np.array([2.0, 11.0], np.float32)
+    centers, sigmas = np.array([[2.5, 3.25], [-4.0, 30.0]], np.float32), np.array([2.0, 11.0], np.float32)
     y, x = np.mgrid[:9, :7].astype(np.float64)
-    maps = np.asarray(gaussian_map(jnp.asarray(centres), jnp.asarray(sigmas), (9, 7)))
+    maps = np.asarray(gaussian_map(jnp.asarray(centers), jnp.asarray(sigmas), (9, 7)))
     assert maps.shape == (2, 9, 7, 1) and maps.dtype == np.float32
-    for i, ((cx, cy), sigma) in enumerate(zip(centres, sigmas, strict=True)):
+    for i, ((cx, cy), sigma) in enumerate(zip(centers, sigmas, strict=True)):
         expected = np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * sigma**2))
         np.testing.assert_allclose(maps[i, ..., 0], expected, atol=1e-6)
 
@@ -113,7 +113,7 @@ def test_every_size_of_box_gets_the_radius_of_the_definition():
     """Half the side of the square in which the map is above 0, for boxes up to half a map and some beyond."""
     sizes = [(h, w) for h in range(1, 60, 3) for w in range(1, 60, 4)] + [(15, 70), (42, 65), (65, 42)]
     masks = _mask(*((75 - w // 2, 75 - h // 2, 75 - w // 2 + w, 75 - h // 2 + h) for h, w in sizes), size=(151, 151))
-    heat, _, _ = centre_map(masks)
+    heat, _, _ = center_map(masks)
     half = (np.asarray(heat[..., 0]) > 0).any(1).sum(1) // 2
     # r * r + 1.4 (h + w) r = 0.84 h w, in whole numbers: the last r for which the left side is not the greater.
     expected = [max(r for r in range(60) if 25 * r * r + 35 * (h + w) * r <= 21 * h * w) for h, w in sizes]
@@ -121,14 +121,14 @@ def test_every_size_of_box_gets_the_radius_of_the_definition():
 
 
 def test_an_empty_mask_has_an_empty_map():
-    heat, _, present = centre_map(_mask(None, (3, 4, 10, 9)))
+    heat, _, present = center_map(_mask(None, (3, 4, 10, 9)))
     assert present.tolist() == [False, True]
     assert not np.asarray(heat[0]).any() and heat[1].max() == 1
-    assert not np.asarray(centre_map(_mask(None), jnp.array([[5.0, 5.0]]))[0]).any()
+    assert not np.asarray(center_map(_mask(None), jnp.array([[5.0, 5.0]]))[0]).any()
 
 
 def test_a_map_moves_with_its_mask():
-    here, there = (centre_map(_mask(box, size=(40, 40)))[0] for box in ((8, 10, 19, 16), (13, 12, 24, 18)))
+    here, there = (center_map(_mask(box, size=(40, 40)))[0] for box in ((8, 10, 19, 16), (13, 12, 24, 18)))
     assert here.max() == 1
     np.testing.assert_array_equal(np.roll(here, (2, 5), (1, 2)), there)
 
@@ -136,15 +136,15 @@ def test_a_map_moves_with_its_mask():
 def test_examples_do_not_touch_each_other():
     masks = _mask((0, 0, 5, 5), (3, 3, 20, 18), None, (7, 2, 9, 19))
     order = np.array([2, 0, 3, 1])
-    for one, other in zip(centre_map(masks), centre_map(masks[order]), strict=True):
+    for one, other in zip(center_map(masks), center_map(masks[order]), strict=True):
         np.testing.assert_array_equal(np.asarray(one)[order], other)
 
 
-def test_a_given_centre_moves_the_bell_and_not_its_size():
+def test_a_given_center_moves_the_bell_and_not_its_size():
     mask = _mask((8, 8, 17, 13))
-    free, middle, _ = centre_map(mask)
-    moved, centre, _ = centre_map(mask, middle + jnp.array([[-3.4, 2.6]]))
-    assert middle.tolist() == [[12, 10]] and centre.tolist() == [[9, 13]]
+    free, middle, _ = center_map(mask)
+    moved, center, _ = center_map(mask, middle + jnp.array([[-3.4, 2.6]]))
+    assert middle.tolist() == [[12, 10]] and center.tolist() == [[9, 13]]
     np.testing.assert_array_equal(np.roll(free, (3, -3), (1, 2)), moved)
 
 
@@ -152,7 +152,7 @@ def test_a_given_centre_moves_the_bell_and_not_its_size():
 
 
 def _peaks_by_hand(heat, count):
-    """Pixels that none of their neighbours exceeds, by looking at each."""
+    """Pixels that none of their neighbors exceeds, by looking at each."""
     h, w = heat.shape
     found = [(-heat[y, x], y, x) for y in range(h) for x in range(w)
              if heat[y, x] > 0 and heat[y, x] == heat[max(y - 1, 0):y + 2, max(x - 1, 0):x + 2].max()]
@@ -161,63 +161,63 @@ def _peaks_by_hand(heat, count):
 
 def test_peaks_equal_the_published_decoder(golden):
     with np.load(golden / "f2net_units.npz") as file:
-        scores, centres = peaks(file["decode_heat"].transpose(0, 2, 3, 1), 5)
+        scores, centers = peaks(file["decode_heat"].transpose(0, 2, 3, 1), 5)
         np.testing.assert_allclose(scores, file["decode_score"][..., 0], rtol=1e-6)
-        np.testing.assert_array_equal(centres[..., 0], file["decode_x"])
-        np.testing.assert_array_equal(centres[..., 1], file["decode_y"])
+        np.testing.assert_array_equal(centers[..., 0], file["decode_x"])
+        np.testing.assert_array_equal(centers[..., 1], file["decode_y"])
 
 
 @pytest.mark.parametrize("levels", [3, 40, 10**6])  # few levels make plateaus, also along borders
 def test_peaks_equal_brute_force(levels):
     heat = np.random.default_rng(levels).integers(0, levels, (6, 7, 5)).astype(np.float32) / levels
-    scores, centres = (np.asarray(x) for x in peaks(heat[..., None], 4))
-    assert scores.shape == (6, 4) and centres.shape == (6, 4, 2)
+    scores, centers = (np.asarray(x) for x in peaks(heat[..., None], 4))
+    assert scores.shape == (6, 4) and centers.shape == (6, 4, 2)
     for i in range(6):
         expected = _peaks_by_hand(heat[i], 4)
         assert len(expected) > 1
         for k, (minus, y, x) in enumerate(expected):
-            assert (scores[i, k], *centres[i, k]) == (-minus, x, y)
+            assert (scores[i, k], *centers[i, k]) == (-minus, x, y)
         assert not scores[i, len(expected):].any()
 
 
 def test_a_single_peak_leaves_the_other_places_at_zero():
-    scores, centres = peaks(gaussian_map(jnp.array([[4.0, 0.0]]), 3.0, (6, 9)), 5)
-    assert scores[0].tolist() == [1, 0, 0, 0, 0] and centres[0, 0].tolist() == [4, 0]
+    scores, centers = peaks(gaussian_map(jnp.array([[4.0, 0.0]]), 3.0, (6, 9)), 5)
+    assert scores[0].tolist() == [1, 0, 0, 0, 0] and centers[0, 0].tolist() == [4, 0]
 
 
 def test_a_wider_window_suppresses_further():
     heat = np.zeros((1, 1, 9, 1), np.float32)
     heat[0, 0, [1, 3, 7], 0] = 0.9, 0.8, 0.7
     assert peaks(heat, 3)[1][0, :, 0].tolist() == [1, 3, 7]
-    scores, centres = peaks(heat, 3, 5)
-    assert centres[0, :2, 0].tolist() == [1, 7] and scores[0, 2] == 0
+    scores, centers = peaks(heat, 3, 5)
+    assert centers[0, :2, 0].tolist() == [1, 7] and scores[0, 2] == 0
 
 
 def test_peaks_of_a_computed_heat_are_not_lost():
     """What the compiler fuses with a sigmoid must still equal its own maximum."""
     logits = np.random.default_rng(0).standard_normal((2, 33, 31, 1)).astype(np.float32)
-    _, centres = jax.jit(lambda x: peaks(jax.nn.sigmoid(x) * jax.nn.sigmoid(x + 0.3), 8))(logits)
-    np.testing.assert_array_equal(centres, peaks(np.exp(logits) / 100, 8)[1])  # any rising function of the logits
+    _, centers = jax.jit(lambda x: peaks(jax.nn.sigmoid(x) * jax.nn.sigmoid(x + 0.3), 8))(logits)
+    np.testing.assert_array_equal(centers, peaks(np.exp(logits) / 100, 8)[1])  # any rising function of the logits
 
 
 # Tracks
 
 
 def test_nothing_is_expected_before_it_moves():
-    assert expected_centre(_known((3, 4))).tolist() == [[3, 4]]
+    assert expected_center(_known((3, 4))).tolist() == [[3, 4]]
 
 
 @pytest.mark.parametrize("lost", [0, 1, 3])
-def test_the_expected_centre_goes_on_and_slows_down_while_lost(lost):
+def test_the_expected_center_goes_on_and_slows_down_while_lost(lost):
     # Three steps: (2, 0), (4, 3), (0, -9). Their mean is (2, -2).
     track = _known((1, 10), (3, 10), (7, 13), (7, 4), n=6, lost=lost)
-    np.testing.assert_allclose(expected_centre(track), [[7 + 2 * 0.9**lost, 4 - 2 * 0.9**lost]], rtol=1e-6)
+    np.testing.assert_allclose(expected_center(track), [[7 + 2 * 0.9**lost, 4 - 2 * 0.9**lost]], rtol=1e-6)
 
 
 def test_a_track_forgets_what_is_older_than_n():
     track = _known(*((i * i, 0) for i in range(9)), n=3)
-    assert track.count.tolist() == [3] and track.centres[0, :, 0].tolist() == [36, 49, 64]
-    assert expected_centre(track).tolist() == [[64 + 14, 0]]
+    assert track.count.tolist() == [3] and track.centers[0, :, 0].tolist() == [36, 49, 64]
+    assert expected_center(track).tolist() == [[64 + 14, 0]]
 
 
 def test_a_lost_object_is_remembered_for_n_frames_and_found_again():
@@ -225,31 +225,31 @@ def test_a_lost_object_is_remembered_for_n_frames_and_found_again():
     for lost in (1, 2):
         track = extend_track(track, away, jnp.array([False]))
         assert (track.count.tolist(), track.lost.tolist()) == ([2], [lost])
-    np.testing.assert_allclose(expected_centre(track), [[6.81, 5]], rtol=1e-6)
+    np.testing.assert_allclose(expected_center(track), [[6.81, 5]], rtol=1e-6)
     again = extend_track(track, jnp.array([[9.0, 5.0]]), jnp.array([True]))
     assert (again.count.tolist(), again.lost.tolist()) == ([3], [0])
-    assert expected_centre(again).tolist() == [[11, 5]]  # steps of 1 and 3
+    assert expected_center(again).tolist() == [[11, 5]]  # steps of 1 and 3
 
     gone = extend_track(track, away, jnp.array([False]))
     assert (gone.count.tolist(), gone.lost.tolist()) == ([0], [3])
     back = extend_track(gone, jnp.array([[1.0, 2.0]]), jnp.array([True]))
-    assert back.count.tolist() == [1] and expected_centre(back).tolist() == [[1, 2]]  # without a motion from before
+    assert back.count.tolist() == [1] and expected_center(back).tolist() == [[1, 2]]  # without a motion from before
 
 
 def test_the_first_frame_takes_the_best_peak():
-    scores, centres = jnp.array([[0.8, 0.7]]), jnp.array([[[20.0, 3.0], [0.0, 0.0]]])
+    scores, centers = jnp.array([[0.8, 0.7]]), jnp.array([[[20.0, 3.0], [0.0, 0.0]]])
     for rule in ("motion", "maximum"):
-        centre, score, found = choose_centre(new_track(1, 4), scores, centres, 0.1, rule)
-        assert (centre.tolist(), found.tolist()) == ([[20, 3]], [True])
+        center, score, found = choose_center(new_track(1, 4), scores, centers, 0.1, rule)
+        assert (center.tolist(), found.tolist()) == ([[20, 3]], [True])
         np.testing.assert_allclose(score, [0.8])
 
 
 def test_motion_prefers_the_nearest_peak_that_counts():
     track = _known((0, 0), (2, 0))  # expects (4, 0)
-    scores, centres = jnp.array([[0.9, 0.5, 0.2, 0.05]]), jnp.array([[[30.0, 9.0], [7.0, 4.0], [4.0, 4.0], [4.0, 0.0]]])
+    scores, centers = jnp.array([[0.9, 0.5, 0.2, 0.05]]), jnp.array([[[30.0, 9.0], [7.0, 4.0], [4.0, 4.0], [4.0, 0.0]]])
     def chosen(threshold, rule):
-        centre, score, found = choose_centre(track, scores, centres, threshold, rule)
-        return centre.tolist(), round(float(score[0]), 4), found.tolist()
+        center, score, found = choose_center(track, scores, centers, threshold, rule)
+        return center.tolist(), round(float(score[0]), 4), found.tolist()
     assert chosen(0.1, "motion") == ([[4, 4]], 0.2, [True])
     assert chosen(0.3, "motion") == ([[7, 4]], 0.5, [True])
     assert chosen(0.01, "motion") == ([[4, 0]], 0.05, [True])
@@ -258,17 +258,17 @@ def test_motion_prefers_the_nearest_peak_that_counts():
 
 @pytest.mark.parametrize("rule", ["motion", "maximum"])
 def test_without_a_peak_the_object_goes_on_as_before(rule):
-    scores, centres = jnp.array([[0.05, 0.01]]), jnp.array([[[20.0, 3.0], [5.0, 0.0]]])
-    centre, score, found = choose_centre(_known((0, 0), (2, 0)), scores, centres, 0.1, rule)
-    assert (centre.tolist(), found.tolist()) == ([[4, 0]], [False])
+    scores, centers = jnp.array([[0.05, 0.01]]), jnp.array([[[20.0, 3.0], [5.0, 0.0]]])
+    center, score, found = choose_center(_known((0, 0), (2, 0)), scores, centers, 0.1, rule)
+    assert (center.tolist(), found.tolist()) == ([[4, 0]], [False])
     np.testing.assert_allclose(score, [0.05])
-    centre, _, found = choose_centre(new_track(1, 4), scores, centres, 0.1, rule)
-    assert (centre.tolist(), found.tolist()) == ([[20, 3]], [False])  # nothing known: the best there is
+    center, _, found = choose_center(new_track(1, 4), scores, centers, 0.1, rule)
+    assert (center.tolist(), found.tolist()) == ([[20, 3]], [False])  # nothing known: the best there is
 
 
 def test_an_unknown_rule_is_refused():
     with pytest.raises(ValueError, match="maximum.*'best'"):
-        choose_centre(new_track(1, 2), jnp.ones((1, 1)), jnp.ones((1, 1, 2)), 0.1, "best")
+        choose_center(new_track(1, 2), jnp.ones((1, 1)), jnp.ones((1, 1, 2)), 0.1, "best")
 
 
 def _crossing(frames=24):
@@ -281,30 +281,30 @@ def _crossing(frames=24):
 
 
 def _follow(heat, rule):
-    """Centres chosen in a film, one jitted scan."""
+    """Centers chosen in a film, one jitted scan."""
     def step(track, heat):
-        scores, centres = peaks(heat[None], 5)
-        centre, _, found = choose_centre(track, scores, centres, 0.1, rule)
-        return extend_track(track, centre, found), (centre[0], found[0])
+        scores, centers = peaks(heat[None], 5)
+        center, _, found = choose_center(track, scores, centers, 0.1, rule)
+        return extend_track(track, center, found), (center[0], found[0])
     return jax.jit(lambda heat: jax.lax.scan(step, new_track(1, 10), heat))(heat.astype(np.float32))
 
 
 def test_motion_follows_the_object_past_a_stronger_one():
     ours, heat = _crossing()
-    _, (centres, found) = _follow(heat, "motion")
-    np.testing.assert_array_equal(centres, ours)
+    _, (centers, found) = _follow(heat, "motion")
+    np.testing.assert_array_equal(centers, ours)
     assert found.all()
-    _, (centres, _) = _follow(heat, "maximum")
-    error = np.linalg.norm(np.asarray(centres) - ours, axis=-1)
+    _, (centers, _) = _follow(heat, "maximum")
+    error = np.linalg.norm(np.asarray(centers) - ours, axis=-1)
     assert not error[:10].any() and (error[10:] > 5).all()
 
 
 def test_motion_bridges_an_occlusion():
     ours, heat = _crossing()
     heat[4:7] *= 0.01
-    track, (centres, found) = _follow(heat, "motion")
+    track, (centers, found) = _follow(heat, "motion")
     assert np.flatnonzero(~np.asarray(found)).tolist() == [4, 5, 6]
-    np.testing.assert_array_equal(np.asarray(centres)[7:], ours[7:])
+    np.testing.assert_array_equal(np.asarray(centers)[7:], ours[7:])
     assert (track.count.tolist(), track.lost.tolist()) == ([10], [0])
 
 
@@ -314,22 +314,22 @@ def test_a_scan_equals_a_loop_and_a_batch_its_members():
 
     @jax.jit
     def step(track, heat):
-        scores, centres = peaks(heat, 3)
-        centre, score, found = choose_centre(track, scores, centres, 0.1, "motion")
-        return extend_track(track, centre, found), (centre, score, found)
+        scores, centers = peaks(heat, 3)
+        center, score, found = choose_center(track, scores, centers, 0.1, "motion")
+        return extend_track(track, center, found), (center, score, found)
 
-    track, (centres, scores, found) = jax.jit(lambda x: jax.lax.scan(step, new_track(3, 3), x))(heat)
+    track, (centers, scores, found) = jax.jit(lambda x: jax.lax.scan(step, new_track(3, 3), x))(heat)
     one_by_one = jax.vmap(lambda x: jax.lax.scan(step, new_track(1, 3), x[:, None]), in_axes=1)(heat)
     for i in range(3):
         alone = new_track(1, 3)
         for t in range(12):
-            alone, (centre, score, was_found) = step(alone, heat[t, i:i + 1])
-            np.testing.assert_allclose(centre[0], centres[t, i], rtol=1e-6)
+            alone, (center, score, was_found) = step(alone, heat[t, i:i + 1])
+            np.testing.assert_allclose(center[0], centers[t, i], rtol=1e-6)
             assert (score[0], was_found[0]) == (scores[t, i], found[t, i])
         for leaf, whole in zip(jax.tree.leaves(alone), jax.tree.leaves(track), strict=True):
             np.testing.assert_array_equal(leaf[0], whole[i])
     assert np.asarray(found).all(0).tolist() == [True, False, True]
-    np.testing.assert_allclose(one_by_one[1][0][:, :, 0].swapaxes(0, 1), centres, rtol=1e-6)
+    np.testing.assert_allclose(one_by_one[1][0][:, :, 0].swapaxes(0, 1), centers, rtol=1e-6)
 
 
 def test_a_track_keeps_its_types():

@@ -1,16 +1,16 @@
-"""Colour histograms against their definition, pixel by pixel."""
+"""Color histograms against their definition, pixel by pixel."""
 
 import jax.numpy as jnp
 import numpy as np
 
-from uvos_jax.ops.color_models import colour_bins, colour_histogram, log_odds
+from uvos_jax.ops.color_models import color_bins, color_histogram, log_odds
 
 
-def test_bins_are_those_of_the_colour_and_never_beyond():
+def test_bins_are_those_of_the_color_and_never_beyond():
     picture = np.random.default_rng(1).random((20, 30, 3), np.float32)
     picture[0, :4] = [(0, 0, 0), (1, 1, 1), (0, 0, 1), (1 / 8, 2 / 8, 3 / 8)]
     cells = np.minimum(np.floor(picture * 8), 7).astype(int)
-    found = colour_bins(jnp.asarray(picture), 8)
+    found = color_bins(jnp.asarray(picture), 8)
     np.testing.assert_array_equal(found, (cells[..., 0] * 8 + cells[..., 1]) * 8 + cells[..., 2])
     assert found[0, :4].tolist() == [0, 511, 7, 64 + 16 + 3]
 
@@ -24,7 +24,7 @@ def test_a_histogram_is_the_sum_of_what_every_pixel_gives():
         for offset in np.ndindex(3, 3, 3):
             expected[tuple(cell + offset - 1)] += weight * np.prod([(0.25, 0.5, 0.25)[o] for o in offset])
     expected = expected[1:-1, 1:-1, 1:-1].ravel()  # what would go beyond the histogram is lost
-    found = colour_histogram(jnp.asarray(indices), jnp.asarray(weights, jnp.float32), bins)
+    found = color_histogram(jnp.asarray(indices), jnp.asarray(weights, jnp.float32), bins)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -28,7 +28,7 @@ CONVS = {
     "1x5": (4, 6, 2, 2, (1, 5), 1, 1, 1),
     "dilation 2": (7, 6, 2, 2, (3, 3), 1, 2, 1),
     "dilation 2, strided": (7, 6, 2, 2, (3, 3), 2, 2, 1),
-    "dilation 12, only the centre tap": (5, 7, 2, 2, (3, 3), 1, 12, 1),
+    "dilation 12, only the center tap": (5, 7, 2, 2, (3, 3), 1, 12, 1),
     "dilation 12, one axis reached": (6, 15, 2, 2, (3, 3), 1, 12, 1),
     "dilation 12, all taps": (26, 14, 2, 2, (3, 3), 1, 12, 1),
     "dilation 12, strided": (15, 14, 2, 2, (3, 3), 2, 12, 1),
@@ -292,7 +292,7 @@ def test_frames_that_shrink_are_averaged_as_pillow_does(size):
     expected = np.stack([np.stack([Image.fromarray(frame[..., c].astype(np.float32)).resize(
         size[::-1], Image.Resampling.BILINEAR) for c in range(3)], -1) for frame in frames])
     np.testing.assert_allclose(preprocess(frames, size, plain), expected, atol=1e-2)
-    # A checkerboard of single pixels has the grey of its mean, whichever pixels a coarse grid would meet.
+    # A checkerboard of single pixels has the gray of its mean, whichever pixels a coarse grid would meet.
     board = np.tile(np.array([[0, 255], [255, 0]], np.uint8), (30, 40))[None, ..., None].repeat(3, -1)
     assert np.abs(np.asarray(preprocess(board, (10, 13), plain))[:, 1:-1, 1:-1] - 127.5).max() < 3
 

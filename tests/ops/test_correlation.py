@@ -54,7 +54,7 @@ def test_windows_are_bilinear_readings_of_all_products(b, h, w, radius, levels):
 
 def test_the_first_axis_of_a_window_moves_along_x():
     second = np.zeros((1, 9, 9, 1), np.float32)
-    second[0, 4, 6] = 5  # two pixels to the right of the centre
+    second[0, 4, 6] = 5  # two pixels to the right of the center
     window = lookup(correlation_volumes(jnp.ones((1, 9, 9, 1)), (jnp.asarray(second),)), jnp.full((1, 9, 9, 2), 4.0), 2)
     window = np.asarray(window).reshape(9, 9, 5, 5)
     assert (window[..., 4, 2] == 5).all() and window.sum() == 5 * 81

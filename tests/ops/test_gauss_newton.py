@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from tests.helpers.least_squares import krylov_minimiser
+from tests.helpers.least_squares import krylov_minimizer
 from uvos_jax.ops.gauss_newton import conjugate_gradient, gauss_newton
 
 RNG = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def test_each_iteration_finds_the_best_of_its_krylov_space(iterations):
     scales = np.array([0.5, 0.5, 0.5, 2, 3])
     found = _solve(jnp.asarray(matrix, jnp.float32), jnp.asarray(target, jnp.float32), iterations,
                    jnp.asarray(scales, jnp.float32))
-    np.testing.assert_allclose(found, krylov_minimiser(matrix, target, iterations, scales), atol=2e-5)
+    np.testing.assert_allclose(found, krylov_minimizer(matrix, target, iterations, scales), atol=2e-5)
 
 
 def test_several_steps_go_down_a_curved_problem_to_where_scipy_ends():

@@ -16,10 +16,10 @@ def _by_definition(guide, x, radius, epsilon):
     slopes, starts = np.zeros((h, w, 3)), np.zeros((h, w))
     for i, j in np.ndindex(h, w):
         window = np.s_[max(0, i - radius):i + radius + 1, max(0, j - radius):j + radius + 1]
-        colours, values = guide[window].reshape(-1, 3), x[window].ravel()
-        spread = np.cov(colours.T, bias=True) + epsilon * np.eye(3)
-        slopes[i, j] = np.linalg.solve(spread, ((colours - colours.mean(0)) * values[:, None]).mean(0))
-        starts[i, j] = values.mean() - slopes[i, j] @ colours.mean(0)
+        colors, values = guide[window].reshape(-1, 3), x[window].ravel()
+        spread = np.cov(colors.T, bias=True) + epsilon * np.eye(3)
+        slopes[i, j] = np.linalg.solve(spread, ((colors - colors.mean(0)) * values[:, None]).mean(0))
+        starts[i, j] = values.mean() - slopes[i, j] @ colors.mean(0)
     out = np.zeros((h, w))
     for i, j in np.ndindex(h, w):
         window = np.s_[max(0, i - radius):i + radius + 1, max(0, j - radius):j + radius + 1]

@@ -10,9 +10,9 @@ import pytest
 from uvos_jax.ops import instance_grouping as grouping
 
 # As they are used: compiled.
-centre_targets = jax.jit(grouping.centre_targets, static_argnums=(1, 2))
+center_targets = jax.jit(grouping.center_targets, static_argnums=(1, 2))
 peaks = jax.jit(grouping.peaks, static_argnums=(1, 2, 3))
-nearest_centre = jax.jit(grouping.nearest_centre)
+nearest_center = jax.jit(grouping.nearest_center)
 proposals = jax.jit(grouping.proposals, static_argnums=(3, 4))
 group = jax.jit(grouping.group, static_argnums=3, static_argnames=("threshold", "window", "most", "smallest"))
 
@@ -32,7 +32,7 @@ def _places(yx, found):
 
 
 def test_targets_equal_the_published_codes(published):
-    heat, offsets, foreground = centre_targets(published["panoptic"][None].astype(np.int32), 6, 10.0)
+    heat, offsets, foreground = center_targets(published["panoptic"][None].astype(np.int32), 6, 10.0)
     np.testing.assert_allclose(heat, published["center_target_sigma10"], atol=1e-6)
     np.testing.assert_allclose(offsets[0], np.moveaxis(published["offset_target_yx"], 0, -1), atol=1e-5)
     np.testing.assert_array_equal(foreground[0], published["panoptic"] > 0)
@@ -43,7 +43,7 @@ def test_offsets_lead_to_the_mean_and_void_is_no_object():
     labels[0, 1:3, 2:6] = 2
     labels[0, 6:, :] = -1
     labels[0, 2, 5] = 1
-    heat, offsets, foreground = centre_targets(labels, 3, 2.0)
+    heat, offsets, foreground = center_targets(labels, 3, 2.0)
     assert not np.asarray(heat)[1].any() and not np.asarray(offsets)[1].any() and not np.asarray(foreground)[1].any()
     for number in (1, 2):
         y, x = np.nonzero(labels[0] == number)
@@ -60,7 +60,7 @@ def test_targets_do_not_depend_on_the_objects_numbers():
     rng = np.random.default_rng(0)
     labels = np.kron(rng.integers(0, 5, (1, 4, 5)), np.ones((1, 6, 6), int)).astype(np.int32)
     renumbered = np.array([0, 3, 1, 4, 2])[labels].astype(np.int32)
-    for one, other in zip(centre_targets(labels, 4, 3.0), centre_targets(renumbered, 4, 3.0), strict=True):
+    for one, other in zip(center_targets(labels, 4, 3.0), center_targets(renumbered, 4, 3.0), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -69,15 +69,15 @@ def test_means_of_large_objects_are_exact():
     mask = np.random.default_rng(5).random((1, 801, 801)) < 0.5
     mask |= mask[:, ::-1]
     mask |= mask[:, :, ::-1]
-    heat = np.asarray(centre_targets(mask.astype(np.int32), 1, 2.0)[0])
+    heat = np.asarray(center_targets(mask.astype(np.int32), 1, 2.0)[0])
     assert np.unravel_index(heat.argmax(), heat.shape) == (0, 400, 400)
 
 
-# Centres
+# Centers
 
 
 @pytest.mark.parametrize(("most", "name"), [(200, "centers_thr0p1_nms7"), (3, "centers_top3")])
-def test_centres_equal_the_published_codes(published, most, name):
+def test_centers_equal_the_published_codes(published, most, name):
     yx, score, found = peaks(published["heatmap"][0], 0.1, 7, most)
     assert _places(yx, found) == sorted(map(tuple, published[name].tolist()))
     count = found.sum()
@@ -88,7 +88,7 @@ def test_centres_equal_the_published_codes(published, most, name):
 
 @pytest.mark.parametrize("window", [3, 5])
 @pytest.mark.parametrize("most", [4, 40])
-def test_centres_by_brute_force(window, most):
+def test_centers_by_brute_force(window, most):
     # Few different values, so that there are plateaus, and ties at the end of the list.
     heat = np.random.default_rng(window).integers(-3, 12, (3, 7, 9)).astype(np.float32) / 10
     yx, score, found = peaks(heat, 0.3, window, most)
@@ -118,7 +118,7 @@ def test_there_may_be_fewer_pixels_than_places():
 def test_instances_equal_the_published_codes(published):
     yx, _, found = peaks(published["heatmap"][0], 0.1, 7, 200)
     offsets, foreground = np.moveaxis(published["offsets"], 1, -1), published["panoptic"][None] > 0
-    labels = np.asarray(nearest_centre(offsets, yx, found, foreground))
+    labels = np.asarray(nearest_center(offsets, yx, found, foreground))
     # Theirs are numbered from the top, ours by score.
     order = np.asarray(yx[0, :5, 0] * 80 + yx[0, :5, 1]).argsort()
     theirs = np.concatenate([[0], order.argsort() + 1])
@@ -129,16 +129,16 @@ def test_pixels_go_where_their_offset_leads_and_ties_to_the_first():
     yx = np.array([[[0, 0], [0, 4], [3, 2], [9, 9]]], np.float32)
     found = np.array([[True, True, True, False]])
     offsets = np.zeros((1, 4, 5, 2), np.float32)
-    offsets[0, 0, 0] = 3, 2  # from the first centre to the third
+    offsets[0, 0, 0] = 3, 2  # from the first center to the third
     offsets[0, 3, 4] = 9, 9  # far away, to where one would be that was not found
     foreground = np.ones((1, 4, 5), bool)
     foreground[0, 1, 1] = False
-    labels = np.asarray(nearest_centre(offsets, yx, found, foreground))[0]
+    labels = np.asarray(nearest_center(offsets, yx, found, foreground))[0]
     assert labels[0].tolist() == [3, 1, 1, 2, 2]  # the middle one is as far from both
     assert labels[3].tolist() == [3, 3, 3, 3, 3] and labels[1, 1] == 0
 
 
-def test_pixels_by_brute_force_and_whatever_the_order_of_the_centres():
+def test_pixels_by_brute_force_and_whatever_the_order_of_the_centers():
     rng = np.random.default_rng(3)
     yx = rng.uniform(0, 12, (2, 7, 2)).astype(np.float32)
     found = rng.random((2, 7)) < 0.6
@@ -146,17 +146,17 @@ def test_pixels_by_brute_force_and_whatever_the_order_of_the_centres():
     found[1, 5] = True
     offsets = rng.normal(0, 4, (2, 11, 13, 2)).astype(np.float32)
     foreground = rng.random((2, 11, 13)) < 0.8
-    labels = np.asarray(nearest_centre(offsets, yx, found, foreground))
+    labels = np.asarray(nearest_center(offsets, yx, found, foreground))
     ends = offsets + np.stack(np.mgrid[:11, :13], -1)
     distance = np.linalg.norm(ends[:, :, :, None] - yx[:, None, None], axis=-1)
     distance[~np.broadcast_to(found[:, None, None], distance.shape)] = np.inf
     np.testing.assert_array_equal(labels, np.where(foreground, distance.argmin(-1) + 1, 0))
     order = rng.permutation(7)
-    mixed = np.asarray(nearest_centre(offsets, yx[:, order], found[:, order], foreground))
+    mixed = np.asarray(nearest_center(offsets, yx[:, order], found[:, order], foreground))
     np.testing.assert_array_equal(np.concatenate([[0], order + 1])[mixed], labels)
 
 
-def test_without_a_centre_there_is_no_object():
+def test_without_a_center_there_is_no_object():
     labels, score, dropped = group(np.full((1, 8, 8), 0.05, np.float32), np.zeros((1, 8, 8, 2), np.float32),
                                    np.ones((1, 8, 8), np.float32), 3)
     assert not np.asarray(labels).any() and not np.asarray(score).any() and dropped.tolist() == [0]
@@ -185,7 +185,7 @@ def test_proposals_are_the_best_instances():
 
 
 def test_three_hundred_objects_in_twenty_slots():
-    # Squares of 4x4 with a centre each, all of different strength; a bit apart, so that none suppresses another.
+    # Squares of 4x4 with a center each, all of different strength; a bit apart, so that none suppresses another.
     heat, offsets = np.zeros((1, 120, 160), np.float32), np.zeros((1, 120, 160, 2), np.float32)
     saliency = np.zeros((1, 120, 160), np.float32)
     strength = np.random.default_rng(0).permutation(300).reshape(15, 20) / 300 * 0.8 + 0.15
@@ -201,7 +201,7 @@ def test_three_hundred_objects_in_twenty_slots():
     for place in (1, 20):
         i, j = np.argwhere(strength == best[place - 1])[0]
         assert (np.asarray(labels[0]) == place).sum() == 16 and labels[0, 8 * i, 8 * j + 3] == place
-    # With room for fewer centres, pixels of those left out go to others, but there are as many proposals.
+    # With room for fewer centers, pixels of those left out go to others, but there are as many proposals.
     labels, score, dropped = group(heat, offsets, saliency, 20, most=200)
     assert dropped.tolist() == [199 - 20] and labels.max() == 20
     np.testing.assert_array_equal(np.asarray(labels[0]) > 0, np.isin(labels[0], np.arange(1, 21)))
@@ -213,7 +213,7 @@ def test_a_true_frame_is_found_again():
     boxes = (2, 3, 20, 30), (30, 5, 28, 20), (25, 40, 10, 30), (45, 50, 9, 9)
     for number, (top, left, height, width) in enumerate(boxes, 1):
         labels[0, top:top + height, left:left + width] = number
-    heat, offsets, foreground = centre_targets(labels, 4, 3.0)
+    heat, offsets, foreground = center_targets(labels, 4, 3.0)
     found, score, _ = group(heat, offsets, foreground.astype(jnp.float32), 6)
     assert (np.asarray(score[0]) == [1, 1, 1, 1, 0, 0]).all()
     pairs = {(int(a), int(b)) for a, b in zip(labels.ravel(), np.asarray(found).ravel(), strict=True)}

@@ -51,7 +51,7 @@ def test_global_distances_equal_brute_force(labels, tile):
     np.testing.assert_allclose(_global(query, keys, labels, 4, tile), expected, rtol=1e-5)
 
 
-def test_without_a_labelled_pixel_everything_is_far():
+def test_without_a_labeled_pixel_everything_is_far():
     labels = np.full(9, -1)
     assert (np.asarray(_search(_noise(3, 2), _noise(9, 2), labels, 2, 4)) == FAR).all()
     np.testing.assert_allclose(match_value(jnp.float32(FAR), jnp.float32(0.3)), 1)

@@ -1,4 +1,4 @@
-"""Flow as an input: the published colour wheel, resizing, and the camera's motion."""
+"""Flow as an input: the published color wheel, resizing, and the camera's motion."""
 
 
 import cv2

@@ -1,10 +1,10 @@
-"""Prototypes, their maps and their neighbours against numbers made by hand and brute force."""
+"""Prototypes, their maps and their neighbors against numbers made by hand and brute force."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvos_jax.ops.prototypes import cosine_maps, nearest_neighbours, prototypes
+from uvos_jax.ops.prototypes import cosine_maps, nearest_neighbors, prototypes
 
 
 def _noise(*shape, seed=0):
@@ -53,9 +53,9 @@ def test_a_cosine_with_nothing_is_nothing():
     assert np.isfinite(gradient).all() and not np.asarray(gradient)[0, 0].any()
 
 
-def test_neighbours_equal_brute_force():
+def test_neighbors_equal_brute_force():
     x = _noise(2, 30, 5)
     distance = np.square(x[:, :, None].astype(np.float64) - x[:, None]).sum(-1)
-    found = nearest_neighbours(x, 7)
+    found = nearest_neighbors(x, 7)
     np.testing.assert_array_equal(found, np.argsort(distance, -1)[..., :7])
     np.testing.assert_array_equal(found[..., 0], np.broadcast_to(np.arange(30), (2, 30)))

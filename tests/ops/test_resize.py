@@ -148,7 +148,7 @@ def test_uint8_resize_equals_opencv_to_the_last_bit(native, size):
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_uint8_resize_stays_within_a_grey_level_of_exact_interpolation():
+def test_uint8_resize_stays_within_a_gray_level_of_exact_interpolation():
     frame = np.random.default_rng(1).integers(0, 256, (60, 90, 3), np.uint8)
     exact = np.asarray(resize_bilinear(frame, (73, 105), align_corners=False))
     assert np.abs(np.asarray(resize_uint8_as_opencv(frame, (73, 105))) - exact).max() <= 1

@@ -50,7 +50,7 @@ def test_a_file_and_its_preset(file):
     assert full["data"]["size"] == [65, 65]
 
 
-def test_neighbours_are_imported_from_the_files_own_folder(file, tmp_path):
+def test_neighbors_are_imported_from_the_files_own_folder(file, tmp_path):
     other = tmp_path / "elsewhere" / "configs"
     other.mkdir(parents=True)
     (other / "common.py").write_text("BATCH = 17\n")
@@ -94,7 +94,7 @@ def test_overrides(file, entry, where, value):
 @pytest.mark.parametrize(("entry", "message"), [
     ("batch_sise=12", "no 'batch_sise'.* Did you mean 'batch_size'"),
     ("phases.2.steps=9", "phases has no 2"),
-    ("optimiser.momentum=0.8", "no 'optimiser.momentum'.* Did you mean 'optimizer'"),
+    ("optimizr.momentum=0.8", "no 'optimizr.momentum'.* Did you mean 'optimizer'"),
     ("data.geometry.flip=1", "data has no geometry"),
     ("data..flow=1", "no 'data..flow'"),
     ("=1", "no ''"),
@@ -137,7 +137,7 @@ def test_overrides(file, entry, where, value):
     ("phases.1.carry=[{'from': '(', 'to': 'b'}]", "from must be a regular expression"),
     ("phases.1.carry=[{'from': 'a'}]", "phases.1.carry configuration does not say 'to'"),
     (r"phases.1.carry=[{'from': 'a', 'to': r'\2'}]", "invalid group reference"),
-    ("phases=[{'steps': 1, 'optimiser': {}}]", "Did you mean 'optimizer'"),
+    ("phases=[{'steps': 1, 'optimizr': {}}]", "Did you mean 'optimizer'"),
 ])
 def test_mistakes_are_named(file, entry, message):
     with pytest.raises(UserError, match=message):
@@ -300,7 +300,7 @@ def test_the_shipped_recipe_of_cfbi_is_the_papers():
     assert config["data"]["geometry"]["balanced"] and config["data"]["recipe"]["length"] == 1 + 3
     for settings, peak, steps in ((config, 0.01, 100_000), (alone, 0.006, 50_000)):
         (phase,) = phases(settings)
-        assert phase.stop == steps and "own_labels" not in phase.model and "ramp" not in phase.model  # its defaults
+        assert phase.stop == steps and "use_predicted_masks" not in phase.model and "bootstrap_steps" not in phase.model  # its defaults
         rate = schedule(phase.schedule, steps)
         middle = 1_000 + (steps - 1_000) // 2
         np.testing.assert_allclose([rate(0), rate(500), rate(1_000), rate(middle)],
@@ -312,7 +312,7 @@ def test_the_shipped_recipe_of_cfbi_is_the_papers():
 def test_the_published_schedule_of_cfbi():
     config = load_config(f"{CFBI}:official", ["model.depths=[1,1,1,1]", "model.features=16"])
     recipe = phases(config)
-    assert [(phase.stop, phase.model["own_labels"], phase.model["ramp"]) for phase in recipe] == [
+    assert [(phase.stop, phase.model["use_predicted_masks"], phase.model["bootstrap_steps"]) for phase in recipe] == [
         (50_000, False, 50_000), (100_000, True, 50_000)]
     rates = [schedule(phase.schedule, phase.stop - phase.start) for phase in recipe]
     for step in (1_000, 40_000, 49_999, 50_000, 75_000, 99_999):

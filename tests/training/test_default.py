@@ -36,7 +36,7 @@ def test_every_sequence_is_unseen_in_one_fold():
     assert differing == {"validate"} and full["validate"] is None
 
 
-def test_what_licences_of_data_must_not_bind_sees_generated_clips_alone():
+def test_what_licenses_of_data_must_not_bind_sees_generated_clips_alone():
     for preset in ("synthetic", "small_synthetic"):
         config = load_config(f"{DEFAULT}:{preset}")
         assert all(set(mixture) == {"synthetic"} for mixture in _mixtures(config)) and not config.get("init")

@@ -187,7 +187,7 @@ def test_the_recipe_is_that_of_the_published_script():
 
 def test_its_examples_are_generated_pairs_whose_flow_leads_to_the_second_frame():
     data = load_config(str(CONFIG))["data"]
-    clips = from_config(data | {"batch_size": 1, "seed": 3, "colour": None})
+    clips = from_config(data | {"batch_size": 1, "seed": 3, "color": None})
     y, x = np.mgrid[:368, :496]
     for step in range(2):
         batch = clips.batch(step)

@@ -1,4 +1,4 @@
-"""Schedules and optimisers do what PyTorch's do; groups, freezing, clipping."""
+"""Schedules and optimizers do what PyTorch's do; groups, freezing, clipping."""
 
 import jax
 import jax.numpy as jnp

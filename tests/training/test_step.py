@@ -169,7 +169,7 @@ def test_metrics_by_hand():
     for name, expected in {"loss": value, "loss/bce": value, "grad_norm": norm, "learning_rate": 0.02}.items():
         np.testing.assert_allclose(metrics[name], expected, rtol=1e-5)
     assert after.step == 1
-    # A new phase's optimiser starts its schedule anew, whatever the global step is.
+    # A new phase's optimizer starts its schedule anew, whatever the global step is.
     assert step(state.replace(step=state.step + 7), batch)[1]["learning_rate"] == pytest.approx(0.02)
     assert step(after, batch)[1]["learning_rate"] == pytest.approx(0.02 * 0.9 ** 0.9)
 

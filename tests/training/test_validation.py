@@ -71,7 +71,7 @@ class Oracle:
         return self.answers.pop(0)
 
 
-def test_first_and_last_frame_void_and_unlabelled_frames_do_not_count():
+def test_first_and_last_frame_void_and_unlabeled_frames_do_not_count():
     _, videos = held_back(1)
     name, frames, labels, _ = videos[0]
     frames, labels = np.concatenate([frames] * 2), np.concatenate([labels] * 2)  # 8 frames

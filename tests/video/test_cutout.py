@@ -39,7 +39,7 @@ def test_probability_is_the_opacity():
     np.testing.assert_array_equal(cut[..., :3], picture() * (probability > 0)[..., None])
 
 
-def test_a_margin_keeps_colours_around_the_objects():
+def test_a_margin_keeps_colors_around_the_objects():
     labels = np.zeros((1, 20), bool)
     labels[0, 8:10] = True
     cut = cut_out(np.full((1, 20, 3), 7, np.uint8), labels, margin=3)
@@ -90,8 +90,8 @@ def decoded(path) -> tuple[list[np.ndarray], object]:
 
 
 @pytest.mark.parametrize("kind", ["mov", "webm"])
-def test_videos_keep_the_opacity_and_the_colours_of_objects(tmp_path, kind):
-    # The object has the colour of its background: where the rim mixed with black, it would be darker.
+def test_videos_keep_the_opacity_and_the_colors_of_objects(tmp_path, kind):
+    # The object has the color of its background: where the rim mixed with black, it would be darker.
     images = [np.full((35, 47, 3), (200, 120, 60), np.uint8)] * 6
     write(tmp_path, kind, images)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"cutout.{kind}", "masks"]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.videos import damage, greys, make_video, moving, packets
+from tests.helpers.videos import damage, grays, make_video, moving, packets
 from uvos_jax.errors import UserError
 from uvos_jax.video import open_source
 
@@ -162,15 +162,15 @@ def test_index_that_did_not_get_written(tmp_path):
         open_source(path)
 
 
-def save_greys(folder, levels, broken=(), small=()) -> None:
-    for index, image in enumerate(greys(levels, 8, 12)):
+def save_grays(folder, levels, broken=(), small=()) -> None:
+    for index, image in enumerate(grays(levels, 8, 12)):
         cv2.imwrite(str(folder / f"{index}.png"), image[:4] if index in small else image)
         if index in broken:
             (folder / f"{index}.png").write_bytes(b"not a picture")
 
 
 def test_folder_with_frames_that_cannot_be_used(tmp_path):
-    save_greys(tmp_path, range(0, 60, 10), broken=(0, 1, 3), small=(4,))
+    save_grays(tmp_path, range(0, 60, 10), broken=(0, 1, 3), small=(4,))
     with pytest.raises(UserError, match=r"0\.png' cannot be decoded; .*--on-error skip"):
         open_source(tmp_path)
     assert [frame.name for frame in open_source(tmp_path, start=2, end=3)] == ["2"]
@@ -186,7 +186,7 @@ def test_folder_with_frames_that_cannot_be_used(tmp_path):
 
 
 def test_folder_of_which_nothing_decodes(tmp_path):
-    save_greys(tmp_path, (1, 2), broken=(0, 1))
+    save_grays(tmp_path, (1, 2), broken=(0, 1))
     with pytest.raises(UserError, match=r"not one frame can be used: the frame '.*0\.png' cannot be decoded"):
         open_source(tmp_path, on_error="skip")
 
@@ -236,7 +236,7 @@ def test_gif_that_is_damaged_or_breaks_off(tmp_path, name):
 
 
 def test_arrays_of_another_size_can_be_skipped():
-    images = [*greys((10, 20), 8, 8), *greys((30,), 4, 4), *greys((40,), 8, 8)]
+    images = [*grays((10, 20), 8, 8), *grays((30,), 4, 4), *grays((40,), 8, 8)]
     frames = list(open_source(images, on_error="skip"))
     assert [frame.broken for frame in frames] == [None, None, "it is 4x4, not 8x8", None]
     assert [frame.image[0, 0, 0] for frame in frames] == [10, 20, 20, 40]
@@ -244,4 +244,4 @@ def test_arrays_of_another_size_can_be_skipped():
 
 def test_on_error_is_one_of_two():
     with pytest.raises(UserError, match="must be 'stop' or 'skip'"):
-        open_source(greys((1,)), on_error="ignore")
+        open_source(grays((1,)), on_error="ignore")

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from tests.helpers.videos import greys, make_video
+from tests.helpers.videos import grays, make_video
 from uvos_jax.errors import UserError
 from uvos_jax.video import list_sources, open_source
 
@@ -118,6 +118,6 @@ def test_all_that_is_listed_can_be_opened(tmp_path):
     for name in ("a.mp4", "b.mkv"):
         make_video(tmp_path / "videos" / name)
     (tmp_path / "frames" / "x").mkdir(parents=True)
-    cv2.imwrite(str(tmp_path / "frames" / "x" / "0.png"), greys((5,))[0])
+    cv2.imwrite(str(tmp_path / "frames" / "x" / "0.png"), grays((5,))[0])
     sources = list_sources([str(tmp_path / "videos"), str(tmp_path / "frames")])
     assert [open_source(source).name for source in sources] == ["a", "b", "x"]

@@ -83,7 +83,7 @@ HOLE[0, 1] = 0
     ("words.npy", _npy(np.full((2, 2, 2), "a")), "is not flow"),
     ("objects.npy", _npy(np.full((2, 2, 2), None, object)), "cannot be read"),
     ("picture.png", _png(np.zeros((2, 2, 3), np.uint8)), "picture of flow, from which it cannot be had back"),
-    ("grey.png", _png(np.zeros((2, 2), np.uint16)), "picture of flow"),
+    ("gray.png", _png(np.zeros((2, 2), np.uint16)), "picture of flow"),
     ("sparse.png", _png(HOLE), "pixels without flow"),
     ("text.png", lambda path: path.write_text("hello"), "no PNG file"),
     ("large.png", lambda path: (_png(FULL)(path), _claim(path, 100_000)), "more than 64 megapixels"),

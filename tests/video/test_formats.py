@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.videos import GREEN, RED, greys, make_video, moving, quarter_red
+from tests.helpers.videos import GREEN, RED, grays, make_video, moving, quarter_red
 from uvos_jax.errors import UserError
 from uvos_jax.video import open_source
 
@@ -18,7 +18,7 @@ LEVELS = (10, 60, 110, 160, 210)
 
 
 def levels_of(frames) -> list[int]:
-    """The level of ``greys`` that each frame shows."""
+    """The level of ``grays`` that each frame shows."""
     means = [frame.image.mean() for frame in frames]
     return [min(LEVELS, key=lambda level: abs(level - mean)) for mean in means]
 
@@ -62,8 +62,8 @@ def test_every_format_gives_its_frames(tmp_path, name, codec, pix_fmt, size, opt
 
 
 @pytest.mark.parametrize(("codec", "pix_fmt"), [("ffv1", "gray"), ("libx264", "gray"), ("ffv1", "gray16le")])
-def test_grey_video(tmp_path, codec, pix_fmt):
-    frames = list(open_source(make_video(tmp_path / "a.mkv", codec, greys(LEVELS), pix_fmt=pix_fmt)))
+def test_gray_video(tmp_path, codec, pix_fmt):
+    frames = list(open_source(make_video(tmp_path / "a.mkv", codec, grays(LEVELS), pix_fmt=pix_fmt)))
     assert levels_of(frames) == list(LEVELS)
     for frame in frames:
         assert frame.image.shape == (48, 64, 3) and (np.ptp(frame.image, axis=2) <= 2).all()
@@ -76,7 +76,7 @@ def test_4k(tmp_path):
     assert shapes == [(2160, 3840, 3)] * 2
 
 
-def test_transparency_is_dropped_and_the_colour_beneath_is_kept(tmp_path):
+def test_transparency_is_dropped_and_the_color_beneath_is_kept(tmp_path):
     see_through = np.dstack([quarter_red(48, 64), np.full((48, 64), 128, np.uint8)])
     see_through[:, 32:, 3] = 0
     path = make_video(tmp_path / "a.mov", "qtrle", [see_through], pix_fmt="argb")
@@ -96,7 +96,7 @@ def test_frames_of_an_animated_gif_build_on_each_other_and_keep_their_times(tmp_
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_gif_of_any_length(tmp_path, count):
-    images = [Image.fromarray(image) for image in greys(LEVELS[:count], 17, 23)]
+    images = [Image.fromarray(image) for image in grays(LEVELS[:count], 17, 23)]
     images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:], duration=40)
     source = open_source(tmp_path / "a.gif")
     assert (source.kind, source.length) == ("file", count)
@@ -117,21 +117,21 @@ def test_transparent_gif(tmp_path):
 def test_variable_rate_gives_every_frame_once_with_its_time(tmp_path, name):
     times = [0, 40, 50, 700, 2000]
     codec = "ffv1" if name.endswith("mkv") else "libx264"
-    frames = list(open_source(make_video(tmp_path / name, codec, greys(LEVELS), pix_fmt="yuv420p", times=times)))
+    frames = list(open_source(make_video(tmp_path / name, codec, grays(LEVELS), pix_fmt="yuv420p", times=times)))
     assert levels_of(frames) == list(LEVELS)
     np.testing.assert_allclose([frame.time for frame in frames], np.divide(times, 1000), atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.nut"])
 def test_time_counts_from_the_first_frame(tmp_path, name):
-    path = make_video(tmp_path / name, "ffv1", greys(LEVELS[:3]), times=[5000, 5040, 5080])
+    path = make_video(tmp_path / name, "ffv1", grays(LEVELS[:3]), times=[5000, 5040, 5080])
     with av.open(str(path)) as container:
         assert next(container.decode(video=0)).time == pytest.approx(5)
     np.testing.assert_allclose([frame.time for frame in open_source(path)], [0, 0.04, 0.08], atol=1e-3)
 
 
 def test_frames_cut_off_by_an_edit_list_are_not_shown(tmp_path):
-    path = make_video(tmp_path / "a.mp4", images=greys(LEVELS), options={"bf": "0"})
+    path = make_video(tmp_path / "a.mp4", images=grays(LEVELS), options={"bf": "0"})
     data = bytearray(path.read_bytes())
     # version and flags, one entry: duration, where it begins in the track, rate
     start = data.index(b"elst") + 16
@@ -145,7 +145,7 @@ def test_frames_cut_off_by_an_edit_list_are_not_shown(tmp_path):
 
 
 def test_b_frames_come_in_the_order_of_showing(tmp_path):
-    images = greys(LEVELS * 3)
+    images = grays(LEVELS * 3)
     path = make_video(tmp_path / "a.mp4", images=images, options={"bf": "3", "b_strategy": "0", "g": "15"})
     with av.open(str(path)) as container:
         stamps = [packet.pts for packet in container.demux(video=0) if packet.size]
@@ -168,8 +168,8 @@ def test_rotation_told_by_the_frames_is_honoured(tmp_path, degrees, turns):
     for frame in frames:
         assert frame.image.shape == expected.shape
         height, width = expected.shape[:2]
-        centres = np.ix_([height // 4, 3 * height // 4], [width // 4, 3 * width // 4])
-        np.testing.assert_allclose(frame.image[centres], expected[centres], atol=8)
+        centers = np.ix_([height // 4, 3 * height // 4], [width // 4, 3 * width // 4])
+        np.testing.assert_allclose(frame.image[centers], expected[centers], atol=8)
 
 
 def two_sizes(folder):
@@ -207,7 +207,7 @@ def test_recording_that_begins_between_key_frames_is_healthy(tmp_path):
 @pytest.mark.parametrize("suffix", ["webp", "png", "tif"])
 def test_image_file_with_several_pictures_is_a_video(tmp_path, suffix):
     path = tmp_path / f"clip.{suffix}"
-    images = [Image.fromarray(image) for image in greys(LEVELS, 16, 24)]
+    images = [Image.fromarray(image) for image in grays(LEVELS, 16, 24)]
     timing = {} if suffix == "tif" else {"duration": [100, 50, 200, 40, 40]}
     images[0].save(path, save_all=True, append_images=images[1:], **timing)
     source = open_source(path)
@@ -247,5 +247,5 @@ def test_thumbnail_in_a_photograph_is_no_second_frame(tmp_path):
 
 
 def test_rate_is_the_average(tmp_path):
-    path = make_video(tmp_path / "a.mp4", images=greys(LEVELS), rate=Fraction(30000, 1001))
+    path = make_video(tmp_path / "a.mp4", images=grays(LEVELS), rate=Fraction(30000, 1001))
     assert open_source(path).fps == pytest.approx(30000 / 1001)

@@ -4,13 +4,13 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.helpers.videos import greys, make_video
+from tests.helpers.videos import grays, make_video
 from uvos_jax.errors import UserError
 from uvos_jax.video import frames as pictures
 from uvos_jax.video import open_source
 from uvos_jax.video import sources as reader
 from uvos_jax.video import video_reader as video_file
-from uvos_jax.video.frames import Span, span_of
+from uvos_jax.video.frames import FrameRange, frame_range
 
 av = pytest.importorskip("av")
 
@@ -18,7 +18,7 @@ av = pytest.importorskip("av")
 @pytest.fixture(params=["video", "folder", "glob", "pages", "array", "list", "generator"])
 def opener(request, tmp_path):
     """Opens a source of 30 frames at 24 a second; frame 7 is of level 7."""
-    images = greys(range(30))
+    images = grays(range(30))
     kind = request.param
     if kind == "video":
         path = make_video(tmp_path / "a.mkv", "ffv1", images, 24, "bgr0")
@@ -118,7 +118,7 @@ def test_options_that_make_no_sense_are_refused_at_once(options, match):
     [("90", 90), ("12.5s", 12.5), (" 1:05 ", 65), ("1:02:03.5", 3723.5), (".5", 0.5), ("0:90", 90), ("7.", 7)],
 )
 def test_times(text, seconds):
-    assert span_of(text) == Span(start=float(seconds))
+    assert frame_range(text) == FrameRange(start=float(seconds))
 
 
 def test_count_agrees_with_select_and_takes_no_longer_for_more():
@@ -126,29 +126,29 @@ def test_count_agrees_with_select_and_takes_no_longer_for_more():
         time = None
 
     for fps in (24, 30000 / 1001, 7.3):
-        for span in (Span(0.5, 1.0, 2), Span(3, 9), Span(1 / 24, 7), Span(0.1, None, 3), Span(5.0)):
+        for span in (FrameRange(0.5, 1.0, 2), FrameRange(3, 9), FrameRange(1 / 24, 7), FrameRange(0.1, None, 3), FrameRange(5.0)):
             kept = [item for item, keep in span.select([Item()] * 40, fps) if keep] if span.count(40, fps) else []
             assert span.count(40, fps) == len(kept)
-    assert Span(5, None, 2).count(2**60, 24) == 2**59 - 2
-    assert span_of("9" * 400).count(2**60, 24) > 0
+    assert FrameRange(5, None, 2).count(2**60, 24) == 2**59 - 2
+    assert frame_range("9" * 400).count(2**60, 24) > 0
 
 
 def test_time_of_a_video_with_a_variable_rate_is_its_own(tmp_path):
     times = [0, 40, 50, 700, 2000, 2040]
-    path = make_video(tmp_path / "a.mkv", "ffv1", greys(range(6)), 24, "bgr0", times=times)
+    path = make_video(tmp_path / "a.mkv", "ffv1", grays(range(6)), 24, "bgr0", times=times)
     assert indices(open_source(path, start="0.05", end="2")) == [2, 3]
     assert [frame.time for frame in open_source(path, start="0.6s")] == pytest.approx([0.7, 2.0, 2.04])
 
 
 def test_frames_without_time_stamps_have_no_time(tmp_path):
-    assert [frame.time for frame in open_source(greys((1, 2)))] == [None, None]
-    for index, image in enumerate(greys((1, 2))):
+    assert [frame.time for frame in open_source(grays((1, 2)))] == [None, None]
+    for index, image in enumerate(grays((1, 2))):
         cv2.imwrite(str(tmp_path / f"{index}.png"), image)
     assert [frame.time for frame in open_source(tmp_path)] == [None, None]
 
 
 def test_only_what_is_given_is_turned_into_an_array(tmp_path, monkeypatch):
-    path = make_video(tmp_path / "a.mkv", "ffv1", greys(range(30)), 24, "bgr0")
+    path = make_video(tmp_path / "a.mkv", "ffv1", grays(range(30)), 24, "bgr0")
     source = open_source(path, start=5, end=20, every=4)
     turned = []
     convert = video_file._upright_rgb
@@ -158,7 +158,7 @@ def test_only_what_is_given_is_turned_into_an_array(tmp_path, monkeypatch):
 
 
 def test_images_beside_the_span_are_not_read(tmp_path, monkeypatch):
-    for index, image in enumerate(greys(range(12))):
+    for index, image in enumerate(grays(range(12))):
         cv2.imwrite(str(tmp_path / f"{index}.png"), image)
     read, read_image = [], reader.read_image
     monkeypatch.setattr(reader, "read_image", lambda path: read.append(path.stem) or read_image(path))
@@ -170,14 +170,14 @@ def test_images_beside_the_span_are_not_read(tmp_path, monkeypatch):
 
 def test_iterator_is_not_read_behind_the_end():
     taken = []
-    frames = open_source((taken.append(level) or greys((level,))[0] for level in range(100)), end=3)
+    frames = open_source((taken.append(level) or grays((level,))[0] for level in range(100)), end=3)
     assert indices(frames) == [0, 1, 2]
     assert len(taken) <= 4
 
 
 def test_open_source_cannot_be_cut_again():
     with pytest.raises(UserError, match="open already"):
-        open_source(open_source(greys((1, 2))), start=1)
+        open_source(open_source(grays((1, 2))), start=1)
 
 
 def test_frames_of_takes_pictures_one_by_one():
@@ -186,7 +186,7 @@ def test_frames_of_takes_pictures_one_by_one():
     def come():
         for index in range(9):
             taken.append(index)
-            yield pictures.Picture(str(index), lambda: greys((1,))[0])
+            yield pictures.Picture(str(index), lambda: grays((1,))[0])
 
-    frames = pictures.frames_of(come(), Span(every=3), 24, "stop")
+    frames = pictures.frames_of(come(), FrameRange(every=3), 24, "stop")
     assert [(next(frames).name, len(taken)) for _ in range(3)] == [("0", 1), ("3", 4), ("6", 7)]

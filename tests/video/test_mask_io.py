@@ -36,8 +36,8 @@ def test_palette_is_that_of_voc():
     assert PALETTE.dtype == np.uint8 and PALETTE.shape == (256, 3)
     known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 4: (0, 0, 128), 8: (64, 0, 0)}
     known |= {15: (192, 128, 128), 20: (0, 64, 128), 255: (224, 224, 192)}
-    for label, colour in known.items():
-        assert tuple(PALETTE[label]) == colour
+    for label, color in known.items():
+        assert tuple(PALETTE[label]) == color
 
 
 @pytest.mark.parametrize("values", [(0, 1, 2, 255), (0, 255), (7,), (0, 100, 200)])
@@ -67,41 +67,41 @@ def test_one_bit_png_gives_0_and_1(tmp_path):
         ((0, 1, 255), (0, 1, 255)),
     ],
 )
-def test_grey_png(tmp_path, values, expected):
+def test_gray_png(tmp_path, values, expected):
     labels = read_mask(save(tmp_path / "x.png", tiled(*values)))
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, tiled(*expected))
 
 
 @pytest.mark.parametrize("values", [(1, 255), (0, 1, 21), (0, 128, 255), (128, 255)])
-def test_few_grey_levels_that_are_no_numbers_are_named(tmp_path, values):
+def test_few_gray_levels_that_are_no_numbers_are_named(tmp_path, values):
     path = save(tmp_path / "x.png", tiled(*values))
-    assert_refused(path, f"has the grey levels {', '.join(map(str, values))}, which are neither")
+    assert_refused(path, f"has the gray levels {', '.join(map(str, values))}, which are neither")
 
 
 def test_antialiased_mask_is_refused(tmp_path):
     blurred = np.asarray(Image.fromarray(tiled(0, 255, 0)).resize((100, 36), Image.Resampling.BICUBIC))
     assert len(np.unique(blurred)) > 8
     path = save(tmp_path / "x.png", blurred)
-    assert_refused(path, r"x\.png' has more grey levels than a mask, so it was antialiased .* threshold it at 128")
+    assert_refused(path, r"x\.png' has more gray levels than a mask, so it was antialiased .* threshold it at 128")
 
 
 def test_jpeg_passes_only_where_nothing_was_lost(tmp_path):
     np.testing.assert_array_equal(read_mask(save(tmp_path / "flat.jpg", tiled(0, 0))), tiled(0, 0))
-    assert_refused(save(tmp_path / "a.jpg", tiled(0, 255)), r"has more grey levels than a mask, so .* saved as JPEG")
+    assert_refused(save(tmp_path / "a.jpg", tiled(0, 255)), r"has more gray levels than a mask, so .* saved as JPEG")
     # The blur of small numbers stays among small numbers, and must not pass for objects.
     path = save(tmp_path / "b.jpg", tiled(0, 9, 2, 5), quality=50)
     assert np.asarray(Image.open(path)).max() <= 20
     assert_refused(path, "saved as JPEG")
 
 
-def test_grey_with_alpha(tmp_path):
-    grey = tiled(0, 255)
-    opaque = np.dstack([grey, np.full_like(grey, 255)])
+def test_gray_with_alpha(tmp_path):
+    gray = tiled(0, 255)
+    opaque = np.dstack([gray, np.full_like(gray, 255)])
     np.testing.assert_array_equal(read_mask(save(tmp_path / "x.png", opaque)), tiled(0, 1))
     opaque[..., 0] = tiled(1, 2)
-    assert_refused(save(tmp_path / "y.png", opaque), "grey levels 1, 2 beside an alpha channel")
-    assert_refused(save(tmp_path / "z.png", np.dstack([grey, grey])), "partly transparent")
+    assert_refused(save(tmp_path / "y.png", opaque), "gray levels 1, 2 beside an alpha channel")
+    assert_refused(save(tmp_path / "z.png", np.dstack([gray, gray])), "partly transparent")
 
 
 @pytest.mark.parametrize(
@@ -173,25 +173,25 @@ def test_indexed_mask_of_five_objects(real_data):
 
 
 @pytest.mark.parametrize("palette", [
-    [192, 0, 0, 0, 0, 0, 0, 128, 0],  # as a program that reduces colours may number them
+    [192, 0, 0, 0, 0, 0, 0, 128, 0],  # as a program that reduces colors may number them
     [255, 255, 255, 0, 0, 0, 128, 0, 0],
     bytes(reversed(range(256))) * 3,
 ])
-def test_indices_that_number_colours_are_refused(tmp_path, palette):
+def test_indices_that_number_colors_are_refused(tmp_path, palette):
     image = Image.fromarray(tiled(0, 1, 2))
     image.putpalette(palette)
     image.save(tmp_path / "x.png")
     assert_refused(tmp_path / "x.png", r"x\.png' has a palette whose entry 0 is not the dark background")
 
 
-def test_other_colours_than_ours_are_fine(tmp_path):
+def test_other_colors_than_ours_are_fine(tmp_path):
     image = Image.fromarray(tiled(0, 1, 2))
     image.putpalette([0, 0, 0, 200, 50, 50, 10, 10, 90])
     image.save(tmp_path / "x.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "x.png"), tiled(0, 1, 2))
 
 
-def test_numbered_grey_levels_stand_for_themselves(tmp_path):
+def test_numbered_gray_levels_stand_for_themselves(tmp_path):
     for values in ((0, 2), (0, 255), (3, 3), (0, 1, 20, 255)):
         path = save(tmp_path / "x.png", tiled(*values))
         np.testing.assert_array_equal(read_mask(path, numbered=True), tiled(*values))
@@ -208,10 +208,10 @@ def test_a_palette_goes_from_one_mask_to_another(tmp_path):
     short = Image.fromarray(tiled(0, 1))
     short.putpalette([60, 60, 60, 250, 0, 0])
     short.save(tmp_path / "short.png")
-    assert read_palette(tmp_path / "short.png") is None  # object 8 has a darker colour than this background
+    assert read_palette(tmp_path / "short.png") is None  # object 8 has a darker color than this background
     short.putpalette([0, 0, 0, 250, 0, 0])
     short.save(tmp_path / "short.png")
     found = read_palette(tmp_path / "short.png")
     np.testing.assert_array_equal(found[:2], [(0, 0, 0), (250, 0, 0)])
     np.testing.assert_array_equal(found[-1], PALETTE[-1])
-    assert read_palette(save(tmp_path / "grey.png", tiled(0, 255), "L")) is None
+    assert read_palette(save(tmp_path / "gray.png", tiled(0, 255), "L")) is None

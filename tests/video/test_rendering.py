@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from uvos_jax.errors import UserError
-from uvos_jax.video import PALETTE, Look, draw_overlay, look_of
+from uvos_jax.video import PALETTE, OverlayStyle, draw_overlay, overlay_style
 
 
 def square(height: int = 40, width: int = 50, label: int = 1) -> np.ndarray:
@@ -29,20 +29,20 @@ def test_overlay_tints_and_outlines_the_object_only():
 def test_overlay_separates_objects_that_touch():
     labels = square()
     labels[10:30, 20:30] = 2
-    overlay = draw_overlay(np.full((40, 50, 3), 100, np.uint8), labels, look=Look(alpha=0))
+    overlay = draw_overlay(np.full((40, 50, 3), 100, np.uint8), labels, look=OverlayStyle(alpha=0))
     changed = (overlay != 100).any(-1)
     assert changed[20].nonzero()[0].tolist() == [10, 19, 20, 29]
 
 
 def test_overlay_has_no_outline_along_the_border_of_the_image():
-    overlay = draw_overlay(np.full((40, 50, 3), 100, np.uint8), np.ones((40, 50), bool), look=Look(alpha=0))
+    overlay = draw_overlay(np.full((40, 50, 3), 100, np.uint8), np.ones((40, 50), bool), look=OverlayStyle(alpha=0))
     np.testing.assert_array_equal(overlay, 100)
 
 
 def test_overlay_outline_is_wider_on_large_frames():
     labels = np.zeros((720, 60), np.uint8)
     labels[:, 20:40] = 1
-    overlay = draw_overlay(np.zeros((720, 60, 3), np.uint8), labels, look=Look(alpha=0))
+    overlay = draw_overlay(np.zeros((720, 60, 3), np.uint8), labels, look=OverlayStyle(alpha=0))
     assert overlay[300].any(-1).nonzero()[0].tolist() == [20, 21, 38, 39]
 
 
@@ -54,21 +54,21 @@ def test_overlay_leaves_background_and_void(label):
     assert not np.shares_memory(overlay, image)
 
 
-def test_overlay_colours_are_visible_and_distinct():
+def test_overlay_colors_are_visible_and_distinct():
     labels = np.repeat(np.arange(1, 251, dtype=np.uint8).reshape(10, 25), 3, axis=1)
-    overlay = draw_overlay(np.zeros((10, 75, 3), np.uint8), labels, look=Look(alpha=1))
-    colours = overlay[:, 1::3].reshape(-1, 3)
-    assert len(np.unique(colours, axis=0)) == len(np.unique(PALETTE[1:251], axis=0)) == 250
-    assert colours.max(1).min() >= 110
+    overlay = draw_overlay(np.zeros((10, 75, 3), np.uint8), labels, look=OverlayStyle(alpha=1))
+    colors = overlay[:, 1::3].reshape(-1, 3)
+    assert len(np.unique(colors, axis=0)) == len(np.unique(PALETTE[1:251], axis=0)) == 250
+    assert colors.max(1).min() >= 110
 
 
-def test_overlay_has_the_colours_of_another_palette():
+def test_overlay_has_the_colors_of_another_palette():
     palette = PALETTE.copy()
     palette[1] = (0, 0, 255)
-    overlay = draw_overlay(np.zeros((40, 50, 3), np.uint8), square(), Look(alpha=1), palette)
+    overlay = draw_overlay(np.zeros((40, 50, 3), np.uint8), square(), OverlayStyle(alpha=1), palette)
     np.testing.assert_array_equal(overlay[20, 20], (0, 0, 255))
-    assert (draw_overlay(np.zeros((40, 50, 3), np.uint8), square(), Look(alpha=1))[20, 20, 1:] == 0).all()
-    assert not draw_overlay(np.zeros((40, 50, 3), np.uint8), square(), Look(alpha=1), np.zeros_like(PALETTE)).any()
+    assert (draw_overlay(np.zeros((40, 50, 3), np.uint8), square(), OverlayStyle(alpha=1))[20, 20, 1:] == 0).all()
+    assert not draw_overlay(np.zeros((40, 50, 3), np.uint8), square(), OverlayStyle(alpha=1), np.zeros_like(PALETTE)).any()
 
 
 def test_overlay_of_another_size():
@@ -80,7 +80,7 @@ def test_overlay_of_another_size():
 def test_contour_has_the_width_asked_for(width):
     labels = np.zeros((40, 60), np.uint8)
     labels[:, 20:40] = 1
-    overlay = draw_overlay(np.zeros((40, 60, 3), np.uint8), labels, Look(alpha=0, contour=width))
+    overlay = draw_overlay(np.zeros((40, 60, 3), np.uint8), labels, OverlayStyle(alpha=0, contour=width))
     assert overlay[20].any(-1).nonzero()[0].tolist() == [*range(20, 20 + width), *range(40 - width, 40)]
 
 
@@ -91,22 +91,22 @@ def picture_and_labels():
     return np.random.default_rng(1).integers(0, 256, (40, 50, 3), np.uint8), labels
 
 
-def test_background_of_a_colour_leaves_the_objects_and_nothing_else():
+def test_background_of_a_color_leaves_the_objects_and_nothing_else():
     image, labels = picture_and_labels()
-    cut = draw_overlay(image, labels, Look(alpha=0, contour=0, background=(0, 255, 7)))
+    cut = draw_overlay(image, labels, OverlayStyle(alpha=0, contour=0, background=(0, 255, 7)))
     np.testing.assert_array_equal(cut, np.where(((labels == 3) | (labels == 7))[..., None], image, (0, 255, 7)))
 
 
-@pytest.mark.parametrize("background", ["grey", "blur"])
+@pytest.mark.parametrize("background", ["gray", "blur"])
 def test_effects_change_the_background_only(background):
     image, labels = picture_and_labels()
     objects = (labels == 3) | (labels == 7)
-    seen = draw_overlay(image, labels, Look(alpha=0, contour=0, background=background))
+    seen = draw_overlay(image, labels, OverlayStyle(alpha=0, contour=0, background=background))
     np.testing.assert_array_equal(seen[objects], image[objects])
     outside = seen[~objects].astype(int)
-    if background == "grey":
+    if background == "gray":
         np.testing.assert_array_equal(outside, outside[:, :1].repeat(3, axis=1))
-        # Brightness as television has weighed the colours since 1953.
+        # Brightness as television has weighed the colors since 1953.
         np.testing.assert_allclose(outside[:, 0], image[~objects] @ [0.299, 0.587, 0.114], atol=1)
     else:
         assert outside.std(0).max() < image[~objects].std(0).min() / 2
@@ -114,11 +114,11 @@ def test_effects_change_the_background_only(background):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 30), (3, 2), (90, 1)])
-@pytest.mark.parametrize("background", [None, "grey", "blur", (0, 255, 0)])
+@pytest.mark.parametrize("background", [None, "gray", "blur", (0, 255, 0)])
 def test_frames_of_few_pixels(size, background):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     for labels in (np.zeros(size, np.uint8), np.ones(size, bool)):
-        seen = draw_overlay(image, labels, Look(alpha=0, contour=0, background=background))
+        seen = draw_overlay(image, labels, OverlayStyle(alpha=0, contour=0, background=background))
         assert seen.shape == image.shape and seen.dtype == np.uint8
     np.testing.assert_array_equal(seen, image)
 
@@ -126,7 +126,7 @@ def test_frames_of_few_pixels(size, background):
 def test_blur_keeps_a_plain_frame_and_takes_any_size():
     for height, width in [(1, 1), (1, 30), (3, 2), (300, 5)]:
         plain = np.full((height, width, 3), (9, 90, 200), np.uint8)
-        seen = draw_overlay(plain, np.zeros((height, width), np.uint8), Look(background="blur"))
+        seen = draw_overlay(plain, np.zeros((height, width), np.uint8), OverlayStyle(background="blur"))
         np.testing.assert_array_equal(seen, plain)
 
 
@@ -136,23 +136,23 @@ def test_objects_do_not_glow_in_a_blurred_background(size):
     labels[10:30, 5:50] = 1
     labels[15:17, 20:22] = 0  # a hole
     image = np.where(labels[..., None] > 0, 255, (10, 60, 110)).astype(np.uint8)
-    seen = draw_overlay(image, labels, Look(alpha=0, contour=0, background="blur"))
+    seen = draw_overlay(image, labels, OverlayStyle(alpha=0, contour=0, background="blur"))
     np.testing.assert_allclose(seen[labels == 0], np.tile((10, 60, 110), ((labels == 0).sum(), 1)), atol=1)
 
 
 def test_blur_hides_more_than_a_pixel_on_a_large_frame():
     stripes = np.tile(np.arange(1920) // 20 % 2 * 255, (1080, 1)).astype(np.uint8)
-    seen = draw_overlay(cv2.merge([stripes] * 3), np.zeros((1080, 1920), np.uint8), Look(background="blur"))
+    seen = draw_overlay(cv2.merge([stripes] * 3), np.zeros((1080, 1920), np.uint8), OverlayStyle(background="blur"))
     assert seen[500, 400:1500].std() < 20 < stripes.std()
 
 
 @pytest.mark.parametrize(("text", "background"), [
-    (None, None), ("", None), ("blur", "blur"), (" Grey", "grey"), ("gray", "grey"), ("green", (0, 128, 0)),
+    (None, None), ("", None), ("blur", "blur"), (" Gray", "gray"), ("gray", "gray"), ("green", (0, 128, 0)),
     ("#00ff00", (0, 255, 0)), ("#0F0", (0, 255, 0)), ("0,255, 7", (0, 255, 7)), ("rgb(1,2,3)", (1, 2, 3)),
     ("hsl(0,100%,50%)", (255, 0, 0)),
 ])
 def test_backgrounds_as_written_on_a_command_line(text, background):
-    assert look_of(0.25, 3, text) == Look(alpha=0.25, contour=3, background=background)
+    assert overlay_style(0.25, 3, text) == OverlayStyle(alpha=0.25, contour=3, background=background)
 
 
 @pytest.mark.parametrize(("values", "message"), [
@@ -160,10 +160,10 @@ def test_backgrounds_as_written_on_a_command_line(text, background):
     ((0.5, -1, None), "contour .* got -1"), ((0.5, 101, None), "contour"),
     ((0.5, 1, "gren"), "no background 'gren'.*Did you mean 'green'"), ((0.5, 1, "blurr"), "Did you mean 'blur'"),
     ((0.5, 1, "#12"), "no background"), ((0.5, 1, "1,2"), "no background"), ((0.5, 1, "a,b,c"), "no background"),
-    ((0.5, 1, "0,300,0"), "no colour of three values"), ((0.5, 1, "#00ff0080"), "--cutout"),
+    ((0.5, 1, "0,300,0"), "no color of three values"), ((0.5, 1, "#00ff0080"), "--cutout"),
     ((0.5, 1, "1,2,3,4"), "no background"), ((0.5, 1, "new\nline"), "no background"),
 ])
 def test_looks_that_mean_nothing(values, message):
     with pytest.raises(UserError, match=message) as caught:
-        look_of(*values)
+        overlay_style(*values)
     assert "\n" not in str(caught.value)

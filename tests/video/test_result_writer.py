@@ -14,7 +14,7 @@ import pytest
 
 from tests.helpers.results import EVERYTHING, add, frame, frames_of, labels, names_in, probability, wait_until
 from uvos_jax.errors import UserError
-from uvos_jax.video import Frame, Look, ResultWriter, draw_overlay, open_source, read_mask, write_json
+from uvos_jax.video import Frame, OverlayStyle, ResultWriter, draw_overlay, open_source, read_mask, write_json
 from uvos_jax.video import result_writer as output
 
 pytest.importorskip("av")
@@ -121,7 +121,7 @@ def test_everything_at_once(tmp_path):
 
 
 def test_the_overlay_looks_as_asked(tmp_path):
-    look = Look(alpha=1, contour=3, background=(0, 200, 0))
+    look = OverlayStyle(alpha=1, contour=3, background=(0, 200, 0))
     with ResultWriter(tmp_path, fps=25, look=look) as writer:
         writer.add(frame("a", 100), labels())
     (shown,) = open_source(tmp_path / "overlay.mp4")

@@ -61,14 +61,14 @@ def test_every_kind_of_image_is_a_frame(tmp_path, suffix):
     np.testing.assert_allclose(frame.image, picture(200), atol=4)  # some kinds are lossy
 
 
-def test_grey_alpha_and_16_bit_frames_become_rgb(tmp_path):
-    grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
-    save(tmp_path / "0.png", grey)
+def test_gray_alpha_and_16_bit_frames_become_rgb(tmp_path):
+    gray = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    save(tmp_path / "0.png", gray)
     alpha = np.dstack([picture(100), np.zeros((6, 8), np.uint8)])
     save(tmp_path / "1.png", alpha)
     cv2.imwrite(str(tmp_path / "2.png"), np.full((6, 8, 3), 200 * 257, np.uint16))
     images = [frame.image for frame in open_source(tmp_path)]
-    np.testing.assert_array_equal(images[0], np.dstack([grey] * 3))
+    np.testing.assert_array_equal(images[0], np.dstack([gray] * 3))
     np.testing.assert_array_equal(images[1], picture(100))
     np.testing.assert_array_equal(images[2], np.full((6, 8, 3), 200))
 

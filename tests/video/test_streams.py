@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.helpers.videos import damage, greys, make_video, moving
+from tests.helpers.videos import damage, grays, make_video, moving
 from uvos_jax.errors import UserError
 from uvos_jax.video import open_source
 from uvos_jax.video import streams as live
@@ -105,7 +105,7 @@ def test_camera_that_cannot_be_opened(camera):
 
 
 def test_file_comes_before_camera_of_that_name(camera, tmp_path):
-    for index, image in enumerate(greys((10, 20))):
+    for index, image in enumerate(grays((10, 20))):
         (tmp_path / "0").mkdir(exist_ok=True)
         cv2.imwrite(str(tmp_path / "0" / f"{index}.png"), image)
     assert open_source("0").kind == "folder"

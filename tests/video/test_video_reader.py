@@ -59,10 +59,10 @@ def test_rotation_is_honoured(tmp_path, matrix, turns):
     expected = np.rot90(quarter_red(48, 64), turns)
     assert upright.flags.c_contiguous
     assert upright.shape == expected.shape
-    # The centres of the four quarters, one of which is red; the codec blurs the edges between them.
+    # The centers of the four quarters, one of which is red; the codec blurs the edges between them.
     height, width = upright.shape[:2]
-    centres = np.ix_([height // 4, 3 * height // 4], [width // 4, 3 * width // 4])
-    np.testing.assert_allclose(upright[centres], expected[centres], atol=8)
+    centers = np.ix_([height // 4, 3 * height // 4], [width // 4, 3 * width // 4])
+    np.testing.assert_allclose(upright[centers], expected[centers], atol=8)
 
 
 def test_name_that_looks_like_a_protocol(tmp_path, monkeypatch):

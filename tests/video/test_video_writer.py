@@ -31,7 +31,7 @@ def test_video_round_trip(tmp_path, height, width, suffix):
     size = (height + height % 2, width + width % 2) if suffix == ".mp4" else (height, width)
     for frame, level in zip(frames, levels, strict=True):
         assert frame.shape == (*size, 3)
-        # The last row and column repeat their neighbours, so the whole frame has one colour.
+        # The last row and column repeat their neighbors, so the whole frame has one color.
         assert np.abs(frame.astype(int) - (level, 40, 100)).max() <= 6
 
 

@@ -216,8 +216,8 @@ DTNET = {"depths": [1, 1, 1, 1], "width": 4, "features": 16, "decoder": 16, "own
 
 
 @pytest.mark.parametrize(("name", "small", "chosen", "fixed", "words"), [
-    ("cfbi", CFBI, {"slots": 20, "references": 1, "atrous": 2}, {"multi_local": False}, "multi_local=True, not False"),
-    ("dtnet", DTNET, {"tracks": 2, "proposals": 3, "memory": 8, "verification": False, "memory_update": False},
+    ("cfbi", CFBI, {"max_objects": 20, "references": 1, "atrous": 2}, {"multi_local": False}, "multi_local=True, not False"),
+    ("dtnet", DTNET, {"max_tracks": 2, "max_proposals": 3, "memory": 8, "verification": False, "memory_update": False},
      {"guidance": False}, "guidance=True, not False"),
 ])
 def test_room_for_objects_and_rules_are_no_part_of_the_weights(tmp_path, name, small, chosen, fixed, words):
@@ -229,7 +229,7 @@ def test_room_for_objects_and_rules_are_no_part_of_the_weights(tmp_path, name, s
     assert f"made with {words}" in _refusal(checkpoints.load, tmp_path / "weights", **fixed)
 
 
-@pytest.mark.parametrize("places", [{"tracks": 255}, {"proposals": 255}, {"tracks": 0}])
+@pytest.mark.parametrize("places", [{"max_tracks": 255}, {"max_proposals": 255}, {"max_tracks": 0}])
 def test_numbers_of_objects_fit_into_a_byte(places):
     assert "wants a whole number from 1 to 254" in _refusal(build, "dtnet", **places)
 

@@ -33,25 +33,25 @@ def checkpoint(tmp_path_factory):
 def small_file(checkpoint, tmp_path, monkeypatch):
     """The small network packed, in the place of the packaged one."""
     file = tmp_path / "default.safetensors"
-    packaged.pack(checkpoint[0], file, origin="drawn at random", licence="none", scores={"nothing": {"J": 0.25}})
+    packaged.pack(checkpoint[0], file, origin="drawn at random", license="none", scores={"nothing": {"J": 0.25}})
     monkeypatch.setattr(packaged, "ASSETS", tmp_path)
     return file
 
 
-@pytest.mark.parametrize(("weights", "learned", "licence"), [
+@pytest.mark.parametrize(("weights", "learned", "license"), [
     ("default", "DAVIS-2016", "CC BY-NC 4.0"), ("synthetic", "generated clips", "Apache-2.0")])
-def test_a_packaged_file_is_small_whole_and_says_what_it_is(weights, learned, licence):
+def test_a_packaged_file_is_small_whole_and_says_what_it_is(weights, learned, license):
     assert (ASSETS / f"{weights}.safetensors").stat().st_size < 10_000_000
     name, model, variables = packaged.load_packaged(weights)
     about = packaged.about(weights)
     assert (name, model.variant) == (about["model"], about["variant"])
     assert all(leaf.dtype == np.float32 and np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
     assert about["origin"].startswith(learned) and "uvos train" in about["origin"]
-    assert about["licence"].startswith(licence)
+    assert about["license"].startswith(license)
     assert all(0 < value < 1 for scores in about["scores"].values() for value in scores.values())
 
 
-def test_every_packaged_file_is_named_by_the_licence():
+def test_every_packaged_file_is_named_by_the_license():
     text = (ASSETS / "LICENSE").read_text()
     assert "CC BY-NC 4.0" in text and "Apache License 2.0" in text and "DAVIS-2016" in text
     files = {file.name for file in ASSETS.iterdir()} - {"LICENSE"}
@@ -59,11 +59,11 @@ def test_every_packaged_file_is_named_by_the_licence():
     assert all(name in text for name in files)
 
 
-def test_weights_are_recognised_by_their_digest(small_file):
+def test_weights_are_recognized_by_their_digest(small_file):
     digest = packaged.about()["sha256"]
-    assert packaged.recognised(digest) == "default" and packaged.recognised("0" * 64) is None
+    assert packaged.recognized(digest) == "default" and packaged.recognized("0" * 64) is None
     small_file.write_bytes(small_file.read_bytes()[:100])  # whoever has weights of their own is not troubled by this
-    assert packaged.recognised(digest) is None
+    assert packaged.recognized(digest) is None
 
 
 def test_the_header_can_be_read_without_this_library():
@@ -71,7 +71,8 @@ def test_the_header_can_be_read_without_this_library():
     data = (ASSETS / "default.safetensors").read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
     about = json.loads(json.loads(data[8:8 + length])["__metadata__"]["uvos"])
-    assert about == packaged.about() and "CC BY-NC 4.0" in about["licence"]
+    about["license"] = about.pop("licence")  # its key in version 0.1, which packed these weights
+    assert about == packaged.about() and "CC BY-NC 4.0" in about["license"]
 
 
 def test_packing_rounds_kernels_alone(checkpoint, small_file):
@@ -86,7 +87,7 @@ def test_packing_rounds_kernels_alone(checkpoint, small_file):
         assert after.dtype == np.float32 and (np.abs(after - before) <= error).all(), path
     # Packing is the same every time, and nothing else is left beside the file.
     content = small_file.read_bytes()
-    packaged.pack(checkpoint[0], small_file, origin="drawn at random", licence="none", scores={"nothing": {"J": 0.25}})
+    packaged.pack(checkpoint[0], small_file, origin="drawn at random", license="none", scores={"nothing": {"J": 0.25}})
     assert small_file.read_bytes() == content and [p.name for p in small_file.parent.iterdir()] == [small_file.name]
 
 
@@ -106,7 +107,7 @@ def test_weights_beyond_float16_are_not_packed(checkpoint, tmp_path):
     large["params"]["embed"]["kernel"][0] = 1e5
     checkpoints.save(tmp_path / "large", "adnet", model, large, "random")
     with pytest.raises(ValueError, match="beyond float16"), np.errstate(over="ignore"):
-        packaged.pack(tmp_path / "large", tmp_path / "x.safetensors", origin="", licence="", scores={})
+        packaged.pack(tmp_path / "large", tmp_path / "x.safetensors", origin="", license="", scores={})
     assert not (tmp_path / "x.safetensors").exists()
 
 

@@ -15,7 +15,7 @@ from uvos_jax.weights.training_checkpoints import RunCheckpoints, publish, withd
 
 
 class Moments(NamedTuple):
-    """As an optimiser keeps them."""
+    """As an optimizer keeps them."""
 
     count: np.ndarray
     trace: dict

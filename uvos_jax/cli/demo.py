@@ -168,8 +168,8 @@ def picture(frames: list["np.ndarray"], truth: "np.ndarray", masks: "np.ndarray"
     strips = []
     for caption, images in rows.items():
         strip = np.concatenate([cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images], 1)
-        for place, colour in (((9, 23), (0, 0, 0)), ((8, 22), (255, 255, 255))):  # a shadow: readable on any ground
-            cv2.putText(strip, caption, place, cv2.FONT_HERSHEY_SIMPLEX, 0.6, colour, 1, cv2.LINE_AA)
+        for place, color in (((9, 23), (0, 0, 0)), ((8, 22), (255, 255, 255))):  # a shadow: readable on any ground
+            cv2.putText(strip, caption, place, cv2.FONT_HERSHEY_SIMPLEX, 0.6, color, 1, cv2.LINE_AA)
         strips.append(strip)
     return _jpeg(np.concatenate(strips))
 

@@ -21,7 +21,7 @@ def flow(
     weights: Annotated[str | None, typer.Option("--weights", help="Of RAFT: a published .pth or .safetensors, or a"
                                                 " checkpoint directory.")] = None,
     form: Annotated[str, typer.Option("--format", metavar="flo|png16|picture", help="Middlebury's .flo, KITTI's 16-bit"
-                                      " PNG, or the colour wheel.")] = "flo",
+                                      " PNG, or the color wheel.")] = "flo",
     backward: Annotated[bool, typer.Option("--backward", help="To the frame before, not to the next one.")] = False,
     cache: FlowCache = None,
     start: Start = None,

@@ -77,13 +77,13 @@ def segment(
     no_overlay: Annotated[bool, typer.Option("--no-overlay", help="No overlay.mp4.")] = False,
     alpha: Annotated[float, typer.Option("--alpha", help="Strength of the overlay's tint, 0 to 1.")] = 0.5,
     contour: Annotated[int | None, typer.Option("--contour", help="Width of the overlay's outline in pixels.")] = None,
-    background: Annotated[str | None, typer.Option("--background", help="Behind the overlay's objects: blur, grey or a"
-                                                   " colour such as green or #00ff00.")] = None,
+    background: Annotated[str | None, typer.Option("--background", help="Behind the overlay's objects: blur, gray or a"
+                                                   " color such as green or #00ff00.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run of this command ended;"
                                               " with --overwrite, replace results of other options.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are in the way.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Also draw what the network sees: AD-Net's matches and"
-                                             " drift, DPA's attentions, F2Net's centres.")] = False,
+                                             " drift, DPA's attentions, F2Net's centers.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show errors only.")] = False,
     log_file: Annotated[Path | None, typer.Option("--log-file", help="Append all that is said, with the time.")] = None,
 ) -> None:
@@ -103,10 +103,10 @@ def segment(
             from uvos_jax.inference.jobs.batch import assign_folders, check_detections, check_masks
             from uvos_jax.inference.jobs.segment import Stopped, check_output
             from uvos_jax.inference.loading import METHODS
-            from uvos_jax.video import ResultWriter, list_sources, look_of, open_source
-            from uvos_jax.weights.packaged import about, recognised
+            from uvos_jax.video import ResultWriter, list_sources, open_source, overlay_style
+            from uvos_jax.weights.packaged import about, recognized
 
-            files = {"overlay": not no_overlay, "look": look_of(alpha, contour, background), "soft": soft, "json": json,
+            files = {"overlay": not no_overlay, "look": overlay_style(alpha, contour, background), "soft": soft, "json": json,
                      "cutout": cutout}
             ResultWriter(".", 1.0, **files)  # writes nothing, and knows what it could not write
             part = {"start": start, "end": end, "every": every, "on_error": on_error}
@@ -132,10 +132,10 @@ def segment(
                     for task in tasks:
                         _check_first_mask(segmenter, open_source(task.source, **part), first_mask)
                 check_detections(prune, tasks)
-            if packaged := recognised(segmenter.weights_digest):
+            if packaged := recognized(segmenter.weights_digest):
                 say.note(f"{'Default network' if weights is None else 'Network'}: {segmenter.name},"
                          f" {segmenter.model.variant} variant; weights '{packaged}' in the package:"
-                         f" {about(packaged)['licence']}.")
+                         f" {about(packaged)['license']}.")
         try:
             with asked_to_stop() as stop:
                 run = {"chunk": chunk, "overwrite": overwrite, "resume": resume, "first_mask": first_mask,

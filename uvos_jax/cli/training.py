@@ -34,8 +34,8 @@ def convert_data(
     for row in convert(name, source, data_dir, overwrite, workers or cores(), progress, method, clips):
         for note in row.notes:
             print(f"{row.name}: {note}")
-        for split, (videos, frames, labelled) in row.splits.items():
-            print(f"{row.name} {split}: {videos} videos, {frames} frames, {labelled} of them with ground truth")
+        for split, (videos, frames, labeled) in row.splits.items():
+            print(f"{row.name} {split}: {videos} videos, {frames} frames, {labeled} of them with ground truth")
         print(f"{row.folder}")
 
 
@@ -65,8 +65,8 @@ def _convert_own(source: str, data_dir: Path, settings: dict) -> Path:
         for phase in phases(settings):
             setup(settings, phase)  # what cannot be trained is said before minutes of work
         for row in convert(OWN_DATASET, source, data_dir, workers=cores(), progress=progress, flow=dis):
-            for split, (videos, frames, labelled) in row.splits.items():
-                print(f"{source}, {split}: {videos} videos, {frames} frames, {labelled} of them with masks")
+            for split, (videos, frames, labeled) in row.splits.items():
+                print(f"{source}, {split}: {videos} videos, {frames} frames, {labeled} of them with masks")
     return data_dir
 
 

@@ -169,7 +169,7 @@ def _packaged(weights: str, row: dict) -> str:
 
     count = parameter_count(expected_variables(build(row["model"], **row["hyper_parameters"])))
     chosen = "the default" if weights == DEFAULT else f"--weights {weights}"
-    return f"in the package, {chosen}: {count:,} parameters, learned from {row['origin']}; {row['licence']}"
+    return f"in the package, {chosen}: {count:,} parameters, learned from {row['origin']}; {row['license']}"
 
 
 def _benchmark_data(name: str, data_dir: Path | None, split: str, workers: int | None) -> None:

@@ -25,7 +25,7 @@ from uvos_jax.video.image_io import read_image
 
 _MOST_BARS = 40  # sequences in the bar picture
 _WORST = 8  # rows of the grid
-# The label of proposals that no object was given to; `draw_overlay` makes it grey, and objects end at 20.
+# The label of proposals that no object was given to; `draw_overlay` makes it gray, and objects end at 20.
 _LEFT_OVER = 56
 
 # Sizes in the grid, in pixels.
@@ -257,15 +257,15 @@ def _entry(comparison, row):
     return {"scores": {name: row[name] for name in comparison.names}, "difference": row["Difference"]}
 
 
-def _colour(index):
+def _color(index):
     from matplotlib import colormaps
 
-    colours = colormaps["tab10"].colors
-    return colours[index % len(colours)]
+    colors = colormaps["tab10"].colors
+    return colors[index % len(colors)]
 
 
 def _bars(comparison):
-    """The bar picture as PNG: a group of bars a sequence, a colour a run, the difference on the right."""
+    """The bar picture as PNG: a group of bars a sequence, a color a run, the difference on the right."""
     from matplotlib.figure import Figure
 
     rows, runs = comparison.rows[:_MOST_BARS], len(comparison.runs)
@@ -277,7 +277,7 @@ def _bars(comparison):
     places = np.arange(len(rows))
     for index in range(runs):
         axes.barh(places + (index - (runs - 1) / 2) * thickness, [row.scores[index] for row in rows], 0.9 * thickness,
-                  color=_colour(index))
+                  color=_color(index))
     axes.set_yticks(places, [_shortened(row.name, lambda text: len(text) <= 36) for row in rows], parse_math=False)
     right = axes.secondary_yaxis("right")
     right.set_yticks(places, [f"{row.difference:{'+' if runs == 2 else ''}.3f}" for row in rows], family="monospace")
@@ -317,8 +317,8 @@ def _grid(comparison, worst):
     top = _MARGIN + _TITLE
     for column, (left, name) in enumerate(zip(lefts, ("ground truth", *comparison.names), strict=True)):
         texts.append((left, top, name, "bold", _INK))
-        # The stroke has the colour of the run in the bar picture.
-        canvas[top + 20:top + 23, left:left + _CELL] = _INK if column == 0 else np.multiply(_colour(column - 1), 255)
+        # The stroke has the color of the run in the bar picture.
+        canvas[top + 20:top + 23, left:left + _CELL] = _INK if column == 0 else np.multiply(_color(column - 1), 255)
     top += _HEAD
     for (name, frame, scores), cells in zip(worst, rows, strict=True):
         texts.append((lefts[0], top + 5, f"{name} / {frame}", "plain", _INK))
@@ -369,7 +369,7 @@ def _assigned(labels, objects):
 
 
 def _written(canvas, texts):
-    """The canvas with (left, top, text, style, colour) written on it, each within the width of a cell."""
+    """The canvas with (left, top, text, style, color) written on it, each within the width of a cell."""
     from matplotlib import get_data_path
     from PIL import Image, ImageDraw, ImageFont
 
@@ -379,10 +379,10 @@ def _written(canvas, texts):
              "title": ImageFont.truetype(folder / "DejaVuSans.ttf", _FONT + 4)}
     image = Image.fromarray(canvas)
     draw = ImageDraw.Draw(image)
-    for left, top, text, style, colour in texts:
+    for left, top, text, style, color in texts:
         room = canvas.shape[1] - 2 * _MARGIN if style == "title" else _CELL
         draw.text((left, top), _shortened(text, lambda text, style=style, room=room: fonts[style].getlength(text)
-                                          <= room), colour, fonts[style])
+                                          <= room), color, fonts[style])
     return np.asarray(image)
 
 

@@ -24,7 +24,7 @@ _T_COUNTS = frozenset((
 
 RULE_2016 = ("one foreground: truth and prediction are above 0; J and F over frames 2 to N-1 of each sequence (first"
              " and last left out); no void; mean, recall (> 0.5) and decay, then the mean over sequences; T = 5 x mean"
-             " over neighbouring predictions of those frames, on the sequences that DAVIS-2016 lists for it, lower is"
+             " over neighboring predictions of those frames, on the sequences that DAVIS-2016 lists for it, lower is"
              " better")
 RULE_SEMI = ("objects 1 to the largest number in the first frame's truth; J and F of each over frames 2 to N-1; 255"
              " in the truth is background; a prediction with more objects is refused, missing objects are empty; mean,"

@@ -13,12 +13,12 @@ from uvos_jax.evaluation.scoring import Request
 from uvos_jax.video import read_mask
 from uvos_jax.video.image_io import read_image
 
-RULE_FBMS_J = ("all moving objects merged to one foreground; J over the labelled frames, first and last included,"
+RULE_FBMS_J = ("all moving objects merged to one foreground; J over the labeled frames, first and last included,"
                " frames with empty truth left out; mean over the frames of a sequence, then over sequences (J over all"
                " frames alike is told apart); no void")
-RULE_YOUTUBE_OBJECTS = ("one foreground; J over the labelled frames with a non-empty truth; mean over the frames of a"
+RULE_YOUTUBE_OBJECTS = ("one foreground; J over the labeled frames with a non-empty truth; mean over the frames of a"
                         " sequence; then both means that papers print: over sequences, and over the 10 class means")
-RULE_FBMS_F = ("Ochs-Brox: regions with the background among them, labelled frames only; overlaps summed over a"
+RULE_FBMS_F = ("Ochs-Brox: regions with the background among them, labeled frames only; overlaps summed over a"
                " sequence; P = overlap / cluster, R = overlap / region; clusters (predicted labels, 0 too) are"
                " assigned one to one by F, those left over ignored, a region without one gets P = 1 and R = 0; mean"
                " over regions, then over sequences, F of the mean P and R; extracted objects have F of at least 0.75;"
@@ -92,17 +92,17 @@ def _score_regions(job):
         definition = ochs_brox.read_definition(file)
 
         def read_truth(path):
-            return ochs_brox.region_numbers(read_image(path), definition.colours)
+            return ochs_brox.region_numbers(read_image(path), definition.colors)
     else:
         read_truth = _read_regions
     pairs = [(prediction, regions) for _, prediction, regions in predictions.pairs(
         sequence, sequence.frames, files, read_truth, _read_clusters, complaints)]
     labels = np.sum([np.bincount(prediction.ravel(), minlength=256) for prediction, _ in pairs], axis=0)
-    if not complaints.found() and set(np.flatnonzero(labels)) == {0, ochs_brox.UNLABELLED}:
+    if not complaints.found() and set(np.flatnonzero(labels)) == {0, ochs_brox.UNLABELED}:
         for frame in sequence.frames:
             complaints.note(frame, "holds 0 and 255 only, and 255 is no label here; write object numbers")
     if not complaints.found() and not any((regions >= 0).any() for _, regions in pairs):
-        complaints.note(sequence.frames[0], "and the other frames have no labelled pixel in the ground truth")
+        complaints.note(sequence.frames[0], "and the other frames have no labeled pixel in the ground truth")
     return None if complaints.found() else ochs_brox.sequence_regions(pairs), complaints.found()
 
 
@@ -119,7 +119,7 @@ def _read_clusters(path):
 
 def _read_regions(path):
     labels = truth.read_objects(path).astype(np.int16)
-    labels[labels == ochs_brox.UNLABELLED] = -1
+    labels[labels == ochs_brox.UNLABELED] = -1
     return labels
 
 

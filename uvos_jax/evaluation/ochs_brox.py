@@ -17,8 +17,8 @@ from scipy.optimize import linear_sum_assignment
 from uvos_jax.atomic_io import quoted, reason
 from uvos_jax.errors import UserError
 
-UNLABELLED = 255
-_LARGEST_COLOUR = 0xFFFFFF
+UNLABELED = 255
+_LARGEST_COLOR = 0xFFFFFF
 _LARGEST_REGION = np.iinfo(np.int16).max
 _INTEGER = re.compile(r"[+-]?\d+")
 
@@ -34,7 +34,7 @@ class RegionScores(NamedTuple):
     extracted: int
 
 
-class LabelledFrame(NamedTuple):
+class LabeledFrame(NamedTuple):
     """A frame with ground truth: its number as the definition file counts, and the file as it is named there."""
 
     number: int
@@ -42,11 +42,11 @@ class LabelledFrame(NamedTuple):
 
 
 class Definition(NamedTuple):
-    """Content of a definition file; region i has the colour ``colours[i]`` = 65536 R + 256 G + B, or grey level."""
+    """Content of a definition file; region i has the color ``colors[i]`` = 65536 R + 256 G + B, or gray level."""
 
-    colours: tuple[int, ...]
+    colors: tuple[int, ...]
     frames: int
-    labelled: tuple[LabelledFrame, ...]
+    labeled: tuple[LabeledFrame, ...]
 
 
 def sequence_regions(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> RegionScores:
@@ -54,7 +54,7 @@ def sequence_regions(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> RegionSc
 
     As in the published program:
 
-    - overlaps and sizes are summed over all labelled frames before anything is divided, so that an object must keep
+    - overlaps and sizes are summed over all labeled frames before anything is divided, so that an object must keep
       its label; regions that never occur are left out;
     - with o the overlap of a region and a cluster, P = o / size of the cluster and R = o / size of the region, where
       the region's size counts only its pixels that have a cluster: missing labels lower the density alone;
@@ -66,21 +66,21 @@ def sequence_regions(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> RegionSc
       less than 0.
 
     Where it differs: F is cut in exact integers, there in single precision, so ties may be broken otherwise. F >= 0.75
-    is the paper's rule; the program tests F > 0.75. Clusters are the labels that occur on labelled pixels; the program
+    is the paper's rule; the program tests F > 0.75. Clusters are the labels that occur on labeled pixels; the program
     takes the highest label plus one, so that each gap in the numbering costs a region without cluster its P = 1.
-    Density is the share of the labelled pixels that have a cluster; the program prints the mean of this share over the
-    regions. The program weighs pixels by the probability maps beside the colour files; here a pixel counts or, at -1,
+    Density is the share of the labeled pixels that have a cluster; the program prints the mean of this share over the
+    regions. The program weighs pixels by the probability maps beside the color files; here a pixel counts or, at -1,
     does not.
 
     Args:
-        pairs: Per labelled frame, the prediction, uint8 [h, w] of cluster labels 0..254, or 255 for none; and the
+        pairs: Per labeled frame, the prediction, uint8 [h, w] of cluster labels 0..254, or 255 for none; and the
             truth, integers [h, w] of region numbers from 0 (the background), or -1 to leave the pixel out.
 
     Returns:
         The scores of the sequence; P, R, F and density in [0, 1].
 
     Raises:
-        ValueError: The arrays are of another shape, dtype or range, or no pixel is labelled.
+        ValueError: The arrays are of another shape, dtype or range, or no pixel is labeled.
     """
     overlap = np.zeros((0, 256), np.int64)
     for prediction, truth in pairs:
@@ -90,9 +90,9 @@ def sequence_regions(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> RegionSc
         overlap = long
     overlap = overlap[overlap.any(axis=1)]
     if not len(overlap):
-        raise ValueError("the sequence has no labelled pixels")
+        raise ValueError("the sequence has no labeled pixels")
     pixels = overlap.sum()
-    overlap = overlap[:, :UNLABELLED]
+    overlap = overlap[:, :UNLABELED]
     density = overlap.sum() / pixels
     precision, recall, large = _match(overlap[:, overlap.any(axis=0)])
     mean_precision, mean_recall = float(precision.mean()), float(recall.mean())
@@ -137,8 +137,8 @@ def overall(scores: Iterable[RegionScores]) -> RegionScores:
 def read_definition(path: str | os.PathLike) -> Definition:
     """Reads the ``<sequence>Def.dat`` of a sequence's ground truth.
 
-    The file holds, in this order, the number of regions, their colours, a matrix of penalties (checked, and dropped:
-    the measure does not use it), the number of frames and that of labelled frames, and for each of these its number,
+    The file holds, in this order, the number of regions, their colors, a matrix of penalties (checked, and dropped:
+    the measure does not use it), the number of frames and that of labeled frames, and for each of these its number,
     its file and that of its input image. Blank lines and captions may stand anywhere between them; a caption has
     several words or ends in a colon.
 
@@ -162,16 +162,16 @@ def read_definition(path: str | os.PathLike) -> Definition:
         raise UserError(f"the definition file {quoted(path)} is broken: {error}.") from error
 
 
-def region_numbers(image: np.ndarray, colours: tuple[int, ...]) -> np.ndarray:
+def region_numbers(image: np.ndarray, colors: tuple[int, ...]) -> np.ndarray:
     """Turns a ground-truth picture of FBMS into region numbers.
 
-    Colour files hold colours and grey files hold grey levels, so the grey level is looked up if the picture is grey
-    all over and no colour exceeds 255. A colour that is not listed becomes region 0, as in the published program: some
+    Color files hold colors and gray files hold gray levels, so the gray level is looked up if the picture is gray
+    all over and no color exceeds 255. A color that is not listed becomes region 0, as in the published program: some
     public files have stray ones (cats04).
 
     Args:
         image: uint8 [h, w, 3], RGB.
-        colours: ``Definition.colours``.
+        colors: ``Definition.colors``.
 
     Returns:
         int16 [h, w], each 0..n-1.
@@ -182,11 +182,11 @@ def region_numbers(image: np.ndarray, colours: tuple[int, ...]) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"the picture must be uint8 [h, w, 3], not {image.dtype} {list(image.shape)}")
     codes = image.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
-    if max(colours) <= 255 and (image == image[..., :1]).all():
+    if max(colors) <= 255 and (image == image[..., :1]).all():
         codes = codes & 255
     numbers = np.zeros(codes.shape, np.int16)
-    for number, colour in enumerate(colours):
-        numbers[codes == colour] = number
+    for number, color in enumerate(colors):
+        numbers[codes == color] = number
     return numbers
 
 
@@ -227,13 +227,13 @@ def _f_measure(precision: float, recall: float) -> float:
 
 def _parse(lines: deque[str]) -> Definition:
     regions = _integer(lines, "the number of regions", 1, _LARGEST_REGION + 1)
-    colours = tuple(_integer(lines, f"the colour of region {i}", 0, _LARGEST_COLOUR) for i in range(regions))
-    if len(set(colours)) < regions:
-        raise ValueError("two regions have the same colour")
+    colors = tuple(_integer(lines, f"the color of region {i}", 0, _LARGEST_COLOR) for i in range(regions))
+    if len(set(colors)) < regions:
+        raise ValueError("two regions have the same color")
     _skip_penalties(lines, regions)
     frames = _integer(lines, "the number of frames", 1)
-    count = _integer(lines, "the number of labelled frames", 1, frames)
-    return Definition(colours, frames, tuple(_labelled_frame(lines, index) for index in range(1, count + 1)))
+    count = _integer(lines, "the number of labeled frames", 1, frames)
+    return Definition(colors, frames, tuple(_labeled_frame(lines, index) for index in range(1, count + 1)))
 
 
 def _integer(lines: deque[str], what: str, lowest: int, highest: int | None = None) -> int:
@@ -270,15 +270,15 @@ def _skip_penalties(lines: deque[str], regions: int) -> None:
         raise ValueError(f"its penalties of confusion are not {regions} by {regions} numbers")
 
 
-def _labelled_frame(lines: deque[str], index: int) -> LabelledFrame:
-    number = _integer(lines, f"the number of labelled frame {index}", 0)
+def _labeled_frame(lines: deque[str], index: int) -> LabeledFrame:
+    number = _integer(lines, f"the number of labeled frame {index}", 0)
     if lines and lines[0].endswith(":"):
         lines.popleft()
     if not lines or lines[0].endswith(":"):
-        raise ValueError(f"labelled frame {index} has no file")
+        raise ValueError(f"labeled frame {index} has no file")
     file = lines.popleft()
     if lines and lines[0].lower().startswith("input"):
         lines.popleft()
         if lines and not lines[0].endswith(":"):  # the name of the input image, which nobody needs
             lines.popleft()
-    return LabelledFrame(number, file)
+    return LabeledFrame(number, file)

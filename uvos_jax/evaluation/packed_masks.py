@@ -58,10 +58,10 @@ def count(packed: np.ndarray) -> np.ndarray:
 
 
 def contour(packed: np.ndarray, width: int) -> np.ndarray:
-    """Marks the pixels that differ from their right, lower or lower right neighbour.
+    """Marks the pixels that differ from their right, lower or lower right neighbor.
 
     This is the boundary map of the DAVIS evaluation: the contour lies half a pixel towards the origin, and the image
-    frame is none. Pixels of the last row are compared with their right neighbour only, those of the last column with
+    frame is none. Pixels of the last row are compared with their right neighbor only, those of the last column with
     their lower one only, and the last pixel of all is never marked.
 
     Args:

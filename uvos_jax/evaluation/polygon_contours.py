@@ -51,8 +51,8 @@ def polygons(mask: np.ndarray) -> list[np.ndarray]:
         raise ValueError(f"a mask must be bool [h, w], not {mask.dtype} {list(mask.shape)}")
     if not mask.any():
         return []
-    corners, neighbours = _turning_corners(mask)
-    loops = _trace(neighbours)
+    corners, neighbors = _turning_corners(mask)
+    loops = _trace(neighbors)
     points = corners[np.concatenate([np.array(loop) for loop in loops])]
     lengths = np.array([len(loop) for loop in loops])
     is_hole = _are_holes(mask, points, lengths)
@@ -89,21 +89,21 @@ def _turning_corners(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     above, below = np.empty(n, int), np.empty(n, int)
     below[by_column[:-1]], above[by_column[1:]] = by_column[1:], by_column[:-1]
     index = np.arange(n)
-    neighbours = np.empty((n, 4), int)
+    neighbors = np.empty((n, 4), int)
     for direction, edge, there in ((_RIGHT, right, index + 1), (_DOWN, down, below),
                                    (_LEFT, left, index - 1), (_UP, up, above)):
-        neighbours[:, direction] = np.where(edge[y, x], there, -1)
-    return np.stack([x + columns[0] - 1, y + rows[0] - 1], axis=1), neighbours
+        neighbors[:, direction] = np.where(edge[y, x], there, -1)
+    return np.stack([x + columns[0] - 1, y + rows[0] - 1], axis=1), neighbors
 
 
-def _trace(neighbours: np.ndarray) -> list[list[int]]:
+def _trace(neighbors: np.ndarray) -> list[list[int]]:
     """Joins corners to closed loops, in the order of the original; the last corner of a loop is its first."""
-    is_junction = (neighbours >= 0).all(1)
-    vertical = np.where(neighbours[:, _DOWN] >= 0, neighbours[:, _DOWN], neighbours[:, _UP])
-    horizontal = np.where(neighbours[:, _RIGHT] >= 0, neighbours[:, _RIGHT], neighbours[:, _LEFT])
+    is_junction = (neighbors >= 0).all(1)
+    vertical = np.where(neighbors[:, _DOWN] >= 0, neighbors[:, _DOWN], neighbors[:, _UP])
+    horizontal = np.where(neighbors[:, _RIGHT] >= 0, neighbors[:, _RIGHT], neighbors[:, _LEFT])
     onward = (vertical.tolist(), horizontal.tolist())
     visited = is_junction.tolist()
-    pieces = _pieces(neighbours, is_junction, onward, visited)
+    pieces = _pieces(neighbors, is_junction, onward, visited)
     loops = []
     for start in range(len(visited)):
         if visited[start]:
@@ -120,14 +120,14 @@ def _trace(neighbours: np.ndarray) -> list[list[int]]:
 
 
 def _pieces(
-    neighbours: np.ndarray, is_junction: np.ndarray, onward: tuple[list[int], list[int]], visited: list[bool]
+    neighbors: np.ndarray, is_junction: np.ndarray, onward: tuple[list[int], list[int]], visited: list[bool]
 ) -> list[tuple[list[int], int, int]]:
     """Follows the outline from junction to junction; marks what it passes as visited.
 
     Returns:
         The corners of each piece, and the direction in which it leaves its first and, seen from there, last junction.
     """
-    ends = {int(j): neighbours[j].tolist() for j in np.flatnonzero(is_junction)}
+    ends = {int(j): neighbors[j].tolist() for j in np.flatnonzero(is_junction)}
     used = set()
     pieces = []
     for junction in reversed(ends):
@@ -142,9 +142,9 @@ def _pieces(
                 corner = onward[turn][corner]
             if len(path) == 1:
                 back = (direction + 2) % 4
-            else:  # a turning corner has one neighbour each way, so it lies on the side where the junction is not
+            else:  # a turning corner has one neighbor each way, so it lies on the side where the junction is not
                 forward = _RIGHT if turn else _DOWN
-                back = forward + 2 if neighbours[path[-1], forward] == corner else forward
+                back = forward + 2 if neighbors[path[-1], forward] == corner else forward
             path.append(corner)
             used |= {(junction, direction), (corner, back)}
             pieces.append((path, direction, back))

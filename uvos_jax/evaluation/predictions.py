@@ -111,14 +111,14 @@ def read_map(path: Path) -> np.ndarray:
     Raises:
         UserError: It is neither.
     """
-    grey, mode = pixels(path)
+    gray, mode = pixels(path)
     if mode in ("P", "1"):
-        return (grey > 0) * np.uint8(255)
+        return (gray > 0) * np.uint8(255)
     if mode == "LA":
-        grey = grey[..., 0]
+        gray = gray[..., 0]
     elif mode != "L":
-        raise UserError(f"is a picture of mode {mode}; a saliency map is one grey channel of 8 bits")
-    return grey
+        raise UserError(f"is a picture of mode {mode}; a saliency map is one gray channel of 8 bits")
+    return gray
 
 
 class Complaints:
@@ -171,7 +171,7 @@ class Complaints:
 
 
 def ranges(names: Iterable[str], order: list[str]) -> str:
-    """Returns names briefly, ``00003-00007, 00011``, where a range runs over neighbours in ``order``."""
+    """Returns names briefly, ``00003-00007, 00011``, where a range runs over neighbors in ``order``."""
     index = {name: position for position, name in enumerate(order)}
     runs: list[list[str]] = []
     for name in sorted(names, key=index.__getitem__):

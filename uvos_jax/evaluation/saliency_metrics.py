@@ -4,7 +4,7 @@ The per-frame measures follow the evaluation scripts of DAVSOD (Fan et al., "Shi
 Object Detection", CVPR 2019): a map is stretched to [0, 1] frame by frame, and scores are averaged over the frames of a
 sequence, then over sequences. The scripts leave out the first and last frame of a sequence; that is up to the caller.
 PySODMetrics differs in two ways: it averages over all images without a sequence level, and it stretches the 255ths of
-the grey levels, so that by rounding a pixel may fall below a threshold it equals on paper.
+the gray levels, so that by rounding a pixel may fall below a threshold it equals on paper.
 """
 
 from collections.abc import Iterable
@@ -155,7 +155,7 @@ def combine(frames_by_sequence: Iterable[Iterable[FrameSaliency] | SequenceSalie
 
 
 def pooled_histogram(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Counts the grey levels of the object's pixels and of the others; the counts of frames add up.
+    """Counts the gray levels of the object's pixels and of the others; the counts of frames add up.
 
     Args:
         prediction: uint8 [h, w], as it is, without stretching.
@@ -174,7 +174,7 @@ def pooled_histogram(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def pooled_curve(histogram: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Precision and recall of all pixels pooled, at every grey level that occurs.
+    """Precision and recall of all pixels pooled, at every gray level that occurs.
 
     The points are those of scikit-learn's ``precision_recall_curve``, without the (1, 0) it adds at the end.
 
@@ -308,11 +308,11 @@ def _ssim(saliency: np.ndarray, truth: np.ndarray) -> float:
     mean_s, mean_t = saliency.mean(), truth.mean()
     if saliency.min() == saliency.max():
         mean_s = saliency[0, 0]  # not a rounded sum: that this part has no variance decides between 1 and 0
-    centred_s, centred_t = saliency - mean_s, truth - mean_t
+    centered_s, centered_t = saliency - mean_s, truth - mean_t
     freedom = truth.size - 1 + _EPS
     # Sums, not dot products: the threads of a BLAS cost more than they save on so few numbers.
-    variances = ((centred_s**2).sum() + (centred_t**2).sum()) / freedom
-    alpha = 4 * mean_s * mean_t * (centred_s * centred_t).sum() / freedom
+    variances = ((centered_s**2).sum() + (centered_t**2).sum()) / freedom
+    alpha = 4 * mean_s * mean_t * (centered_s * centered_t).sum() / freedom
     beta = (mean_s**2 + mean_t**2) * variances
     if alpha == 0:
         return float(beta == 0)

@@ -20,19 +20,19 @@ from uvos_jax.evaluation.saliency_metrics import (
 )
 from uvos_jax.evaluation.scoring import Request
 
-RULE = ("labelled frames 2 to N-1 of each sequence; truth is above 128; each predicted map is stretched to [0, 1];"
+RULE = ("labeled frames 2 to N-1 of each sequence; truth is above 128; each predicted map is stretched to [0, 1];"
         " MAE, F (beta^2 = 0.3) at 256 thresholds and at twice the map's mean, S-measure (alpha = 0.5); mean over"
         " frames, then over sequences; max F is that of the mean curve; AD-Net's own form pools the pixels of all"
         " those frames, maps as they are, beta^2 = 1; no void")
 
 
 def evaluate(request: Request) -> Result:
-    """Scores saliency maps (8-bit grey, or masks) against any of the layouts that ``layouts`` knows.
+    """Scores saliency maps (8-bit gray, or masks) against any of the layouts that ``layouts`` knows.
 
     Maps of a sequence are looked for in its folder ``soft``, then ``masks``, then in the folder itself.
 
     Raises:
-        UserError: See ``predictions``; also for a sequence of fewer than three labelled frames.
+        UserError: See ``predictions``; also for a sequence of fewer than three labeled frames.
     """
     sequences = request.chosen(_sequences(request))
     layouts.check_truth(sequences, request.split, fewest=3)

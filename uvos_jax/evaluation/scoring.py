@@ -100,7 +100,7 @@ def _then(advance, outcome):
 
 @contextmanager
 def _one_thread_each():
-    """The processes are the parallelism: those started meanwhile get matrix products of one thread."""
+    """The processes are the parallelizm: those started meanwhile get matrix products of one thread."""
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     try:

@@ -15,7 +15,7 @@ from uvos_jax.errors import UserError
 from uvos_jax.evaluation.average_precision import Group, precision_recall, summarize
 from uvos_jax.video.coco_rle import LARGEST_SIDE, is_finite, is_integer, shown, to_rle
 
-# Area ranges as the published code has them; both ends belong to a range, so neighbours share one area.
+# Area ranges as the published code has them; both ends belong to a range, so neighbors share one area.
 _TRACK_AREAS = {"all": (0, 1e10), "small": (0, 128**2), "medium": (128**2, 256**2), "large": (256**2, 1e10)}
 _FRAME_AREAS = {"all": (0, 1e10), "S": (0, 32**2), "M": (32**2, 96**2), "L": (96**2, 1e10)}
 _KEYS = ("video_id", "segmentations", "category_id")

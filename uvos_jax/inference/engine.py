@@ -16,13 +16,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from uvos_jax.inference.postprocess import STAGES, Sight
+from uvos_jax.inference.postprocess import STAGES, FrameContext
 from uvos_jax.ops.preprocess import preprocess
 from uvos_jax.video.mask_io import VOID
 
 
 @flax.struct.dataclass
-class Decision:
+class StepOutput:
     """What was decided about a frame; about several ones with a leading axis ``t``.
 
     Attributes:
@@ -41,7 +41,7 @@ class Decision:
 
 
 @flax.struct.dataclass
-class Carry:
+class StreamState:
     """All that a video's past is: a pytree of fixed shapes that a scan, a checkpoint or a live stream can hold.
 
     Attributes:
@@ -52,7 +52,7 @@ class Carry:
 
     states: tuple
     stages: tuple
-    last: Decision
+    last: StepOutput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Engine:
 
     @functools.cached_property
     def start(self):
-        """``(variables, frames uint8 [r, h, w, 3], flows=None, labels=None) -> Carry``, jitted.
+        """``(variables, frames uint8 [r, h, w, 3], flows=None, labels=None) -> StreamState``, jitted.
 
         It is made from the reference frames. Models that want it are given flow, float32 ``[r, h', w', 2]``, of any one
         size; models that follow, the labels of the references, uint8 ``[r, h, w]``: places, 255 for void.
@@ -93,7 +93,7 @@ class Engine:
 
     @functools.cached_property
     def step(self):
-        """``(variables, carry, frames uint8 [t, h, w, 3], valid bool [t], flows=None) -> (carry, Decision of [t])``.
+        """``(variables, carry, frames uint8 [t, h, w, 3], valid bool [t], flows=None) -> (carry, StepOutput of [t])``.
 
         Jitted; flow as in :attr:`start`. Of models that follow, two more arguments say what is given: ``given``, uint8
         ``[t, h, w]``, places where a mask has some, else 0 or 255; and ``whole``, bool ``[t]``, whether that is all of
@@ -112,14 +112,14 @@ class Engine:
         if self.model.follows:
             labels = jnp.where(labels == VOID, -1, labels.astype(jnp.int32))
             states = tuple(self._apply(variables, "init_state", f, _mirrored_labels(labels, mirrored), self.native_size,
-                                       self.model.slots) for f, mirrored in zip(features, self._mirrored, strict=True))
+                                       self.model.max_objects) for f, mirrored in zip(features, self._mirrored, strict=True))
         else:
             states = tuple(self._apply(variables, "init_state", f, None, self.native_size) for f in features)
         stages = tuple(STAGES[name][0](self.native_size) for name in self.stages)
-        last = Decision(jnp.zeros(self.native_size, jnp.uint8), notes=self._first_notes(variables, states, features))
+        last = StepOutput(jnp.zeros(self.native_size, jnp.uint8), notes=self._first_notes(variables, states, features))
         if self.soft:
             last = last.replace(probability=last.labels, confidence=jnp.zeros((), jnp.float32))
-        return Carry(states, stages, last)
+        return StreamState(states, stages, last)
 
     def _first_notes(self, variables, states, features):
         """Nothing yet, in the form that ``predict`` gives to its notes."""
@@ -140,7 +140,7 @@ class Engine:
         def one_frame(carry, xs):
             features, is_valid, keep, (frame, flow) = xs
             features = jax.tree.map(lambda x: x[None], features)
-            new_carry = self._one_frame(variables, carry, features, keep, Sight(frame, flow, self.causal))
+            new_carry = self._one_frame(variables, carry, features, keep, FrameContext(frame, flow, self.causal))
             carry = jax.tree.map(lambda new, old: jnp.where(is_valid, new, old), new_carry, carry)
             return carry, carry.last
 
@@ -161,7 +161,7 @@ class Engine:
                        for state, f, (_, aux), mirrored
                        in zip(carry.states, features, predictions, self._mirrored, strict=True))
         notes = jax.tree.map(lambda x: x[0], predictions[0][1].get("notes"))
-        return Carry(states, tuple(stages), self._decision(score[0, ..., 0], labels[0], notes))
+        return StreamState(states, tuple(stages), self._decision(score[0, ..., 0], labels[0], notes))
 
     def _follow(self, variables, carry, xs):
         """One frame of a model that follows: only what the frame needs is computed."""
@@ -185,7 +185,7 @@ class Engine:
 
             states = jax.lax.cond((given > 0).any(), lambda: commit(given), lambda: commit(None))
             notes = jax.tree.map(lambda x: x[0], predictions[0][1].get("notes"))
-            return Carry(states, carry.stages, self._decision_of_places(score[0], labels[0], given[0], notes))
+            return StreamState(states, carry.stages, self._decision_of_places(score[0], labels[0], given[0], notes))
 
         carry = jax.lax.cond(is_valid, lambda: jax.lax.cond(whole, answered, predicted), lambda: carry)
         return carry, carry.last
@@ -194,25 +194,25 @@ class Engine:
         """``score`` is None where the given mask is the answer; what is given is certain."""
         labels = places.astype(jnp.uint8)
         if not self.soft:
-            return Decision(labels, notes=notes)
+            return StepOutput(labels, notes=notes)
         if score is None:
-            return Decision(labels, jnp.where(labels > 0, 255, 0).astype(jnp.uint8), jnp.ones(()), notes)
+            return StepOutput(labels, jnp.where(labels > 0, 255, 0).astype(jnp.uint8), jnp.ones(()), notes)
         probability = jnp.where(given > 0, 1, self.model.to_probability(score))
         of_place = jnp.where(given > 0, 1, jnp.take_along_axis(score, places[..., None], -1)[..., 0])
         area = (places > 0).sum()
         confidence = jnp.where(area > 0, jnp.where(places > 0, of_place, 0).sum() / jnp.maximum(area, 1),
                                1 - probability.mean())
-        return Decision(labels, jnp.round(255 * probability).astype(jnp.uint8), confidence, notes)
+        return StepOutput(labels, jnp.round(255 * probability).astype(jnp.uint8), confidence, notes)
 
     def _decision(self, score, labels, notes):
         if not self.soft:
-            return Decision(labels, notes=notes)
+            return StepOutput(labels, notes=notes)
         probability = self.model.to_probability(score)
         foreground = labels > 0
         area = foreground.sum()
         confidence = jnp.where(area > 0, jnp.where(foreground, probability, 0).sum() / jnp.maximum(area, 1),
                                1 - probability.mean())
-        return Decision(labels, jnp.round(255 * probability).astype(jnp.uint8), confidence, notes)
+        return StepOutput(labels, jnp.round(255 * probability).astype(jnp.uint8), confidence, notes)
 
     def _predict(self, variables, states, features):
         """``(raw, aux)`` of one frame in every view."""

@@ -138,8 +138,8 @@ def official_rule(instances: Instances, train_length: float = TRAIN_LENGTH) -> R
         if not stands_out(frame):
             return static
         main = np.argsort(size)[-1]
-        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-        aside = (np.abs(centres[:, 0] - 450) > 150) & (np.abs(centres - centres[main]).sum(-1) > 200)
+        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+        aside = (np.abs(centers[:, 0] - 450) > 150) & (np.abs(centers - centers[main]).sum(-1) > 200)
         distracts = (size < size[main] // 3) | aside
         return static | (distracts & (iou(boxes[main], boxes) <= 0.1) & (categories == categories[main]))
 

@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from uvos_jax.ops.color_models import colour_bins, colour_histogram, log_odds
+from uvos_jax.ops.color_models import color_bins, color_histogram, log_odds
 from uvos_jax.ops.connected_components import fill_holes, label_components
 from uvos_jax.ops.guided_filter import guided_filter, window_means
 from uvos_jax.ops.morphology import dilate, opening
@@ -23,20 +23,20 @@ _SPLIT_AREA = (40_000, 100_000)
 _JOIN = 31
 _MAIN_AREA = 30_000
 _MAIN_OVERLAP = 0.3
-# The copy of the frame in which a score is smoothed, the windows in which colours are compared, the most that the past
-# counts, and the squared difference of colours at which it counts 1/e of that.
+# The copy of the frame in which a score is smoothed, the windows in which colors are compared, the most that the past
+# counts, and the squared difference of colors at which it counts 1/e of that.
 _FLOW_ROWS = 120
 _FLOW_RADIUS = 2
 _FLOW_SHARE = 0.75
 _FLOW_MISFIT = 0.04
-# The copy of the frame whose colours count, bins a side, how far around the object the background is learned as a
-# share of the shorter side, what the frames before count, and what a colour can say at most, in logits.
-_COLOUR_ROWS = 120
-_COLOUR_BINS = 32
-_COLOUR_REACH = 0.25
-_COLOUR_MEMORY = 0.9
-_COLOUR_FLOOR = 1e-4
-_COLOUR_LIMIT = 2.0
+# The copy of the frame whose colors count, bins a side, how far around the object the background is learned as a
+# share of the shorter side, what the frames before count, and what a color can say at most, in logits.
+_COLOR_ROWS = 120
+_COLOR_BINS = 32
+_COLOR_REACH = 0.25
+_COLOR_MEMORY = 0.9
+_COLOR_FLOOR = 1e-4
+_COLOR_LIMIT = 2.0
 _SURE = 1e-3  # probabilities are kept so far from 0 and 1
 # The copy of the frame in which edges are looked for, its windows, and what is no edge.
 _EDGE_ROWS = 160
@@ -45,7 +45,7 @@ _EDGE_VARIANCE = 1e-4
 
 
 @flax.struct.dataclass
-class Sight:
+class FrameContext:
     """What there is to see beside a score.
 
     Attributes:
@@ -71,7 +71,7 @@ def temporal_gate_init(native_size: tuple[int, int]) -> GateState:
     return GateState(jnp.zeros(native_size, bool))
 
 
-def temporal_gate(state: GateState, score: jax.Array, threshold: float, sight: Sight | None = None
+def temporal_gate(state: GateState, score: jax.Array, threshold: float, sight: FrameContext | None = None
                   ) -> tuple[GateState, jax.Array]:
     """AD-Net's published gate (not in the paper): foreground may only appear near the last frame's foreground.
 
@@ -108,7 +108,7 @@ def main_part_init(native_size: tuple[int, int]) -> MainPartState:
     return MainPartState(jnp.zeros(native_size, bool), jnp.zeros((), bool))
 
 
-def main_part(state: MainPartState, score: jax.Array, threshold: float, sight: Sight | None = None
+def main_part(state: MainPartState, score: jax.Array, threshold: float, sight: FrameContext | None = None
               ) -> tuple[MainPartState, jax.Array]:
     """What AD-Net's published evaluation does after instance pruning (not in the paper): foreground is in one place.
 
@@ -161,10 +161,10 @@ def _between(line):
 
 @flax.struct.dataclass
 class FlowState:
-    """The last frame in small: what :func:`follow_flow` made of its score ``[h, w]``, its colours, its flow."""
+    """The last frame in small: what :func:`follow_flow` made of its score ``[h, w]``, its colors, its flow."""
 
     score: jax.Array
-    colours: jax.Array
+    colors: jax.Array
     flow: jax.Array
     seen: jax.Array
 
@@ -176,8 +176,8 @@ def follow_flow_init(native_size: tuple[int, int]) -> FlowState:
     return FlowState(jnp.zeros(size), jnp.zeros((*size, 3)), jnp.zeros((*size, 2)), jnp.zeros((), bool))
 
 
-def follow_flow(state: FlowState, score: jax.Array, threshold: float, sight: Sight) -> tuple[FlowState, jax.Array]:
-    """Smooths a score in time: the last frame's, brought along by the flow, counts where the colours fit, too.
+def follow_flow(state: FlowState, score: jax.Array, threshold: float, sight: FrameContext) -> tuple[FlowState, jax.Array]:
+    """Smooths a score in time: the last frame's, brought along by the flow, counts where the colors fit, too.
 
     Where they do not fit (a cut, what was hidden, wrong flow), the frame has its own score.
 
@@ -193,38 +193,38 @@ def follow_flow(state: FlowState, score: jax.Array, threshold: float, sight: Sig
     """
     del threshold
     step = _step(score.shape[1:3], _FLOW_ROWS)
-    own, colours = average_pool(score[0, :, :, 0], step), average_pool(sight.frame / jnp.float32(255), step)
+    own, colors = average_pool(score[0, :, :, 0], step), average_pool(sight.frame / jnp.float32(255), step)
     size = own.shape
     flow = resize_flow(sight.flow[None], size)[0]
     way = flow if sight.causal else -state.flow
-    came = warp(jnp.concatenate([state.score[..., None], state.colours], -1), way)
-    misfit = jnp.square(came[..., 1:] - colours).sum(-1)
+    came = warp(jnp.concatenate([state.score[..., None], state.colors], -1), way)
+    misfit = jnp.square(came[..., 1:] - colors).sum(-1)
     share = jnp.where(state.seen, _FLOW_SHARE * jnp.exp(-window_means(misfit, _FLOW_RADIUS) / _FLOW_MISFIT), 0)
     smooth = own + share * (came[..., 0] - own)
     change = average_unpool(smooth - own, step, score.shape[1:3])
-    return FlowState(smooth, colours, flow, jnp.ones((), bool)), score + change[None, :, :, None]
+    return FlowState(smooth, colors, flow, jnp.ones((), bool)), score + change[None, :, :, None]
 
 
 @flax.struct.dataclass
-class ColourState:
-    """The colours of the foreground and of what is around it, ``[bins ** 3]`` each, weighted by age."""
+class ColorState:
+    """The colors of the foreground and of what is around it, ``[bins ** 3]`` each, weighted by age."""
 
     foreground: jax.Array
     background: jax.Array
 
 
-def follow_colours_init(native_size: tuple[int, int]) -> ColourState:
-    """No colours."""
+def follow_colors_init(native_size: tuple[int, int]) -> ColorState:
+    """No colors."""
     del native_size
-    return ColourState(*jnp.zeros((2, _COLOUR_BINS**3)))
+    return ColorState(*jnp.zeros((2, _COLOR_BINS**3)))
 
 
-def follow_colours(state: ColourState, score: jax.Array, threshold: float, sight: Sight
-                   ) -> tuple[ColourState, jax.Array]:
-    """Lets the colours of the video itself speak for or against a pixel.
+def follow_colors(state: ColorState, score: jax.Array, threshold: float, sight: FrameContext
+                   ) -> tuple[ColorState, jax.Array]:
+    """Lets the colors of the video itself speak for or against a pixel.
 
-    What the score is sure of, in this frame and those before, tells the colours of the object and of its surroundings;
-    the log odds of each pixel's colour then join those of the score.
+    What the score is sure of, in this frame and those before, tells the colors of the object and of its surroundings;
+    the log odds of each pixel's color then join those of the score.
 
     Args:
       state: from the frame before.
@@ -236,21 +236,21 @@ def follow_colours(state: ColourState, score: jax.Array, threshold: float, sight
       The next state, and the score, in [0, 1].
     """
     del threshold
-    step = _step(score.shape[1:3], _COLOUR_ROWS)
+    step = _step(score.shape[1:3], _COLOR_ROWS)
     own = average_pool(score[0, :, :, 0], step)
-    indices = colour_bins(average_pool(sight.frame / jnp.float32(255), step), _COLOUR_BINS)
-    around = dilate(own > 0.5, 2 * round(_COLOUR_REACH * min(own.shape)) + 1)
-    state = ColourState(*(
-        _COLOUR_MEMORY * before + (1 - _COLOUR_MEMORY) * colour_histogram(indices, weights, _COLOUR_BINS)
+    indices = color_bins(average_pool(sight.frame / jnp.float32(255), step), _COLOR_BINS)
+    around = dilate(own > 0.5, 2 * round(_COLOR_REACH * min(own.shape)) + 1)
+    state = ColorState(*(
+        _COLOR_MEMORY * before + (1 - _COLOR_MEMORY) * color_histogram(indices, weights, _COLOR_BINS)
         for before, weights in ((state.foreground, jnp.clip(2 * own - 1, 0, 1)),
                                 (state.background, jnp.clip(1 - 2 * own, 0, 1) * around))))
-    odds = jnp.clip(log_odds(state.foreground, state.background, _COLOUR_FLOOR), -_COLOUR_LIMIT, _COLOUR_LIMIT)
+    odds = jnp.clip(log_odds(state.foreground, state.background, _COLOR_FLOOR), -_COLOR_LIMIT, _COLOR_LIMIT)
     odds = average_unpool(window_means(odds[indices], 1), step, score.shape[1:3])
     sure = jnp.clip(score, _SURE, 1 - _SURE)
     return state, jax.nn.sigmoid(jnp.log(sure / (1 - sure)) + odds[None, :, :, None])
 
 
-def follow_edges(state: tuple, score: jax.Array, threshold: float, sight: Sight) -> tuple[tuple, jax.Array]:
+def follow_edges(state: tuple, score: jax.Array, threshold: float, sight: FrameContext) -> tuple[tuple, jax.Array]:
     """Lets a score that a coarse network made follow the frame's edges, by the fast guided filter.
 
     Args:
@@ -274,5 +274,5 @@ def _step(size, rows):
 
 
 STAGES = {"temporal_gate": (temporal_gate_init, temporal_gate), "main_part": (main_part_init, main_part),
-          "follow_flow": (follow_flow_init, follow_flow), "follow_colours": (follow_colours_init, follow_colours),
+          "follow_flow": (follow_flow_init, follow_flow), "follow_colors": (follow_colors_init, follow_colors),
           "follow_edges": (lambda native_size: (), follow_edges)}

@@ -32,7 +32,7 @@ _NAMED = 6  # names in a message
 FirstMask = Any  # None, "auto", a Segmenter, a path, an array of ids, or a mapping from frames to paths and arrays
 
 
-class Known(NamedTuple):
+class ObjectEntry(NamedTuple):
     """An object that has been given: its id, and the index and name of the frame it was given for."""
 
     id: int
@@ -62,7 +62,7 @@ class Objects:
         Raises:
           UserError: if there is nothing to follow, too much, or something that cannot be used.
         """
-        self.known: list[Known] = []
+        self.known: list[ObjectEntry] = []
         self.palette: np.ndarray | None = None
         self.notes: list[str] = []
         self._source, self._starter, self._looked, self._room = source, starter, 0, 0
@@ -89,7 +89,7 @@ class Objects:
         known = {entry.id for entry in self.known}
         return sorted({number for ids in self._ids.values() for number in ids} - known)
 
-    def before(self, index: int) -> list[Known]:
+    def before(self, index: int) -> list[ObjectEntry]:
         """Those of ``known`` that were given for frames before this one."""
         return [known for known in self.known if known.index < index]
 
@@ -138,13 +138,13 @@ class Objects:
             result[i] = places
         return result
 
-    def room(self, slots: int) -> tuple[int, str | None]:
-        """How many places a model of ``slots`` must have by now: as many, or doubled until all have one, 80 at most.
+    def room(self, max_objects: int) -> tuple[int, str | None]:
+        """How many places a model of ``max_objects`` must have by now: as many, or doubled until all have one, 80 at most.
 
         Returns:
           The number, and a sentence if it has grown since the last time.
         """
-        before, room = self._room or slots, max(slots, self._room)
+        before, room = self._room or max_objects, max(max_objects, self._room)
         while room < len(self.known):
             room = min(2 * room, MOST_OBJECTS)
         compiled = bool(self._room)
@@ -172,7 +172,7 @@ class Objects:
         table = np.zeros(256, np.uint8)
         table[VOID] = VOID if index == 0 else 0
         table[new] = len(self.known) + 1 + np.arange(len(new))
-        self.known += [Known(number, index, frame.name) for number in new]
+        self.known += [ObjectEntry(number, index, frame.name) for number in new]
         return table[labels]
 
     def _look_at(self, index, frame):
@@ -200,7 +200,7 @@ class Objects:
 
     def _judge(self, first_mask):
         """Reads every mask: ids, void, palette, and a digest of all."""
-        # Grey masks of one object each are read as such, unless one beside them shows that theirs are numbers.
+        # Gray masks of one object each are read as such, unless one beside them shows that theirs are numbers.
         if len(self._masks) > 1 and any(len(_ids(self._read(key))) > 1 for key in self._masks):
             self._numbered = {key for key, mask in self._masks.items() if isinstance(mask, Path)}
         digest, void = hashlib.sha256(), []

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uvos_jax.errors import UserError, nearest_hint
-from uvos_jax.inference.engine import Carry, Decision, Engine
+from uvos_jax.inference.engine import Engine, StepOutput, StreamState
 from uvos_jax.inference.flow.estimators import Method, dis
 from uvos_jax.inference.flow.folder import list_flows, with_flow
 from uvos_jax.inference.instance_pruning import Prune, Pruning, pruning_of, stages
@@ -42,7 +42,7 @@ PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class FrameResult:
     """What is said about one frame.
 
     Attributes:
@@ -50,7 +50,7 @@ class Answer:
       labels: ``[h, w]`` uint8, 0 for background, else the ids of objects that are followed, or 1; None for a frame that
         was answered before the run began.
       probability: ``[h, w]`` uint8, 255 where foreground is certain; None unless it was asked for.
-      confidence: 0 to 1, see ``engine.Decision``; None unless probabilities were asked for.
+      confidence: 0 to 1, see ``engine.StepOutput``; None unless probabilities were asked for.
       notes: what else the model says of the frame, by name: flags, numbers and lists of them; None for a number before
         the first good frame.
       carry: the past after this frame, if a run can begin behind it: it is the last one of a full chunk.
@@ -61,7 +61,7 @@ class Answer:
     probability: np.ndarray | None = None
     confidence: float | None = None
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
-    carry: Carry | None = None
+    carry: StreamState | None = None
 
 
 class Segmenter:
@@ -87,8 +87,8 @@ class Segmenter:
             raise UserError(f"{name} looks at frames alone; leave the flow out.")
         if isinstance(flow, Path):
             list_flows(flow)
-        if getattr(model, "slots", 1) > MOST_OBJECTS:
-            raise UserError(f"{name} follows {MOST_OBJECTS} objects in one run at most; got slots={model.slots}.")
+        if getattr(model, "max_objects", 1) > MOST_OBJECTS:
+            raise UserError(f"{name} follows {MOST_OBJECTS} objects in one run at most; got max_objects={model.max_objects}.")
         if hasattr(model, "discover") and (scales != (1,) or flip):
             raise UserError(f"{name} runs once a frame; leave out --scales and --flip.")
         self.name = name
@@ -100,11 +100,11 @@ class Segmenter:
         self._device = None
         self._engines: dict[tuple, Engine] = {}
 
-    def engine(self, native_size: tuple[int, int], soft: bool = False, slots: int | None = None, pruned: bool = False,
+    def engine(self, native_size: tuple[int, int], soft: bool = False, max_objects: int | None = None, pruned: bool = False,
                causal: bool = False) -> Engine | TrackingEngine:
         """The compiled functions for videos of ``(height, width)``; the same object every time.
 
-        ``slots`` is the number of objects that a model which follows has room for; None is what it has itself.
+        ``max_objects`` is the number of objects that a model which follows has room for; None is what it has itself.
         ``pruned`` brings the stages that go with instance pruning; ``causal`` says that flow leads to the frame before.
         """
         largest = self.model.frame_size(native_size, max(self.scales))
@@ -112,11 +112,11 @@ class Segmenter:
             raise UserError(f"Frames of {native_size[1]}x{native_size[0]} (width x height) would run through the"
                             f" network at {largest[1]}x{largest[0]}; its sides may have {_LARGEST_SIDE} pixels at"
                             " most: crop the frames or lower --size.")
-        model = self.model if slots in (None, getattr(self.model, "slots", None)) else self.model.clone(slots=slots)
+        model = self.model if max_objects in (None, getattr(self.model, "max_objects", None)) else self.model.clone(max_objects=max_objects)
         if hasattr(model, "discover"):
             return self._engines.setdefault((native_size, soft, None), TrackingEngine(model, native_size, soft))
         # In one step, so that threads which segment videos of one size share what is compiled.
-        return self._engines.setdefault((native_size, soft, getattr(model, "slots", None), pruned, causal), Engine(
+        return self._engines.setdefault((native_size, soft, getattr(model, "max_objects", None), pruned, causal), Engine(
             model, native_size, self.scales, self.flip, soft, stages(model.variant) if pruned else (), causal))
 
     def on(self, device: jax.Device) -> "Segmenter":
@@ -204,9 +204,9 @@ class Segmenter:
         return Objects(None, source, first_mask.on(self.device) if self._device else first_mask)
 
     def run(self, source: Source, *, chunk: int | None = None, soft: bool = False,
-            references: References | None = None, begin: tuple[int, Carry] | None = None,
+            references: References | None = None, begin: tuple[int, StreamState] | None = None,
             first_mask: FirstMask = None, prune: Prune = None, say: Callable[[str], None] = lambda sentence: None
-            ) -> Iterator[Answer]:
+            ) -> Iterator[FrameResult]:
         """As :meth:`stream`, for an opened source and with all that is known about each frame.
 
         A frame that could not be decoded (``frame.broken``) is answered as the last good one, and leaves no trace in
@@ -256,7 +256,7 @@ class Segmenter:
                         done, index = done - len(batch), index + len(batch)
                         if pruning is not None:
                             pruning.see([frame for frame, _ in batch])
-                        yield from (Answer(frame, None) for frame, _ in batch)
+                        yield from (FrameResult(frame, None) for frame, _ in batch)
                         continue
                     images, flows, valid = stacked(batch, chunk)
                     causal = source.live and flows is not None
@@ -301,10 +301,10 @@ class Segmenter:
         if objects is None:
             return self.engine(images.shape[1:3], soft, causal=causal), (), ()
         places = objects.given(index, [frame for frame, _ in batch], len(images))
-        slots, grown = objects.room(self.model.slots)
+        max_objects, grown = objects.room(self.model.max_objects)
         if grown:
             say(grown)
-        engine = self.engine(images.shape[1:3], soft, slots)
+        engine = self.engine(images.shape[1:3], soft, max_objects)
         if places is None:
             places = np.zeros(images.shape[:3], np.uint8)
         whole = np.zeros(len(images), bool)
@@ -347,7 +347,7 @@ def load(name: str | None = None, weights: str | Path | None = None, *, scales: 
       UserError: if any of these cannot be used.
     """
     if precision not in PRECISIONS:
-        raise UserError(f"There is no precision '{precision}'.{nearest_hint(precision, PRECISIONS)} Known:"
+        raise UserError(f"There is no precision '{precision}'.{nearest_hint(precision, PRECISIONS)} ObjectEntry:"
                         f" {', '.join(PRECISIONS)}.")
     if name is not None:
         _check_segments(name)  # an unknown name is the first thing to say
@@ -363,9 +363,9 @@ def load(name: str | None = None, weights: str | Path | None = None, *, scales: 
     else:
         loaded = load_model(name, weights, **overrides)
         _check_segments(loaded[0])
-    if hasattr(loaded[1], "slots") and "slots" not in overrides:
+    if hasattr(loaded[1], "max_objects") and "max_objects" not in overrides:
         # A training needs few places; what is saved of it is no reason to have as few.
-        loaded = (loaded[0], loaded[1].clone(slots=max(loaded[1].slots, type(loaded[1]).slots)), loaded[2])
+        loaded = (loaded[0], loaded[1].clone(max_objects=max(loaded[1].max_objects, type(loaded[1]).max_objects)), loaded[2])
     given = [option for option, value in (("--flow", flow), ("--flow-weights", flow_weights),
                                           ("--flow-cache", flow_cache)) if value is not None]
     if "flow" in loaded[1].inputs:
@@ -400,7 +400,7 @@ def _is_scale(scale):
     return isinstance(scale, (int, float)) and not isinstance(scale, bool) and 0.1 <= scale <= 8
 
 
-def _answers(batch, decision: Decision, carry, objects):
+def _answers(batch, decision: StepOutput, carry, objects):
     """One a frame of the batch; what was decided about fill-up frames means nothing."""
     labels = np.array(decision.labels)  # writable
     if objects is not None:
@@ -410,4 +410,4 @@ def _answers(batch, decision: Decision, carry, objects):
     for i, frame in enumerate(batch):
         soft = () if probability is None else (probability[i], float(confidence[i]))
         said = {name: None if np.isnan(note[i]).any() else note[i].tolist() for name, note in notes.items()}
-        yield Answer(frame, labels[i], *soft, notes=said, carry=carry if i == len(batch) - 1 else None)
+        yield FrameResult(frame, labels[i], *soft, notes=said, carry=carry if i == len(batch) - 1 else None)

@@ -23,7 +23,7 @@ _DEEPEST = 200  # blocks of a stage
 _WIDEST = 2**15 - 1  # channels, pixels of a side
 _LONGEST = 2**31 - 1  # steps
 # Numbers of objects in bytes, of which 0 is background and 255 void.
-_PLACES, _MOST_PLACES = ("tracks", "proposals"), 254
+_PLACES, _MOST_PLACES = ("max_tracks", "max_proposals"), 254
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ SYSTEMS = {
                   dpa.torch_rules),
     "dtnet": System(dtnet.DTNet, "D-Net / T-Net, target-aware discovery and association, CVPR 2021",
                     "unsupervised, many objects", "frames", dtnet.VARIANTS,
-                    {"task": dtnet.TASKS, "squeeze": dtnet.SQUEEZES}, None),
+                    {"trained_part": dtnet.TRAINED_PARTS, "squeeze": dtnet.SQUEEZES}, None),
     "f2net": System(f2net.F2Net, "Focus on Foreground Network, AAAI 2021", "unsupervised, one foreground", "frames",
                     f2net.VARIANTS, {"net": f2net.NETS, "selection": f2net.SELECTIONS, "prior_from": f2net.PRIORS},
                     f2net.torch_rules),

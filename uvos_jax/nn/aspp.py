@@ -18,7 +18,7 @@ class ASPP(nn.Module):
     Attributes:
       features: channels of every branch and of the result.
       dilations: of the 3x3 branches.
-      activation: after every normalisation.
+      activation: after every normalization.
       use_bias: whether the convolutions have a bias, as some published ones do.
       project: False returns the branches as they lie side by side, ``len(dilations) + 2`` times ``features`` channels.
       pool_first: whether image pooling comes before the other branches in the channels.

@@ -26,7 +26,7 @@ class Conv(nn.Module):
       groups: channel groups.
       use_bias: whether a bias is added.
       dtype: type of the computation; parameters stay float32.
-      kernel_init: initialiser of the kernel.
+      kernel_init: initializer of the kernel.
       bias_start: where biases start.
       in_loop: whether it runs in the body of a ``lax.scan`` that is differentiated, see ``conv2d``.
     """
@@ -57,9 +57,9 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over ``b, h, w`` as PyTorch's ``BatchNorm2d``.
+    """Batch normalization over ``b, h, w`` as PyTorch's ``BatchNorm2d``.
 
-    Normalising uses the biased variance of the batch, the running variance is updated with the unbiased one
+    Normalizing uses the biased variance of the batch, the running variance is updated with the unbiased one
     (Flax's own layer uses the biased one for both). Statistics are float32 whatever ``dtype`` is.
 
     Attributes:
@@ -76,7 +76,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Normalises ``[b, h, w, c]``; with ``train`` by the batch's own statistics, updating ``batch_stats``."""
+        """Normalizes ``[b, h, w, c]``; with ``train`` by the batch's own statistics, updating ``batch_stats``."""
         c = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, c, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, c, jnp.float32)
@@ -95,7 +95,7 @@ class BatchNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Normalises groups of channels of every picture as PyTorch's ``GroupNorm``; statistics are float32.
+    """Normalizes groups of channels of every picture as PyTorch's ``GroupNorm``; statistics are float32.
 
     Flax's own layer sums over pixels and the channels of a group at once, which a CPU does four times as slowly as
     first over pixels and then over channels.
@@ -141,7 +141,7 @@ class PReLU(nn.Module):
 
 
 def instance_norm(x: jax.Array, epsilon: float = 1e-5) -> jax.Array:
-    """Normalises every channel of every picture by its own mean and biased variance, as ``InstanceNorm2d``.
+    """Normalizes every channel of every picture by its own mean and biased variance, as ``InstanceNorm2d``.
 
     Args:
       x: ``[b, h, w, c]`` float.

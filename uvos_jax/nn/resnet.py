@@ -87,7 +87,7 @@ class ResNet(nn.Module):
         """Encodes frames.
 
         Args:
-          x: ``[b, h, w, 3]`` normalised frames.
+          x: ``[b, h, w, 3]`` normalized frames.
           train: whether batch norm uses and updates batch statistics.
 
         Returns:
@@ -118,7 +118,7 @@ def torch_rules(ours: str, theirs: str, norm: str = "norm") -> tuple[tuple[str, 
     Args:
       ours: module path of the ``ResNet`` in our variables, e.g. ``"backbone"``.
       theirs: prefix of their keys, e.g. ``"features."`` or ``""``.
-      norm: layout of the normalisations, ``"norm"`` or ``"abn"``.
+      norm: layout of the normalizations, ``"norm"`` or ``"abn"``.
     """
     return (
         (rf"{ours}/conv(\d)", rf"{theirs}conv\1", "conv"),

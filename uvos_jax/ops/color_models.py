@@ -1,10 +1,10 @@
-"""What colours a region has, and which of two regions a pixel's colour speaks for."""
+"""What colors a region has, and which of two regions a pixel's color speaks for."""
 
 import jax
 import jax.numpy as jnp
 
 
-def colour_bins(picture: jax.Array, bins: int) -> jax.Array:
+def color_bins(picture: jax.Array, bins: int) -> jax.Array:
     """The bin of every pixel in a histogram of RGB.
 
     Args:
@@ -18,13 +18,13 @@ def colour_bins(picture: jax.Array, bins: int) -> jax.Array:
     return (red * bins + green) * bins + blue
 
 
-def colour_histogram(indices: jax.Array, weights: jax.Array, bins: int) -> jax.Array:
-    """How much weight each colour has; every pixel gives half of its to its bin's neighbours along each axis.
+def color_histogram(indices: jax.Array, weights: jax.Array, bins: int) -> jax.Array:
+    """How much weight each color has; every pixel gives half of its to its bin's neighbors along each axis.
 
     Args:
-      indices: ``[h, w]`` of ``colour_bins``.
+      indices: ``[h, w]`` of ``color_bins``.
       weights: ``[h, w]`` float32, 0 or more.
-      bins: as for ``colour_bins``.
+      bins: as for ``color_bins``.
 
     Returns:
       ``[bins ** 3]`` float32.
@@ -38,7 +38,7 @@ def colour_histogram(indices: jax.Array, weights: jax.Array, bins: int) -> jax.A
 
 
 def log_odds(first: jax.Array, second: jax.Array, floor: float) -> jax.Array:
-    """Which of two histograms a colour speaks for: the logarithm of how much more of its weight the first has there.
+    """Which of two histograms a color speaks for: the logarithm of how much more of its weight the first has there.
 
     Args:
       first: ``[n]`` float32, 0 or more.

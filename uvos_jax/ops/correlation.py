@@ -92,16 +92,16 @@ def _cut(image, corner, size):
 
 def _read(cuts, points, corners, radius):
     """Windows ``[q, (2 radius + 1)**2]`` around points ``[q, 2]`` of a map, from what was cut out of it at corners."""
-    rows, columns = (_hats(points[:, 1 - axis] - corners[:, axis], cuts.shape[1 + axis], radius) for axis in range(2))
+    rows, columns = (_bilinear_weights(points[:, 1 - axis] - corners[:, axis], cuts.shape[1 + axis], radius) for axis in range(2))
     precision = lax.Precision.HIGHEST
     narrow = jnp.einsum("qby,qyx->qbx", rows, cuts, precision=precision)
     window = jnp.einsum("qax,qbx->qab", columns, narrow, precision=precision)
     return window.reshape(len(points), (2 * radius + 1) ** 2)
 
 
-def _hats(centres, size, radius):
-    """Bilinear weights ``[q, 2 radius + 1, size]`` of ``size`` pixels for the points ``centre - radius ...``."""
-    points = centres[:, None] + jnp.arange(-radius, radius + 1, dtype=jnp.float32)
+def _bilinear_weights(centers, size, radius):
+    """Bilinear weights ``[q, 2 radius + 1, size]`` of ``size`` pixels for the points ``center - radius ...``."""
+    points = centers[:, None] + jnp.arange(-radius, radius + 1, dtype=jnp.float32)
     return jnp.maximum(0, 1 - jnp.abs(points[..., None] - jnp.arange(size, dtype=jnp.float32)))
 
 

@@ -64,8 +64,8 @@ def with_context(boxes: jax.Array, size: tuple[int, int], factor: float = CONTEX
 def crop_and_resize(image: jax.Array, boxes: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Cuts boxes out of an image and brings all to one size.
 
-    Bilinear with half-pixel centres and without a filter where a box shrinks, as OpenCV's INTER_LINEAR resizes the
-    cut-out; nothing outside a box is read. Ours: the published code leaves half-pixel centres out, as TensorFlow 1.
+    Bilinear with half-pixel centers and without a filter where a box shrinks, as OpenCV's INTER_LINEAR resizes the
+    cut-out; nothing outside a box is read. Ours: the published code leaves half-pixel centers out, as TensorFlow 1.
 
     Args:
       image: ``[h, w, c]``.

@@ -17,7 +17,7 @@ Tree = Any
 
 def gauss_newton(outputs: Callable[[Tree], Tree], start: Tree, iterations: Sequence[int],
                  preconditioner: Tree | None = None, slope: Callable[[Tree], Tree] | None = None) -> Tree:
-    """Minimises half the squared norm of residuals, or another convex quadratic of a model's outputs.
+    """Minimizes half the squared norm of residuals, or another convex quadratic of a model's outputs.
 
     Sec. 3.2 of FRTM (Robinson et al., CVPR 2020). Every step linearises the outputs, then solves the normal equations
     by ``conjugate_gradient`` from zero. The published code carries the last direction into the next step with a weight
@@ -28,7 +28,7 @@ def gauss_newton(outputs: Callable[[Tree], Tree], start: Tree, iterations: Seque
       start: parameters to begin with.
       iterations: conjugate gradient iterations of each Gauss-Newton step.
       preconditioner: see ``conjugate_gradient``.
-      slope: affine function from the outputs ``o`` to the gradient ``A o - b`` of what is minimised,
+      slope: affine function from the outputs ``o`` to the gradient ``A o - b`` of what is minimized,
         ``o' A o / 2 - b' o`` with ``A`` symmetric and without negative eigenvalues. None: ``o`` itself.
 
     Returns:

@@ -8,35 +8,35 @@ from uvos_jax.ops.pooling import average_pool, average_unpool
 
 
 def guided_filter(guide: jax.Array, x: jax.Array, *, radius: int, epsilon: float, step: int = 1) -> jax.Array:
-    """In every window the map that a linear function of the picture's colours explains best.
+    """In every window the map that a linear function of the picture's colors explains best.
 
-    Eq. 19 to 21 of the paper, with a colour picture. The functions may be found on a smaller copy and are then applied
+    Eq. 19 to 21 of the paper, with a color picture. The functions may be found on a smaller copy and are then applied
     to the picture as it is (He and Sun: Fast guided filter, 2015): edges stay as sharp as the picture's.
 
     Args:
       guide: ``[h, w, 3]`` float32 in [0, 1], the picture.
       x: ``[h, w]`` float32, what is to be filtered.
       radius: of the windows, whose sides are ``2 * radius + 1`` pixels of the copy; the border cuts them off.
-      epsilon: variances of colour below it are no edges, in squared units of the picture.
+      epsilon: variances of color below it are no edges, in squared units of the picture.
       step: the copy's pixels have sides of so many pixels.
 
     Returns:
       ``[h, w]`` float32; what the functions say may lie beyond the range of ``x``.
     """
     # Maps lie one behind the other, and are summed one by one: so XLA makes a few loops over whole rows of them.
-    colours, y = jnp.moveaxis(average_pool(guide, step), -1, 0), average_pool(x, step)[None]
-    # Centred, so that variances are no small differences of large numbers.
-    colour, level = colours.mean((1, 2)), y.mean()
-    colours, y = colours - colour[:, None, None], y - level
+    colors, y = jnp.moveaxis(average_pool(guide, step), -1, 0), average_pool(x, step)[None]
+    # Centered, so that variances are no small differences of large numbers.
+    color, level = colors.mean((1, 2)), y.mean()
+    colors, y = colors - color[:, None, None], y - level
     pairs = [(i, j) for i in range(3) for j in range(i, 3)]
-    squares = jnp.stack([colours[i] * colours[j] for i, j in pairs])
-    means = window_means(jnp.concatenate([colours, y, squares, colours * y]), radius)
-    of_colours, of_y = means[:3], means[3]
-    spread = [means[4 + n] - of_colours[i] * of_colours[j] + epsilon * (i == j) for n, (i, j) in enumerate(pairs)]
-    slopes = _solve(spread, means[10:] - of_colours * of_y)
-    start = of_y - sum(slopes[i] * of_colours[i] for i in range(3))
+    squares = jnp.stack([colors[i] * colors[j] for i, j in pairs])
+    means = window_means(jnp.concatenate([colors, y, squares, colors * y]), radius)
+    of_colors, of_y = means[:3], means[3]
+    spread = [means[4 + n] - of_colors[i] * of_colors[j] + epsilon * (i == j) for n, (i, j) in enumerate(pairs)]
+    slopes = _solve(spread, means[10:] - of_colors * of_y)
+    start = of_y - sum(slopes[i] * of_colors[i] for i in range(3))
     *slopes, start = average_unpool(window_means(jnp.stack([*slopes, start]), radius), step, x.shape)
-    return sum((guide[..., i] - colour[i]) * slopes[i] for i in range(3)) + start + level
+    return sum((guide[..., i] - color[i]) * slopes[i] for i in range(3)) + start + level
 
 
 def window_means(maps: jax.Array, radius: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""From centre heat, offsets and saliency to instances, as Panoptic-DeepLab groups pixels (Cheng et al. 2020).
+"""From center heat, offsets and saliency to instances, as Panoptic-DeepLab groups pixels (Cheng et al. 2020).
 
 Positions and offsets are ``(y, x)`` in pixels of the map, float32; the middle of a pixel is a whole number.
 """
@@ -11,7 +11,7 @@ from uvos_jax.ops.center_heatmaps import gaussian_map
 from uvos_jax.ops.pooling import max_pool
 
 
-def centre_targets(labels: jax.Array, objects: int, sigma: float = 10.0) -> tuple[jax.Array, jax.Array, jax.Array]:
+def center_targets(labels: jax.Array, objects: int, sigma: float = 10.0) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What the instance head learns of the true objects.
 
     Panoptic-DeepLab's rule: every object has a bell, whose peak is the pixel that its mean position falls in and which
@@ -49,14 +49,14 @@ def centre_targets(labels: jax.Array, objects: int, sigma: float = 10.0) -> tupl
 
 def peaks(heat: jax.Array, threshold: float = 0.1, window: int = 7, most: int = 200,
           ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Centres of instances: the best pixels above the threshold that none in their window exceeds.
+    """Centers of instances: the best pixels above the threshold that none in their window exceeds.
 
     As in Panoptic-DeepLab's published code each pixel of a plateau is one; and where there are ``most`` or more, only
     those count that are better than the ``most``-th.
 
     Args:
       heat: ``[b, h, w]`` float.
-      threshold: what a centre must exceed, 0 or more.
+      threshold: what a center must exceed, 0 or more.
       window: side of the square window in pixels, odd.
       most: how many to return.
 
@@ -65,7 +65,7 @@ def peaks(heat: jax.Array, threshold: float = 0.1, window: int = 7, most: int = 
       scores ``[b, most]`` float32, 0 where there is none; and ``[b, most]`` bool, whether there is one.
     """
     b, h, w = heat.shape
-    # As in ``centres.peaks``: what is compared with its own maximum must not be computed twice.
+    # As in ``centers.peaks``: what is compared with its own maximum must not be computed twice.
     heat = lax.optimization_barrier(heat.astype(jnp.float32))
     highest = max_pool(heat[..., None], window=window, stride=1, padding=window // 2)[..., 0]
     candidates = jnp.where((heat == highest) & (heat > threshold), heat, 0).reshape(b, -1)
@@ -77,18 +77,18 @@ def peaks(heat: jax.Array, threshold: float = 0.1, window: int = 7, most: int = 
     return jnp.stack(jnp.divmod(index, w), -1).astype(jnp.float32), jnp.where(found, score, 0), found
 
 
-def nearest_centre(offsets: jax.Array, yx: jax.Array, found: jax.Array, foreground: jax.Array) -> jax.Array:
-    """Gives every foreground pixel to the centre that its offset leads closest to.
+def nearest_center(offsets: jax.Array, yx: jax.Array, found: jax.Array, foreground: jax.Array) -> jax.Array:
+    """Gives every foreground pixel to the center that its offset leads closest to.
 
     Args:
       offsets: ``[b, h, w, 2]`` float, (dy, dx) in pixels.
-      yx: ``[b, n, 2]`` float, centres.
+      yx: ``[b, n, 2]`` float, centers.
       found: ``[b, n]`` bool, which of them count.
       foreground: ``[b, h, w]`` bool.
 
     Returns:
-      ``[b, h, w]`` int32, the index of the centre plus 1 (of equally near ones the first); 0 for background, and for
-      all pixels where no centre was found.
+      ``[b, h, w]`` int32, the index of the center plus 1 (of equally near ones the first); 0 for background, and for
+      all pixels where no center was found.
     """
     b, h, w, _ = offsets.shape
     n = found.shape[1]
@@ -98,8 +98,8 @@ def nearest_centre(offsets: jax.Array, yx: jax.Array, found: jax.Array, foregrou
 
     def closer(i, nearest):
         distance, labels = nearest
-        centre = yx[:, i, None, None]
-        new = jnp.square(y - centre[..., 0]) + jnp.square(x - centre[..., 1])
+        center = yx[:, i, None, None]
+        new = jnp.square(y - center[..., 0]) + jnp.square(x - center[..., 1])
         new = jnp.where(found[:, i, None, None], new, jnp.inf)
         return jnp.minimum(distance, new), jnp.where(new < distance, i + 1, labels)
 
@@ -109,22 +109,22 @@ def nearest_centre(offsets: jax.Array, yx: jax.Array, found: jax.Array, foregrou
     return jnp.where(foreground, labels, 0)
 
 
-def proposals(labels: jax.Array, score: jax.Array, saliency: jax.Array, slots: int, smallest: float = 0.0,
+def proposals(labels: jax.Array, score: jax.Array, saliency: jax.Array, max_proposals: int, smallest: float = 0.0,
               ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Puts the best instances into slots.
+    """Puts the best instances into max_proposals.
 
-    Ours: an instance scores what its centre scores times the mean saliency in it, and small ones are noise.
+    Ours: an instance scores what its center scores times the mean saliency in it, and small ones are noise.
 
     Args:
       labels: ``[b, h, w]`` int32, instances 1 to ``n``, 0 background.
-      score: ``[b, n]`` float32 of their centres.
+      score: ``[b, n]`` float32 of their centers.
       saliency: ``[b, h, w]`` float in 0..1.
-      slots: how many instances are kept, at most 255.
+      max_proposals: how many instances are kept, at most 255.
       smallest: share of the frame that an instance must fill; an instance without pixels is none.
 
     Returns:
-      ``[b, h, w]`` uint8, slots 1 to ``slots`` by falling score, 0 elsewhere; scores ``[b, slots]`` float32, 0 for
-      empty slots; and ``[b]`` int32, how many instances there was no slot for.
+      ``[b, h, w]`` uint8, max_proposals 1 to ``max_proposals`` by falling score, 0 elsewhere; scores ``[b, max_proposals]`` float32, 0 for
+      empty max_proposals; and ``[b]`` int32, how many instances there was no slot for.
     """
     b, h, w = labels.shape
     n = score.shape[1]
@@ -139,24 +139,24 @@ def proposals(labels: jax.Array, score: jax.Array, saliency: jax.Array, slots: i
     score = jnp.where(kept, score * per_instance(saliency.astype(jnp.float32)) / jnp.maximum(area, 1), -1)
     order = jnp.argsort(score, axis=1, descending=True, stable=True)
     place = jnp.argsort(order, axis=1)
-    table = jnp.where(kept & (place < slots), place + 1, 0).astype(jnp.uint8)
+    table = jnp.where(kept & (place < max_proposals), place + 1, 0).astype(jnp.uint8)
     table = jnp.pad(table, ((0, 0), (1, 0)))
-    best = jnp.take_along_axis(score, order, axis=1)[:, :slots]
-    best = jnp.pad(jnp.maximum(best, 0), ((0, 0), (0, slots - best.shape[1])))
-    dropped = jnp.maximum(kept.sum(1) - slots, 0).astype(jnp.int32)
+    best = jnp.take_along_axis(score, order, axis=1)[:, :max_proposals]
+    best = jnp.pad(jnp.maximum(best, 0), ((0, 0), (0, max_proposals - best.shape[1])))
+    dropped = jnp.maximum(kept.sum(1) - max_proposals, 0).astype(jnp.int32)
     return jnp.take_along_axis(table, labels.reshape(b, -1), axis=1).reshape(b, h, w), best, dropped
 
 
-def group(heat: jax.Array, offsets: jax.Array, saliency: jax.Array, slots: int, *, threshold: float = 0.1,
+def group(heat: jax.Array, offsets: jax.Array, saliency: jax.Array, max_proposals: int, *, threshold: float = 0.1,
           window: int = 7, most: int = 200, salient_above: float = 0.5, smallest: float = 0.0,
           ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """From what the network says of frames to proposals.
 
     Args:
-      heat: ``[b, h, w]`` float, of centres.
+      heat: ``[b, h, w]`` float, of centers.
       offsets: ``[b, h, w, 2]`` float, (dy, dx) in pixels.
       saliency: ``[b, h, w]`` float in 0..1, probability of foreground.
-      slots: how many proposals there may be in a frame.
+      max_proposals: how many proposals there may be in a frame.
       threshold: see :func:`peaks`.
       window: see :func:`peaks`.
       most: see :func:`peaks`.
@@ -164,8 +164,8 @@ def group(heat: jax.Array, offsets: jax.Array, saliency: jax.Array, slots: int, 
       smallest: see :func:`proposals`.
 
     Returns:
-      What :func:`proposals` returns. Where no centre is found there is no proposal.
+      What :func:`proposals` returns. Where no center is found there is no proposal.
     """
     yx, score, found = peaks(heat, threshold, window, most)
-    labels = nearest_centre(offsets, yx, found, saliency > salient_above)
-    return proposals(labels, score, saliency, slots, smallest)
+    labels = nearest_center(offsets, yx, found, saliency > salient_above)
+    return proposals(labels, score, saliency, max_proposals, smallest)

@@ -20,7 +20,7 @@ _EPSILON = 1e-5  # pixels, beside those that are counted, as published
 
 
 @flax.struct.dataclass
-class Grouped:
+class ObjectTiles:
     """Reference pixels in tiles of one object each, so that one minimum serves a whole tile.
 
     Attributes:
@@ -51,7 +51,7 @@ def match_value(distance: jax.Array, bias: jax.Array) -> jax.Array:
     return 2 * jax.nn.sigmoid(distance + bias) - 1
 
 
-def group_by_object(keys: jax.Array, labels: jax.Array, objects: int, tile: int = 1024) -> Grouped:
+def group_by_object(keys: jax.Array, labels: jax.Array, objects: int, tile: int = 1024) -> ObjectTiles:
     """Sorts reference pixels by object, once for all query pixels.
 
     Args:
@@ -78,13 +78,13 @@ def group_by_object(keys: jax.Array, labels: jax.Array, objects: int, tile: int 
         return empty.at[place].set(values, mode="drop").reshape(tiles, tile, *values.shape[1:])
 
     owner = jnp.searchsorted(jnp.cumsum(wanted), jnp.arange(tiles), side="right")
-    return Grouped(laid_out(jnp.zeros((tiles * tile, rows.shape[1]), rows.dtype), rows),
+    return ObjectTiles(laid_out(jnp.zeros((tiles * tile, rows.shape[1]), rows.dtype), rows),
                    laid_out(jnp.full(tiles * tile, jnp.inf), _norms(rows)),
                    laid_out(jnp.full(tiles * tile, -1, jnp.int32), order),
                    jnp.minimum(owner, objects - 1).astype(jnp.int32), wanted.sum().astype(jnp.int32))
 
 
-def nearest_distance(query: jax.Array, reference: Grouped, objects: int, tile: int = 1024) -> jax.Array:
+def nearest_distance(query: jax.Array, reference: ObjectTiles, objects: int, tile: int = 1024) -> jax.Array:
     """Squared distance of every pixel to the nearest reference pixel of each object (Eq. 3).
 
     One pass over the distances, tile by tile. The work grows with the reference pixels there are, not with the objects;

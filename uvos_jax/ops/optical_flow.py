@@ -1,4 +1,4 @@
-"""Optical flow as a network's input: its size, its colours, and what is left without the camera's motion.
+"""Optical flow as a network's input: its size, its colors, and what is left without the camera's motion.
 
 Flow is ``[..., h, w, 2]``, ``(dx, dy)`` in pixels of its own grid.
 """
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvos_jax.color_wheel import colour_wheel
+from uvos_jax.color_wheel import color_wheel
 from uvos_jax.ops.resize import Size, resize_bilinear
 
 _FIT_POINTS = 1024  # at most so many vectors, on a grid, decide the camera's motion
@@ -34,11 +34,11 @@ def resize_flow(flow: jax.Array, size: Size) -> jax.Array:
 
 
 def flow_to_rgb(flow: jax.Array, radius: jax.Array | float | None = None) -> jax.Array:
-    """Draws flow on the colour wheel of Baker et al. (IJCV 2011) as RAFT's code does; what DPA's motion stream sees.
+    """Draws flow on the color wheel of Baker et al. (IJCV 2011) as RAFT's code does; what DPA's motion stream sees.
 
     Args:
       flow: ``[..., h, w, 2]`` float32.
-      radius: length of a vector of full colour, ``[..., 1, 1]``; None takes the longest vector of each field, plus 1e-5
+      radius: length of a vector of full color, ``[..., 1, 1]``; None takes the longest vector of each field, plus 1e-5
         as published. Longer vectors are drawn darker.
 
     Returns:
@@ -48,12 +48,12 @@ def flow_to_rgb(flow: jax.Array, radius: jax.Array | float | None = None) -> jax
     if radius is None:
         radius = length.max((-2, -1), keepdims=True) + 1e-5
     x, y, length = flow[..., 0] / radius, flow[..., 1] / radius, (length / radius)[..., None]
-    wheel = colour_wheel().astype(np.float32)
+    wheel = color_wheel().astype(np.float32)
     position = (jnp.arctan2(-y, -x) / np.pi + 1) / 2 * (len(wheel) - 1)
     low = jnp.floor(position).astype(jnp.int32)
     share = (position - low)[..., None]
-    colour = (1 - share) * jnp.take(wheel, low, 0) + share * jnp.take(wheel, (low + 1) % len(wheel), 0)
-    return jnp.floor(255 * jnp.where(length <= 1, 1 - length * (1 - colour), 0.75 * colour))
+    color = (1 - share) * jnp.take(wheel, low, 0) + share * jnp.take(wheel, (low + 1) % len(wheel), 0)
+    return jnp.floor(255 * jnp.where(length <= 1, 1 - length * (1 - color), 0.75 * color))
 
 
 def percentile(x: jax.Array, share: float) -> jax.Array:

@@ -23,7 +23,7 @@ def max_pool(x: jax.Array, *, window: int = 3, stride: int = 2, padding: int = 1
       ``[b, h_out, w_out, c]`` with ``n_out = floor or ceil((n + 2 * padding - window) / stride) + 1``.
     """
     if window == stride == 2 and padding == 0 and not ceil_mode:
-        # Maxima of neighbouring rows, then columns: on a CPU its gradient takes a fifteenth of a window reduction's.
+        # Maxima of neighboring rows, then columns: on a CPU its gradient takes a fifteenth of a window reduction's.
         # Of equal values each gets its share of the gradient, where PyTorch chooses the first.
         h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
         rows = jnp.maximum(x[:, 0:h:2, :w], x[:, 1:h:2, :w])
@@ -67,7 +67,7 @@ def average_pool(x: jax.Array, step: int) -> jax.Array:
 
 
 def average_unpool(x: jax.Array, step: int, size: tuple[int, int]) -> jax.Array:
-    """What maps of :func:`average_pool`'s size say at every pixel, bilinear between the centres of the squares.
+    """What maps of :func:`average_pool`'s size say at every pixel, bilinear between the centers of the squares.
 
     Args:
       x: ``[..., ceil(h / step), ceil(w / step)]`` float32.
@@ -79,7 +79,7 @@ def average_unpool(x: jax.Array, step: int, size: tuple[int, int]) -> jax.Array:
     """
     columns = resize_matrix(x.shape[-1], x.shape[-1] * step, "bilinear", align_corners=False)[:size[1]]
     x = multiply_banded(x, columns)
-    # Every row of squares becomes `step` rows between the middles of its neighbours. Without gathers, since XLA makes
+    # Every row of squares becomes `step` rows between the middles of its neighbors. Without gathers, since XLA makes
     # the result anew in everything that uses it.
     apart = (np.arange(step, dtype=np.float32)[:, None] + 0.5) / step - 0.5
     before, after = (jnp.concatenate(rows, -2)[..., None, :]

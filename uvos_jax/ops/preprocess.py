@@ -1,4 +1,4 @@
-"""From native uint8 frames to what a network eats: resize, channel order, normalisation."""
+"""From native uint8 frames to what a network eats: resize, channel order, normalization."""
 
 import dataclasses
 
@@ -19,9 +19,9 @@ class Preprocess:
       mean: subtracted after scaling, one per channel in the order of ``channels``.
       std: divisor after subtraction, one per channel.
       resize: ``"smooth"`` bilinear interpolation whose kernel grows as a frame shrinks, so that no pixel is skipped; or
-        ``"opencv"``, bilinear between neighbours whatever the scale, in OpenCV's fixed-point form on uint8; or
+        ``"opencv"``, bilinear between neighbors whatever the scale, in OpenCV's fixed-point form on uint8; or
         ``"pillow"``, the smooth one in whole numbers, as Pillow (and torchvision with it) resizes uint8 images; or
-        ``"cubic"``, bicubic between neighbours whatever the scale, as OpenCV resizes float images.
+        ``"cubic"``, bicubic between neighbors whatever the scale, as OpenCV resizes float images.
     """
 
     channels: str

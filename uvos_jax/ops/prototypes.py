@@ -36,7 +36,7 @@ def cosine_maps(vectors: jax.Array, pixels: jax.Array) -> jax.Array:
     return jnp.einsum("bnc,bkc->bnk", _unit(pixels), _unit(vectors), precision=lax.Precision.HIGHEST)
 
 
-def nearest_neighbours(x: jax.Array, count: int) -> jax.Array:
+def nearest_neighbors(x: jax.Array, count: int) -> jax.Array:
     """Indices of the nearest vectors by Euclidean distance, the vector itself among them.
 
     Args:

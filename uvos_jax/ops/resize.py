@@ -3,8 +3,8 @@
 Source coordinate of output index ``i`` (all borders are clamped, no filter widens when shrinking):
 
 - ``align_corners=True``: ``i * (n_in - 1) / (n_out - 1)``; an output of one pixel reads index 0.
-- ``align_corners=False``: ``(i + 0.5) * n_in / n_out - 0.5`` (half-pixel centres; also OpenCV's INTER_LINEAR).
-- nearest: ``floor(i * n_in / n_out)``, *not* the centre of the output pixel, in float32 arithmetic, whose rounding
+- ``align_corners=False``: ``(i + 0.5) * n_in / n_out - 0.5`` (half-pixel centers; also OpenCV's INTER_LINEAR).
+- nearest: ``floor(i * n_in / n_out)``, *not* the center of the output pixel, in float32 arithmetic, whose rounding
   puts a few indices one pixel lower than the exact quotient (14 to 46 pixels is such a case).
 
 Coordinates and weights are computed in NumPy float64 at trace time, so a size is a compile-time constant.
@@ -20,7 +20,7 @@ _BLOCK = 128  # rows of a banded matrix that are multiplied together
 
 
 def resize_nearest(x: jax.Array, size: Size, *, align_corners: bool = False) -> jax.Array:
-    """Nearest-neighbour resize, by PyTorch's floor rule if corners are not aligned.
+    """Nearest-neighbor resize, by PyTorch's floor rule if corners are not aligned.
 
     Args:
       x: ``[..., h, w, c]``, any dtype.
@@ -100,7 +100,7 @@ def multiply_banded(x: jax.Array, matrix: np.ndarray) -> jax.Array:
 def resize_uint8_as_opencv(x: jax.Array, size: Size) -> jax.Array:
     """``cv2.resize(..., INTER_LINEAR)`` of uint8 images to the last bit.
 
-    OpenCV weighs with 11-bit integers and drops bits on the way, which makes its pictures 0.1 grey levels darker than
+    OpenCV weighs with 11-bit integers and drops bits on the way, which makes its pictures 0.1 gray levels darker than
     exact interpolation. The one exception: where both sides are exactly halved it averages 2x2 pixels instead, which
     is not done here.
 

@@ -248,7 +248,7 @@ def _flat(value, prefix=""):
 
 @contextlib.contextmanager
 def _importing_from(folder):
-    """Lets a file import its neighbours as ``folder_name.neighbour``, from wherever the program was started."""
+    """Lets a file import its neighbors as ``folder_name.neighbor``, from wherever the program was started."""
     def ours(name):
         return name == folder.name or name.startswith(f"{folder.name}.")
 

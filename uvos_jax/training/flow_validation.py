@@ -105,7 +105,7 @@ def _at_size(flow, size):
 
 
 def _column(first, flow, truth):
-    """A frame above its flow above the true one, in the colours of one scale."""
+    """A frame above its flow above the true one, in the colors of one scale."""
     radius = float(np.linalg.norm(truth, axis=-1).max()) + 1e-5
     pictures = [first, *(np.asarray(flow_to_rgb(field, radius)).astype(np.uint8) for field in (flow, truth))]
     width = max(1, round(first.shape[1] * _PANEL_HEIGHT / first.shape[0]))

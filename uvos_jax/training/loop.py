@@ -143,7 +143,7 @@ class _Run:
                 if state is None:
                     state, self.begin = self.begin, None
                 elif step == phase.start and phase.index:
-                    self._say(f"Phase '{phase.name}' begins after step {step}: a new optimiser, parameters go on.")
+                    self._say(f"Phase '{phase.name}' begins after step {step}: a new optimizer, parameters go on.")
                     state = next_state(self.config, parts, phase, state)
                 state = self._run_phase(phase, parts, step, state)
                 step = phase.stop

@@ -1,4 +1,4 @@
-"""Learning-rate schedules and optimisers that follow PyTorch's update rules, with parameter groups.
+"""Learning-rate schedules and optimizers that follow PyTorch's update rules, with parameter groups.
 
 All five papers trained in PyTorch, so their learning rates and decays mean what ``torch.optim`` makes of them:
 ``sgd`` and ``adam`` add ``weight_decay * parameter`` to the gradient (coupled decay), ``adamw`` shrinks the parameter
@@ -48,7 +48,7 @@ _GROUP = {"match": pattern(REQUIRED), "lr": one_or_more(number(1.0)), "decay": f
 
 
 class OptimizerState(NamedTuple):
-    """What an optimiser of :func:`make_optimizer` remembers.
+    """What an optimizer of :func:`make_optimizer` remembers.
 
     Attributes:
       count: int32 ``[]``, updates made so far; the schedule's position.
@@ -126,7 +126,7 @@ def _one_cycle(peak, steps, pct_start, div_factor, final_div_factor, anneal):
 
 def make_optimizer(config: Mapping, schedule: Schedule, params: Mapping, first_step: int = 0
                    ) -> optax.GradientTransformation:
-    """Builds the optimiser of a phase.
+    """Builds the optimizer of a phase.
 
     An update is: gradients of all trainable parameters clipped together to ``clip_norm``, coupled decay, moments,
     decoupled decay (``adamw``), learning rate times the group's multiplier. Frozen parameters get an update of exactly

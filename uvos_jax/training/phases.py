@@ -1,6 +1,6 @@
 """Phases of a recipe: which step belongs to which, and what is carried from one to the next.
 
-Phases share one global step. At the start of each, the optimiser begins anew; parameters, running statistics and their
+Phases share one global step. At the start of each, the optimizer begins anew; parameters, running statistics and their
 averages are carried over.
 """
 
@@ -23,7 +23,7 @@ class Phase(NamedTuple):
       start: global step before its first one.
       stop: global step after its last one.
       data: configuration of the clips.
-      optimizer: configuration of the optimiser.
+      optimizer: configuration of the optimizer.
       schedule: configuration of the learning rate.
       model: name and fields of the model.
       batch_norm: ``"sync"``, ``"local"`` or ``"frozen"``.
@@ -46,7 +46,7 @@ def phases(config: dict[str, Any]) -> tuple[Phase, ...]:
     """The phases of a checked configuration; what a phase does not say is as for the whole recipe.
 
     A phase's ``data``, ``optimizer``, ``schedule`` and ``model`` are laid over those of the recipe key by key; an
-    optimiser or schedule of another name stands alone.
+    optimizer or schedule of another name stands alone.
     """
     made, start = [], 0
     for index, entry in enumerate(config["phases"]):

@@ -1,4 +1,4 @@
-"""What a phase runs: its model, optimiser and compiled step, and the state it begins with."""
+"""What a phase runs: its model, optimizer and compiled step, and the state it begins with."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ class Setup(NamedTuple):
 
     Attributes:
       model: with the phase's fields and the run's precision.
-      tx: optimiser.
+      tx: optimizer.
       schedule: learning rate by updates of the phase.
       state: shapes of the training state.
     """
@@ -41,7 +41,7 @@ def setup(config: dict[str, Any], phase: Phase) -> Setup:
     """Builds the parts of a phase; computes nothing.
 
     Raises:
-      UserError: if the configuration's model, optimiser or schedule cannot be used.
+      UserError: if the configuration's model, optimizer or schedule cannot be used.
     """
     fields = {key: value for key, value in phase.model.items() if key != "name"}
     model = build(phase.model["name"], **({"dtype": config["precision"]} | fields))
@@ -92,7 +92,7 @@ def check_carry(before: Setup, parts: Setup, phase: Phase) -> None:
 
 
 def next_state(config: dict[str, Any], parts: Setup, phase: Phase, before: TrainState) -> TrainState:
-    """The state at the start of a later phase: a new optimiser, all else carried over (see ``phases.carry``).
+    """The state at the start of a later phase: a new optimizer, all else carried over (see ``phases.carry``).
 
     Args:
       config: checked.

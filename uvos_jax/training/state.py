@@ -18,8 +18,8 @@ class TrainState:
       step: int32 ``[]``, steps made so far in all phases.
       params: float32 parameters, whatever type the model computes in.
       batch_stats: float32 running statistics, ``{}`` for a model without.
-      opt_state: of the optimiser.
-      ema: exponential moving average of ``{"params", "batch_stats"}``, or None: averaged parameters normalised by the
+      opt_state: of the optimizer.
+      ema: exponential moving average of ``{"params", "batch_stats"}``, or None: averaged parameters normalized by the
         latest statistics would not fit each other while the learning rate is high.
       key: uint32 ``[n]``, data of the PRNG key from which every step derives its own.
     """
@@ -38,9 +38,9 @@ def create_state(model: nn.Module, tx: optax.GradientTransformation, variables: 
 
     Args:
       model: of the model contract.
-      tx: optimiser, see ``optimizers.make_optimizer``.
-      variables: ``{"params": ..., "batch_stats": ...}`` to start from, or None for the model's random initialisation.
-      seed: of the initialisation and of every random number in the steps (dropout).
+      tx: optimizer, see ``optimizers.make_optimizer``.
+      variables: ``{"params": ..., "batch_stats": ...}`` to start from, or None for the model's random initialization.
+      seed: of the initialization and of every random number in the steps (dropout).
       ema: whether a moving average is kept.
     """
     init_key, key = jax.random.split(jax.random.key(seed))

@@ -29,12 +29,12 @@ def make_train_step(model: nn.Module, tx: optax.GradientTransformation, schedule
 
     Args:
       model: of the model contract.
-      tx: optimiser, see ``optimizers.make_optimizer``.
+      tx: optimizer, see ``optimizers.make_optimizer``.
       schedule: the learning rate that ``tx`` follows, for the metric.
       batch_norm: ``"sync"``: statistics of the whole batch; ``"local"``: of each device's part, running statistics
-        averaged over devices; ``"frozen"``: running statistics normalise and stay (dropout stays on).
+        averaged over devices; ``"frozen"``: running statistics normalize and stay (dropout stays on).
       accumulate: micro-batches whose gradients are averaged for one update, to save memory. Every micro-batch is
-        normalised by its own statistics, which update the running ones one after the other. Micro-batch ``i`` takes
+        normalized by its own statistics, which update the running ones one after the other. Micro-batch ``i`` takes
         every ``accumulate``-th example, so it holds the same ones on any number of devices.
       ema_decay: weight of the past in the moving average of parameters and running statistics, at step ``t`` (1 + t) /
         (10 + t) at most; None or 0 keeps none.
@@ -102,7 +102,7 @@ def make_train_step(model: nn.Module, tx: optax.GradientTransformation, schedule
             # Short at first, so that the random start is soon forgotten.
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
             ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, state.ema, 1 - decay)
-        # A phase starts a new optimiser, whose schedule starts anew while the step goes on.
+        # A phase starts a new optimizer, whose schedule starts anew while the step goes on.
         count = state.opt_state.count if isinstance(state.opt_state, OptimizerState) else state.step
         metrics |= {"grad_norm": _norm(grads), "learning_rate": jnp.asarray(schedule(count), jnp.float32)}
         return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state,

@@ -39,10 +39,10 @@ def validate(segmenter: Segmenter, store: Any, videos: Sequence[int], process_in
              process_count: int = 1) -> tuple[dict[str, Any], np.ndarray | None]:
     """Segments held-back videos and scores them by the rules of DAVIS-2016, or of DAVIS-2017 for many objects.
 
-    J and F of the foreground on every labelled frame but the first and the last of each video, the mean over its
+    J and F of the foreground on every labeled frame but the first and the last of each video, the mean over its
     frames, then the mean over the videos; void pixels count for nothing. A model that follows objects is given each of
-    them in the first labelled frame that shows it, and judged on the frames after that: the mean over the frames of
-    each object, then the mean over all objects of all videos. Of a model that finds many objects itself every labelled
+    them in the first labeled frame that shows it, and judged on the frames after that: the mean over the frames of
+    each object, then the mean over all objects of all videos. Of a model that finds many objects itself every labeled
     frame counts, and the objects are those of the first one, each judged by the proposal that suits it best.
 
     Args:
@@ -81,7 +81,7 @@ def validate(segmenter: Segmenter, store: Any, videos: Sequence[int], process_in
 
 
 def first_masks(store: Any, v: int) -> dict[int, np.ndarray]:
-    """What a model that follows objects is given of a video: each object in the first labelled frame that shows it.
+    """What a model that follows objects is given of a video: each object in the first labeled frame that shows it.
 
     Returns:
       Frame number to uint8 ``[h, w]``: the ids of the objects that are new there, 0 elsewhere. Objects that appear too
@@ -92,7 +92,7 @@ def first_masks(store: Any, v: int) -> dict[int, np.ndarray]:
     """
     video, known, given = store.videos[v], set(), {}
     last = max(_counted(video))
-    for t in video.labelled:
+    for t in video.labeled:
         if t >= last:
             break
         labels = store.labels(v, t)
@@ -110,7 +110,7 @@ def _frames(store, v):
 
 
 def _counted(video):
-    return [t for t in video.labelled if 0 < t < video.length - 1]
+    return [t for t in video.labeled if 0 < t < video.length - 1]
 
 
 def _score(store, v, labels):
@@ -142,18 +142,18 @@ def _score_objects(store, v, labels, given):
 
 
 def score_found(store, v, labels):
-    """J and F of the objects of the first labelled frame by DAVIS-2017's unsupervised rule, means over the frames."""
-    labelled = store.videos[v].labelled
-    first = store.labels(v, labelled[0])
+    """J and F of the objects of the first labeled frame by DAVIS-2017's unsupervised rule, means over the frames."""
+    labeled = store.videos[v].labeled
+    first = store.labels(v, labeled[0])
     ids = [number for number in np.unique(first).tolist() if 0 < number < _VOID]
     if not ids:
-        raise UserError(f"'{store.videos[v].name}' of '{store.name}' shows no object in its first labelled frame; leave"
+        raise UserError(f"'{store.videos[v].name}' of '{store.name}' shows no object in its first labeled frame; leave"
                         " it out.")
     table = np.zeros(256, np.uint8)
     table[ids] = np.arange(1, len(ids) + 1)
     proposals = max(int(labels.max()), len(ids))
     values = []
-    for t in labelled:
+    for t in labeled:
         truth = store.labels(v, t)
         values.append(score_all_pairs(labels[t], proposals, table[truth], len(ids), truth == _VOID))
     mean = np.mean(values, axis=0)  # [2, proposals, objects]

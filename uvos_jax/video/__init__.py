@@ -3,7 +3,7 @@
 from uvos_jax.video.discovery import list_sources
 from uvos_jax.video.frames import Frame, Source
 from uvos_jax.video.mask_io import PALETTE, encode_mask, read_mask, write_mask
-from uvos_jax.video.rendering import Look, draw_overlay, look_of
+from uvos_jax.video.rendering import OverlayStyle, draw_overlay, overlay_style
 from uvos_jax.video.result_writer import ResultWriter, write_json
 from uvos_jax.video.sources import open_source
 from uvos_jax.video.video_writer import VideoWriter
@@ -11,15 +11,15 @@ from uvos_jax.video.video_writer import VideoWriter
 __all__ = [
     "PALETTE",
     "Frame",
-    "Look",
+    "OverlayStyle",
     "ResultWriter",
     "Source",
     "VideoWriter",
     "draw_overlay",
     "encode_mask",
     "list_sources",
-    "look_of",
     "open_source",
+    "overlay_style",
     "read_mask",
     "write_json",
     "write_mask",

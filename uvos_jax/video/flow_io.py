@@ -1,4 +1,4 @@
-"""Optical flow in files: Middlebury's .flo, NumPy's .npy, KITTI's 16-bit PNG; and its picture on the colour wheel.
+"""Optical flow in files: Middlebury's .flo, NumPy's .npy, KITTI's 16-bit PNG; and its picture on the color wheel.
 
 Flow is float32 [h, w, 2], (dx, dy) in pixels of its own grid.
 """
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from uvos_jax.atomic_io import quoted, reason, write_atomically
-from uvos_jax.color_wheel import colour_wheel
+from uvos_jax.color_wheel import color_wheel
 from uvos_jax.errors import UserError
 from uvos_jax.video.frames import LARGEST_FRAME
 from uvos_jax.video.image_io import is_cut_off_png
@@ -104,15 +104,15 @@ def resize_flow(flow: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def flow_picture(flow: np.ndarray) -> np.ndarray:
-    """Draws optical flow on the colour wheel of Baker et al. (IJCV 2011), as RAFT's code does: hue is direction.
+    """Draws optical flow on the color wheel of Baker et al. (IJCV 2011), as RAFT's code does: hue is direction.
 
     Args:
         flow: float32 [h, w, 2], (dx, dy).
 
     Returns:
-        uint8 [h, w, 3], RGB; white is no motion, and the longest vector of the field has full colour.
+        uint8 [h, w, 3], RGB; white is no motion, and the longest vector of the field has full color.
     """
-    wheel = colour_wheel()
+    wheel = color_wheel()
     radius = np.sqrt((flow**2).sum(-1))
     scale = radius.max() + 1e-5
     x, y = flow[..., 0] / scale, flow[..., 1] / scale
@@ -120,8 +120,8 @@ def flow_picture(flow: np.ndarray) -> np.ndarray:
     position = (np.arctan2(-y, -x) / np.pi + 1) / 2 * (len(wheel) - 1)
     low = np.floor(position).astype(int)
     share = (position - low)[..., None]
-    colour = (1 - share) * wheel[low] + share * wheel[(low + 1) % len(wheel)]
-    return np.floor(255 * np.where(radius <= 1, 1 - radius * (1 - colour), 0.75 * colour)).astype(np.uint8)
+    color = (1 - share) * wheel[low] + share * wheel[(low + 1) % len(wheel)]
+    return np.floor(255 * np.where(radius <= 1, 1 - radius * (1 - color), 0.75 * color)).astype(np.uint8)
 
 
 def _read_flo(path):
@@ -139,7 +139,7 @@ def _read_npy(path):
 
 def _read_png(path):
     data = np.fromfile(path, np.uint8)
-    header = bytes(data[:26])  # signature, the first chunk's length and kind, width, height, bits, kind of colour
+    header = bytes(data[:26])  # signature, the first chunk's length and kind, width, height, bits, kind of color
     if header[:8] != b"\x89PNG\r\n\x1a\n" or len(header) < 26 or is_cut_off_png(data):
         raise ValueError("it is no PNG file, or only a part of one")
     if header[24:] != b"\x10\x02":

@@ -96,7 +96,7 @@ _LATEST = 1e9  # seconds; beyond any video, and safe to compute with
 
 
 @dataclass(frozen=True)
-class Span:
+class FrameRange:
     """A stretch of a video. A position is the index of a frame (int) or seconds from the start (float).
 
     Attributes:
@@ -147,7 +147,7 @@ class Span:
         return max(0, -(-(behind - first) // self.every))
 
 
-def span_of(start: int | str | None = None, end: int | str | None = None, every: int = 1) -> Span:
+def frame_range(start: int | str | None = None, end: int | str | None = None, every: int = 1) -> FrameRange:
     """Reads what a user asked for.
 
     Args:
@@ -161,7 +161,7 @@ def span_of(start: int | str | None = None, end: int | str | None = None, every:
     """
     if not _is_index(every) or every < 1:
         raise UserError(f"'every' is {every!r}; it must be a whole number of frames, at least 1.")
-    span = Span(_position("start", start or 0), None if end is None else _position("end", end), every)
+    span = FrameRange(_position("start", start or 0), None if end is None else _position("end", end), every)
     if span.end is not None and isinstance(span.end, type(span.start)) and span.end <= span.start:
         raise UserError(f"the end, {_shown(span.end)}, does not lie behind the start, {_shown(span.start)}.")
     if span.end == 0:
@@ -211,7 +211,7 @@ def _many(count: int) -> str:
 LARGEST_FRAME = 1 << 26
 
 
-class Damaged(UserError):
+class FrameError(UserError):
     """One frame cannot be had, while those behind it may be whole.
 
     Attributes:
@@ -229,7 +229,7 @@ class Picture:
 
     Attributes:
         name: As in ``Frame``.
-        load: Gives the array, uint8 [h, w, 3]; raises ``Damaged`` if it cannot.
+        load: Gives the array, uint8 [h, w, 3]; raises ``FrameError`` if it cannot.
         time: As in ``Frame``.
         damage: What is known to be wrong with it before ``load`` is called.
     """
@@ -237,11 +237,11 @@ class Picture:
     name: str
     load: Callable[[], np.ndarray]
     time: float | None = None
-    damage: Damaged | None = None
+    damage: FrameError | None = None
 
 
 def frames_of(
-    pictures: Iterator[Picture], span: Span, fps: float, on_error: Literal["stop", "skip"]
+    pictures: Iterator[Picture], span: FrameRange, fps: float, on_error: Literal["stop", "skip"]
 ) -> Iterator[Frame]:
     """Yields the frames of a span; the pictures beside it are never turned into arrays.
 
@@ -258,7 +258,7 @@ def frames_of(
     """
     first: tuple[str, np.ndarray] | None = None
     held = None
-    leading: list[tuple[Picture, Damaged]] = []
+    leading: list[tuple[Picture, FrameError]] = []
     for picture, kept in span.select(pictures, fps):
         try:
             # A broken picture of a video file stops even where it would be dropped: later ones build on it.
@@ -269,7 +269,7 @@ def frames_of(
             image = picture.load()
             if first is not None and image.shape != first[1].shape:
                 raise _another_size(picture.name, image, *first)
-        except Damaged as damage:
+        except FrameError as damage:
             if on_error == "stop":
                 raise UserError(
                     f"{str(damage).removesuffix('.')}, or go on without it: --on-error skip (Python: on_error='skip')."
@@ -288,9 +288,9 @@ def frames_of(
         raise UserError(f"not one frame can be used: {leading[0][1]}")
 
 
-def _another_size(name: str, image: np.ndarray, first_name: str, first: np.ndarray) -> Damaged:
+def _another_size(name: str, image: np.ndarray, first_name: str, first: np.ndarray) -> FrameError:
     size, wanted = (f"{array.shape[1]}x{array.shape[0]}" for array in (image, first))
-    return Damaged(
+    return FrameError(
         f"frame {name!r} is {size} but the first one, {first_name!r}, is {wanted} (width x height); "
         "give frames of one size.",
         f"it is {size}, not {wanted}",

@@ -15,7 +15,7 @@ import numpy as np
 
 from uvos_jax.atomic_io import quoted, reason
 from uvos_jax.errors import UserError
-from uvos_jax.video.frames import LARGEST_FRAME, Damaged
+from uvos_jax.video.frames import LARGEST_FRAME, FrameError
 
 # What is wrong with a picture is said by an exception; OpenCV would put its own words beside it.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -54,9 +54,9 @@ def _natural_key(path: Path) -> tuple[list[str | int], str]:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Reads one frame as colour, upright by its EXIF orientation.
+    """Reads one frame as color, upright by its EXIF orientation.
 
-    Grey is repeated over the three channels, transparency is dropped and 16 bits are scaled to 8.
+    Gray is repeated over the three channels, transparency is dropped and 16 bits are scaled to 8.
 
     Args:
         path: An image file of a kind OpenCV reads.
@@ -65,7 +65,7 @@ def read_image(path: Path) -> np.ndarray:
         uint8 [h, w, 3], RGB.
 
     Raises:
-        Damaged: The file cannot be read or decoded; a ``UserError``.
+        FrameError: The file cannot be read or decoded; a ``UserError``.
     """
     try:
         # A pipe or a device would make the reader wait, or never end.
@@ -73,22 +73,22 @@ def read_image(path: Path) -> np.ndarray:
             raise OSError("it is no regular file")
         data = np.fromfile(path, np.uint8)
     except (OSError, ValueError) as error:
-        raise Damaged(
+        raise FrameError(
             f"cannot read the frame {quoted(path)}: {reason(error)}; make sure that it is there and may be read.",
             reason(error),
         ) from error
     if _is_too_large(data):
         why = f"it has more than {LARGEST_FRAME >> 20} megapixels"
-        raise Damaged(f"the frame {quoted(path)} cannot be used, {why}; shrink it.", why)
+        raise FrameError(f"the frame {quoted(path)} cannot be used, {why}; shrink it.", why)
     if is_cut_off_png(data):
         why = "it is cut off"
-        raise Damaged(f"the frame {quoted(path)} cannot be decoded, {why}; replace or remove it.", why)
+        raise FrameError(f"the frame {quoted(path)} cannot be decoded, {why}; replace or remove it.", why)
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR)
     except cv2.error:  # an empty file, or a picture beyond OpenCV's size limit
         image = None
     if image is None:
-        raise Damaged(f"the frame {quoted(path)} cannot be decoded; replace or remove it.", "it cannot be decoded")
+        raise FrameError(f"the frame {quoted(path)} cannot be decoded; replace or remove it.", "it cannot be decoded")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 

@@ -27,15 +27,15 @@ def line(frame: Frame, labels: np.ndarray, notes: dict) -> str:
     Args:
         frame: The frame.
         labels: Integer or bool [h, w], see ``objects_of``.
-        notes: What else was said of it, JSON values by name; ``centre`` is [x, y] in shares of the width and height.
+        notes: What else was said of it, JSON values by name; ``center`` is [x, y] in shares of the width and height.
 
     Returns:
-        Its name, its time in seconds or null, the notes, their centre in pixels as those of a ``bbox``, the objects.
+        Its name, its time in seconds or null, the notes, their center in pixels as those of a ``bbox``, the objects.
     """
-    if notes.get("centre"):
+    if notes.get("center"):
         height, width = labels.shape
-        x, y = notes["centre"]
-        notes = notes | {"centre": [round(x * width, 2), round(y * height, 2)]}
+        x, y = notes["center"]
+        notes = notes | {"center": [round(x * width, 2), round(y * height, 2)]}
     return json.dumps({"name": frame.name, "time": frame.time, **notes, "objects": objects_of(labels)})
 
 

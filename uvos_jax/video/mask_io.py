@@ -10,16 +10,16 @@ from uvos_jax.atomic_io import quoted, reason, write_atomically
 from uvos_jax.errors import UserError, nearest_hint
 
 VOID = 255
-# Grey levels from 1 up to this one are taken as object numbers; DAVIS and YouTube-VOS stay below.
-LARGEST_GREY_ID = 20
-# A mask with more grey levels than this is a blurred one, not one with oddly numbered objects.
+# Gray levels from 1 up to this one are taken as object numbers; DAVIS and YouTube-VOS stay below.
+LARGEST_GRAY_ID = 20
+# A mask with more gray levels than this is a blurred one, not one with oddly numbered objects.
 _FEW_LEVELS = 8
 # Above this zlib level the time doubles or worse, and the files shrink little.
 _COMPRESS_LEVEL = 3
 
 
 def _voc_palette() -> np.ndarray:
-    """Computes the colour map of PASCAL VOC and DAVIS.
+    """Computes the color map of PASCAL VOC and DAVIS.
 
     The bits of a label are dealt to red, green and blue in turn, and each channel is filled from its highest
     bit downwards: bit 3k + c of the label is bit 7 - k of channel c.
@@ -45,16 +45,16 @@ def read_mask(path: str | os.PathLike, numbered: bool = False) -> np.ndarray:
 
     - indexed (palette): their indices, with 255 for void;
     - 1 bit: 0 and 1;
-    - grey holding one value, or 0 and one other value: 0 and 1, whatever the other value is (an image
+    - gray holding one value, or 0 and one other value: 0 and 1, whatever the other value is (an image
       all of one value other than 0 is all 1);
-    - grey whose levels, apart from 255, are two or more and at most 20: object numbers, with 255 for void.
+    - gray whose levels, apart from 255, are two or more and at most 20: object numbers, with 255 for void.
       So {0, 255} is one object, and {0, 1, 255} is one object and void. JPEG is excluded here, since its
       losses turn one number into another;
-    - grey with a fully opaque alpha channel: as grey with one object (DAVIS-2016 has such files).
+    - gray with a fully opaque alpha channel: as gray with one object (DAVIS-2016 has such files).
 
     Args:
         path: An image file, best a PNG.
-        numbered: The mask is known to hold object numbers, so that grey levels stand for themselves, {0, 2} for
+        numbered: The mask is known to hold object numbers, so that gray levels stand for themselves, {0, 2} for
             object 2 and {0, 255} for void.
 
     Returns:
@@ -62,7 +62,7 @@ def read_mask(path: str | os.PathLike, numbered: bool = False) -> np.ndarray:
 
     Raises:
         UserError: There is no such file, it is no image, or its pixels cannot be read as labels without
-            guessing: a colour picture, an antialiased or compressed mask, 16 bits.
+            guessing: a color picture, an antialiased or compressed mask, 16 bits.
     """
     pixels, mode, file_format = _decode(Path(path))
     if mode == "P":
@@ -70,34 +70,34 @@ def read_mask(path: str | os.PathLike, numbered: bool = False) -> np.ndarray:
     if mode == "1":
         return pixels.astype(np.uint8)
     if mode == "L":
-        return _labels_of_grey(path, pixels, "JPEG" if file_format == "JPEG" else "plain", numbered)
+        return _labels_of_gray(path, pixels, "JPEG" if file_format == "JPEG" else "plain", numbered)
     if mode == "LA":
         if pixels[..., 1].min() < 255:
             raise UserError(f"{quoted(path)} is partly transparent, not a plain mask; save it without alpha.")
-        return _labels_of_grey(path, pixels[..., 0], "alpha", numbered)
+        return _labels_of_gray(path, pixels[..., 0], "alpha", numbered)
     raise UserError(
         f"{quoted(path)} is {_kind_of_picture(mode)}, not a label mask; "
-        "save it as an indexed (palette) PNG or as one grey channel holding 0/255 or object numbers."
+        "save it as an indexed (palette) PNG or as one gray channel holding 0/255 or object numbers."
     )
 
 
 def read_palette(path: str | os.PathLike) -> np.ndarray | None:
-    """Reads the colours of an indexed mask, for masks that are to look like it.
+    """Reads the colors of an indexed mask, for masks that are to look like it.
 
     Args:
         path: A mask that ``read_mask`` takes.
 
     Returns:
-        uint8 [256, 3], RGB, with the colours of ``PALETTE`` where the file has none; None of a mask that is not
-        indexed, and of one with a colour darker than its background's, which could not be told from a picture.
+        uint8 [256, 3], RGB, with the colors of ``PALETTE`` where the file has none; None of a mask that is not
+        indexed, and of one with a color darker than its background's, which could not be told from a picture.
     """
     from PIL import Image
 
     with Image.open(path) as image:
         if image.mode != "P":
             return None
-        colours = np.array(image.getpalette("RGB") or PALETTE.ravel(), np.uint8).reshape(-1, 3)
-    palette = np.concatenate([colours, PALETTE[len(colours):]])
+        colors = np.array(image.getpalette("RGB") or PALETTE.ravel(), np.uint8).reshape(-1, 3)
+    palette = np.concatenate([colors, PALETTE[len(colors):]])
     brightness = palette.sum(1, dtype=int)
     return palette if brightness.min() == brightness[0] else None
 
@@ -130,7 +130,7 @@ def encode_mask(labels: np.ndarray, palette: np.ndarray = PALETTE) -> bytes:
     from PIL import Image
 
     image = Image.fromarray(_as_uint8(labels))
-    image.putpalette(palette.tobytes())  # makes a grey image an indexed one, with the same bytes
+    image.putpalette(palette.tobytes())  # makes a gray image an indexed one, with the same bytes
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=_COMPRESS_LEVEL)
     return buffer.getvalue()
@@ -166,10 +166,10 @@ def _decode(path: Path) -> tuple[np.ndarray, str, str]:
 
 
 def check_palette(image, pixels: np.ndarray, path: str | os.PathLike) -> None:
-    """Raises a UserError for an indexed image whose indices number colours and not objects.
+    """Raises a UserError for an indexed image whose indices number colors and not objects.
 
-    Programs that reduce a picture to few colours number these as they please. Background is 0 and black in
-    masks, so it tells that entry 0 is bright, or that a pixel has a darker colour.
+    Programs that reduce a picture to few colors number these as they please. Background is 0 and black in
+    masks, so it tells that entry 0 is bright, or that a pixel has a darker color.
 
     Args:
         image: A Pillow image of any mode.
@@ -183,38 +183,38 @@ def check_palette(image, pixels: np.ndarray, path: str | os.PathLike) -> None:
     used = used[used < len(brightness)]
     if brightness[0] > 3 * 128 or (brightness[used] < brightness[0]).any():
         raise UserError(f"{quoted(path)} has a palette whose entry 0 is not the dark background, so its indices number "
-                        "colours, not objects; save it with object numbers as indices, and black as entry 0.")
+                        "colors, not objects; save it with object numbers as indices, and black as entry 0.")
 
 
-def _labels_of_grey(path: str | os.PathLike, grey: np.ndarray, form: str, numbered: bool) -> np.ndarray:
+def _labels_of_gray(path: str | os.PathLike, gray: np.ndarray, form: str, numbered: bool) -> np.ndarray:
     """``form`` is "plain", "alpha" where there is a channel of it, or "JPEG", which no numbers survive."""
     may_hold_ids = form == "plain" or (form == "alpha" and numbered)
-    levels = np.flatnonzero(np.bincount(grey.ravel()))
+    levels = np.flatnonzero(np.bincount(gray.ravel()))
     if not numbered and (levels.size == 1 or (levels.size == 2 and levels[0] == 0)):
-        return (grey > 0).astype(np.uint8)
+        return (gray > 0).astype(np.uint8)
     numbers = levels[levels != VOID]
-    if may_hold_ids and numbers.size >= 2 - numbered and numbers[-1] <= LARGEST_GREY_ID:
-        return grey
+    if may_hold_ids and numbers.size >= 2 - numbered and numbers[-1] <= LARGEST_GRAY_ID:
+        return gray
     if may_hold_ids and numbered and not numbers.size:
-        return grey
+        return gray
     if levels.size <= _FEW_LEVELS and may_hold_ids:
         raise UserError(
-            f"{quoted(path)} has the grey levels {', '.join(map(str, levels))}, which are neither 0/255 nor "
-            f"object numbers up to {LARGEST_GREY_ID}; "
+            f"{quoted(path)} has the gray levels {', '.join(map(str, levels))}, which are neither 0/255 nor "
+            f"object numbers up to {LARGEST_GRAY_ID}; "
             "threshold it at 128, or save it as an indexed (palette) PNG of object numbers."
         )
     if levels.size <= _FEW_LEVELS and form == "alpha":
         raise UserError(
-            f"{quoted(path)} has the grey levels {', '.join(map(str, levels))} beside an alpha channel, where one "
+            f"{quoted(path)} has the gray levels {', '.join(map(str, levels))} beside an alpha channel, where one "
             "level beside 0 marks one object; save it without the alpha channel."
         )
     raise UserError(
-        f"{quoted(path)} has more grey levels than a mask, so it was antialiased or saved as JPEG; "
-        "threshold it at 128 (or save with nearest-neighbour resizing) and save again as PNG."
+        f"{quoted(path)} has more gray levels than a mask, so it was antialiased or saved as JPEG; "
+        "threshold it at 128 (or save with nearest-neighbor resizing) and save again as PNG."
     )
 
 
 def _kind_of_picture(mode: str) -> str:
-    if mode[0] in "IF":  # Pillow's names for grey of 16 and 32 bits
+    if mode[0] in "IF":  # Pillow's names for gray of 16 and 32 bits
         return "a picture of 16 bits or more"
     return f"an {mode} picture" if mode[0] in "RLH" else f"a {mode} picture"

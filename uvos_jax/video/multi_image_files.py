@@ -10,7 +10,7 @@ import numpy as np
 
 from uvos_jax.atomic_io import quoted, reason
 from uvos_jax.errors import UserError
-from uvos_jax.video.frames import LARGEST_FRAME, Damaged, Picture
+from uvos_jax.video.frames import LARGEST_FRAME, FrameError, Picture
 from uvos_jax.video.image_io import import_pillow
 
 _SUFFIXES = (".png", ".webp", ".tif", ".tiff")
@@ -146,8 +146,8 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"cannot read {quoted(path)}: {reason(error)}.")
 
 
-def _damaged(path: Path, index: int, why: str) -> Damaged:
-    return Damaged(f"{quoted(path)} cannot be decoded at frame {index:05d} ({why}); save it anew.", why)
+def _damaged(path: Path, index: int, why: str) -> FrameError:
+    return FrameError(f"{quoted(path)} cannot be decoded at frame {index:05d} ({why}); save it anew.", why)
 
 
 def _end_of(image, index: int, time: float | None) -> float | None:

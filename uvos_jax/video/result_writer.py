@@ -19,7 +19,7 @@ from uvos_jax.errors import UserError, nearest_hint
 from uvos_jax.video import json_results as objects_json
 from uvos_jax.video.frames import Frame
 from uvos_jax.video.mask_io import PALETTE, write_mask
-from uvos_jax.video.rendering import CUTOUTS, PLAIN, Look, cut_out, draw_overlay
+from uvos_jax.video.rendering import CUTOUTS, DEFAULT_STYLE, OverlayStyle, cut_out, draw_overlay
 from uvos_jax.video.video_writer import VideoWriter
 
 # All names that a ResultWriter may put into its folder.
@@ -38,7 +38,7 @@ class ResultWriter:
     """Writes masks and whatever else is asked for in the background; used as a context manager.
 
     - ``masks/<name>.png``: indexed PNG;
-    - ``soft/<name>.png``: 8-bit grey, 255 for sure foreground, and ``confidence.csv`` with a line a frame;
+    - ``soft/<name>.png``: 8-bit gray, 255 for sure foreground, and ``confidence.csv`` with a line a frame;
     - ``cutout/<name>.png``: the objects on transparent ground, or ``cutout.mov`` (ProRes 4444), ``cutout.webm`` (VP9);
     - ``overlay.mp4``: the objects drawn onto the frames;
     - ``objects.json``: masks as run lengths, boxes and areas.
@@ -51,7 +51,7 @@ class ResultWriter:
     No more than 16 frames and 128 MiB of pixels wait to be written, or a single frame if that is larger.
     """
 
-    def __init__(self, output_dir: str | os.PathLike, fps: float, *, overlay: bool = True, look: Look = PLAIN,
+    def __init__(self, output_dir: str | os.PathLike, fps: float, *, overlay: bool = True, look: OverlayStyle = DEFAULT_STYLE,
                  soft: bool = False, json: bool = False, cutout: str | None = None, palette: np.ndarray | None = None):
         """Prepares a writer; nothing is created before it is entered.
 
@@ -63,7 +63,7 @@ class ResultWriter:
             soft: Whether to write probabilities and confidences.
             json: Whether to write the objects as JSON.
             cutout: "png", "mov" or "webm" writes the objects cut out.
-            palette: Colours of the labels in the masks and the overlay, uint8 [256, 3], RGB; those of DAVIS if None.
+            palette: Colors of the labels in the masks and the overlay, uint8 [256, 3], RGB; those of DAVIS if None.
 
         Raises:
             UserError: There is no such form of cut-outs, or PyAV or an encoder is not installed.
@@ -180,7 +180,7 @@ class ResultWriter:
             jobs.append(self._pool.submit(_write_cutout, self._folder / "cutout" / png, frame, labels, probability))
         return jobs
 
-    def _add_overlay(self, fps: float, look: Look) -> None:
+    def _add_overlay(self, fps: float, look: OverlayStyle) -> None:
         video = VideoWriter(self._folder / "overlay.mp4", fps)
         self._spanning.append(_Spanning(video, lambda frame, labels, *_: video.write(
             draw_overlay(frame.image, labels, look, self._palette), frame.time)))
@@ -274,7 +274,7 @@ def _write_cutout(path: Path, frame: Frame, labels: np.ndarray, probability: np.
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
-    """Writes grey [h, w] or blue, green, red and opacity [h, w, 4], uint8, in one step."""
+    """Writes gray [h, w] or blue, green, red and opacity [h, w, 4], uint8, in one step."""
     write_atomically(path, cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, _COMPRESS_LEVEL])[1].tobytes())
 
 

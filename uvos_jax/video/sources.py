@@ -17,7 +17,7 @@ import numpy as np
 from uvos_jax.atomic_io import quoted, reason
 from uvos_jax.errors import UserError, nearest_hint
 from uvos_jax.video.discovery import KINDS_OF_IMAGES, folder_frames, is_pattern, is_video_name
-from uvos_jax.video.frames import DEFAULT_FPS, Picture, Source, Span, frames_of, span_of
+from uvos_jax.video.frames import DEFAULT_FPS, FrameRange, Picture, Source, frame_range, frames_of
 from uvos_jax.video.image_io import is_image, natural_sort, read_image
 from uvos_jax.video.multi_image_files import count_pages, is_gif, read_gif, read_pages
 from uvos_jax.video.streams import SCHEMES, is_stream, open_camera, open_stdin, open_stream
@@ -65,9 +65,9 @@ def open_source(
     """
     if on_error not in ("stop", "skip"):
         raise UserError(f"on_error is {on_error!r}; it must be 'stop' or 'skip'.")
-    span = span_of(start, end, every)
+    span = frame_range(start, end, every)
     if isinstance(source, Source):
-        if span != Span():
+        if span != FrameRange():
             raise UserError("this source is open already; give start, end and every when it is opened.")
         return source
     if isinstance(source, (str, os.PathLike)):
@@ -83,7 +83,7 @@ def open_source(
     )
 
 
-def _cut(source: Source, span: Span, on_error: OnError) -> Source:
+def _cut(source: Source, span: FrameRange, on_error: OnError) -> Source:
     """Returns the source that gives the frames of a span, from one that gives all pictures."""
     pictures, fps = source.start, source.fps
     length = source.length and span.count(source.length, fps)
@@ -102,7 +102,7 @@ def _checked(source: Source) -> Source:
     return source
 
 
-def _open_text(text: str, span: Span, on_error: OnError) -> Source:
+def _open_text(text: str, span: FrameRange, on_error: OnError) -> Source:
     if not text:
         raise UserError("the source is an empty path; give a video file or a folder of frames.")
     if text == "-":
@@ -130,7 +130,7 @@ def _open_text(text: str, span: Span, on_error: OnError) -> Source:
         return _checked(_cut(_open_image(path), span, on_error))
     video = _open_video(path)
     # To get to a frame in the middle all before it must be decoded, so a look at the first one of all must do.
-    _checked(_cut(video, Span(), on_error))
+    _checked(_cut(video, FrameRange(), on_error))
     return _cut(video, span, on_error)
 
 

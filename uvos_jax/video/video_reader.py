@@ -14,7 +14,7 @@ import numpy as np
 
 from uvos_jax.atomic_io import quoted, reason
 from uvos_jax.errors import UserError
-from uvos_jax.video.frames import LARGEST_FRAME, Damaged, Picture
+from uvos_jax.video.frames import LARGEST_FRAME, FrameError, Picture
 
 # Beyond this a rate is the unit of a clock, which some streams state in its place.
 _FASTEST = 1000
@@ -75,7 +75,7 @@ def read_video(path: Path) -> Iterator[Picture]:
     """Decodes the pictures of a video file one after the other, in the order in which they are shown.
 
     Turned upright when the file asks for a rotation (phones write it so); a mirroring is ignored, pixels that are not
-    square stay as they are stored, and transparency is dropped, as in image files: what colour lies beneath is the
+    square stay as they are stored, and transparency is dropped, as in image files: what color lies beneath is the
     author's, and any background drawn under it would have edges of its own.
 
     Args:
@@ -243,7 +243,7 @@ def _decoded(container, stream, threads: bool) -> Iterator[tuple[int | None, Any
 
 
 def _broken(name: str, time: float | None, label: str, why: str, remedy: str) -> Picture:
-    damage = Damaged(f"{label} cannot be decoded at frame {name} ({why}); {remedy}.", why)
+    damage = FrameError(f"{label} cannot be decoded at frame {name} ({why}); {remedy}.", why)
     return Picture(name, partial(_raise, damage), time, damage)
 
 

@@ -180,7 +180,7 @@ class VideoWriter:
         codec = stream.codec_context
         codec.time_base = stream.time_base = Fraction(1, self._ticks)
         codec.thread_count, codec.thread_type = _THREADS, "AUTO"
-        # Without these a player guesses the colour matrix from the size of the picture.
+        # Without these a player guesses the color matrix from the size of the picture.
         codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
         codec.color_range = _LIMITED_RANGE
         if self.path.suffix == ".webm":

@@ -27,14 +27,15 @@ import orbax.checkpoint as ocp
 import uvos_jax
 from uvos_jax.errors import UserError
 from uvos_jax.models import build, hyper_parameters
+from uvos_jax.weights import compatibility
 from uvos_jax.weights.convert import expected_variables
 
 _FORMAT = 1
 _orbax = threading.Lock()
 # Hyper-parameters that say how weights are used, not what they are; all others are fixed by the weights.
 _CHANGEABLE = ("variant", "short_side", "dropout", "axis_name", "dtype", "remat", "background_weight", "selection",
-               "history", "candidates", "lost_below", "prior_from", "slots", "references", "atrous", "own_labels",
-               "ramp", "embedding_scale", "tracks", "proposals", "memory", "verification", "memory_update",
+               "history", "candidates", "lost_below", "prior_from", "max_objects", "references", "atrous", "use_predicted_masks",
+               "bootstrap_steps", "embedding_scale", "max_tracks", "max_proposals", "memory", "verification", "memory_update",
                "refine")
 
 
@@ -93,7 +94,8 @@ def load(directory: str | Path, **overrides) -> tuple[str, nn.Module, dict]:
         meta = json.loads((directory / "uvos.json").read_text())
         version = meta["format"]
         if version == _FORMAT:
-            name, hyper = str(meta["model"]), {**meta["hyper_parameters"]}
+            old, meta = compatibility.is_from_0_1(meta), compatibility.current_metadata(meta)
+            name, hyper = str(meta["model"]), meta["hyper_parameters"]
     except FileNotFoundError:
         raise UserError(f"'{directory}' is no checkpoint directory: it has no uvos.json.") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -107,6 +109,7 @@ def load(directory: str | Path, **overrides) -> tuple[str, nn.Module, dict]:
     try:
         # NumPy targets: restored on whatever devices this process has, not on those that saved it.
         target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), expected_variables(model))
+        target = compatibility.variables_of_0_1(name, target) if old else target
         with checkpointer() as reader:
             variables = reader.restore(directory / "weights", target)
     except Exception as error:  # Orbax raises many kinds for a missing, torn or ill-fitting tree
@@ -115,7 +118,7 @@ def load(directory: str | Path, **overrides) -> tuple[str, nn.Module, dict]:
     shapes = [jax.tree.map(np.shape, tree) for tree in (variables, target)]
     if shapes[0] != shapes[1] or meta.get("sha256") != digest(variables):
         raise ill_fitting
-    return name, model, variables
+    return name, model, compatibility.current_variables(name, variables) if old else variables
 
 
 def rebuild(name: str, hyper: dict, overrides: dict, what: str) -> nn.Module:

@@ -22,14 +22,14 @@ from safetensors.numpy import save
 import uvos_jax
 from uvos_jax.errors import UserError
 from uvos_jax.models import hyper_parameters
-from uvos_jax.weights import checkpoints
+from uvos_jax.weights import checkpoints, compatibility
 from uvos_jax.weights.convert import expected_variables
 
 ASSETS = resources.files("uvos_jax") / "assets"
 DEFAULT = "default"
 _SUFFIX = ".safetensors"
 _KEY = "uvos"  # of our JSON in the file's header
-_NEEDED = {"model", "hyper_parameters", "sha256", "origin", "licence"}
+_NEEDED = {"model", "hyper_parameters", "sha256", "origin", "license"}
 
 
 def packaged_names() -> tuple[str, ...]:
@@ -69,13 +69,13 @@ def about(weights: str = DEFAULT) -> dict[str, Any]:
       weights: one of ``packaged_names()``.
 
     Returns:
-      ``{"model", "variant", "hyper_parameters", "origin", "licence", "scores", "sha256", "uvos_jax"}``; origin and
-      licence are sentences, scores fractions of one by the name of what they were measured on.
+      ``{"model", "variant", "hyper_parameters", "origin", "license", "scores", "sha256", "uvos_jax"}``; origin and
+      license are sentences, scores fractions of one by the name of what they were measured on.
     """
     return _read(weights, arrays=False)[0]
 
 
-def recognised(sha256: str) -> str | None:
+def recognized(sha256: str) -> str | None:
     """The name of the weights in the package that have this digest; None if there are none."""
     for name in packaged_names():
         with contextlib.suppress(UserError):  # a damaged file is no matter to who has weights of their own
@@ -84,14 +84,14 @@ def recognised(sha256: str) -> str | None:
     return None
 
 
-def pack(directory: str | Path, file: str | Path, *, origin: str, licence: str, scores: dict[str, Any]) -> None:
+def pack(directory: str | Path, file: str | Path, *, origin: str, license: str, scores: dict[str, Any]) -> None:
     """Writes the weights of a checkpoint directory as a file like those of the package.
 
     Args:
       directory: as written by ``checkpoints.save``.
       file: the ``.safetensors`` file to write; an existing one is replaced.
       origin: what the weights were trained on and by which command, for the reader of the header.
-      licence: of the weights.
+      license: of the weights.
       scores: what they reach, ``{what: {measure: fraction of one}}``.
 
     Raises:
@@ -105,7 +105,7 @@ def pack(directory: str | Path, file: str | Path, *, origin: str, licence: str, 
     # The digest is of what load_packaged returns, kernels rounded to float16.
     loaded = unflatten_dict({key: value.astype(np.float32) for key, value in stored.items()}, sep="/")
     meta = {"model": name, "variant": model.variant, "hyper_parameters": hyper_parameters(model), "origin": origin,
-            "licence": licence, "scores": scores, "sha256": checkpoints.digest(loaded),
+            "license": license, "scores": scores, "sha256": checkpoints.digest(loaded),
             "uvos_jax": uvos_jax.__version__}
     file = Path(file)
     partial = file.with_name(f".{file.name}.partial")
@@ -123,6 +123,7 @@ def _read(weights: str, arrays: bool = True) -> tuple[dict[str, Any], dict[str, 
         # A real file even where the package is imported from an archive.
         with resources.as_file(ASSETS / f"{weights}{_SUFFIX}") as path, safe_open(path, "numpy") as file:
             meta = json.loads(file.metadata()[_KEY])
+            meta = compatibility.current_metadata(meta)
             if not (isinstance(meta["hyper_parameters"], dict) and meta.keys() >= _NEEDED):
                 raise ValueError("the header is not whole")
             return meta, {key: file.get_tensor(key) for key in file.keys()} if arrays else {}  # noqa: SIM118

@@ -97,7 +97,7 @@ def _f2net(model, variables, inputs, expected):
     frames = [jnp.asarray(smooth_noise(int(seed), side, side) * 255) - means for seed in inputs["seeds"]]
     anchor, frame = frames[0][None], frames[2][None]  # the published network takes the second and ignores it
     batch = {"anchor": anchor, "frame": frame, "previous": _nhwc(inputs["prev_gauss"]),
-             "centre": jnp.asarray(inputs["ct"]) / 4}  # pixels of the frame there, of the heat map here
+             "center": jnp.asarray(inputs["ct"]) / 4}  # pixels of the frame there, of the heat map here
     outputs, inner = jax.jit(model.apply)(variables, batch)
     maps = {"maxpool": "stem", "l1": "layer1", "l2": "layer2", "l3": "layer3", "l4": "layer4"}
     made = {f"cur_{theirs}": _nchw(inner[ours])[1:, :8, ::4, ::4] for theirs, ours in maps.items()}
@@ -114,7 +114,7 @@ def _f2net(model, variables, inputs, expected):
 
 def _cfbi(model, variables, inputs, expected):
     references, objects = len(inputs["ref"]), int(inputs["obj_num"]) + 1
-    model = model.clone(slots=max(1, objects - 1), references=references)
+    model = model.clone(max_objects=max(1, objects - 1), references=references)
     frames = jnp.concatenate([_nhwc(inputs[name]) for name in ("ref", "prev", "cur")])
     labels = [jnp.asarray(x, jnp.int32) for x in (*inputs["ref_label"], *inputs["prev_label"])]  # each [1, h, w]
 
@@ -145,13 +145,13 @@ def _cfbi(model, variables, inputs, expected):
 
 
 def smooth_noise(seed: int, height: int, width: int, cell: int = 16) -> np.ndarray:
-    """The pictures from which some reference files were made: smooth random colours with a little noise.
+    """The pictures from which some reference files were made: smooth random colors with a little noise.
 
     Args:
       seed: of ``PCG64``.
       height: in pixels.
       width: in pixels.
-      cell: distance of the random colours between which it is interpolated, in pixels.
+      cell: distance of the random colors between which it is interpolated, in pixels.
 
     Returns:
       ``[height, width, 3]`` float32 in 0..1.

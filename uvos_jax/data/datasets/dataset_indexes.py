@@ -103,7 +103,7 @@ def list_youtube_vos(root: Path, config: str | None = None) -> Listing:
 
 
 def list_duts(root: Path, config: str | None = None) -> Listing:
-    """DUTS: images and masks of salient objects; grey levels from 128 up are foreground."""
+    """DUTS: images and masks of salient objects; gray levels from 128 up are foreground."""
     splits, faults = {}, []
     for split, part in (("train", "DUTS-TR"), ("test", "DUTS-TE")):
         folder = root / part if (root / part).is_dir() else root

@@ -10,7 +10,7 @@ from uvos_jax.errors import UserError
 from uvos_jax.video import read_mask
 from uvos_jax.video.mask_io import check_palette
 
-# A few FBMS sequences are stored with other grey levels; the field's conversion scripts treat them apart.
+# A few FBMS sequences are stored with other gray levels; the field's conversion scripts treat them apart.
 _FBMS_THRESHOLD = {"marple7": 0.05, "marple2": 0.4}
 _FBMS_USUAL_THRESHOLD = 0.1
 
@@ -81,7 +81,7 @@ def read_objects_without_void(path: Path) -> np.ndarray:
 def read_fbms_foreground(path: Path, sequence: str) -> np.ndarray:
     """Reads a ground-truth file of FBMS-59 as one foreground, all moving objects merged.
 
-    Objects are grey levels or colours. In the colour files (.ppm) white is the background. Grey is divided by 255
+    Objects are gray levels or colors. In the color files (.ppm) white is the background. Gray is divided by 255
     and compared with 0.1, 0.05 in marple7 and 0.4 in marple2, as the field's conversion scripts have it.
 
     Returns:
@@ -91,10 +91,10 @@ def read_fbms_foreground(path: Path, sequence: str) -> np.ndarray:
         UserError: The file cannot be read.
     """
     image, mode = pixels(path)
-    grey = _grey(image, mode) / 255.0
+    gray = _gray(image, mode) / 255.0
     if path.suffix.lower() == ".ppm":
-        grey[grey > 0.99] = 0.0
-    return grey > _FBMS_THRESHOLD.get(sequence, _FBMS_USUAL_THRESHOLD)
+        gray[gray > 0.99] = 0.0
+    return gray > _FBMS_THRESHOLD.get(sequence, _FBMS_USUAL_THRESHOLD)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -122,8 +122,8 @@ def pixels(path: Path) -> tuple[np.ndarray, str]:
         return array, image.mode
 
 
-def _grey(image, mode):
-    """Luma of a grey or colour image, 0..255, as Pillow and OpenCV weigh the channels."""
+def _gray(image, mode):
+    """Luma of a gray or color image, 0..255, as Pillow and OpenCV weigh the channels."""
     if mode in ("L", "P"):
         return image.astype(np.float64)
     if mode == "1":

@@ -154,13 +154,13 @@ def davis_unsupervised(root: Path, split: str) -> list[Sequence]:
 
 
 def fbms(root: Path, split: str) -> list[Sequence]:
-    """Lists the labelled frames of FBMS-59, as published or as the field's plain ``Annotations/<sequence>/*.png``.
+    """Lists the labeled frames of FBMS-59, as published or as the field's plain ``Annotations/<sequence>/*.png``.
 
     As published, a sequence has ``GroundTruth/`` with files whose names hold a frame number, in one of two fashions;
     the frame is the image that carries the same number, or if they are counted otherwise, stands in the same place.
 
     Raises:
-        UserError: The folder is laid out otherwise, or a labelled frame has no image.
+        UserError: The folder is laid out otherwise, or a labeled frame has no image.
     """
     folder = fbms_folder(root, split)
     raw = fbms_raw_folders(folder)
@@ -312,10 +312,10 @@ def _with_images(name, masks, images):
 
 
 def fbms_sequence(folder: Path) -> Sequence:
-    """Lists the labelled frames of a sequence of FBMS-59 as published, see ``fbms``.
+    """Lists the labeled frames of a sequence of FBMS-59 as published, see ``fbms``.
 
     Raises:
-        UserError: It has no ground truth, or a labelled frame has no image.
+        UserError: It has no ground truth, or a labeled frame has no image.
     """
     images = {_last_number(path.stem): path for path in _image_files(folder)
               if path.suffix.lower() in (".jpg", ".jpeg", ".png") and _last_number(path.stem) is not None}

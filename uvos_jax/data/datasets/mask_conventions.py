@@ -13,26 +13,26 @@ from uvos_jax.data.datasets.ground_truth import pixels
 from uvos_jax.data.datasets.index import named
 from uvos_jax.errors import UserError
 from uvos_jax.video import read_mask
-from uvos_jax.video.mask_io import LARGEST_GREY_ID, VOID
+from uvos_jax.video.mask_io import LARGEST_GRAY_ID, VOID
 
 
 class Meaning(NamedTuple):
     """What levels mean in the masks of a video.
 
     Attributes:
-        grey_is_binary: In grey masks every level but 0 is object 1; otherwise levels are object numbers and 255 void.
+        gray_is_binary: In gray masks every level but 0 is object 1; otherwise levels are object numbers and 255 void.
         indexed_is_binary: In indexed masks 255 is object 1; otherwise it is void.
     """
 
-    grey_is_binary: bool
+    gray_is_binary: bool
     indexed_is_binary: bool
 
 
 def meaning_of(video: str, masks: dict[str, Path], faults: list[str]) -> Meaning:
     """Finds out what levels mean, from the levels of all masks of a video.
 
-    - Grey masks with 0 and one other level in all of them, which cannot be an object number: that is object 1.
-    - Grey masks with levels up to 20, and perhaps 255: object numbers and void, also in a frame with 0 and 255 alone.
+    - Gray masks with 0 and one other level in all of them, which cannot be an object number: that is object 1.
+    - Gray masks with levels up to 20, and perhaps 255: object numbers and void, also in a frame with 0 and 255 alone.
     - Indexed masks, where no mask of the video has a level but 0 and 255: 255 is object 1.
 
     Args:
@@ -40,7 +40,7 @@ def meaning_of(video: str, masks: dict[str, Path], faults: list[str]) -> Meaning
         masks: By frame.
         faults: To which is added that frames have one other level each, but not the same.
     """
-    grey: dict[int, str] = {}  # levels, and the frame that has them first
+    gray: dict[int, str] = {}  # levels, and the frame that has them first
     indexed: set[int] = set()
     for frame, path in masks.items():
         try:
@@ -51,15 +51,15 @@ def meaning_of(video: str, masks: dict[str, Path], faults: list[str]) -> Meaning
             indexed.update(_levels(image))
         elif mode in ("L", "LA"):
             levels = _levels(image if mode == "L" else image[..., 0])
-            if len(levels) == 1 or max((level for level in levels if level < VOID), default=0) <= LARGEST_GREY_ID:
+            if len(levels) == 1 or max((level for level in levels if level < VOID), default=0) <= LARGEST_GRAY_ID:
                 for level in levels:  # other masks cannot be read, which is told when the file is checked
-                    grey.setdefault(level, frame)
-    numbers = [level for level in grey if level < VOID]
-    numbered = bool(numbers) and max(numbers) <= LARGEST_GREY_ID
-    if len(grey) > 1 and not numbered:
-        faults.append(f"{video} has grey masks whose levels differ, and which cannot be object numbers either: "
-                      + named(f"{level} in {frame}" for level, frame in sorted(grey.items())))
-    return Meaning(not numbered, VOID in indexed and indexed | grey.keys() == {VOID})
+                    gray.setdefault(level, frame)
+    numbers = [level for level in gray if level < VOID]
+    numbered = bool(numbers) and max(numbers) <= LARGEST_GRAY_ID
+    if len(gray) > 1 and not numbered:
+        faults.append(f"{video} has gray masks whose levels differ, and which cannot be object numbers either: "
+                      + named(f"{level} in {frame}" for level, frame in sorted(gray.items())))
+    return Meaning(not numbered, VOID in indexed and indexed | gray.keys() == {VOID})
 
 
 def read_own(meaning: Meaning, path: Path) -> np.ndarray:
@@ -75,7 +75,7 @@ def read_own(meaning: Meaning, path: Path) -> np.ndarray:
     Raises:
         UserError: The file cannot be read, or is no label image.
     """
-    labels = read_mask(path, numbered=not meaning.grey_is_binary)
+    labels = read_mask(path, numbered=not meaning.gray_is_binary)
     return (labels > 0).astype(np.uint8) if meaning.indexed_is_binary else labels
 
 

@@ -1,4 +1,4 @@
-"""Training examples: sampling, decoding, geometry, colour and labels put together, by the number of an example.
+"""Training examples: sampling, decoding, geometry, color and labels put together, by the number of an example.
 
 Examples are NumPy:
 
@@ -32,7 +32,7 @@ from uvos_jax.config_schema import (
     size,
     whole,
 )
-from uvos_jax.data.examples import color as colours
+from uvos_jax.data.examples import color as colors
 from uvos_jax.data.examples.geometry import KINDS, options_of, reduction, warp_flow, warp_image, warp_labels
 from uvos_jax.data.examples.sampling import (
     EXAMPLE,
@@ -54,7 +54,7 @@ _OBJECTS = whole(None, 1, VOID - 1)
 # The options of ``make_clips`` and ``part``.
 SETTINGS = {
     "size": one_or_more(size(REQUIRED)), "batch_size": whole(REQUIRED, 1), "seed": whole(REQUIRED, 0, 2**32 - 1),
-    "geometry": section({"kind": "resize"}), "colour": optional(section(None)), "flow": flag(False),
+    "geometry": section({"kind": "resize"}), "color": optional(section(None)), "flow": flag(False),
     "paste": fraction(0.0), "turns": flag(False), "categories": names(()),
     "objects": Option(None, f"None, 'foreground' or the largest number of objects, {_OBJECTS.wants}",
                       lambda value: value is None or value == "foreground" or _OBJECTS.fits(value)),
@@ -121,10 +121,10 @@ class Clips:
         kind: Name in ``geometry.KINDS``.
         geometry: All its options.
         independent: Whether each frame of a clip has a map of its own.
-        fill: Colour outside the frame, RGB.
+        fill: Color outside the frame, RGB.
         fill_label: Label outside the frame.
-        colour: Ranges, see ``colour.draw``.
-        independent_colour: Whether each frame of a clip has changes of its own.
+        color: Ranges, see ``color.draw``.
+        independent_color: Whether each frame of a clip has changes of its own.
         flow: Whether examples have optical flow.
         objects: None, "foreground" or the largest number of objects, see ``renumbering``.
         paste: Share of the examples that get the objects of another clip.
@@ -142,8 +142,8 @@ class Clips:
     independent: bool
     fill: tuple[int, int, int]
     fill_label: int
-    colour: dict
-    independent_colour: bool
+    color: dict
+    independent_color: bool
     flow: bool
     objects: str | int | None
     paste: float
@@ -174,7 +174,7 @@ class Clips:
         size = self.size_of(step)
         clip, kinds = self._clip(chosen, v, indices, rng, size), self._kinds(chosen, v)
         if self.paste and rng.random() < self.paste:
-            # The other clip is of the same dataset, with a geometry and colours of its own.
+            # The other clip is of the same dataset, with a geometry and colors of its own.
             other, item = map(int, chosen.items[rng.integers(len(chosen.items))])
             its = RECIPES[chosen.recipe].frames(rng, chosen.store.videos[other], item, **chosen.options)
             kinds = _side_by_side(clip["labels"], kinds, self._kinds(chosen, other))
@@ -212,9 +212,9 @@ class Clips:
             if (t, reduce) not in images:
                 images[t, reduce] = store.image(v, t, reduce)
             frames.append(warp_image(images[t, reduce], matrix, size, self.fill, reduce))
-        if self.colour:
-            factors = [colours.draw(rng, self.colour) for _ in (indices if self.independent_colour else (0,))]
-            frames = [colours.jitter(frame, factors[i % len(factors)]) for i, frame in enumerate(frames)]
+        if self.color:
+            factors = [colors.draw(rng, self.color) for _ in (indices if self.independent_color else (0,))]
+            frames = [colors.jitter(frame, factors[i % len(factors)]) for i, frame in enumerate(frames)]
         clip = {"frames": np.stack(frames),
                 "labels": np.stack([warp_labels(sources[t], matrix, size, self.fill_label)
                                     for t, matrix in zip(indices, maps, strict=True)])}
@@ -289,7 +289,7 @@ def renumbering(rng: np.random.Generator, labels: np.ndarray, objects: str | int
         labels: uint8 [t, h, w] with 255 for void.
         objects: None leaves the numbers as they are, "foreground" makes all of them 1, and a number n gives the
             clip's objects the numbers 1 to at most n in random order. Objects beyond n become void, as a network
-            with n slots should neither find them nor learn that they are background.
+            with n max_objects should neither find them nor learn that they are background.
         follow: Whether objects are given in the first frame and followed. Those not in it are then background, as
             they are in a test.
 
@@ -316,7 +316,7 @@ def relabel(labels: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def make_clips(parts: Sequence[Part], size: tuple[int, int] | Sequence[tuple[int, int]], batch_size: int, seed: int,
-               geometry: dict, colour: dict | None = None, flow: bool = False, objects: str | int | None = None,
+               geometry: dict, color: dict | None = None, flow: bool = False, objects: str | int | None = None,
                paste: float = 0.0, turns: bool = False, categories: Sequence[str] = ()) -> Clips:
     """Checks and completes a description of training examples.
 
@@ -327,7 +327,7 @@ def make_clips(parts: Sequence[Part], size: tuple[int, int] | Sequence[tuple[int
         seed: Seed of everything random, 0 or more.
         geometry: ``{"kind": ..., option: value}``, see ``geometry.KINDS``; also ``"independent"``, ``"fill"`` and
             ``"fill_label"``.
-        colour: Ranges of changes, see ``colour.draw``; also ``"independent"``.
+        color: Ranges of changes, see ``color.draw``; also ``"independent"``.
         flow: Whether examples have optical flow; every dataset must.
         objects: See ``renumbering``.
         paste: Share of the examples that get the objects of another clip of their dataset, see ``paste``.
@@ -348,7 +348,7 @@ def make_clips(parts: Sequence[Part], size: tuple[int, int] | Sequence[tuple[int
         raise UserError(f"The shares of the mixture sum up to {cycle}; choose smaller ones of the same ratio, "
                         f"{_LONGEST_CYCLE} at most together.")
     checked = check_options({"size": size, "batch_size": batch_size, "seed": seed, "geometry": geometry,
-                             "colour": colour, "flow": flow, "objects": objects, "paste": paste, "turns": turns,
+                             "color": color, "flow": flow, "objects": objects, "paste": paste, "turns": turns,
                              "categories": categories},
                             SETTINGS, "data")
     without = [part.what for part in parts if flow and not part.store.has_flow]
@@ -358,13 +358,13 @@ def make_clips(parts: Sequence[Part], size: tuple[int, int] | Sequence[tuple[int
     if categories:
         _check_categories(parts, objects, categories)
     kind, options = check_named(checked["geometry"], {row: options_of(row) for row in KINDS}, "geometry", "kind")
-    tones = check_options(checked["colour"] or {}, colours.OPTIONS, "colour")
+    tones = check_options(checked["color"] or {}, colors.OPTIONS, "color")
     sizes = tuple(tuple(map(int, each)) for each in (size if np.ndim(size) == 2 else [size]))
     return Clips(tuple(parts), sizes, int(batch_size), int(seed), lengths[0],
                  kind=kind, independent=options.pop("independent"), fill=tuple(options.pop("fill")),
                  fill_label=options.pop("fill_label"), geometry=options,
-                 independent_colour=tones.pop("independent"),
-                 colour={name: tuple(value) for name, value in tones.items() if value is not None},
+                 independent_color=tones.pop("independent"),
+                 color={name: tuple(value) for name, value in tones.items() if value is not None},
                  flow=flow, objects=objects, paste=float(paste), turns=turns, categories=tuple(categories))
 
 

@@ -1,4 +1,4 @@
-"""Random changes of brightness, contrast, colour and sharpness, each as Pillow's ``ImageEnhance`` defines it.
+"""Random changes of brightness, contrast, color and sharpness, each as Pillow's ``ImageEnhance`` defines it.
 
 Every change mixes the image with a plain version of it: ``plain + factor * (image - plain)``, cut off to 0..255 and
 rounded down. A factor of 1 changes nothing, 0 gives the plain version, more than 1 exaggerates.
@@ -15,7 +15,7 @@ _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 
 
 def jitter(image: np.ndarray, factors: dict[str, float]) -> np.ndarray:
-    """Applies changes in the order brightness, contrast, colour, sharpness.
+    """Applies changes in the order brightness, contrast, color, sharpness.
 
     Args:
         image: uint8 [h, w, 3], RGB.
@@ -35,7 +35,7 @@ def draw(rng: np.random.Generator, ranges: dict[str, tuple[float, float]]) -> di
 
     Args:
         rng: Random numbers.
-        ranges: ``{name: (smallest, largest)}``; DPA has brightness and contrast 0.5 to 1.5, colour 0 to 2, sharpness
+        ranges: ``{name: (smallest, largest)}``; DPA has brightness and contrast 0.5 to 1.5, color 0 to 2, sharpness
             0 to 3.
     """
     return {name: rng.uniform(*ranges[name]) for name in CHANGES if name in ranges}
@@ -47,13 +47,13 @@ def brightness(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    """Mixes with the mean of its own grey levels."""
-    return _mix_levels(image, int(_grey(image).mean() + 0.5), factor)
+    """Mixes with the mean of its own gray levels."""
+    return _mix_levels(image, int(_gray(image).mean() + 0.5), factor)
 
 
-def colour(image: np.ndarray, factor: float) -> np.ndarray:
-    """Mixes with its grey version."""
-    return _mix(image, cv2.cvtColor(_grey(image), cv2.COLOR_GRAY2RGB), factor)
+def color(image: np.ndarray, factor: float) -> np.ndarray:
+    """Mixes with its gray version."""
+    return _mix(image, cv2.cvtColor(_gray(image), cv2.COLOR_GRAY2RGB), factor)
 
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
@@ -63,11 +63,11 @@ def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
     return _mix(image, plain, factor)
 
 
-CHANGES = {"brightness": brightness, "contrast": contrast, "colour": colour, "sharpness": sharpness}
+CHANGES = {"brightness": brightness, "contrast": contrast, "color": color, "sharpness": sharpness}
 OPTIONS = {name: optional(span(None, 0, 100)) for name in CHANGES} | {"independent": flag(False)}
 
 
-def _grey(image: np.ndarray) -> np.ndarray:
+def _gray(image: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
 
 

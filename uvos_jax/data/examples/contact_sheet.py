@@ -1,9 +1,9 @@
-"""Looking at batches: frames with their masks, and optical flow in colours."""
+"""Looking at batches: frames with their masks, and optical flow in colors."""
 
 import cv2
 import numpy as np
 
-from uvos_jax.video import Look, draw_overlay
+from uvos_jax.video import OverlayStyle, draw_overlay
 from uvos_jax.video.flow_io import flow_picture
 from uvos_jax.video.mask_io import VOID
 
@@ -33,7 +33,7 @@ def contact_sheet(batch: dict[str, np.ndarray], width: int = 240) -> np.ndarray:
 
 
 def _with_labels(frame: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    picture = draw_overlay(frame, labels, Look(alpha=0.4))
+    picture = draw_overlay(frame, labels, OverlayStyle(alpha=0.4))
     picture[labels == VOID] //= 3
     return picture
 

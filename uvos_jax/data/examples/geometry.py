@@ -1,7 +1,7 @@
 """Where the pixels of a training example come from: one affine map a frame, and one interpolation.
 
 A map is a float64 [2, 3] array that takes a position (x, y) of the output to the source. Positions are continuous: a
-picture spans [0, width] x [0, height] and the centre of its first pixel is (0.5, 0.5), so that a map does not depend
+picture spans [0, width] x [0, height] and the center of its first pixel is (0.5, 0.5), so that a map does not depend
 on the resolution at which pixels are sampled. A function that draws maps takes ``(rng, labels, size, **options)``:
 the labels of the clip's frames [t, h, w] (one frame of them where frames get maps of their own), the size (height,
 width) of the output; and returns one map.
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from uvos_jax.config_schema import Option, colour, flag, fraction, optional, span, whole
+from uvos_jax.config_schema import Option, color, flag, fraction, optional, span, whole
 from uvos_jax.data.storage.store import REDUCTIONS, VOID
 
-_MEAN_COLOUR = (124, 116, 104)  # of ImageNet, so that what is outside a frame is about 0 after normalisation
+_MEAN_COLOR = (124, 116, 104)  # of ImageNet, so that what is outside a frame is about 0 after normalization
 _LARGEST_ZOOM = 4.0  # of a crop around the foreground; without a bound a foreground of few pixels would fill the output
 _TRIES = 5  # of a balanced crop (CFBI's configuration)
 
@@ -42,7 +42,7 @@ def foreground_crop(rng: np.random.Generator, labels: np.ndarray, size: tuple[in
     """A region of random size around the foreground of all frames, turned by a multiple of 45 degrees (AD-Net, Sec. 4).
 
     The paper does not say how a region becomes the network's input: here it has the shape of the output, so that
-    nothing is distorted, and turns about its centre, which may take part of the foreground out of sight. Without
+    nothing is distorted, and turns about its center, which may take part of the foreground out of sight. Without
     a turn all of it is inside; the region reaches beyond the frame only if no region of its shape holds it otherwise.
 
     Args:
@@ -138,13 +138,13 @@ class Kind:
     Attributes:
         draw: ``(rng, labels, size, **options) -> map``.
         options: The options it knows.
-        fill: Colour of what is outside the frame, RGB.
+        fill: Color of what is outside the frame, RGB.
         fill_label: Its label.
     """
 
     draw: Callable[..., np.ndarray]
     options: dict[str, Option]
-    fill: tuple[int, int, int] = _MEAN_COLOUR
+    fill: tuple[int, int, int] = _MEAN_COLOR
     fill_label: int = VOID
 
 
@@ -163,7 +163,7 @@ KINDS = {
 def options_of(kind: str) -> dict[str, Option]:
     """Returns the options of a kind: its own, and those that all of them have."""
     row = KINDS[kind]
-    return row.options | {"independent": flag(False), "fill": colour(row.fill),
+    return row.options | {"independent": flag(False), "fill": color(row.fill),
                           "fill_label": whole(row.fill_label, 0, 255)}
 
 
@@ -189,14 +189,14 @@ def warp_image(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], fil
         image: uint8 [h', w', 3], decoded at 1/reduce of its size.
         matrix: Output to source at full size, [2, 3].
         size: Height and width of the output.
-        fill: Colour of pixels whose centre is outside the image.
+        fill: Color of pixels whose center is outside the image.
         reduce: See above.
 
     Returns:
         uint8 [h, w, 3].
     """
     matrix = matrix / reduce
-    # The edge is repeated for the half pixel beyond the outermost centres, which is inside the image.
+    # The edge is repeated for the half pixel beyond the outermost centers, which is inside the image.
     warped = _warp(image, matrix, size, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
     if _is_within(matrix, size, image.shape[:2]):
         return warped
@@ -252,7 +252,7 @@ def _inside(matrix: np.ndarray, size: tuple[int, int], frame: tuple[int, int]) -
 
 def _warp(pixels: np.ndarray, matrix: np.ndarray, size: tuple[int, int], interpolation: int, border: int,
           fill: int = 0) -> np.ndarray:
-    # OpenCV counts from the centre of the first pixel.
+    # OpenCV counts from the center of the first pixel.
     offset = matrix[:, :2].sum(1) / 2 + matrix[:, 2] - 0.5
     indices = np.column_stack([matrix[:, :2], offset])
     return cv2.warpAffine(pixels, indices, (size[1], size[0]), flags=interpolation | cv2.WARP_INVERSE_MAP,
@@ -265,7 +265,7 @@ def _box(left: float, top: float, right: float, bottom: float, size: tuple[int, 
 
 
 def _turned(degrees: int, size: tuple[int, int], matrix: np.ndarray) -> np.ndarray:
-    """Returns ``matrix`` with its picture turned anticlockwise about its centre."""
+    """Returns ``matrix`` with its picture turned anticlockwise about its center."""
     # Quarter turns are exact, so that they move pixels onto pixels.
     cosine, sine = (np.round(f(np.deg2rad(degrees)), 15) for f in (np.cos, np.sin))
     x, y = size[1] / 2, size[0] / 2

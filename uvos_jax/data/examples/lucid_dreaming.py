@@ -31,21 +31,21 @@ def moved_copy(image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) 
     """
     mask = ((labels > 0) & (labels < VOID)).astype(np.uint8)
     rows, columns = np.nonzero(mask)
-    centre = (columns.mean(), rows.mean()) if len(rows) else (0.0, 0.0)
+    center = (columns.mean(), rows.mean()) if len(rows) else (0.0, 0.0)
     camera = _field(mask.shape, rng, (mask.shape[1] / 2, mask.shape[0] / 2), **_CAMERA)
-    both = camera + _field(mask.shape, rng, centre, **_OBJECT)
+    both = camera + _field(mask.shape, rng, center, **_OBJECT)
     behind = _sample(_without(image, mask), camera, cv2.BORDER_REFLECT_101)
     front = _sample(image, both, cv2.BORDER_REFLECT_101).astype(np.float32)
     share = cv2.GaussianBlur(_sample(mask.astype(np.float32), both, cv2.BORDER_CONSTANT), (3, 3), 0)[..., None]
     return np.round(behind + (front - behind) * share).astype(np.uint8)
 
 
-def _field(size, rng, centre, shift, turn, zoom, bend):
+def _field(size, rng, center, shift, turn, zoom, bend):
     """Where the pixels come from, less their own places: float32 ``[h, w, 2]``, (dx, dy)."""
     longer = max(size)
     y, x = np.mgrid[:size[0], :size[1]].astype(np.float32)
     angle, factor = rng.normal(0, turn), rng.normal(0, zoom)
-    x, y = x - centre[0], y - centre[1]
+    x, y = x - center[0], y - center[1]
     straight = np.stack([factor * x - angle * y, angle * x + factor * y], -1) + rng.normal(0, shift * longer, 2)
     knots = rng.normal(0, bend * longer, (*_KNOTS, 2)).astype(np.float32)
     return (straight + cv2.resize(knots, size[::-1], interpolation=cv2.INTER_CUBIC)).astype(np.float32)

@@ -31,7 +31,7 @@ def from_config(config: Any, data_dir: str | os.PathLike | None = None) -> Clips
 
     Args:
         config: A dict or ConfigDict: ``{"mixture": [{"name", "split", "share", "exclude", "only", "recipe"}, ...],
-            "recipe", "geometry", "colour", "size", "flow", "objects", "categories", "paste", "turns", "batch_size",
+            "recipe", "geometry", "color", "size", "flow", "objects", "categories", "paste", "turns", "batch_size",
             "seed"}``.
             ``recipe`` of a part replaces the common one; ``split`` is "train" and ``share`` 1 if not given. A part of
             name "synthetic" that has a ``count`` is made up: ``{"name": "synthetic", "count", "length", "size",

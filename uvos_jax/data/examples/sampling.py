@@ -95,24 +95,24 @@ def following(rng: np.random.Generator, video: Video, item: int) -> list[int]:
 
 
 def starts(video: Video, length: int) -> Sequence[int]:
-    """Items of ``sequence``: positions among the labelled frames at which ``length`` of them can begin."""
-    if not any(video.objects[t] for t in video.labelled):
+    """Items of ``sequence``: positions among the labeled frames at which ``length`` of them can begin."""
+    if not any(video.objects[t] for t in video.labeled):
         return ()  # nothing to follow
-    return range(max(1, len(video.labelled) - length + 1))
+    return range(max(1, len(video.labeled) - length + 1))
 
 
 def sequence(rng: np.random.Generator, video: Video, item: int, *, length: int = 3, max_gap: int = 3,
              reverse: float = 0.5) -> list[int]:
     """A reference frame that shows an object, and a run of frames to be segmented one after the other (CFBI, Sec. 4).
 
-    All positions count labelled frames, so that a gap of 1 is one of five frames where every fifth is labelled. One
+    All positions count labeled frames, so that a gap of 1 is one of five frames where every fifth is labeled. One
     gap holds for the whole run, as for a video of a lower rate; it is drawn from those that fit. A video that is
     shorter than the run repeats its last frame.
 
     Args:
         rng: Random numbers.
         video: The video.
-        item: Position among the labelled frames at which the run begins.
+        item: Position among the labeled frames at which the run begins.
         length: Frames of the run.
         max_gap: Largest distance of two of them.
         reverse: Probability that time runs backwards.
@@ -120,18 +120,18 @@ def sequence(rng: np.random.Generator, video: Video, item: int, *, length: int =
     Returns:
         ``[reference, frame, ...]``, ``1 + length`` indices.
     """
-    labelled = video.labelled
-    visible = [t for t in labelled if video.objects[t]]
+    labeled = video.labeled
+    visible = [t for t in labeled if video.objects[t]]
     reference = visible[rng.integers(len(visible))]
-    room = (len(labelled) - 1 - item) // max(1, length - 1)
+    room = (len(labeled) - 1 - item) // max(1, length - 1)
     gap = 1 + int(rng.integers(min(max_gap, max(1, room))))
-    run = [labelled[min(item + i * gap, len(labelled) - 1)] for i in range(length)]
+    run = [labeled[min(item + i * gap, len(labeled) - 1)] for i in range(length)]
     return [reference, *(run[::-1] if rng.random() < reverse else run)]
 
 
-def neighbour(rng: np.random.Generator, video: Video, item: int, *, max_gap: int = 3, reverse: float = 0.5
+def neighbor(rng: np.random.Generator, video: Video, item: int, *, max_gap: int = 3, reverse: float = 0.5
               ) -> list[int]:
-    """A labelled frame and, before it, another one from nearby (D-Net, Sec. 3.1).
+    """A labeled frame and, before it, another one from nearby (D-Net, Sec. 3.1).
 
     The paper has the previous frame; larger gaps and time that runs backwards, not in the paper, are other videos of
     the same objects.
@@ -139,16 +139,16 @@ def neighbour(rng: np.random.Generator, video: Video, item: int, *, max_gap: int
     Args:
         rng: Random numbers.
         video: The video.
-        item: Index of the frame; where there is none before it, it is its own neighbour.
-        max_gap: Largest distance of the two, counted in labelled frames.
-        reverse: Probability that the neighbour comes later in the video.
+        item: Index of the frame; where there is none before it, it is its own neighbor.
+        max_gap: Largest distance of the two, counted in labeled frames.
+        reverse: Probability that the neighbor comes later in the video.
 
     Returns:
-        ``[neighbour, item]``.
+        ``[neighbor, item]``.
     """
-    labelled = video.labelled
+    labeled = video.labeled
     away = (1 if rng.random() < reverse else -1) * int(rng.integers(1, max_gap + 1))
-    return [labelled[min(max(labelled.index(item) + away, 0), len(labelled) - 1)], item]
+    return [labeled[min(max(labeled.index(item) + away, 0), len(labeled) - 1)], item]
 
 
 def still(rng: np.random.Generator, video: Video, item: int, *, length: int = 1) -> list[int]:
@@ -167,10 +167,10 @@ def still(rng: np.random.Generator, video: Video, item: int, *, length: int = 1)
     return [item] * length
 
 
-def _labelled(video: Video, options: dict) -> Sequence[int]:
+def _labeled(video: Video, options: dict) -> Sequence[int]:
     """Items of the recipes whose target is one frame."""
     del options
-    return video.labelled
+    return video.labeled
 
 
 def _others(rng: np.random.Generator, video: Video, item: int, count: int) -> list[int]:
@@ -199,16 +199,16 @@ class Recipe:
 
 
 RECIPES = {
-    "pair": Recipe({"first": flag(True)}, pair, _labelled, lambda options: 2),
-    "previous": Recipe({"first": flag(True)}, previous, _labelled, lambda options: 3),
-    "references": Recipe({"count": whole(4, 1, _LONGEST)}, references, _labelled,
+    "pair": Recipe({"first": flag(True)}, pair, _labeled, lambda options: 2),
+    "previous": Recipe({"first": flag(True)}, previous, _labeled, lambda options: 3),
+    "references": Recipe({"count": whole(4, 1, _LONGEST)}, references, _labeled,
                          lambda options: 1 + options["count"]),
     "sequence": Recipe({"length": whole(3, 1, _LONGEST), "max_gap": whole(3, 1), "reverse": fraction(0.5)}, sequence,
                        lambda video, options: starts(video, options["length"]),
                        lambda options: 1 + options["length"]),
-    "neighbour": Recipe({"max_gap": whole(3, 1), "reverse": fraction(0.5)}, neighbour, _labelled, lambda options: 2),
+    "neighbor": Recipe({"max_gap": whole(3, 1), "reverse": fraction(0.5)}, neighbor, _labeled, lambda options: 2),
     "next": Recipe({}, following, lambda video, options: range(video.length - 1), lambda options: 2),
-    "still": Recipe({"length": whole(1, 1, _LONGEST)}, still, _labelled, lambda options: options["length"]),
+    "still": Recipe({"length": whole(1, 1, _LONGEST)}, still, _labeled, lambda options: options["length"]),
 }
 
 

@@ -20,7 +20,7 @@ _SETTINGS = {
              "objects": "foreground"},
     "references": {"recipe": {"name": "references"}, "size": (512, 512), "objects": "foreground",
                    "geometry": {"kind": "margin_crop", "independent": True},
-                   "colour": {"brightness": (0.5, 1.5), "contrast": (0.5, 1.5), "colour": (0, 2), "sharpness": (0, 3),
+                   "color": {"brightness": (0.5, 1.5), "contrast": (0.5, 1.5), "color": (0, 2), "sharpness": (0, 3),
                               "independent": True}},
     "sequence": {"recipe": {"name": "sequence"}, "size": (465, 465), "objects": 5,
                  "geometry": {"kind": "random_crop", "short_side": 480, "balanced": True}},
@@ -61,7 +61,7 @@ def measure(store: Any, workers: int, batch_count: int = 9) -> Iterator[Rate]:
         UserError: No frame has ground truth.
     """
     moving = any(video.length > 1 for video in store.videos)
-    if not any(video.labelled for video in store.videos):
+    if not any(video.labeled for video in store.videos):
         raise UserError(f"{store.name} has no ground truth in this split, so no example can be made of it; choose "
                         "another by --split.")
     for name, setting in _SETTINGS.items():

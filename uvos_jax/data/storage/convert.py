@@ -108,7 +108,7 @@ def convert(name: str, source: str | os.PathLike | None, data_dir: str | os.Path
     rows = []
     for config, listing, place, table in zip(configs, listings, places, tables, strict=True):
         splits = {split: (len(videos), sum(video["length"] for video in videos),
-                          sum(len(video["labelled"]) for video in videos)) for split, videos in table.items()}
+                          sum(len(video["labeled"]) for video in videos)) for split, videos in table.items()}
         rows.append(Converted(_full_name(dataset, config), data_dir / place, splits, listing.notes if listing else ()))
     return rows
 

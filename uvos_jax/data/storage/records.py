@@ -33,7 +33,7 @@ class Record(NamedTuple):
         name: Its file's name without suffix.
         image: An image file's bytes, JPEG or PNG.
         labels: uint8 [h, w], 0 background, 1..254 objects, 255 void; all void without ground truth.
-        labelled: Whether there is ground truth.
+        labeled: Whether there is ground truth.
         flow: ``FLOW_TYPE`` [h', w', 2], (dx, dy) in pixels of the frame to the next frame, at fewer places than the
             frame has pixels if it was computed; or None.
     """
@@ -41,7 +41,7 @@ class Record(NamedTuple):
     name: str
     image: bytes
     labels: np.ndarray
-    labelled: bool
+    labeled: bool
     flow: np.ndarray | None = None
 
 
@@ -97,7 +97,7 @@ def check_record(video: VideoFiles, frame: FrameFiles) -> tuple[tuple[int, int] 
 def read_image_bytes(path: Path, decode: bool = False) -> tuple[bytes, tuple[int, int]]:
     """Reads an image file to be stored.
 
-    JPEG and PNG of grey or colour are stored as they are, so that nothing is lost. Others, and images that their
+    JPEG and PNG of gray or color are stored as they are, so that nothing is lost. Others, and images that their
     EXIF data turn, are decoded and become PNG, since not every reader treats them alike.
 
     Args:

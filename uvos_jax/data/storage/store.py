@@ -45,7 +45,7 @@ class Video:
         length: Number of frames.
         size: Height and width, the same for all its frames.
         objects: For each frame the ids (1..254) in its labels, ascending; ``()`` for none.
-        labelled: Indices of the frames with ground truth, ascending.
+        labeled: Indices of the frames with ground truth, ascending.
         start: Number of its first record in the converted split; 0 for stores in memory.
         categories: Ids and what they are, where the dataset tells.
     """
@@ -54,7 +54,7 @@ class Video:
     length: int
     size: tuple[int, int]
     objects: tuple[tuple[int, ...], ...]
-    labelled: tuple[int, ...]
+    labeled: tuple[int, ...]
     start: int = 0
     categories: tuple[tuple[int, str], ...] = ()
 
@@ -121,8 +121,8 @@ class SyntheticStore:
                             " smaller count or length.")
         self._made_of = count, length, tuple(size), seed, tuple(objects)
         self.name, self.has_flow = "synthetic", True
-        shown, labelled = ((1,),) * length, tuple(range(length))
-        self.videos = tuple(Video(f"{seed + v:05d}", length, tuple(size), shown, labelled) for v in range(count))
+        shown, labeled = ((1,),) * length, tuple(range(length))
+        self.videos = tuple(Video(f"{seed + v:05d}", length, tuple(size), shown, labeled) for v in range(count))
         self._clip = lru_cache(_SYNTHETIC_CACHE)(
             lambda v: make_clip(seed + v, length, tuple(size), objects=tuple(objects)))
 
@@ -324,9 +324,9 @@ def _video_of_row(row: dict) -> Video:
     """Returns what a row of ``metadata.json`` says; raises one of many errors if it says nothing that can be."""
     objects = tuple(tuple(map(int, ids)) for ids in row["objects"])
     video = Video(str(row["name"]), int(row["length"]), (int(row["height"]), int(row["width"])), objects,
-                  tuple(map(int, row["labelled"])), int(row["start"]),
+                  tuple(map(int, row["labeled"])), int(row["start"]),
                   tuple((int(number), str(name)) for number, name in row.get("categories", {}).items()))
-    if len(objects) != video.length or not set(video.labelled) <= set(range(video.length)):
+    if len(objects) != video.length or not set(video.labeled) <= set(range(video.length)):
         raise ValueError(f"video {video.name} has other frames than it says")
     return video
 
@@ -338,5 +338,5 @@ def _video_of(name: str, frames: np.ndarray, labels: np.ndarray, flow: np.ndarra
                          f"{'' if flow is None else f', flow {list(flow.shape)}'} do not fit each other")
     counts = [np.bincount(frame.ravel(), minlength=256) for frame in labels]
     objects = tuple(tuple((np.flatnonzero(count[1:VOID]) + 1).tolist()) for count in counts)
-    labelled = tuple(t for t, count in enumerate(counts) if count[:VOID].any())
-    return Video(name, len(frames), labels.shape[1:], objects, labelled)
+    labeled = tuple(t for t, count in enumerate(counts) if count[:VOID].any())
+    return Video(name, len(frames), labels.shape[1:], objects, labeled)

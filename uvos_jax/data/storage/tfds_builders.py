@@ -4,13 +4,13 @@ A record is a frame, stored split by split, video by video, in order:
 
 - ``image``: the published file's own bytes where it is a JPEG or PNG, so that nothing is lost once more;
 - ``labels``: PNG, uint8 [h, w, 1]: 0 background, 1..254 objects, 255 void; all 255 where there is no ground truth;
-- ``video``, ``frame`` (its file's name without suffix), ``index`` (from 0), ``length`` of the video, ``labelled``;
+- ``video``, ``frame`` (its file's name without suffix), ``index`` (from 0), ``length`` of the video, ``labeled``;
 - ``flow``, only in datasets that have it: float16 [h', w', 2], (dx, dy) in pixels of the frame to the next frame, at
   half the frame's size where it was computed. Readers take float32 as well.
 
 ``metadata.json`` holds ``{"splits": {split: [video, ..]}, "flow": where it comes from, or ""}``; a video is
 ``{"name", "start" (number of its first record in the split), "length", "height", "width", "objects": [[numbers in a
-frame's labels], ..], "labelled": [indices of frames], "categories": {number: name}}``, the last only where the dataset
+frame's labels], ..], "labeled": [indices of frames], "categories": {number: name}}``, the last only where the dataset
 tells. So a reader knows what is where without a scan.
 
 The file format is array_record: it finds record i at once, which training needs to pair frames at random and to go on
@@ -90,7 +90,7 @@ class _Frames(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             "frame": tfds.features.Text(),
             "index": np.int32,
             "length": np.int32,
-            "labelled": np.bool_,
+            "labeled": np.bool_,
         }
         if self._flow:
             features["flow"] = tfds.features.Tensor(shape=(None, None, 2), dtype=FLOW_TYPE, encoding="zlib")
@@ -120,14 +120,14 @@ class _Frames(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         find_flow = add_moved_flow if all(video.length == 1 for video in videos) else add_flow
         for video in videos:
             row = {"name": video.name, "start": position, "length": video.length, "height": 0, "width": 0,
-                   "objects": [], "labelled": []} | ({"categories": video.categories} if video.categories else {})
+                   "objects": [], "labeled": []} | ({"categories": video.categories} if video.categories else {})
             for index, record in enumerate(
                     find_flow(video.records, self._method) if self._method else video.records):
                 row["height"], row["width"] = map(int, record.labels.shape)
                 numbers = np.flatnonzero(np.bincount(record.labels.ravel(), minlength=256))
                 row["objects"].append([int(number) for number in numbers if 0 < number < VOID])
-                if record.labelled:
-                    row["labelled"].append(index)
+                if record.labeled:
+                    row["labeled"].append(index)
                 yield position * step, self._example(video, index, record)
                 position += 1
                 self._on_frame()
@@ -135,7 +135,7 @@ class _Frames(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _example(self, video: _Video, index: int, record: Record) -> dict:
         example = {"image": record.image, "labels": encode_png(record.labels), "video": video.name,
-                   "frame": record.name, "index": index, "length": video.length, "labelled": record.labelled}
+                   "frame": record.name, "index": index, "length": video.length, "labeled": record.labeled}
         return example | ({"flow": record.flow} if self._flow else {})
 
 

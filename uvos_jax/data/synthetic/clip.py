@@ -53,7 +53,7 @@ def make_clip(
         size: (height, width).
         objects: Smallest and largest number of objects; object 1 is in the frame at the start.
         still_camera: The camera does not move.
-        clean: Leave out shadows, changing light, blur, noise and JPEG: colours stick to the surfaces exactly.
+        clean: Leave out shadows, changing light, blur, noise and JPEG: colors stick to the surfaces exactly.
 
     Returns:
         The clip.

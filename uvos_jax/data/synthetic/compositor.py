@@ -2,7 +2,7 @@
 
 A point p of a layer's surface is seen at X(p, t) = A(t) (p + d(p, t)): A is the affine map of the layer's pose and the
 camera, d a sum of travelling sine waves. Painting needs p for every pixel X: the affine map is inverted, then
-p <- q - d(p, t) is repeated, which converges since d changes less than p does. Colour, outline and label are functions
+p <- q - d(p, t) is repeated, which converges since d changes less than p does. Color, outline and label are functions
 of p alone, so the motion of the pixel is X(p, t + 1) - X(p, t), with no estimate in it.
 """
 
@@ -88,7 +88,7 @@ class Layer:
 
     Attributes:
         label: What its pixels are, 0 for scenery; None for a shadow, which darkens what is behind and hides nothing.
-        colour: uint8 [h, w, 3], RGB.
+        color: uint8 [h, w, 3], RGB.
         distance: float32 [h, w], pixels to the outline, negative inside; None for a layer that fills the frame.
         origin: (x, y), column and row of surface point (0, 0).
         pose: Affine map from surface to frame at a time in frames, float [3, 3].
@@ -98,7 +98,7 @@ class Layer:
     """
 
     label: int | None
-    colour: np.ndarray
+    color: np.ndarray
     distance: np.ndarray | None
     origin: tuple[float, float]
     pose: Callable[[float], np.ndarray]
@@ -153,9 +153,9 @@ def paint(canvas: np.ndarray, layer: Layer, time: float, truth: Truth | None = N
     if layer.ripples is not None:
         px, py = layer.ripples.undo(px, py, time, _SLOPPY if truth is None else _TOLERANCE)
     at_x, at_y = px + float(layer.origin[0]), py + float(layer.origin[1])
-    colour = cv2.remap(layer.colour, at_x, at_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    color = cv2.remap(layer.color, at_x, at_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     if layer.distance is None:
-        canvas[rows, columns] = colour
+        canvas[rows, columns] = color
         seen = np.s_[:]
     else:
         far = float(layer.softness + 4)
@@ -165,7 +165,7 @@ def paint(canvas: np.ndarray, layer: Layer, time: float, truth: Truth | None = N
         scale = float(np.sqrt(abs(np.linalg.det(pose[:2, :2]))) / layer.softness)
         cover = np.clip(0.5 - scale * distance, 0, 1)[..., None] * np.float32(layer.opacity)
         behind = canvas[rows, columns]
-        behind += cover * (colour - behind)
+        behind += cover * (color - behind)
         seen = distance < 0
     if truth is None or layer.label is None:
         return

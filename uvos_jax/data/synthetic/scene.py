@@ -25,7 +25,7 @@ class Scene:
         layers: From the farthest to the nearest.
         shutter: Time that the shutter is open, in frames.
         blur: Standard deviation of the lens blur, in pixels.
-        noise: Standard deviation of the sensor noise, in grey levels.
+        noise: Standard deviation of the sensor noise, in gray levels.
         quality: JPEG quality that the frames have gone through, or None.
         light: Brightness of the frame (relative) and its slopes to the right and downwards, over time.
         seed: Of the sensor noise.
@@ -137,8 +137,8 @@ def _object_layers(mover: _Mover, label: int, camera: Callable, sun: float) -> l
         layers.append(_shadow(mover, camera, rng.uniform(0.25, 0.5)))
     for part, (distance, origin) in zip(shape.parts, outlines, strict=True):
         x, y = (-np.array(origin) - low).astype(int)
-        colour = coats[part.coat][y : y + distance.shape[0], x : x + distance.shape[1]]
-        shaded = _shade(colour, distance, sun, mover.facing)
+        color = coats[part.coat][y : y + distance.shape[0], x : x + distance.shape[1]]
+        shaded = _shade(color, distance, sun, mover.facing)
         layers.append(Layer(label, shaded, distance, origin, _part_pose(mover, part, body), mover.ripples))
     return layers
 
@@ -185,7 +185,7 @@ def _shadow(mover: _Mover, camera: Callable, opacity: float) -> Layer:
     return Layer(None, dark, distance, origin, pose, softness=1.2 * height, opacity=opacity)
 
 
-def _shade(colour: np.ndarray, distance: np.ndarray, sun: float, facing: float) -> np.ndarray:
+def _shade(color: np.ndarray, distance: np.ndarray, sun: float, facing: float) -> np.ndarray:
     """Lights a part as if it bulged: darker at the rim, brighter towards the sun (an angle in the frame)."""
     deepest = max(-float(distance.min()), 1.0)
     rim = np.clip(1 + distance / (0.9 * deepest), 0, 1)
@@ -194,7 +194,7 @@ def _shade(colour: np.ndarray, distance: np.ndarray, sun: float, facing: float) 
     slope_y = cv2.Sobel(bulge, cv2.CV_32F, 0, 1) * (deepest / 8)
     towards = slope_x * float(-np.cos(sun) * facing) + slope_y * float(-np.sin(sun))
     light = 0.72 + 0.3 * bulge + 0.3 * np.clip(towards, -1, 1)
-    return np.clip(colour * light[..., None], 0, 255).astype(np.uint8)
+    return np.clip(color * light[..., None], 0, 255).astype(np.uint8)
 
 
 def _background(rng: np.random.Generator, size: tuple[int, int], camera: Callable, water: bool, sun: float) -> Layer:
@@ -203,22 +203,22 @@ def _background(rng: np.random.Generator, size: tuple[int, int], camera: Callabl
     unit = float(np.sqrt(size[0] * size[1]))
     origin = ((width - 1) / 2, (height - 1) / 2)
     if water:
-        colour = texture(rng, (height, width), "water")
+        color = texture(rng, (height, width), "water")
         ripples = _ripples(rng, unit * rng.uniform(0.12, 0.3), rng.uniform(0.25, 0.55), 0.2, 0.8)
         drift = _swing(rng, np.zeros(2), unit * rng.uniform(0, 0.15, 2), 0.02, 0.06)
-        return Layer(0, colour, None, origin, lambda t: camera(t, 1.0) @ _similarity(drift(t), 0.0, 1.0), ripples)
-    colour = backdrop(rng, (height, width), water=rng.random() < 0.1)
+        return Layer(0, color, None, origin, lambda t: camera(t, 1.0) @ _similarity(drift(t), 0.0, 1.0), ripples)
+    color = backdrop(rng, (height, width), water=rng.random() < 0.1)
     if rng.random() < 0.45:
-        canvas = colour.astype(np.float32)
+        canvas = color.astype(np.float32)
         for own in rng.spawn(int(rng.integers(1, 4))):
             thing = _mover(own, size, first=True, crowd=3)
             for layer in _object_layers(thing, 0, lambda *_: _similarity(np.array(origin), 0.0, 1.0), sun):
                 paint(canvas, layer, 0)
-        colour = np.clip(canvas, 0, 255).astype(np.uint8)
+        color = np.clip(canvas, 0, 255).astype(np.uint8)
     if rng.random() < 0.3:
         # Out of focus: the objects are not, so this belongs to the surface rather than to the frame.
-        colour = cv2.GaussianBlur(colour, (0, 0), unit / 320 * rng.uniform(0.7, 3))
-    return Layer(0, colour, None, origin, lambda time: camera(time, 1.0))
+        color = cv2.GaussianBlur(color, (0, 0), unit / 320 * rng.uniform(0.7, 3))
+    return Layer(0, color, None, origin, lambda time: camera(time, 1.0))
 
 
 def _middle_plane(rng: np.random.Generator, size: tuple[int, int], camera: Callable) -> Layer:
@@ -262,8 +262,8 @@ def _occluder(rng: np.random.Generator, size: tuple[int, int], camera: Callable)
 def _scenery(rng: np.random.Generator, outlines, kind: str, camera: Callable, parallax: float, ripples) -> Layer:
     """A textured plane with these outlines, at a depth given by its parallax."""
     distance, origin = signed_distance(Part(tuple(outlines)), 1.0, 3.0)
-    colour = texture(rng, distance.shape, kind)
-    return Layer(0, colour, distance, origin, lambda time: camera(time, parallax), ripples)
+    color = texture(rng, distance.shape, kind)
+    return Layer(0, color, distance, origin, lambda time: camera(time, parallax), ripples)
 
 
 def _camera(rng: np.random.Generator, size: tuple[int, int], still: bool, target: Swing | None) -> Callable:

@@ -82,7 +82,7 @@ def signed_distance(part: Part, radius: float, margin: float) -> tuple[np.ndarra
     mask = np.zeros((height * _FINER, width * _FINER), np.uint8)
     for polygons, value in ((part.outlines, 1), (part.holes, 0)):
         for polygon in polygons:
-            # A pixel of the output has its centre in the middle of _FINER x _FINER of these.
+            # A pixel of the output has its center in the middle of _FINER x _FINER of these.
             corners = (polygon * radius - low + 0.5) * _FINER - 0.5
             cv2.fillPoly(mask, [np.round(corners * 16).astype(np.int32)], value, shift=4)
     outside = cv2.distanceTransform(1 - mask, cv2.DIST_L2, 5)
@@ -93,12 +93,12 @@ def signed_distance(part: Part, radius: float, margin: float) -> tuple[np.ndarra
     return distance, (float(-low[0]), float(-low[1]))
 
 
-def ellipse(centre: tuple[float, float], width: float, height: float, angle: float = 0.0) -> np.ndarray:
+def ellipse(center: tuple[float, float], width: float, height: float, angle: float = 0.0) -> np.ndarray:
     """Returns an ellipse with these half axes, turned by an angle in radians, as a polygon [n, 2]."""
     turn = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     x, y = width * np.cos(turn), height * np.sin(turn)
     return np.stack(
-        [centre[0] + x * np.cos(angle) - y * np.sin(angle), centre[1] + x * np.sin(angle) + y * np.cos(angle)], 1
+        [center[0] + x * np.cos(angle) - y * np.sin(angle), center[1] + x * np.sin(angle) + y * np.cos(angle)], 1
     )
 
 
@@ -121,11 +121,11 @@ def curve(points: np.ndarray) -> np.ndarray:
     return segments.reshape(-1, 2)
 
 
-def _lump(rng: np.random.Generator, centre, size: float, roughness: float, count: int = 9) -> np.ndarray:
-    """A closed smooth curve around a centre, whose radius varies by a share ``roughness``."""
+def _lump(rng: np.random.Generator, center, size: float, roughness: float, count: int = 9) -> np.ndarray:
+    """A closed smooth curve around a center, whose radius varies by a share ``roughness``."""
     angles = (np.arange(count) + rng.uniform(-0.3, 0.3, count)) * 2 * np.pi / count
     radii = size * (1 + roughness * rng.uniform(-1, 1, count))
-    return curve(np.array(centre) + np.stack([radii * np.cos(angles), radii * np.sin(angles)], 1))
+    return curve(np.array(center) + np.stack([radii * np.cos(angles), radii * np.sin(angles)], 1))
 
 
 def _blob(rng: np.random.Generator) -> Shape:

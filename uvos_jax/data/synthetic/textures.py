@@ -1,4 +1,4 @@
-"""What the surfaces of synthetic clips look like: coloured textures that pass for natural ones.
+"""What the surfaces of synthetic clips look like: colored textures that pass for natural ones.
 
 All lengths in a texture are fractions of its longer side, and coarse detail is drawn before fine detail, so that the
 same generator at another size gives the same picture with more or less detail.
@@ -7,7 +7,7 @@ same generator at another size gives the same picture with more or less detail.
 import cv2
 import numpy as np
 
-# Dark, middle and light colour (RGB) of things that videos show.
+# Dark, middle and light color (RGB) of things that videos show.
 _GROUNDS = {
     "grass": ((38, 52, 20), (86, 112, 44), (150, 168, 88)),
     "foliage": ((18, 34, 20), (48, 82, 40), (112, 140, 70)),
@@ -22,7 +22,7 @@ _GROUNDS = {
 }
 _SKIES = {
     "clear": ((112, 152, 196), (166, 196, 222), (236, 240, 242)),
-    "grey": ((130, 136, 142), (176, 180, 184), (222, 224, 224)),
+    "gray": ((130, 136, 142), (176, 180, 184), (222, 224, 224)),
     "dusk": ((92, 84, 112), (168, 128, 128), (236, 188, 146)),
 }
 _WATERS = {
@@ -67,7 +67,7 @@ def noise(rng: np.random.Generator, shape: tuple[int, int], cells: float = 3, ro
 
 
 def texture(rng: np.random.Generator, shape: tuple[int, int], kind: str, scale: float = 1.0) -> np.ndarray:
-    """Draws one textured, coloured surface; about half of them are two materials that run into each other.
+    """Draws one textured, colored surface; about half of them are two materials that run into each other.
 
     Args:
         rng: Source of all draws.
@@ -79,13 +79,13 @@ def texture(rng: np.random.Generator, shape: tuple[int, int], kind: str, scale: 
         uint8 [height, width, 3], RGB.
     """
     first, second, mixing, pattern = rng.spawn(4)
-    colour = _material(first, shape, kind, scale)
+    color = _material(first, shape, kind, scale)
     if rng.random() < (0.5 if kind in ("ground", "coat") else 0):
         border = noise(mixing, shape, rng.uniform(2, 5), 0.6) - rng.uniform(-0.5, 0.8)
         share = np.clip(border / rng.uniform(0.1, 1.2), 0, 1)[..., None]
-        colour += share * (_material(second, shape, kind, scale) - colour)
-    colour *= 1 + 0.1 * noise(pattern, shape, 2, 0.4)[..., None]
-    return np.clip(colour, 0, 255).astype(np.uint8)
+        color += share * (_material(second, shape, kind, scale) - color)
+    color *= 1 + 0.1 * noise(pattern, shape, 2, 0.4)[..., None]
+    return np.clip(color, 0, 255).astype(np.uint8)
 
 
 def backdrop(rng: np.random.Generator, shape: tuple[int, int], water: bool = False) -> np.ndarray:
@@ -129,9 +129,9 @@ def backdrop(rng: np.random.Generator, shape: tuple[int, int], water: bool = Fal
 
 
 def _material(rng: np.random.Generator, shape: tuple[int, int], kind: str, scale: float) -> np.ndarray:
-    """One pattern in the colours of one material, float32 [height, width, 3]."""
+    """One pattern in the colors of one material, float32 [height, width, 3]."""
     coarse, fine = rng.spawn(2)
-    stops = _colours(rng, kind)
+    stops = _colors(rng, kind)
     if kind == "sky":
         heights = np.linspace(rng.uniform(0, 0.3), rng.uniform(0.5, 0.9), shape[0], dtype=np.float32)
         level = heights[:, None] + rng.uniform(0, 0.25) * np.maximum(noise(coarse, shape, 3, 0.5), 0)
@@ -146,17 +146,17 @@ def _material(rng: np.random.Generator, shape: tuple[int, int], kind: str, scale
     level = np.clip(level + rng.uniform(0.02, 0.07) * noise(fine, shape, 40, 0.8), 0, 1).astype(np.float32)
     places = (level * 1023).astype(np.int32)
     table = np.stack([np.interp(np.linspace(0, 2, 1024), range(3), channel) for channel in stops.T], 1)
-    colour = table.astype(np.float32)[places]
+    color = table.astype(np.float32)[places]
     if relief:
         # The lightness of the pattern is taken for height, lit from one side.
         smooth = cv2.GaussianBlur(level, (0, 0), max(shape) / 600 + 0.5)
         slope = cv2.Sobel(smooth, cv2.CV_32F, 1, 0) + cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
-        colour *= 1 + relief * np.clip(slope / (2 * slope.std() + 1e-6), -1.5, 1.5)[..., None]
-    return colour
+        color *= 1 + relief * np.clip(slope / (2 * slope.std() + 1e-6), -1.5, 1.5)[..., None]
+    return color
 
 
-def _colours(rng: np.random.Generator, kind: str) -> np.ndarray:
-    """Draws the dark, middle and light colour of a material, float [3, 3] RGB in 0..255."""
+def _colors(rng: np.random.Generator, kind: str) -> np.ndarray:
+    """Draws the dark, middle and light color of a material, float [3, 3] RGB in 0..255."""
     if kind == "coat" and rng.random() < 0.4:
         # Cloth and paint have any hue; only their saturation is kept in bounds.
         hue, saturation = rng.uniform(0, 180), rng.uniform(50, 160)

@@ -104,12 +104,12 @@ def _draw_matches(path, anchor, later, mask, anchor_embed, later_embed):
         axis.imshow(frame.image)
         axis.set_title(f"{title}: frame {index} ({frame.name})")
         axis.set_axis_off()
-    colours = plt.get_cmap("hsv")(np.linspace(0, 1, len(points), endpoint=False))
-    for start, end, colour in zip(points * to_pixels, found * to_pixels, colours, strict=True):
+    colors = plt.get_cmap("hsv")(np.linspace(0, 1, len(points), endpoint=False))
+    for start, end, color in zip(points * to_pixels, found * to_pixels, colors, strict=True):
         for axis, place in zip(axes, (start, end), strict=True):
-            axis.plot(*place[::-1], "o", color=colour, markeredgecolor="white", markersize=9, clip_on=False)
+            axis.plot(*place[::-1], "o", color=color, markeredgecolor="white", markersize=9, clip_on=False)
         figure.add_artist(ConnectionPatch(start[::-1], end[::-1], "data", "data", axesA=axes[0], axesB=axes[1],
-                                          color=colour, lw=1))
+                                          color=color, lw=1))
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
@@ -128,7 +128,7 @@ def _draw_drift(path, indices, masks, embeddings):
     axis.plot(indices, np.linalg.norm(foreground - foreground[0], axis=1) / unit, "o-", label="from the anchor's")
     axis.plot(indices[1:], np.linalg.norm(np.diff(foreground, axis=0), axis=1) / unit, "s--",
               label="from the sample before")
-    axis.plot(indices, np.linalg.norm(foreground - background, axis=1) / unit, ":", color="grey",
+    axis.plot(indices, np.linalg.norm(foreground - background, axis=1) / unit, ":", color="gray",
               label="from the same frame's background")
     if np.isnan(foreground).any():
         axis.set_title("frames without foreground are left out")

@@ -1,4 +1,4 @@
-"""``--debug`` pictures of F2Net: where it finds the centre, and what it looks at (Figure 6 of the paper)."""
+"""``--debug`` pictures of F2Net: where it finds the center, and what it looks at (Figure 6 of the paper)."""
 
 import contextlib
 from functools import partial
@@ -15,20 +15,20 @@ from uvos_jax.ops.preprocess import preprocess
 from uvos_jax.video import Source, read_mask
 
 _SAMPLES = 4  # frames whose maps are drawn, spread over the video
-_OF_EACH = ("centre", "score", "found")  # what is kept of every frame
+_OF_EACH = ("center", "score", "found")  # what is kept of every frame
 
 
 def check(model: nn.Module) -> None:
     """Raises ``UserError`` for a model without what the pictures show."""
     if "lost" not in model.notes:
-        raise UserError(f"--debug draws the centre that F2Net finds, and its net '{model.net}' looks for none.")
+        raise UserError(f"--debug draws the center that F2Net finds, and its net '{model.net}' looks for none.")
 
 
 def write(segmenter: Segmenter, source: Source, results: Path, count: int) -> list[Path]:
-    """Draws the maps of a few frames, and the centre of all of them.
+    """Draws the maps of a few frames, and the center of all of them.
 
     Runs the network over the video once more, in one view, with the masks that were written in the place of its own;
-    arguments and result as of ``figures.write_figures``: ``centres.png`` and ``track.png``.
+    arguments and result as of ``figures.write_figures``: ``centers.png`` and ``track.png``.
     """
     model, variables = segmenter.model, segmenter.variables
     wanted = set(np.linspace(0, count - 1, min(count, _SAMPLES)).round().astype(int).tolist())
@@ -44,16 +44,16 @@ def write(segmenter: Segmenter, source: Source, results: Path, count: int) -> li
                 n = int(state.track.count[0])
                 maps = {name: np.asarray(aux[name][0, ..., 0], np.float32) for name in ("heat", "prior")}
                 rows.append((f"frame {i} ({frame.name})", frame.image, mask, maps, aux,
-                             np.asarray(state.track.centres[0, -n:] if n else state.track.centres[0, :0])))
+                             np.asarray(state.track.centers[0, -n:] if n else state.track.centers[0, :0])))
             if frame.broken is None:  # else it left no trace in the run either
                 state = now
                 indices.append(i)
                 seen.append([np.asarray(aux[name][0]) for name in _OF_EACH])
     scale = np.divide(mask.shape, model.frame_size(mask.shape))[::-1]
     folder = results / "debug"
-    _draw_maps(folder / "centres.png", rows, scale)
+    _draw_maps(folder / "centers.png", rows, scale)
     _draw_track(folder / "track.png", indices, seen, scale, max(mask.shape), model.lost_below)
-    return [folder / "centres.png", folder / "track.png"]
+    return [folder / "centers.png", folder / "track.png"]
 
 
 def to_pixels(cells: np.ndarray, stride: int, scale: np.ndarray) -> np.ndarray:
@@ -90,20 +90,20 @@ def _draw_maps(path, rows, scale):
     size = 11, 11 * height / width * len(rows) / 3 + 0.8
     figure, axes = plt.subplots(len(rows), 3, figsize=size, squeeze=False, layout="constrained")
     for line, (name, image, mask, maps, aux, track) in zip(axes, rows, strict=True):
-        grey = image.mean(-1) / 255
+        gray = image.mean(-1) / 255
         for axis, key, stride in zip(line, ("heat", "prior"), (STRIDE, 2 * STRIDE), strict=False):
-            axis.imshow(grey, cmap="gray", vmin=0, vmax=1)
+            axis.imshow(gray, cmap="gray", vmin=0, vmax=1)
             corners = np.array([[-0.5, -0.5], np.subtract(maps[key].shape[::-1], 0.5)])
             (left, top), (right, bottom) = to_pixels(corners, stride, scale)
             axis.imshow(maps[key], cmap="inferno", vmin=0, vmax=1, alpha=0.8 * np.clip(maps[key], 0, 1),
                         extent=(left, right, bottom, top))
         found, score = bool(aux["found"][0]), float(aux["score"][0])
-        centre = np.asarray(aux["centre"])
-        way = to_pixels(np.concatenate([track, centre]), STRIDE, scale)
+        center = np.asarray(aux["center"])
+        way = to_pixels(np.concatenate([track, center]), STRIDE, scale)
         line[0].plot(*way.T, "-", color="deepskyblue", lw=1)
         line[0].plot(*way[:-1].T, ".", color="deepskyblue", ms=4)
         line[0].plot(*way[-1], "o" if found else "x", color="lime", markeredgecolor="black" if found else "lime", ms=8)
-        line[0].set_title(f"centre {'scores' if found else 'lost, best score'} {score:.2g}", fontsize=8)
+        line[0].set_title(f"center {'scores' if found else 'lost, best score'} {score:.2g}", fontsize=8)
         line[1].set_title("prior" if found else "no prior", fontsize=8)
         line[2].imshow(image)
         if mask.any() and not mask.all():
@@ -112,7 +112,7 @@ def _draw_maps(path, rows, scale):
         line[0].set_ylabel(name, fontsize=8)
         for axis in line:
             axis.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    figure.suptitle("left: heat map, the centre and the ones before that its choice rests on; middle: Gauss prior;"
+    figure.suptitle("left: heat map, the center and the ones before that its choice rests on; middle: Gauss prior;"
                     " both from 0 (clear) to 1 (yellow)", fontsize=9)
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -121,20 +121,20 @@ def _draw_maps(path, rows, scale):
 def _draw_track(path, indices, seen, scale, longest, threshold):
     import matplotlib.pyplot as plt
 
-    centres, scores, found = (np.array(column) for column in zip(*seen, strict=True))
-    places = to_pixels(centres, STRIDE, scale)
+    centers, scores, found = (np.array(column) for column in zip(*seen, strict=True))
+    places = to_pixels(centers, STRIDE, scale)
     indices = np.array(indices)
     figure, (where, how) = plt.subplots(2, 1, sharex=True, figsize=(9, 5.5), height_ratios=(2, 1),
                                         layout="constrained")
-    for values, name, colour in zip(places.T, "xy", ("tab:blue", "tab:orange"), strict=True):
-        where.plot(indices, values, "-", color=colour, lw=1, label=name)
-        where.plot(indices[found], values[found], ".", color=colour, ms=4)
+    for values, name, color in zip(places.T, "xy", ("tab:blue", "tab:orange"), strict=True):
+        where.plot(indices, values, "-", color=color, lw=1, label=name)
+        where.plot(indices[found], values[found], ".", color=color, ms=4)
     how.plot(indices, scores, "-", color="black", lw=1)
-    how.axhline(threshold, color="grey", ls=":", label=f"threshold, {threshold:g}")
+    how.axhline(threshold, color="gray", ls=":", label=f"threshold, {threshold:g}")
     for axis in (where, how):
         for n, index in enumerate(indices[~found]):
             axis.axvspan(index - 0.5, index + 0.5, color="tab:red", alpha=0.25, lw=0, label="" if n else "lost")
-    where.set(ylabel="centre, pixels of the frame", ylim=(0, longest))
+    where.set(ylabel="center, pixels of the frame", ylim=(0, longest))
     how.set(xlabel="frame", ylabel="score", ylim=(0, 1.02))
     where.legend(), how.legend(loc="lower left")
     figure.savefig(path, dpi=100)

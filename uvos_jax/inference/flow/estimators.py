@@ -244,8 +244,8 @@ def _dis_pair(first, second):
     if not hasattr(_of_thread, "dis"):
         _of_thread.dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     size = flow_size(first.shape[:2])
-    grey = [_resized(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), size) for image in (first, second)]
-    return _of_thread.dis.calc(*grey, None)
+    gray = [_resized(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), size) for image in (first, second)]
+    return _of_thread.dis.calc(*gray, None)
 
 
 dis = Method("dis", "DIS, preset medium", _dis, batch=_THREADS)

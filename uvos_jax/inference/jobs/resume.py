@@ -1,6 +1,6 @@
 """Where an unfinished run can go on, kept in a hidden file beside its masks.
 
-The file is an ``.npz``: a JSON text with all that must agree, and the bytes of each array of the ``Carry``. Nothing in
+The file is an ``.npz``: a JSON text with all that must agree, and the bytes of each array of the ``StreamState``. Nothing in
 it is executed when it is read.
 """
 
@@ -22,11 +22,11 @@ import numpy as np
 import uvos_jax
 from uvos_jax.atomic_io import write_atomically
 from uvos_jax.errors import UserError
-from uvos_jax.inference.engine import Carry
+from uvos_jax.inference.engine import StreamState
 from uvos_jax.inference.flow.estimators import Method, direction, flow_size
 from uvos_jax.inference.flow.folder import folder_identity
 from uvos_jax.inference.instance_pruning import Pruning
-from uvos_jax.inference.prompts import Known, Objects
+from uvos_jax.inference.prompts import ObjectEntry, Objects
 from uvos_jax.inference.reference_frames import References
 from uvos_jax.inference.segmenter import Segmenter
 from uvos_jax.models import hyper_parameters
@@ -52,16 +52,16 @@ class Point:
       carry: the past after them.
       references: of the whole run.
       confidences: of these frames, and perhaps of later ones; empty if none were asked for.
-      notes: the same of each of the model's notes, as ``Answer`` has them.
+      notes: the same of each of the model's notes, as ``FrameResult`` has them.
       known: objects that were given for these frames.
     """
 
     frames: int
-    carry: Carry
+    carry: StreamState
     references: References
     confidences: list[float]
     notes: dict[str, list] = dataclasses.field(default_factory=dict)
-    known: list[Known] = dataclasses.field(default_factory=list)
+    known: list[ObjectEntry] = dataclasses.field(default_factory=list)
 
 
 def facts(segmenter: Segmenter, source: Source, first: Frame, chunk: int, asked: dict[str, Any],
@@ -180,7 +180,7 @@ class Saver:
             with contextlib.suppress(UserError):  # that files cannot be written may be what ends the run
                 self._save()
 
-    def after_chunk(self, carry: Carry, progress: Any) -> None:
+    def after_chunk(self, carry: StreamState, progress: Any) -> None:
         """Notes the moment after a full chunk, and saves it if it is time to; ``progress`` is the job's."""
         self._latest = Point(progress.frames, carry, self._references, progress.confidences, progress.notes,
                              self._objects.before(progress.frames) if self._objects else [])
@@ -228,7 +228,7 @@ def load(folder: Path, segmenter: Segmenter, first: Frame, now: dict[str, Any]) 
         notes = text.get("notes", {})
         if not notes.keys() >= segmenter.model.notes.keys() or any(len(said) != frames for said in notes.values()):
             raise ValueError("other notes")
-        known = [Known(*entry) for entry in text.get("known", [])]
+        known = [ObjectEntry(*entry) for entry in text.get("known", [])]
         carry = _carry_of(arrays, segmenter, first, references, now["outputs"]["soft"], now["prune"] is not None)
     except Exception:
         return None, "its state is damaged"

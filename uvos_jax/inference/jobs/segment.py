@@ -25,14 +25,14 @@ from uvos_jax.inference.instance_pruning import Prune, pruning_of, stages
 from uvos_jax.inference.jobs import resume as resuming
 from uvos_jax.inference.prompts import FirstMask
 from uvos_jax.inference.reference_frames import References, find_references
-from uvos_jax.inference.segmenter import Answer, Segmenter
-from uvos_jax.video import Frame, Look, ResultWriter, Source, read_mask, write_json
-from uvos_jax.video.frames import Damaged
+from uvos_jax.inference.segmenter import FrameResult, Segmenter
+from uvos_jax.video import Frame, OverlayStyle, ResultWriter, Source, read_mask, write_json
+from uvos_jax.video.frames import FrameError
 from uvos_jax.video.json_results import NAME as TRACKS
 from uvos_jax.video.json_results import TOLD, write_tracks
-from uvos_jax.video.rendering import PLAIN
+from uvos_jax.video.rendering import DEFAULT_STYLE
 from uvos_jax.video.result_writer import RESULTS
-from uvos_jax.weights.packaged import about, recognised
+from uvos_jax.weights.packaged import about, recognized
 
 _RESULTS = (*RESULTS, TRACKS, "run.json", "debug")
 _LOCK = ".uvos.lock"
@@ -87,7 +87,7 @@ class _Progress:
 
 def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, *, chunk: int | None = None,
                       overwrite: bool = False, resume: bool = False, options: dict[str, Any] | None = None,
-                      on_frame: Callable[[], None] = lambda: None, overlay: bool = True, look: Look = PLAIN,
+                      on_frame: Callable[[], None] = lambda: None, overlay: bool = True, look: OverlayStyle = DEFAULT_STYLE,
                       soft: bool = False, json: bool = False, cutout: str | None = None, first_mask: FirstMask = None,
                       prune: Prune = None, say: Callable[[str], None] = lambda sentence: None,
                       stop: Callable[[], int | None] = lambda: None, save_every: float = 1.0) -> dict[str, Any]:
@@ -281,7 +281,7 @@ def _remove_state(output: Path) -> None:
             path.unlink()
 
 
-def _add(writer: ResultWriter, answer: Answer, progress: _Progress) -> None:
+def _add(writer: ResultWriter, answer: FrameResult, progress: _Progress) -> None:
     writer.add(answer.frame, answer.labels, answer.probability, answer.confidence, answer.notes)
     _count(answer.frame, answer.confidence, answer.notes, progress)
 
@@ -321,7 +321,7 @@ def _told(error: BaseException, output: Path, source: Source) -> Exception | Non
     elif isinstance(error, Stopped):
         kept += "; the same command with --resume goes on."
     else:
-        mended = "mended or skipped" if isinstance(error.__cause__, Damaged) else "mended"
+        mended = "mended or skipped" if isinstance(error.__cause__, FrameError) else "mended"
         kept += f"; once that is {mended}, the same command with --resume goes on."
     if isinstance(error, Stopped):
         return Stopped(error.code - 128, f"Interrupted. {kept}")
@@ -353,9 +353,9 @@ def _kind(source: Source) -> str:
 
 def _description(segmenter: Segmenter, first: Frame, references: References) -> dict[str, Any]:
     model, native_size = segmenter.model, first.image.shape[:2]
-    packaged = recognised(segmenter.weights_digest)
+    packaged = recognized(segmenter.weights_digest)
     return {
-        "weights": {"in_the_package": packaged, "licence": about(packaged)["licence"]} if packaged else None,
+        "weights": {"in_the_package": packaged, "license": about(packaged)["license"]} if packaged else None,
         "network_sizes": [list(model.frame_size(native_size, scale)) for scale in segmenter.scales],
         "reference_frames": list(references.frames),
         "references": references.rule,

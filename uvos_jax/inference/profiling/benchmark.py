@@ -77,7 +77,7 @@ def benchmark(segmenter: Segmenter, native_size: tuple[int, int], *, chunk: int 
     chunk = chunk or default_chunk()
     follows = segmenter.model.follows
     mask = made_up_mask(native_size, objects) if follows else None
-    engine = segmenter.engine(native_size, slots=max(segmenter.model.slots, objects) if follows else None)
+    engine = segmenter.engine(native_size, max_objects=max(segmenter.model.max_objects, objects) if follows else None)
     method = segmenter.flow
     if isinstance(method, Path):
         raise UserError(f"The flow in '{method}' belongs to a video, and the benchmark makes up one; choose a method.")

@@ -109,10 +109,10 @@ def _forms(segmenter, native_size, objects, scale=1.0, only_shapes=False) -> dic
     model, variables = segmenter.model, segmenter.variables
     if hasattr(model, "discover"):
         return _dtnet(segmenter.engine(native_size), variables, objects)
-    size, labels, slots = model.frame_size(native_size, scale), None, 1
+    size, labels, max_objects = model.frame_size(native_size, scale), None, 1
     if model.follows:
-        slots = max(model.slots, objects)
-        model, labels = model.clone(slots=slots), jnp.asarray(made_up_mask(native_size, objects)[None], jnp.int32)
+        max_objects = max(model.max_objects, objects)
+        model, labels = model.clone(max_objects=max_objects), jnp.asarray(made_up_mask(native_size, objects)[None], jnp.int32)
 
     def call(method, *static):
         return jax.jit(lambda variables, *arguments: model.apply(variables, *arguments, *static, method=method))
@@ -132,7 +132,7 @@ def _forms(segmenter, native_size, objects, scale=1.0, only_shapes=False) -> dic
     encode, predict, decide = call("encode"), call("predict"), jax.jit(decide)
     frame = inputs(1)
     references = evaluate(encode, variables, inputs(len(model.reference_frames(2))))
-    state = evaluate(call("init_state", native_size, slots), variables, references, labels)
+    state = evaluate(call("init_state", native_size, max_objects), variables, references, labels)
     features = evaluate(encode, variables, frame)
     raw, aux = _zeros(predict, variables, state, features)
     parts = _PARTS_OF_PREDICT.get(segmenter.name)
@@ -151,7 +151,7 @@ def _zeros(function, *arguments):
 def _whole(segmenter, native_size, objects):
     """The engine's step, one frame at a time."""
     model = segmenter.model
-    engine = segmenter.engine(native_size, slots=max(model.slots, objects) if model.follows else None)
+    engine = segmenter.engine(native_size, max_objects=max(model.max_objects, objects) if model.follows else None)
     frames = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, *native_size, 3), np.uint8))
     flow = jnp.zeros((1, *native_size, 2)) if "flow" in model.inputs else None
     first = np.zeros(len(model.reference_frames(2)), int)
@@ -174,11 +174,11 @@ def _cfbi(model, variables, state, features, objects) -> dict[str, _Form]:
 
     def near(state, embed):
         its = first(state)
-        return local_distance_at_half_size(embed[0], its.previous, its.previous_labels, model.slots + 1, model.windows,
+        return local_distance_at_half_size(embed[0], its.previous, its.previous_labels, model.max_objects + 1, model.windows,
                                            its.count + 1)
 
     def compare(variables, state, embed):
-        return model.apply(variables, state, embed, global_distance_found, method="_compare")
+        return model.apply(variables, state, embed, global_distance_found, method="match")
 
     def look(variables, seen, state, features):
         its = jax.tree.map(lambda x: x[:, objects], seen)
@@ -195,7 +195,7 @@ def _cfbi(model, variables, state, features, objects) -> dict[str, _Form]:
 def _dtnet(engine, variables, objects) -> dict[str, _Form]:
     """D-Net, the embeddings, and what T-Net does for each object; an object's start is no part of most frames."""
     model = engine.model
-    objects = min(objects, model.tracks)
+    objects = min(objects, model.max_tracks)
 
     def call(method):
         return jax.jit(lambda variables, *arguments: model.apply(variables, *arguments, method=method))
@@ -209,7 +209,7 @@ def _dtnet(engine, variables, objects) -> dict[str, _Form]:
     features = zeros(jax.eval_shape(encode, variables, inputs))
     its = features["target"][0]
     targets, discovery = zeros(state.targets), zeros(state.discovery)
-    due = jnp.arange(model.tracks) < objects
+    due = jnp.arange(model.max_tracks) < objects
     targets = targets.replace(alive=due)
     places = jnp.asarray(made_up_mask(engine.size, objects))
     one = np.zeros(1, np.int32), np.ones(1, bool)

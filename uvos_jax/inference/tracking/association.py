@@ -67,7 +67,7 @@ class Tracks(NamedTuple):
     """int32 [s], their number; sum and number give a track's mean score."""
 
 
-class Decision(NamedTuple):
+class Association(NamedTuple):
     """What becomes of the ``p`` proposals and ``s`` targets of a frame."""
 
     replace: np.ndarray
@@ -135,7 +135,7 @@ def ious(joint: np.ndarray) -> np.ndarray:
 
 
 def associate(tracks: Tracks, frame_index: int, proposal_labels: np.ndarray, proposal_scores: np.ndarray,
-              embeddings: np.ndarray, target_labels: np.ndarray, settings: Settings) -> Decision:
+              embeddings: np.ndarray, target_labels: np.ndarray, settings: Settings) -> Association:
     """Decides what becomes of the proposals and the targets of a frame.
 
     Eq. 10 of Zhou et al., CVPR 2021, gives a proposal i and a target j::
@@ -203,11 +203,11 @@ def associate(tracks: Tracks, frame_index: int, proposal_labels: np.ndarray, pro
     area = _areas(joint, places).astype(np.int32)
     update = alive & due & (area >= _FEWEST_PIXELS) & settings.memory_update
     looks = np.where(verified, alike[replace, np.arange(slots)], 0) if len(scores) else np.zeros(slots)
-    return Decision(replace, looks.astype(np.float32), new, free, update, update & verified, area, places)
+    return Association(replace, looks.astype(np.float32), new, free, update, update & verified, area, places)
 
 
 def link_by_iou(tracks: Tracks, frame_index: int, proposal_labels: np.ndarray, proposal_scores: np.ndarray,
-                embeddings: np.ndarray, target_labels: np.ndarray, settings: Settings) -> Decision:
+                embeddings: np.ndarray, target_labels: np.ndarray, settings: Settings) -> Association:
     """Links the proposals of a frame to those of the frame before by overlap alone: what there is without T-Net.
 
     Ours, a baseline: the assignment of largest total IoU, in which a pair needs ``settings.apart`` or more; proposals
@@ -240,10 +240,10 @@ def link_by_iou(tracks: Tracks, frame_index: int, proposal_labels: np.ndarray, p
     new, free = _new_targets(tracks, fresh, scores, joint, settings)
     owner = _owners(len(joint), replace, new, free)
     never, places = np.zeros(slots, bool), np.repeat(owner[:, None], slots + 1, axis=1)
-    return Decision(replace, similarity, new, free, never, never, _areas(joint, places).astype(np.int32), places)
+    return Association(replace, similarity, new, free, never, never, _areas(joint, places).astype(np.int32), places)
 
 
-def decided_labels(decision: Decision, proposal_labels: np.ndarray, target_labels: np.ndarray) -> np.ndarray:
+def decided_labels(decision: Association, proposal_labels: np.ndarray, target_labels: np.ndarray) -> np.ndarray:
     """Returns the masks of all targets, new ones included, after a decision.
 
     Args:
@@ -257,7 +257,7 @@ def decided_labels(decision: Decision, proposal_labels: np.ndarray, target_label
     return decision.places.ravel()[_pair_numbers(proposal_labels, target_labels, decision.places.shape[1])]
 
 
-def apply(tracks: Tracks, decision: Decision, frame_index: int, proposal_scores: np.ndarray,
+def apply(tracks: Tracks, decision: Association, frame_index: int, proposal_scores: np.ndarray,
           embeddings: np.ndarray) -> Tracks:
     """Returns the tracks after a decision.
 
@@ -326,7 +326,7 @@ def _owners(rows, replace, new, free):
 
 
 def _places(joint, replace, trusted, new=_NONE, free=_NONE):
-    """``Decision.places``: replaced masks are taken away, and of those that meet one lies above (see ``associate``)."""
+    """``Association.places``: replaced masks are taken away, and of those that meet one lies above (see ``associate``)."""
     owner = _owners(len(joint), replace, new, free)[:, None]
     kept = np.arange(joint.shape[1], dtype=np.uint8)
     kept[1:][replace >= 0] = 0

@@ -42,7 +42,7 @@ def samples(frame: np.ndarray, mask: np.ndarray, count: int = 5, seed: int = 0) 
     while len(frames) < count:
         matrix = _draw_map(rng, mask)
         sigma = rng.uniform(0, _BLUR) * min(mask.shape)
-        # Colours that were multiplied by the mask before cannot take the old background along.
+        # Colors that were multiplied by the mask before cannot take the old background along.
         moved, weight = (_moved(picture, matrix, sigma) for picture in (object_, alpha))
         label = np.where(weight > 0.5, np.uint8(255), np.uint8(0))
         if label.any():
@@ -74,8 +74,8 @@ def without(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
     share = cv2.resize(1 - hole.astype(np.float32), small, interpolation=cv2.INTER_AREA)
     seen = cv2.resize(frame * (1 - hole[..., None].astype(np.float32)), small, interpolation=cv2.INTER_AREA)
     known = share > 0.01
-    colours = np.where(known[..., None], seen / np.maximum(share, 0.01)[..., None], 0)
-    filled = cv2.inpaint(np.round(colours).astype(np.uint8), (~known).astype(np.uint8), 3, cv2.INPAINT_TELEA)
+    colors = np.where(known[..., None], seen / np.maximum(share, 0.01)[..., None], 0)
+    filled = cv2.inpaint(np.round(colors).astype(np.uint8), (~known).astype(np.uint8), 3, cv2.INPAINT_TELEA)
     filled = cv2.resize(filled, (w, h), interpolation=cv2.INTER_LINEAR)
     return np.where(hole[..., None] > 0, filled, frame)
 
@@ -84,13 +84,13 @@ def _draw_map(rng, mask):
     """A random affine map [2, 3] of the frame's pixels that leaves the middle of the mask's box within the frame."""
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
     size = np.array(mask.shape[::-1])
-    centre = np.array([x + (width - 1) / 2, y + (height - 1) / 2])
+    center = np.array([x + (width - 1) / 2, y + (height - 1) / 2])
     angle = np.deg2rad(rng.uniform(-_ROTATION, _ROTATION))
     scale = _SCALE ** rng.uniform(-1, 1)
     mirrored = -1 if rng.random() < 0.5 else 1
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ np.diag([mirrored, 1])
-    place = np.clip(centre + rng.uniform(-_SHIFT, _SHIFT, 2) * size, 0, size - 1)
-    return np.column_stack([turn, place - turn @ centre])
+    place = np.clip(center + rng.uniform(-_SHIFT, _SHIFT, 2) * size, 0, size - 1)
+    return np.column_stack([turn, place - turn @ center])
 
 
 def _moved(picture, matrix, sigma):

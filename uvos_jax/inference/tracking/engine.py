@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvos_jax.inference.engine import Carry, Decision
+from uvos_jax.inference.engine import StepOutput, StreamState
 from uvos_jax.inference.tracking import association
 from uvos_jax.inference.tracking.augmentation import samples
 from uvos_jax.models.dtnet import DTNet
@@ -46,7 +46,7 @@ class TrackState:
 
 @dataclasses.dataclass(frozen=True)
 class TrackingEngine:
-    """As ``Engine``, for the model that finds and follows objects by itself; labels are ids, 1 to ``model.tracks``.
+    """As ``Engine``, for the model that finds and follows objects by itself; labels are ids, 1 to ``model.max_tracks``.
 
     Attributes:
       model: its module.
@@ -69,15 +69,15 @@ class TrackingEngine:
     def settings(self) -> association.Settings:
         """The rules of association that the model's fields choose."""
         return association.Settings(verification=self.model.verification, memory_update=self.model.memory_update,
-                                    most=self.model.tracks)
+                                    most=self.model.max_tracks)
 
     @functools.cached_property
     def start(self):
-        """``(variables, frames uint8 [1, h, w, 3], flows=None) -> Carry``, jitted; ``frames`` holds the first one."""
+        """``(variables, frames uint8 [1, h, w, 3], flows=None) -> StreamState``, jitted; ``frames`` holds the first one."""
         return jax.jit(self._start)
 
-    def step(self, variables, carry, frames, valid, flows=None) -> tuple[Carry, Decision]:
-        """``frames`` uint8 ``[t, h, w, 3]`` and ``valid`` bool ``[t]`` to ``(carry, Decision of [t])``; see ``Engine``.
+    def step(self, variables, carry, frames, valid, flows=None) -> tuple[StreamState, StepOutput]:
+        """``frames`` uint8 ``[t, h, w, 3]`` and ``valid`` bool ``[t]`` to ``(carry, StepOutput of [t])``; see ``Engine``.
 
         Notes of a frame are the flags of ``model.notes``, and ``scores``, float32 ``[tracks]``: how sure D-Net is of
         each id's mask, or T-Net if it is T-Net's; 0 of ids that are not in the frame. Where the model tells them apart,
@@ -93,7 +93,7 @@ class TrackingEngine:
                 state, last = self._one(variables, state, jax.tree.map(lambda x, i=i: x[i], seen), frames[i])
             decisions.append(last)
         decided = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *decisions)
-        return Carry((state,), (), last), decided
+        return StreamState((state,), (), last), decided
 
     @functools.cached_property
     def look(self):
@@ -107,17 +107,17 @@ class TrackingEngine:
     def _start(self, variables, frames, flows=None):
         features = self._apply(variables, "encode", {"frame": self._frame(frames[:1])})
         model = self.model
-        targets = target.empty_targets(model.tracks, model.memory, features["target"].shape[1:], model.target_channels)
-        tracks = jax.tree.map(jnp.asarray, association.empty_tracks(model.tracks, model.embedding))
+        targets = target.empty_targets(model.max_tracks, model.memory, features["target"].shape[1:], model.target_channels)
+        tracks = jax.tree.map(jnp.asarray, association.empty_tracks(model.max_tracks, model.embedding))
         state = TrackState(self._apply(variables, "init_state", features), targets, tracks, jnp.zeros((), jnp.int32),
                            jnp.zeros(self.size, jnp.uint8))
-        notes = {name: jnp.zeros((), bool) for name in model.notes} | {"scores": jnp.zeros(model.tracks, jnp.float32)}
+        notes = {name: jnp.zeros((), bool) for name in model.notes} | {"scores": jnp.zeros(model.max_tracks, jnp.float32)}
         if model.categories > 1:
-            notes["categories"] = jnp.zeros(model.tracks, jnp.int32)
-        last = Decision(jnp.zeros(self.native_size, jnp.uint8), notes=notes)
+            notes["categories"] = jnp.zeros(model.max_tracks, jnp.int32)
+        last = StepOutput(jnp.zeros(self.native_size, jnp.uint8), notes=notes)
         if self.soft:
             last = last.replace(probability=last.labels, confidence=jnp.zeros((), jnp.float32))
-        return Carry((state,), (), last)
+        return StreamState((state,), (), last)
 
     def _look(self, variables, discovery, frames, valid):
         features = self._apply(variables, "encode", {"frame": self._frame(frames)})
@@ -180,9 +180,9 @@ class TrackingEngine:
         if self.size != self.native_size:
             ids = np.asarray(self._labels_at_native_size(ids))
         if not self.soft:
-            return Decision(ids, notes=notes)
+            return StepOutput(ids, notes=notes)
         probability, confidence = self._soft(anything, ids)
-        return Decision(ids, probability, confidence, notes)
+        return StepOutput(ids, probability, confidence, notes)
 
     @functools.cached_property
     def follow(self):
@@ -229,7 +229,7 @@ class TrackingEngine:
     def _labels_at_native_size(self):
         """Labels without the steps of a coarser grid: those of most weight after bilinear interpolation."""
         def resize(ids):
-            one_hot = jax.nn.one_hot(ids, self.model.tracks + 1)
+            one_hot = jax.nn.one_hot(ids, self.model.max_tracks + 1)
             return resize_bilinear(one_hot[None], self.native_size, align_corners=False)[0].argmax(-1).astype(jnp.uint8)
 
         return jax.jit(resize)

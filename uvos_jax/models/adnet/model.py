@@ -11,7 +11,7 @@ Variants share every parameter; a checkpoint serves both.
 - ``official``: as the published code, *logits* are averaged and thresholded at 0.5 (probability 0.62), frames of
   any shape are resized to 481x857 as OpenCV does it, and a temporal gate follows (a stage of the driver).
 
-The published normalisation is in-place ABN, which scales by ``|weight| + 1e-5``; the converter writes that value, so
+The published normalization is in-place ABN, which scales by ``|weight| + 1e-5``; the converter writes that value, so
 both variants compute a plain batch norm.
 """
 
@@ -66,7 +66,7 @@ class ADNet(nn.Module):
       background_weight: of background pixels in the loss, where foreground has 1; the paper weighs them alike.
       short_side: the network's shorter side at scale 1, in pixels.
       axis_name: mapped axis over which batch norm statistics are shared in training.
-      dtype: type of the computation; normalisation, softmax and losses stay float32.
+      dtype: type of the computation; normalization, softmax and losses stay float32.
       remat: whether training computes the backbone's blocks twice to save memory, see ``ResNet``.
     """
 
@@ -119,16 +119,16 @@ class ADNet(nn.Module):
         return {"embed": self._encode(inputs["frame"], train=False)["embed"]}
 
     def init_state(self, reference_features: Features, reference_labels: jax.Array | None = None,
-                   native_size: tuple[int, int] | None = None, slots: int = 1) -> State:
-        """The state before the first step; labels, native size and slots mean nothing to AD-Net.
+                   native_size: tuple[int, int] | None = None, max_objects: int = 1) -> State:
+        """The state before the first step; labels, native size and max_objects mean nothing to AD-Net.
 
         Args:
           reference_features: ``encode`` of the frame at ``reference_frames``, ``{"embed": [b, h, w, c]}``.
           reference_labels: unused.
           native_size: unused.
-          slots: unused.
+          max_objects: unused.
         """
-        del reference_labels, native_size, slots
+        del reference_labels, native_size, max_objects
         return State(anchor=reference_features["embed"])
 
     def predict(self, state: State, features: Features) -> tuple[jax.Array, dict]:

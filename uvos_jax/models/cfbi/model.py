@@ -4,7 +4,7 @@ Objects are given by masks and followed. Every pixel's embedding is matched with
 frame, with each object's pixels and with those of all others. Object by object, an ensembler makes a mask from what
 these matches say, from the embeddings, and from what the object is like on the whole.
 
-The background is object 0 and treated as the others are. Objects have places (``slots``), of which the first ``count``
+The background is object 0 and treated as the others are. Objects have places (``max_objects``), of which the first ``count``
 are in use: the work follows ``count``, the compiled program does not.
 
 Variants share every parameter:
@@ -75,7 +75,7 @@ class CFBI(nn.Module):
 
     Attributes:
       variant: see the module's text.
-      slots: places for objects, beside the background; parameters and state do not depend on it.
+      max_objects: places for objects, beside the background; parameters and state do not depend on it.
       references: frames with given masks that are kept, see :meth:`commit`.
       background_matching: whether pixels are matched with, and embeddings of the last frame taken from, all that an
         object is not (Table 4, P).
@@ -84,23 +84,23 @@ class CFBI(nn.Module):
       multi_local: local matching within six windows, or the largest alone.
       instance_attention: whether gates tell the ensembler what the object is like.
       ensembler: the collaborative ensembler, or FEELVOS' separable convolutions.
-      own_labels: in training, whether a frame's predecessor has the labels that were predicted, or the true ones.
-      ramp: steps over which the share of pixels that are learned from falls from 1 to 0.15; 0 for 0.15 throughout.
+      use_predicted_masks: in training, whether a frame's predecessor has the labels that were predicted, or the true ones.
+      bootstrap_steps: steps over which the share of pixels that are learned from falls from 1 to 0.15; 0 for 0.15 throughout.
       atrous: distance of the reference pixels that global matching sees, in both directions (published fast mode: 2).
       depths: blocks in the four layers of the backbone.
       width: channels of the stem.
       features: channels of ASPP, decoder and ensembler.
       embedding: channels of the pixel embedding.
-      embedding_scale: of its normalisation at the start of training, 1 as published. From random weights embeddings
+      embedding_scale: of its normalization at the start of training, 1 as published. From random weights embeddings
         of that length are so far apart that the value of every distance is 1, and none has a gradient.
       short_side: the network's shorter side at scale 1, in pixels; 0 for the variant's own rule (``paper``: 480).
       axis_name: mapped axis over which batch norm statistics are shared in training.
-      dtype: type of the computation; normalisation, distances, softmax and losses stay float32.
+      dtype: type of the computation; normalization, distances, softmax and losses stay float32.
       remat: whether training computes the backbone's blocks and the ensembler twice to save memory.
     """
 
     variant: str = "paper"
-    slots: int = 10
+    max_objects: int = 10
     references: int = 5
     background_matching: bool = True
     background_attention: bool = True
@@ -108,8 +108,8 @@ class CFBI(nn.Module):
     multi_local: bool = True
     instance_attention: bool = True
     ensembler: bool = True
-    own_labels: bool = True
-    ramp: int = 0
+    use_predicted_masks: bool = True
+    bootstrap_steps: int = 0
     atrous: int = 1
     depths: tuple[int, ...] = resnet.RESNET101
     width: int = 64
@@ -153,7 +153,7 @@ class CFBI(nn.Module):
 
     @nn.nowrap
     def init_state(self, reference_features: dict[str, jax.Array], reference_labels: jax.Array,
-                   native_size: tuple[int, int] | None = None, slots: int = 1) -> State:
+                   native_size: tuple[int, int] | None = None, max_objects: int = 1) -> State:
         """The state after the first frame.
 
         Args:
@@ -161,9 +161,9 @@ class CFBI(nn.Module):
           reference_labels: ``[b, H, W]`` int, given: places from 1 on, 0 background, -1 void. All 0 where nothing is
             known yet.
           native_size: unused.
-          slots: unused, the model has its own.
+          max_objects: unused, the model has its own.
         """
-        del native_size, slots
+        del native_size, max_objects
         embed = reference_features["embed"]
         b, h, w, c = embed.shape
         empty = State(jnp.zeros((b, self.references, h, w, c), embed.dtype),
@@ -179,10 +179,10 @@ class CFBI(nn.Module):
           features: ``encode`` of one frame of each.
 
         Returns:
-          ``[b, h, w, slots + 1]`` float32 logits, background first (bring them to size by :meth:`to_native`); and
+          ``[b, h, w, max_objects + 1]`` float32 logits, background first (bring them to size by :meth:`to_native`); and
           nothing to commit.
         """
-        seen = self._compare(state, features["embed"], global_distance_found)
+        seen = self.match(state, features["embed"], global_distance_found)
         head, variables = self.head.unbind()  # a loop may not touch modules that are bound outside of it
 
         def one(o, logits):
@@ -191,8 +191,8 @@ class CFBI(nn.Module):
             return logits.at[:, o].set(made)
 
         b, h, w, _ = features["embed"].shape
-        logits = jnp.zeros((b, self.slots + 1, h, w, 2))
-        logits = lax.fori_loop(0, jnp.minimum(state.count.max(), self.slots) + 1, one, logits)
+        logits = jnp.zeros((b, self.max_objects + 1, h, w, 2))
+        logits = lax.fori_loop(0, jnp.minimum(state.count.max(), self.max_objects) + 1, one, logits)
         return combine(logits, state.count), {}
 
     @nn.nowrap
@@ -235,8 +235,8 @@ class CFBI(nn.Module):
           train: whether batch norm uses batch statistics.
 
         Returns:
-          ``({"logits": [b, t - 1, h', w', slots + 1]}, intermediates)`` at stride 4. Intermediates of frames are
-          ``[b, 1 + t, ...]``, the reference first; those of objects are of the last frame, ``[b * (slots + 1), ...]``.
+          ``({"logits": [b, t - 1, h', w', max_objects + 1]}, intermediates)`` at stride 4. Intermediates of frames are
+          ``[b, 1 + t, ...]``, the reference first; those of objects are of the last frame, ``[b * (max_objects + 1), ...]``.
         """
         b, t = batch["frames"].shape[:2]
         frames = jnp.concatenate([batch["reference"][:, None], batch["frames"]], 1)
@@ -247,10 +247,10 @@ class CFBI(nn.Module):
         state = self.commit(state, features[1], _places(batch["labels"][:, 0]), {})
         logits, made = [], {}
         for i in range(1, t):
-            raw, made = self._look(state, features[i + 1])
+            raw, made = self.predict_train(state, features[i + 1])
             logits.append(raw)
             labels = batch["labels"][:, i]
-            if self.own_labels:
+            if self.use_predicted_masks:
                 labels = lax.stop_gradient(self.to_native(raw, labels.shape[1:])).argmax(-1)
             state = self.commit(state, features[i + 1], _places(labels), {})
         return {"logits": jnp.stack(logits, 1)}, stages | made
@@ -261,7 +261,7 @@ class CFBI(nn.Module):
 
         Args:
           clip: ``{"frames": [b, 1 + t, h, w, 3] uint8 RGB, "labels": [b, 1 + t, h, w] uint8}``, ``t`` at least 2;
-            objects 1 to at most ``slots``, 255 void. Objects beyond the largest number in the reference become void:
+            objects 1 to at most ``max_objects``, 255 void. Objects beyond the largest number in the reference become void:
             nothing can be known of them. Sides ``16 k + 1`` align best.
         """
         frames, labels = clip["frames"], clip["labels"].astype(jnp.int32)
@@ -287,7 +287,7 @@ class CFBI(nn.Module):
         b, t, *size = labels.shape
         logits = outputs["logits"].astype(jnp.float32)
         logits = resize_bilinear(logits.reshape(b * t, *logits.shape[2:]), tuple(size), align_corners=True)
-        done = jnp.minimum(1.0, step / self.ramp) if self.ramp else 1.0
+        done = jnp.minimum(1.0, step / self.bootstrap_steps) if self.bootstrap_steps else 1.0
         losses = bootstrapped_cross_entropy(logits, labels.reshape(b * t, *size), done * _HARD + (1 - done))
         losses = losses.reshape(b, t)
         return losses.mean(1), {"first": losses[:, 0], "last": losses[:, -1]}
@@ -299,7 +299,7 @@ class CFBI(nn.Module):
 
     @nn.nowrap
     def to_probability(self, score: jax.Array) -> jax.Array:
-        """Averaged scores ``[..., slots + 1]`` as the probability of any object, float32 ``[...]`` in [0, 1]."""
+        """Averaged scores ``[..., max_objects + 1]`` as the probability of any object, float32 ``[...]`` in [0, 1]."""
         return 1 - score[..., 0]
 
     @property
@@ -371,31 +371,31 @@ class CFBI(nn.Module):
         x = nn.relu(self.embed_bn1(self.embed_depthwise(stages["decoded"])))
         return stages | {"embed": nn.relu(self.embed_bn2(self.embed_conv(x)))}
 
-    def _look(self, state, features):
+    def predict_train(self, state, features):
         """As :meth:`predict`, for training: all places at once, and with a gradient."""
-        objects = self.slots + 1
-        seen = self._compare(state, features["embed"], global_distance)
+        objects = self.max_objects + 1
+        seen = self.match(state, features["embed"], global_distance)
         its = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
         frames = [jnp.repeat(x, objects, 0) for x in (features["embed"], state.previous, features["low"])]
         logits, made = self.head(its, *frames)
         logits = logits.reshape(-1, objects, *logits.shape[1:])
         return combine(logits, state.count), made | {name: its[name] for name in ("matches", "instance")}
 
-    def _compare(self, state, embed, search):
+    def match(self, state, embed, search):
         """What ``ObjectHead`` takes of each object, every leaf ``[b, objects, ...]``."""
-        bias = self.bias(self.slots + 1) if self.match_bias else jnp.zeros(self.slots + 1)
-        return lax.map(lambda example: self._compare_one(*example, bias, search), (state, embed))
+        bias = self.bias(self.max_objects + 1) if self.match_bias else jnp.zeros(self.max_objects + 1)
+        return lax.map(lambda example: self._match_one(*example, bias, search), (state, embed))
 
     @nn.nowrap
     def global_distances(self, state: State, embed: jax.Array, search: Callable = global_distance_found) -> jax.Array:
-        """Squared distances ``[h, w, slots + 1]`` of one example's pixels ``[h, w, c]`` to those of its references."""
-        (h, w, c), step, objects = embed.shape, self.atrous, self.slots + 1
+        """Squared distances ``[h, w, max_objects + 1]`` of one example's pixels ``[h, w, c]`` to those of its references."""
+        (h, w, c), step, objects = embed.shape, self.atrous, self.max_objects + 1
         keys, labels = state.reference[:, ::step, ::step], state.reference_labels[:, ::step, ::step]
         return search(embed.reshape(-1, c), keys.reshape(-1, c), labels.reshape(-1), objects).reshape(h, w, objects)
 
     @nn.nowrap
-    def _compare_one(self, state, embed, bias, search):
-        (h, w, c), objects = embed.shape, self.slots + 1
+    def _match_one(self, state, embed, bias, search):
+        (h, w, c), objects = embed.shape, self.max_objects + 1
         far = match_value(self.global_distances(state, embed, search), bias)[..., None]
         near = local_distance_at_half_size(embed, state.previous, state.previous_labels, objects, self.windows,
                                            None if search is global_distance else state.count + 1,

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from uvos_jax.models.dpa.modules import Context, Unit, linear, pixels
+from uvos_jax.models.dpa.modules import Context, ConvBNReLU, conv1x1, pixels
 from uvos_jax.models.dpa.official import GraphAttention
 from uvos_jax.ops.attention import attention, tiled_attention
 from uvos_jax.ops.prototypes import cosine_maps, prototypes
@@ -36,9 +36,9 @@ class PrototypeAttention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        self.key = linear(self.embedding, self.dtype)
-        self.value = linear(self.embedding, self.dtype)
-        self.fuse = Unit(self.features, 1, axis_name=self.axis_name, dtype=self.dtype)
+        self.key = conv1x1(self.embedding, self.dtype)
+        self.value = conv1x1(self.embedding, self.dtype)
+        self.fuse = ConvBNReLU(self.features, 1, axis_name=self.axis_name, dtype=self.dtype)
 
     def source(self, features: jax.Array) -> Tokens:
         """Keys and values of ``[b, h, w, c]`` features: ``[b, t, C']`` each, ``t`` prototypes (``C'``) or pixels."""
@@ -96,19 +96,19 @@ class Stream(nn.Module):
         norm = {"axis_name": self.axis_name, "dtype": self.dtype}
         sizes = (self.channels, self.embedding)
         if self.modal_kind:
-            self.query4 = linear(self.embedding, self.dtype)
+            self.query4 = conv1x1(self.embedding, self.dtype)
             if self.modal_kind == "graph":
                 self.ima4, self.ima5 = (GraphAttention(*sizes, **norm) for _ in range(2))
             else:
                 self.ima4, self.ima5 = (PrototypeAttention(*sizes, self.modal_kind == "prototypes", **norm)
                                         for _ in range(2))
         if self.modal_kind or self.frame_kind:
-            self.query5 = linear(self.embedding, self.dtype)
+            self.query5 = conv1x1(self.embedding, self.dtype)
         if self.frame_kind:
             self.ifa = PrototypeAttention(*sizes, self.frame_kind != "pixels", self.frame_kind == "published", **norm)
         if self.modal_kind and self.frame_kind:
-            self.fuse5 = linear(self.channels, self.dtype)
-        self.squeeze4, self.squeeze5 = (linear(self.embedding, self.dtype) for _ in range(2))
+            self.fuse5 = conv1x1(self.channels, self.dtype)
+        self.squeeze4, self.squeeze5 = (conv1x1(self.embedding, self.dtype) for _ in range(2))
         self.context = Context(self.embedding, **norm)
 
     def __call__(self, block5: jax.Array, query: jax.Array | None, refined: jax.Array | None, source: Tokens | None,

@@ -44,7 +44,7 @@ def begin(memory: Memory, count: int) -> State:
     return State(filled, interval=jnp.int32(0 if given <= {count} else 1), position=jnp.int32(0))
 
 
-def take_in(state: State, memory: Memory) -> State:
+def update_memory(state: State, memory: Memory) -> State:
     """Keeps the references of a stream spread over its past; those of a whole video stay.
 
     Frames 0, s, 2 s, ... are references, with s = 1 at first. When the N slots are full and the next one is due, every

@@ -6,7 +6,7 @@ Those prototypes, computed once, are the whole state.
 
 Variants:
 
-- ``paper``: Eq. 1-12, N references by Eq. 8 (in a stream by the rule of ``dpa_memory.take_in``), cross-entropy, frames
+- ``paper``: Eq. 1-12, N references by Eq. 8 (in a stream by the rule of ``dpa_memory.update_memory``), cross-entropy, frames
   of any shape.
 - ``official``: the published code as it stands: IFA only, other reference frames, keys for values, similarities over
   ``sqrt(C')``, a soft-IoU loss, 512x512 input as Pillow resizes it, and the map of every frame stretched to 0..1 before
@@ -26,7 +26,7 @@ from jax import lax
 from uvos_jax.errors import UserError
 from uvos_jax.models.dpa import official as dpa_official
 from uvos_jax.models.dpa.attention import Stream
-from uvos_jax.models.dpa.memory import State, begin, take_in
+from uvos_jax.models.dpa.memory import State, begin, update_memory
 from uvos_jax.models.dpa.modules import Decoder
 from uvos_jax.nn.vgg import VGG16
 from uvos_jax.ops.losses import binary_cross_entropy, soft_iou
@@ -60,12 +60,12 @@ class DPA(nn.Module):
       camera: whether a smooth camera motion is taken off the flow before it is drawn.
       encoder_norm: batch norm in the encoders, which neither paper nor code has: they start from ImageNet, and from
         random weights a VGG-16 learns faster with it.
-      refine: whether the score follows the flow from frame to frame, the video's colours and the frame's edges, which
+      refine: whether the score follows the flow from frame to frame, the video's colors and the frame's edges, which
         neither paper nor code does.
       short_side: the network's shorter side at scale 1, in pixels; ``official`` takes squares of that side, and of 512
         if it is left at 384.
       axis_name: mapped axis over which batch norm statistics are shared in training.
-      dtype: type of the computation; normalisation, prototypes, softmax and losses stay float32.
+      dtype: type of the computation; normalization, prototypes, softmax and losses stay float32.
       remat: whether training computes the encoders twice to save memory.
     """
 
@@ -124,20 +124,20 @@ class DPA(nn.Module):
         return self._features(stages, train=False) | {"memory": self._memory(stages)}
 
     def init_state(self, reference_features: dict, reference_labels: jax.Array | None = None,
-                   native_size: tuple[int, int] | None = None, slots: int = 1) -> State:
-        """The state before the first step; labels, native size and slots mean nothing to DPA.
+                   native_size: tuple[int, int] | None = None, max_objects: int = 1) -> State:
+        """The state before the first step; labels, native size and max_objects mean nothing to DPA.
 
         Args:
           reference_features: ``encode`` of the frames at ``reference_frames``, first axis ``r``: N of the whole
             video, which then never change; or the first one of a stream, which fills all slots.
           reference_labels: unused.
           native_size: unused.
-          slots: unused.
+          max_objects: unused.
 
         Raises:
           ValueError: if ``r`` is neither N nor 1.
         """
-        del reference_labels, native_size, slots
+        del reference_labels, native_size, max_objects
         return begin(reference_features["memory"], self.references)
 
     def predict(self, state: State, features: dict) -> tuple[jax.Array, dict]:
@@ -156,9 +156,9 @@ class DPA(nn.Module):
     @nn.nowrap
     def commit(self, state: State, features: dict, labels: jax.Array, aux: dict,
                new_labels: jax.Array | None = None) -> State:
-        """Lets a frame of a stream be a reference, see :func:`take_in`; those of a whole video stay."""
+        """Lets a frame of a stream be a reference, see :func:`update_memory`; those of a whole video stay."""
         del labels, aux, new_labels
-        return take_in(state, features["memory"])
+        return update_memory(state, features["memory"])
 
     def __call__(self, batch: Mapping[str, jax.Array], train: bool = False):
         """The training forward: frames, each with references of its own.
@@ -266,10 +266,10 @@ class DPA(nn.Module):
 
     @nn.nowrap
     def flow_input(self, flow: jax.Array, size: tuple[int, int]) -> jax.Array:
-        """The picture of the flow on the published colour wheel, each field to its longest vector, in 0..1.
+        """The picture of the flow on the published color wheel, each field to its longest vector, in 0..1.
 
         With ``camera`` the flow comes to the network's size first, as it is in training, and a few vectors that are
-        wrong must not make all others pale: full colour is the length that one in a hundred exceeds. Where hardly
+        wrong must not make all others pale: full color is the length that one in a hundred exceeds. Where hardly
         anything moves by itself it is 1/500 of the width.
 
         Args:
@@ -296,7 +296,7 @@ class DPA(nn.Module):
     def postprocess(self) -> tuple[str, ...]:
         """Stages that follow the fused score: none of the paper's."""
         return ("follow_flow",) * ("flow" in self.inputs and self.refine) + (
-            "follow_colours", "follow_edges") * self.refine
+            "follow_colors", "follow_edges") * self.refine
 
     @nn.nowrap
     def reference_frames(self, length: int | None) -> tuple[int, ...]:

@@ -10,8 +10,8 @@ from uvos_jax.ops.pooling import max_pool
 from uvos_jax.ops.resize import resize_bilinear
 
 
-def linear(features: int, dtype: jnp.dtype) -> Conv:
-    """A 1x1 convolution with bias that no normalisation follows."""
+def conv1x1(features: int, dtype: jnp.dtype) -> Conv:
+    """A 1x1 convolution with bias that no normalization follows."""
     return Conv(features, 1, use_bias=True, dtype=dtype, kernel_init=torch_default)
 
 
@@ -20,7 +20,7 @@ def pixels(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
-class Unit(nn.Module):
+class ConvBNReLU(nn.Module):
     """Convolution with bias, batch norm, ReLU.
 
     Attributes:
@@ -38,7 +38,7 @@ class Unit(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """``[b, h, w, c] -> [b, h, w, features]``."""
-        # The bias means nothing before a normalisation; the published checkpoints have it.
+        # The bias means nothing before a normalization; the published checkpoints have it.
         x = Conv(self.features, self.kernel, use_bias=True, dtype=self.dtype, name="conv")(x)
         return nn.relu(BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="bn")(x, train))
 
@@ -63,11 +63,11 @@ class Context(nn.Module):
         x = max_pool(x, window=2, stride=2, padding=0)
         x = Conv(self.features, 1, use_bias=True, dtype=self.dtype, name="reduce")(x)
         for i in (1, 2):
-            x = Unit(self.features, name=f"unit{i}", **norm)(x, train)
+            x = ConvBNReLU(self.features, name=f"unit{i}", **norm)(x, train)
         return x, ASPP(self.features, (6, 12, 18), use_bias=True, name="aspp", **norm)(x, train)
 
 
-class Merge(nn.Module):
+class ResidualFusion(nn.Module):
     """A residual block, then half the channels: how two maps that lie side by side in the channels become one.
 
     Attributes:
@@ -84,9 +84,9 @@ class Merge(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """``[b, h, w, 2 * features] -> [b, h, w, features]``."""
         norm = {"axis_name": self.axis_name, "dtype": self.dtype}
-        y = Unit(2 * self.features, name="unit1", **norm)(x, train)
+        y = ConvBNReLU(2 * self.features, name="unit1", **norm)(x, train)
         y = Conv(2 * self.features, use_bias=True, dtype=self.dtype, name="conv2")(y)
-        return Unit(self.features, name="unit3", **norm)(nn.relu(x + y), train)
+        return ConvBNReLU(self.features, name="unit3", **norm)(nn.relu(x + y), train)
 
 
 class Refine(nn.Module):
@@ -104,10 +104,10 @@ class Refine(nn.Module):
 
     def setup(self):
         norm = {"axis_name": self.axis_name, "dtype": self.dtype}
-        self.reduce = linear(2 * self.features, self.dtype)
-        self.unit1 = Unit(3 * self.features, **norm)
-        self.unit2 = Unit(self.features, **norm)
-        self.predict = linear(1, self.dtype)
+        self.reduce = conv1x1(2 * self.features, self.dtype)
+        self.unit1 = ConvBNReLU(3 * self.features, **norm)
+        self.unit2 = ConvBNReLU(self.features, **norm)
+        self.predict = conv1x1(1, self.dtype)
 
     def fine(self, features: jax.Array) -> jax.Array:
         """The encoder's ``[b, h, w, c]`` to ``[b, h, w, 2 * features]``, all that needs no coarse map."""
@@ -149,10 +149,10 @@ class Decoder(nn.Module):
 
     def setup(self):
         norm = {"axis_name": self.axis_name, "dtype": self.dtype}
-        self.fuse4, self.fuse5, self.fuse6 = (Merge(self.embedding, **norm) for _ in range(3))
-        self.merge56, self.merge45 = (Merge(self.embedding, **norm) for _ in range(2))
-        self.reduce45 = linear(self.features, self.dtype)
-        self.predict4 = linear(1, self.dtype)
+        self.fuse4, self.fuse5, self.fuse6 = (ResidualFusion(self.embedding, **norm) for _ in range(3))
+        self.merge56, self.merge45 = (ResidualFusion(self.embedding, **norm) for _ in range(2))
+        self.reduce45 = conv1x1(self.features, self.dtype)
+        self.predict4 = conv1x1(1, self.dtype)
         self.refine1, self.refine2, self.refine3 = (Refine(self.features, **norm) for _ in range(3))
 
     def prepare(self, blocks: list[jax.Array], block4: list[jax.Array], train: bool) -> dict[str, jax.Array]:

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from uvos_jax.errors import UserError
-from uvos_jax.models.dpa.modules import Unit, pixels
+from uvos_jax.models.dpa.modules import ConvBNReLU, pixels
 from uvos_jax.nn import vgg
 from uvos_jax.nn.layers import BatchNorm
 from uvos_jax.ops.attention import tiled_attention
-from uvos_jax.ops.prototypes import cosine_maps, nearest_neighbours, prototypes
+from uvos_jax.ops.prototypes import cosine_maps, nearest_neighbors, prototypes
 
-_NEIGHBOURS = 10
+_NEIGHBORS = 10
 
 
 class _TokenNorm(nn.Module):
@@ -35,13 +35,13 @@ class TokenAttention(nn.Module):
     """Unscaled attention of tokens to tokens in half the channels.
 
     Attributes:
-      normalised_residual: whether what is added to is the normalised input, not the input itself.
+      normalized_residual: whether what is added to is the normalized input, not the input itself.
       own_values: whether values come from the queries' tokens (then there are as many keys as queries).
       axis_name: see ``BatchNorm``.
       dtype: type of the computation.
     """
 
-    normalised_residual: bool
+    normalized_residual: bool
     own_values: bool
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
@@ -59,11 +59,11 @@ class TokenAttention(nn.Module):
         b = a if other is x else norm(other, train)
         mixed = tiled_attention(dense(c // 2, "theta")(a), dense(c // 2, "phi")(b),
                                 dense(c // 2, "g")(a if self.own_values else b), scale=1.0)
-        return dense(c, "out")(mixed) + (a if self.normalised_residual else x)
+        return dense(c, "out")(mixed) + (a if self.normalized_residual else x)
 
 
 class GraphNetwork(nn.Module):
-    """Prototypes attend to each other, then three rounds in which each looks at its nearest neighbours.
+    """Prototypes attend to each other, then three rounds in which each looks at its nearest neighbors.
 
     Attributes:
       axis_name: see ``BatchNorm``.
@@ -79,10 +79,10 @@ class GraphNetwork(nn.Module):
         norm = {"axis_name": self.axis_name, "dtype": self.dtype}
         x = TokenAttention(False, False, name="attention", **norm)(x, x, train)
         for i in (1, 2, 3):
-            index = nearest_neighbours(x, min(_NEIGHBOURS, x.shape[1]))
-            neighbours = jax.vmap(lambda rows, at: rows[at])(x, index)  # [b, n, neighbours, c]
-            own = jnp.broadcast_to(x[:, :, None], neighbours.shape)
-            edges = jnp.concatenate([neighbours - own, own], -1)
+            index = nearest_neighbors(x, min(_NEIGHBORS, x.shape[1]))
+            neighbors = jax.vmap(lambda rows, at: rows[at])(x, index)  # [b, n, neighbors, c]
+            own = jnp.broadcast_to(x[:, :, None], neighbors.shape)
+            edges = jnp.concatenate([neighbors - own, own], -1)
             edges = nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, precision="highest", name=f"edge{i}")(edges)
             edges = BatchNorm(name=f"edge{i}_bn", **norm)(edges, train)
             x = nn.leaky_relu(edges, 0.2).max(2)
@@ -107,7 +107,7 @@ class GraphAttention(nn.Module):
     def setup(self):
         norm = {"axis_name": self.axis_name, "dtype": self.dtype}
         self.graph = GraphNetwork(**norm)
-        self.fuse = Unit(self.features, 1, **norm)
+        self.fuse = ConvBNReLU(self.features, 1, **norm)
 
     def maps(self, query: jax.Array, train: bool) -> jax.Array:
         """Where the prototypes of ``[b, h, w, c]``, once they passed the graph, are found in it: ``[b, h * w, c]``."""

@@ -1,7 +1,7 @@
 """D-Net: finds the objects of a frame, guided by what was salient in the one before (Zhou et al., CVPR 2021, Sec. 3.1).
 
-One encoder, two heads: where anything salient is, and, as in Panoptic-DeepLab, where the centres of objects are and
-which way every pixel's centre lies. What the paper leaves open is marked as ours where it is decided; widths, decoders,
+One encoder, two heads: where anything salient is, and, as in Panoptic-DeepLab, where the centers of objects are and
+which way every pixel's center lies. What the paper leaves open is marked as ours where it is decided; widths, decoders,
 losses and their weights are then Panoptic-DeepLab's.
 """
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from uvos_jax.models.dtnet.modules import Decoder, Excitation, Head, narrow
 from uvos_jax.nn import resnet
 from uvos_jax.nn.aspp import ASPP
-from uvos_jax.ops.instance_grouping import centre_targets
+from uvos_jax.ops.instance_grouping import center_targets
 from uvos_jax.ops.losses import binary_cross_entropy
 from uvos_jax.ops.morphology import dilate, erode
 from uvos_jax.ops.resize import resize_bilinear
@@ -24,7 +24,7 @@ _DILATIONS = (6, 12, 18)
 _STRIDE = 16  # of the encoder; ours: offsets leave the head in steps of it, as numbers near 1 are soon learned
 
 _SIDE = 640  # of the paper's crops; the lengths below are pixels of such a crop
-_SIGMA, _LEAST_SIGMA = 10.0, 4.0  # of a centre's bell; the least is a pixel of the maps that the heads make
+_SIGMA, _LEAST_SIGMA = 10.0, 4.0  # of a center's bell; the least is a pixel of the maps that the heads make
 _HEAT, _OFFSETS = 200.0, 0.01  # weights of the losses, beside 1 for the salient one
 
 
@@ -41,7 +41,7 @@ class DNet(nn.Module):
         ``"mixed"``, the two that are mixed in Eq. 6 and 7, a head's features and the guidance.
       categories: kinds of objects that the salient head tells apart; 1 for any object, which takes one logit.
       axis_name: mapped axis over which batch norm statistics are shared in training.
-      dtype: type of the computation; normalisation, weights of the guidance and outputs stay float32.
+      dtype: type of the computation; normalization, weights of the guidance and outputs stay float32.
       remat: whether training computes the backbones' blocks twice to save memory, see ``ResNet``.
     """
 
@@ -80,7 +80,7 @@ class DNet(nn.Module):
         """All that needs no past; runs on many frames at once.
 
         Args:
-          frames: ``[b, h, w, 3]`` float, normalised; sides ``16 k + 1`` align best.
+          frames: ``[b, h, w, 3]`` float, normalized; sides ``16 k + 1`` align best.
           train: whether batch norm uses batch statistics.
 
         Returns:
@@ -95,7 +95,7 @@ class DNet(nn.Module):
         """Features of the guidance branch. Ours: a backbone and a pyramid of its own, the stem seeing four channels.
 
         Args:
-          previous_frame: ``[b, h, w, 3]`` float, normalised; ours: the first frame stands for the one before it.
+          previous_frame: ``[b, h, w, 3]`` float, normalized; ours: the first frame stands for the one before it.
           previous_prob: ``[b, h, w, 1]`` float in 0..1, of foreground; 0 before the first frame.
           train: whether batch norm uses batch statistics.
 
@@ -117,8 +117,8 @@ class DNet(nn.Module):
 
         Returns:
           float32, at ``size``: ``"salient_logits"`` ``[b, h, w, 1]`` for any object, or ``[b, h, w, categories + 1]``,
-          the background first; ``"heat"`` ``[b, h, w, 1]`` of centres, about 0 to 1; ``"offsets"`` ``[b, h, w, 2]``,
-          (dy, dx) in pixels to the centre.
+          the background first; ``"heat"`` ``[b, h, w, 1]`` of centers, about 0 to 1; ``"offsets"`` ``[b, h, w, 2]``,
+          (dy, dx) in pixels to the center.
         """
         salient, instance = features["salient"], features["instance"]
         if self.guidance:
@@ -167,7 +167,7 @@ def losses(outputs: Mapping[str, jax.Array], labels: jax.Array, objects: int,
         own = jnp.take_along_axis(logits, kind[..., None], -1)[..., 0]
         salient = _mean(jax.nn.logsumexp(logits, -1) - own, valid)
     unit = min(labels.shape[1:]) / _SIDE
-    heat, offsets, _ = centre_targets(labels, objects, max(_SIGMA * unit, _LEAST_SIGMA))
+    heat, offsets, _ = center_targets(labels, objects, max(_SIGMA * unit, _LEAST_SIGMA))
     away = jnp.abs(outputs["offsets"].astype(jnp.float32) - offsets).mean(-1) / unit
     parts = {"salient": salient,
              "heat": _HEAT * _mean(jnp.square(outputs["heat"][..., 0].astype(jnp.float32) - heat), valid),

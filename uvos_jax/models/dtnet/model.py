@@ -23,7 +23,7 @@ from uvos_jax.ops.instance_grouping import group
 from uvos_jax.ops.preprocess import Preprocess, preprocess
 
 VARIANTS = ("paper",)
-TASKS = ("discovery", "embedding")
+TRAINED_PARTS = ("discovery", "embedding")
 _SMALLEST = 2e-3  # share of the frame; ours
 _SALIENT = 0.5
 
@@ -42,7 +42,7 @@ class State:
 
 
 @flax.struct.dataclass
-class Found:
+class Proposals:
     """Objects that are proposed in a frame, the strongest first.
 
     Attributes:
@@ -65,13 +65,13 @@ class DTNet(nn.Module):
 
     Attributes:
       variant: the paper's is the only one.
-      task: what the training forward learns: ``discovery`` (D-Net) or ``embedding``.
+      trained_part: what the training forward learns: ``discovery`` (D-Net) or ``embedding``.
       guidance: whether D-Net sees the last frame and what was salient in it (Table 3).
       squeeze: what the excitation of the guidance is squeezed from, see ``dnet``.
       categories: kinds of objects that are told apart; 1 for any object, 40 of YouTube-VIS. Ours: a mask is that of its
         object whatever its kind, and a track is of the kind of most of its proposals.
-      proposals: room for proposals in a frame.
-      tracks: room for targets, and the most that get a number; 20 of DAVIS-2017.
+      max_proposals: room for proposals in a frame.
+      max_tracks: room for targets, and the most that get a number; 20 of DAVIS-2017.
       memory: frames that each target model remembers. Weights fall by a tenth from one to the next, so that of those
         beyond 32 less than 4% is left; FRTM, where it comes from, has 80.
       verification: whether proposals that look like a target replace its mask (Table 4).
@@ -91,17 +91,17 @@ class DTNet(nn.Module):
       embedding: length of an object's embedding.
       short_side: the networks' shorter side in pixels.
       axis_name: mapped axis over which batch norm statistics are shared in training.
-      dtype: type of the computation; normalisation, losses and target models stay float32.
+      dtype: type of the computation; normalization, losses and target models stay float32.
       remat: whether training computes the backbones' blocks twice to save memory.
     """
 
     variant: str = "paper"
-    task: str = "discovery"
+    trained_part: str = "discovery"
     guidance: bool = True
     squeeze: str = "literal"
     categories: int = 1
-    proposals: int = 20
-    tracks: int = 20
+    max_proposals: int = 20
+    max_tracks: int = 20
     memory: int = 32
     verification: bool = True
     memory_update: bool = True
@@ -134,7 +134,7 @@ class DTNet(nn.Module):
                                    remat=self.remat, **common)
 
     def encode(self, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """What needs no past: ``{"frame": [b, h, w, 3], ...}`` normalised to D-Net's and T-Net's features."""
+        """What needs no past: ``{"frame": [b, h, w, 3], ...}`` normalized to D-Net's and T-Net's features."""
         discovery = self.dnet.encode(inputs["frame"])
         return {"frame": inputs["frame"], "discovery": discovery, "target": self._target(inputs["frame"], discovery)}
 
@@ -148,20 +148,20 @@ class DTNet(nn.Module):
         frame = features["frame"]
         return State(frame, jnp.zeros((*frame.shape[:3], 1), jnp.float32))
 
-    def discover(self, state: State, features: Mapping[str, jax.Array]) -> tuple[State, Found]:
+    def discover(self, state: State, features: Mapping[str, jax.Array]) -> tuple[State, Proposals]:
         """D-Net's answer to one frame, grouped into proposals."""
         guided = self.dnet.guide(state.frame, state.probability) if self.guidance else None
         made = self.dnet.decode(features["discovery"], guided, features["frame"].shape[1:3])
         every = _probabilities(made["salient_logits"].astype(jnp.float32))
         saliency = every.sum(-1)
-        labels, score, dropped = group(made["heat"][..., 0], made["offsets"], saliency, self.proposals,
+        labels, score, dropped = group(made["heat"][..., 0], made["offsets"], saliency, self.max_proposals,
                                        salient_above=_SALIENT, smallest=_SMALLEST)
-        inside = jax.nn.one_hot(labels, self.proposals + 1)[..., 1:]
+        inside = jax.nn.one_hot(labels, self.max_proposals + 1)[..., 1:]
         categories = jnp.einsum("bhwp,bhwc->bpc", inside, every)
         categories /= jnp.maximum(inside.sum((1, 2)), 1)[..., None]
         state = State(features["frame"], saliency[..., None])
         # Heat has no bounds, scores have.
-        return state, Found(labels.astype(jnp.uint8), jnp.minimum(score, 1), dropped, saliency, categories)
+        return state, Proposals(labels.astype(jnp.uint8), jnp.minimum(score, 1), dropped, saliency, categories)
 
     def describe(self, frames: jax.Array, labels: jax.Array) -> jax.Array:
         """Embeddings of what ``labels``, ``[b, h, w]``, mark in frames ``[b, h, w, 3]``.
@@ -170,7 +170,7 @@ class DTNet(nn.Module):
           ``[b, proposals, d]`` float32 of length 1; 0 of proposals that do not exist, which take no time.
         """
         def crops(frame, its):
-            return object_crops(frame, its, self.proposals, reid.CROP)
+            return object_crops(frame, its, self.max_proposals, reid.CROP)
 
         cut, _, present = jax.vmap(crops)(frames, labels)
         network, variables = self.reid.unbind()
@@ -181,11 +181,11 @@ class DTNet(nn.Module):
     def __call__(self, batch: Mapping[str, jax.Array], train: bool = False):
         """The training forward of ``task``; what the losses want, and all that was made on the way."""
         outputs, stages = {}, {}
-        if self.task == "discovery" or self.is_initializing():
+        if self.trained_part == "discovery" or self.is_initializing():
             stages = self.dnet.encode(batch["frame"], train)
             guided = self.dnet.guide(batch["previous"], batch["previous_prob"], train) if self.guidance else None
             outputs = self.dnet.decode(stages, guided, batch["frame"].shape[1:3], train)
-        if self.task == "embedding" or self.is_initializing():
+        if self.trained_part == "embedding" or self.is_initializing():
             outputs |= {"embeddings": self.reid(batch["crops"], train)}
         if self.is_initializing():
             self._target(batch["frame"], stages)
@@ -204,8 +204,8 @@ class DTNet(nn.Module):
         b, t, h, w = frames.shape[:4]
         x = preprocess(frames.reshape(-1, h, w, 3), (h, w), self.preprocess).reshape(b, t, h, w, 3)
         labels = jnp.where(labels == 255, -1, labels)
-        if self.task == "embedding":
-            crops, identities, valid = reid.track_crops(x, labels, self.tracks)
+        if self.trained_part == "embedding":
+            crops, identities, valid = reid.track_crops(x, labels, self.max_tracks)
             return {"crops": crops, "identities": identities, "valid": valid}
         previous, probability, frame, labels = dnet.guided_pair(x[:, -2:], labels[:, -2:])
         batch = {"frame": frame, "previous": previous, "previous_prob": probability, "labels": labels}
@@ -214,10 +214,10 @@ class DTNet(nn.Module):
     @nn.nowrap
     def loss(self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], step: jax.Array):
         """``([b] float32, {name: [b]})`` of ``task``, see ``dnet.losses`` and ``reid.embedding_loss``."""
-        if self.task == "embedding":
+        if self.trained_part == "embedding":
             return reid.embedding_loss(outputs["embeddings"], batch["identities"], batch["valid"],
                                        axis_name=self.axis_name)
-        return dnet.losses(outputs, batch["labels"], self.tracks, batch.get("categories"))
+        return dnet.losses(outputs, batch["labels"], self.max_tracks, batch.get("categories"))
 
     @nn.nowrap
     def example_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -246,8 +246,8 @@ class DTNet(nn.Module):
     def notes(self) -> dict[str, str]:
         """What is said of frames of which a flag is true."""
         return {"nothing": "no object was found",
-                "crowded": f"more objects were found than there is room for (proposals={self.proposals},"
-                           f" tracks={self.tracks}), and the weakest left out"}
+                "crowded": f"more objects were found than there is room for (max_proposals={self.max_proposals},"
+                           f" max_tracks={self.max_tracks}), and the weakest left out"}
 
     @property
     def preprocess(self) -> Preprocess:

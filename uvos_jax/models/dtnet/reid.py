@@ -4,7 +4,7 @@ T-Net compares proposals with targets by the cosine of such vectors (Eq. 10) and
 them from PReMVOS (Luiten et al. 2018). ``Embedding`` is that network, a Wide ResNet-38 with pre-activation, and learns
 by the batch-hard triplet loss on tracks.
 
-Any other embedding may stand in its place: a function from crops ``[n, 128, 128, 3]`` float32, normalised as
+Any other embedding may stand in its place: a function from crops ``[n, 128, 128, 3]`` float32, normalized as
 ``PREPROCESS`` says, to vectors ``[n, d]`` of length 1. Without any training, for instance, the pooled features of an
 ImageNet ResNet::
 
@@ -35,7 +35,7 @@ _MOMENTUM = 0.05
 TOGETHER = 4  # crops that are embedded at once
 
 
-class Unit(nn.Module):
+class PreActivationBlock(nn.Module):
     """A residual unit with batch norm and ReLU before its convolutions (He et al. 2016, "Identity mappings").
 
     Attributes:
@@ -77,7 +77,7 @@ class Embedding(nn.Module):
       features: length of the vectors.
       hidden: channels of the head's 3x3 convolution and of its two hidden layers.
       axis_name: mapped axis over which batch norm statistics are shared in training.
-      dtype: type of the computation; normalisation and the vectors stay float32.
+      dtype: type of the computation; normalization and the vectors stay float32.
       remat: whether training computes the units twice to save memory.
     """
 
@@ -100,7 +100,7 @@ class Embedding(nn.Module):
         Returns:
           ``[n, features]`` float32, of length 1.
         """
-        unit_of = nn.remat(Unit, static_argnums=(2,)) if self.remat else Unit
+        unit_of = nn.remat(PreActivationBlock, static_argnums=(2,)) if self.remat else PreActivationBlock
         x = Conv(self.width, dtype=self.dtype, name="stem")(crops)
         for stage, (depth, widths) in enumerate(zip(self.depths, _WIDTHS, strict=False), 1):
             for i in range(depth):
@@ -153,7 +153,7 @@ def track_crops(frames: jax.Array, labels: jax.Array, objects: int,
     Places without a crop hold copies of the crops that there are, by turns: blanks would count in batch norm.
 
     Args:
-      frames: ``[b, t, h, w, 3]`` float, normalised.
+      frames: ``[b, t, h, w, 3]`` float, normalized.
       labels: ``[b, t, h, w]`` int, 1 to ``objects``; 0 is background, -1 void.
       objects: in a clip at most.
       smallest: rows and columns that an object's box has at least, to be of use; in pixels, ours.

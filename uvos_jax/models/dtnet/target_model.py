@@ -2,14 +2,14 @@
 
 Sec. 3.2 of the D-Net and T-Net paper takes the target model of FRTM (Robinson et al., CVPR 2020): a 1x1 convolution
 from c to d channels, then a 3x3 one to a single score, with no bias and nothing between them. Both are fitted to the
-object's first samples, later the second one alone to a memory of weighted samples. What is minimised is
+object's first samples, later the second one alone to a memory of weighted samples. What is minimized is
 
   sum over samples a_j |w_j (U s_j - y_j)|^2 / 2 + |1e-4 P|^2 / 2 + |1e-2 F|^2 / 2
 
 with scores s, labels y at the frame's size, pixel weights w from the labels, and the bilinear resizing U.
 
-The published code resizes scores at every step. Here U and w are worked into what the minimiser needs of a label: U
-reads two neighbours in each direction, so ``U' w^2 U`` couples a feature pixel with its eight neighbours only, and
+The published code resizes scores at every step. Here U and w are worked into what the minimizer needs of a label: U
+reads two neighbors in each direction, so ``U' w^2 U`` couples a feature pixel with its eight neighbors only, and
 nine small maps (``normal``) and ``U' w^2 y`` (``pull``) say all there is to say of a label, in a sixth of its bytes.
 The layers are linear too, so from c channels a product with ``P F`` leads straight to nine maps, one for each tap.
 Both forms are exact; what differs from the published code is rounding.
@@ -84,7 +84,7 @@ def empty_targets(slots: int, memory: int, feature_shape: tuple[int, int, int], 
 def start_target(targets: Targets, slot: jax.Array, features: jax.Array, labels: jax.Array, key: jax.Array) -> Targets:
     """Puts a new target into a place, whatever was there before.
 
-    FRTM's initialisation: both layers from random numbers by five Gauss-Newton steps on the samples, then the second
+    FRTM's initialization: both layers from random numbers by five Gauss-Newton steps on the samples, then the second
     layer alone, as ``update_targets`` does. Five steps from chance are chaotic in float32: another order of summation
     ends at other layers that are as good.
 
@@ -231,20 +231,20 @@ def pixel_weights(labels: jax.Array) -> jax.Array:
 
 
 def normal_equations(labels: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-    """What the minimiser needs of labels: ``A = U' w^2 U`` and ``b = U' w^2 y``, see the module's text.
+    """What the minimizer needs of labels: ``A = U' w^2 U`` and ``b = U' w^2 y``, see the module's text.
 
     Args:
       labels: ``[k, H, W]``, uint8 where 255 is certain, or float in 0..1.
-      size: (h, w) of the scores, which U resizes to the labels' size with half-pixel centres.
+      size: (h, w) of the scores, which U resizes to the labels' size with half-pixel centers.
 
     Returns:
-      ``[k, h, w, 9]`` float32, by which a pixel's 3x3 neighbours are multiplied, row by row; and ``[k, h, w]``.
+      ``[k, h, w, 9]`` float32, by which a pixel's 3x3 neighbors are multiplied, row by row; and ``[k, h, w]``.
     """
     y = labels.astype(jnp.float32) / (255 if labels.dtype == jnp.uint8 else 1)
     squares = jnp.square(pixel_weights(labels))
     rows, columns = (resize_matrix(n_in, n_out, "bilinear", align_corners=False)
                      for n_in, n_out in zip(size, labels.shape[1:], strict=True))
-    # What a pixel and its neighbour before, itself, its neighbour behind contribute to each resized pixel together.
+    # What a pixel and its neighbor before, itself, its neighbor behind contribute to each resized pixel together.
     pairs = [jnp.stack([matrix * jnp.pad(matrix, ((0, 0), (1, 1)))[:, i:i + matrix.shape[1]] for i in range(3)])
              for matrix in (rows, columns)]
     normal = jnp.einsum("iyh,kyx,jxw->khwij", pairs[0], squares, pairs[1], precision="highest")
@@ -282,7 +282,7 @@ def fit_filter(samples: jax.Array, normal: jax.Array, pull: jax.Array, weights: 
 
 
 def _slope(normal, pull, weights, scales):
-    """The gradient of what is minimised with respect to (scores, *layers)."""
+    """The gradient of what is minimized with respect to (scores, *layers)."""
     def slope(outputs):
         scores, *layers = outputs
         around = jnp.stack(_shifted(jnp.broadcast_to(scores[..., None], normal.shape)), -1)

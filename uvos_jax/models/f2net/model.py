@@ -1,7 +1,7 @@
 """F2Net: Learning to Focus on the Foreground for Unsupervised Video Object Segmentation (Liu et al., AAAI 2021).
 
-A DeepLabv3 embeds the first frame and the current one; a branch over all stages of the backbone finds the centre of the
-foreground. Appearance is diffused within the frame and from the first one, guided by a Gauss prior around that centre,
+A DeepLabv3 embeds the first frame and the current one; a branch over all stages of the backbone finds the center of the
+foreground. Appearance is diffused within the frame and from the first one, guided by a Gauss prior around that center,
 and the frame's own embedding and both diffused ones are fused by attention.
 
 Variants:
@@ -13,7 +13,7 @@ Variants:
   spatial attention follows channel attention.
 
 The two official variants share their parameters. The published test script takes the map of the previous frame from
-the annotations; here every variant makes it from its own centre and mask. Nor is the script's rule copied that the
+the annotations; here every variant makes it from its own center and mask. Nor is the script's rule copied that the
 second best peak counts if a coordinate of the best one is 0.
 """
 
@@ -27,18 +27,18 @@ from jax import lax
 
 from uvos_jax.models.f2net import modules as f2net_blocks
 from uvos_jax.models.f2net import official as f2net_official
-from uvos_jax.models.f2net.modules import SIDE, STRIDE, CentreBranch, Fusion
+from uvos_jax.models.f2net.modules import SIDE, STRIDE, CenterBranch, Fusion
 from uvos_jax.nn import resnet
 from uvos_jax.nn.aspp import ASPP
 from uvos_jax.nn.layers import BatchNorm, Conv, PReLU, torch_default
 from uvos_jax.ops.attention import tiled_attention
-from uvos_jax.ops.center_heatmaps import RULES, Track, centre_map, choose_centre, extend_track, new_track, peaks
+from uvos_jax.ops.center_heatmaps import RULES, Track, center_map, choose_center, extend_track, new_track, peaks
 from uvos_jax.ops.losses import binary_cross_entropy, focal_loss
 from uvos_jax.ops.preprocess import Preprocess, preprocess
 from uvos_jax.ops.resize import resize_bilinear, resize_nearest
 
 VARIANTS = ("paper", "official", "official_full")
-# Rows of the paper's Table 1: AD is appearance diffusion, CG guides it by the centre, the others name the fusion.
+# Rows of the paper's Table 1: AD is appearance diffusion, CG guides it by the center, the others name the fusion.
 NETS = ("baseline", "ad", "cgad", "sa", "ca", "sca", "csa")
 SELECTIONS = RULES  # Table 2
 PRIORS = ("predicted", "truth")
@@ -48,12 +48,12 @@ torch_rules = f2net_official.torch_rules
 
 @flax.struct.dataclass
 class State:
-    """What a video's past means to F2Net; nets without a centre have no more than the anchor.
+    """What a video's past means to F2Net; nets without a center have no more than the anchor.
 
     Attributes:
       anchor: ``[b, h, w, c]``, embedding of the first frame, at stride 8.
-      previous: ``[b, h', w', 1]``, centre map of the previous frame, at stride 4; zeros if it had none.
-      track: the last centres, in pixels of that map.
+      previous: ``[b, h', w', 1]``, center map of the previous frame, at stride 4; zeros if it had none.
+      track: the last centers, in pixels of that map.
     """
 
     anchor: jax.Array
@@ -67,21 +67,21 @@ class F2Net(nn.Module):
     Attributes:
       variant: see the module's text. The official ones take the network as published, whatever ``net`` says.
       net: one of ``NETS``.
-      selection: of candidate centres the one that the motion of the last ones leads to, or the maximum.
-      history: n, centres that tell the motion; and frames after which a lost object is forgotten.
+      selection: of candidate centers the one that the motion of the last ones leads to, or the maximum.
+      history: n, centers that tell the motion; and frames after which a lost object is forgotten.
       candidates: K, peaks of the heat map among which is chosen.
       lost_below: score below which a peak is no candidate; not stated. Without one, all of the frame is searched.
-      prior_from: in training, whether prior and previous map lie around the predicted centres or the true ones.
+      prior_from: in training, whether prior and previous map lie around the predicted centers or the true ones.
       depths: blocks in the four layers of the backbone.
       width: channels of the stem; layers have ``4 * width * (1, 2, 4, 8)``.
       aspp_features: channels of the ASPP branches.
       embedding: C, channels of the pixel embedding and of the classifier.
-      centre_features: channels of the upsampling units.
-      centre_embedding: D, channels of what they lead to.
+      center_features: channels of the upsampling units.
+      center_embedding: D, channels of what they lead to.
       background_weight: of background pixels in the loss, where foreground has 1; the paper weighs them alike.
       short_side: the network's shorter side at scale 1, in pixels; the official variants take squares of it.
       axis_name: mapped axis over which batch norm statistics are shared in training.
-      dtype: type of the computation; normalisation, softmax, heat maps and losses stay float32.
+      dtype: type of the computation; normalization, softmax, heat maps and losses stay float32.
       remat: whether training computes the backbone's blocks twice to save memory, see ``ResNet``.
     """
 
@@ -96,8 +96,8 @@ class F2Net(nn.Module):
     width: int = 64
     aspp_features: int = 512
     embedding: int = 256
-    centre_features: int = 256
-    centre_embedding: int = 64
+    center_features: int = 256
+    center_embedding: int = 64
     background_weight: float = 1.0
     short_side: int = SIDE
     axis_name: str | None = None
@@ -119,8 +119,8 @@ class F2Net(nn.Module):
         self.embed_bn = BatchNorm(**norm)
         self.embed_prelu = PReLU()
         self.static = Conv(1, 1, **linear)
-        if self._has_centre:
-            self.centre = CentreBranch(self.centre_features, self.centre_embedding, **norm)
+        if self._has_center:
+            self.center = CenterBranch(self.center_features, self.center_embedding, **norm)
         if self._fusion is not None:
             self.fusion = Fusion(self._fusion, self.embedding, self._official, **norm)
         self.cls_conv1 = Conv(self.embedding, 1, use_bias=True, dtype=self.dtype)
@@ -134,25 +134,25 @@ class F2Net(nn.Module):
           inputs: ``{"frame": [b, h, w, 3]}``, frames after ``preprocess``; sides ``8 k + 1`` align best.
 
         Returns:
-          ``{"embed": [b, h', w', c]}`` at stride 8 and, with a centre branch, ``"up"`` and ``"fresh"`` at stride 4.
+          ``{"embed": [b, h', w', c]}`` at stride 8 and, with a center branch, ``"up"`` and ``"fresh"`` at stride 4.
         """
         stages = self._embed(inputs["frame"], train=False)
-        centre = self.centre.encode(stages, False) if self._has_centre else {}
-        return {"embed": stages["embed"]} | centre
+        center = self.center.encode(stages, False) if self._has_center else {}
+        return {"embed": stages["embed"]} | center
 
     def init_state(self, reference_features: dict[str, jax.Array], reference_labels: jax.Array | None = None,
-                   native_size: tuple[int, int] | None = None, slots: int = 1) -> State:
-        """The state before the first step, which has neither a previous map nor a centre.
+                   native_size: tuple[int, int] | None = None, max_objects: int = 1) -> State:
+        """The state before the first step, which has neither a previous map nor a center.
 
         Args:
           reference_features: ``encode`` of the first frame.
           reference_labels: unused.
           native_size: unused.
-          slots: unused.
+          max_objects: unused.
         """
-        del reference_labels, native_size, slots
+        del reference_labels, native_size, max_objects
         anchor = reference_features["embed"]
-        if not self._has_centre:
+        if not self._has_center:
             return State(anchor)
         fresh = reference_features["fresh"]
         return State(anchor, jnp.zeros_like(fresh), new_track(fresh.shape[0], self.history))
@@ -165,43 +165,43 @@ class F2Net(nn.Module):
           features: ``encode`` of one frame of each.
 
         Returns:
-          ``[b, h, w, 1]`` logits (bring them to size by :meth:`to_native`); and, with a centre branch, what was found:
-          ``"heat"`` ``[b, h', w', 1]`` and ``"prior"`` ``[b, h, w, 1]`` in 0..1, ``"centre"`` ``[b, 2]`` (x, y) in
+          ``[b, h, w, 1]`` logits (bring them to size by :meth:`to_native`); and, with a center branch, what was found:
+          ``"heat"`` ``[b, h', w', 1]`` and ``"prior"`` ``[b, h, w, 1]`` in 0..1, ``"center"`` ``[b, 2]`` (x, y) in
           pixels of the heat map, its ``"score"`` ``[b]``, whether one was ``"found"`` ``[b]``, and the ``"notes"``.
         """
-        if not self._has_centre:
+        if not self._has_center:
             return self._segment(state.anchor, features["embed"], None, train=False)[0], {}
-        heat = nn.sigmoid(self.centre.heat(features, state.previous))
+        heat = nn.sigmoid(self.center.heat(features, state.previous))
         scores, candidates = peaks(heat, min(self.candidates, heat[0].size))
         rule = "maximum" if self._official else self.selection
-        centre, score, found = choose_centre(state.track, scores, candidates, self.lost_below, rule)
+        center, score, found = choose_center(state.track, scores, candidates, self.lost_below, rule)
         # The published decoder is one pixel of the map off.
-        prior = self._prior(centre - 1 if self._official else centre, found, heat.shape[1:3],
+        prior = self._prior(center - 1 if self._official else center, found, heat.shape[1:3],
                             features["embed"].shape[1:3])
         logits, _ = self._segment(state.anchor, features["embed"], prior, train=False)
         whole = STRIDE * (jnp.array([heat.shape[2], heat.shape[1]]) - 1) + 1  # the map's corners are the frame's
-        notes = {"lost": ~found, "centre": jnp.clip((STRIDE * centre + 0.5) / whole, 0, 1), "centre_score": score}
-        return logits, {"heat": heat, "prior": prior, "centre": centre, "score": score, "found": found, "notes": notes}
+        notes = {"lost": ~found, "center": jnp.clip((STRIDE * center + 0.5) / whole, 0, 1), "center_score": score}
+        return logits, {"heat": heat, "prior": prior, "center": center, "score": score, "found": found, "notes": notes}
 
     @nn.nowrap
     def commit(self, state: State, features: dict, labels: jax.Array, aux: dict,
                new_labels: jax.Array | None = None) -> State:
-        """Draws the map for the next frame: around the centre, as large as the mask's box; and extends the track."""
+        """Draws the map for the next frame: around the center, as large as the mask's box; and extends the track."""
         del new_labels
-        if not self._has_centre:
+        if not self._has_center:
             return state
         mask = resize_nearest(labels[..., None], state.previous.shape[1:3])[..., 0] > 0
-        drawn, _, _ = centre_map(mask, aux["centre"])
+        drawn, _, _ = center_map(mask, aux["center"])
         drawn = jnp.where(aux["found"][:, None, None, None], drawn, 0.0)
-        return State(state.anchor, drawn, extend_track(state.track, aux["centre"], aux["found"]))
+        return State(state.anchor, drawn, extend_track(state.track, aux["center"], aux["found"]))
 
     def __call__(self, batch: Mapping[str, jax.Array], train: bool = False):
         """The training forward of a frame with the first and the previous one.
 
         Args:
           batch: ``{"anchor": [b, h, w, 3], "frame": [b, h, w, 3]}`` after ``preprocess``; ``"previous"``
-            ``[b, h', w', 1]``, the previous frame's centre map; ``"centre"`` ``[b, 2]``, the true centre in pixels of
-            that map; ``"present"`` ``[b]`` bool, whether there is one (all True if left out). Where predicted centres
+            ``[b, h', w', 1]``, the previous frame's center map; ``"center"`` ``[b, 2]``, the true center in pixels of
+            that map; ``"present"`` ``[b]`` bool, whether there is one (all True if left out). Where predicted centers
             count, ``"previous_frame"`` ``[b, h, w, 3]`` and ``"previous_mask"`` ``[b, h', w']`` make a map in its
             place, around what is found in that frame alone: a network that only ever sees true maps learns to copy
             them, and later cannot let go.
@@ -209,22 +209,22 @@ class F2Net(nn.Module):
 
         Returns:
           ``({"logits", "static_logits": [b, h'', w'', 1], "heat_logits": [b, h', w', 1]}, intermediates)`` at strides
-          8 and 4; the static ones come from the frame alone. Nets without a centre branch have no heat. Intermediates
+          8 and 4; the static ones come from the frame alone. Nets without a center branch have no heat. Intermediates
           of all frames are stacked along the batch axis, the anchors first.
         """
         b = batch["frame"].shape[0]
-        finds = self._has_centre and "previous_frame" in batch
+        finds = self._has_center and "previous_frame" in batch
         names = ("anchor", "previous_frame", "frame") if finds else ("anchor", "frame")
         stages = self._embed(jnp.concatenate([batch[name] for name in names]), train)
         anchor, embed = stages["embed"][:b], stages["embed"][-b:]
         outputs, made, prior = {"static_logits": self.static(embed)}, {}, None
-        if self._has_centre:
-            seen = self.centre.encode({f"layer{i}": stages[f"layer{i}"][b:] for i in range(1, 5)}, train)
+        if self._has_center:
+            seen = self.center.encode({f"layer{i}": stages[f"layer{i}"][b:] for i in range(1, 5)}, train)
             made = jax.tree.map(lambda x: x[-b:], seen)
             previous = batch["previous"]
             if finds:
                 previous = self._found_map(jax.tree.map(lambda x: x[:b], seen), batch)
-            outputs["heat_logits"] = heat = self.centre.heat(made, previous)
+            outputs["heat_logits"] = heat = self.center.heat(made, previous)
             prior = self._training_prior(batch, nn.sigmoid(heat), embed.shape[1:3])
         outputs["logits"], fused = self._segment(anchor, embed, prior, train)
         return outputs, stages | made | fused
@@ -245,15 +245,15 @@ class F2Net(nn.Module):
         batch = {"anchor": preprocess(frames[:, 0], size, self.preprocess),
                  "frame": preprocess(frames[:, 2], size, self.preprocess),
                  "mask": (labels[:, 2, ..., None] > 0) & ~void, "valid": ~void, "still": still}
-        if not self._has_centre:
+        if not self._has_center:
             return batch
         # Every fourth pixel, so that corners lie on corners; the published nearest ones lie up to 3 pixels beside them.
         small = labels[:, 1:, ::STRIDE, ::STRIDE]
         small = (small > 0) & (small < 255)
-        previous, _, _ = centre_map(small[:, 0])
-        heat, centre, present = centre_map(small[:, 1])
+        previous, _, _ = center_map(small[:, 0])
+        heat, center, present = center_map(small[:, 1])
         previous = jnp.where(still[:, None, None, None], 0.0, previous)
-        batch |= {"previous": previous, "heat": heat, "centre": centre, "present": present}
+        batch |= {"previous": previous, "heat": heat, "center": center, "present": present}
         if self.prior_from == "truth":
             return batch
         return batch | {"previous_frame": preprocess(frames[:, 1], size, self.preprocess),
@@ -263,7 +263,7 @@ class F2Net(nn.Module):
     def loss(self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], step: jax.Array):
         """Cross-entropy of the mask and focal loss of the heat map (Eq. 12-14); of stills a tenth of the static one's.
 
-        The paper's focal loss lacks its minus sign, and is divided by the number of centres. ``official``: the
+        The paper's focal loss lacks its minus sign, and is divided by the number of centers. ``official``: the
         cross-entropy is weighted by pixels over foreground pixels, and 0.8 times the mean error is added; the published
         code counts them in the batch, here each example does.
 
@@ -314,9 +314,9 @@ class F2Net(nn.Module):
     @property
     def notes(self) -> dict[str, str]:
         """What is said of frames for which a flag among the notes is true."""
-        if not self._has_centre:
+        if not self._has_center:
             return {}
-        return {"lost": f"no centre of an object scored {self.lost_below} or more, so that all of the frame was"
+        return {"lost": f"no center of an object scored {self.lost_below} or more, so that all of the frame was"
                         " searched"}
 
     @property
@@ -339,7 +339,7 @@ class F2Net(nn.Module):
     def example_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a smallest batch for ``__call__``, enough to know the variables."""
         frame, heat = (jax.ShapeDtypeStruct((1, *shape), jnp.float32) for shape in ((65, 65, 3), (17, 17, 1)))
-        return {"anchor": frame, "frame": frame, "previous": heat, "centre": jax.ShapeDtypeStruct((1, 2), jnp.float32)}
+        return {"anchor": frame, "frame": frame, "previous": heat, "center": jax.ShapeDtypeStruct((1, 2), jnp.float32)}
 
     @nn.nowrap
     def frame_size(self, native_size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
@@ -355,7 +355,7 @@ class F2Net(nn.Module):
         return self.variant != "paper"
 
     @property
-    def _has_centre(self):
+    def _has_center(self):
         return self._official or self.net not in ("baseline", "ad")
 
     @property
@@ -371,24 +371,24 @@ class F2Net(nn.Module):
         return stages | {"embed": self.embed_prelu(embed)}
 
     def _training_prior(self, batch, heat, size):
-        centre, found = batch["centre"], batch.get("present", jnp.ones(heat.shape[0], bool))
+        center, found = batch["center"], batch.get("present", jnp.ones(heat.shape[0], bool))
         if self.prior_from == "predicted":
-            centre, found = self._best(heat)
-        return self._prior(centre, found, heat.shape[1:3], size)
+            center, found = self._best(heat)
+        return self._prior(center, found, heat.shape[1:3], size)
 
     def _found_map(self, features, batch):
         """The map around what the previous frame alone leads to, as large as its true mask."""
-        heat = nn.sigmoid(self.centre.heat(features, jnp.zeros_like(features["fresh"])))
-        centre, found = self._best(heat)
-        return jnp.where(found[:, None, None, None], centre_map(batch["previous_mask"], centre)[0], 0.0)
+        heat = nn.sigmoid(self.center.heat(features, jnp.zeros_like(features["fresh"])))
+        center, found = self._best(heat)
+        return jnp.where(found[:, None, None, None], center_map(batch["previous_mask"], center)[0], 0.0)
 
     def _best(self, heat):
         scores, candidates = peaks(lax.stop_gradient(heat), 1)
         return candidates[:, 0], scores[:, 0] >= self.lost_below
 
-    def _prior(self, centre, found, map_size, size):
+    def _prior(self, center, found, map_size, size):
         draw = f2net_official.drawn_prior if self._official else f2net_blocks.prior
-        return jnp.where(found[:, None, None, None], draw(centre, map_size, size), 1.0)
+        return jnp.where(found[:, None, None, None], draw(center, map_size, size), 1.0)
 
     def _segment(self, anchor, embed, prior, train):
         """Logits, and what was fused to get them (Eq. 5-11)."""

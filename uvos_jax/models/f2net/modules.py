@@ -1,41 +1,41 @@
-"""Parts of F2Net: the centre prediction branch and the dynamic information fusion."""
+"""Parts of F2Net: the center prediction branch and the dynamic information fusion."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from uvos_jax.nn.layers import BatchNorm, Conv, torch_default
-from uvos_jax.ops.center_heatmaps import centre_prior
+from uvos_jax.ops.center_heatmaps import center_prior
 from uvos_jax.ops.pooling import global_average_pool
 from uvos_jax.ops.resize import resize_bilinear
 
 SIDE = 473  # of the paper's input, in pixels
-STRIDE = 4  # of the centre map
+STRIDE = 4  # of the center map
 SIGMA = 15.0  # of the prior, in pixels of an input of that side
 _REDUCTION = 16  # of the channel attention's bottleneck
-_RARE = -4.1  # start of the heat map's bias: with sigmoid(0) of its other term, a centre has probability 0.03
+_RARE = -4.1  # start of the heat map's bias: with sigmoid(0) of its other term, a center has probability 0.03
 
 
-def prior(centre: jax.Array, map_size: tuple[int, int], size: tuple[int, int]) -> jax.Array:
-    """The Gauss prior around a centre (Eq. 5), drawn at the size of the embedding.
+def prior(center: jax.Array, map_size: tuple[int, int], size: tuple[int, int]) -> jax.Array:
+    """The Gauss prior around a center (Eq. 5), drawn at the size of the embedding.
 
     Its width follows the input, but is a pixel of stride 8 at least: of a small input the prior would else be lost
     between two pixels.
 
     Args:
-      centre: ``[b, 2]``, (x, y) in pixels of the centre map.
-      map_size: of the centre map, at stride 4.
+      center: ``[b, 2]``, (x, y) in pixels of the center map.
+      map_size: of the center map, at stride 4.
       size: of the embedding, at stride 8.
 
     Returns:
       ``[b, *size, 1]`` float32 in 0..1.
     """
     side = STRIDE * (min(map_size) - 1) + 1
-    return centre_prior(centre / 2, size, max(SIGMA * side / SIDE / 8, 1.0))
+    return center_prior(center / 2, size, max(SIGMA * side / SIDE / 8, 1.0))
 
 
 class UpsamplingUnit(nn.Module):
-    """Adds one stage of the backbone to what the coarser ones gave (first step of the centre branch).
+    """Adds one stage of the backbone to what the coarser ones gave (first step of the center branch).
 
     Attributes:
       features: channels.
@@ -60,8 +60,8 @@ class UpsamplingUnit(nn.Module):
         return nn.relu(x)
 
 
-class CentreBranch(nn.Module):
-    """Where the centre of the foreground is (Eq. 1-4): features of all four stages and the previous centre map.
+class CenterBranch(nn.Module):
+    """Where the center of the foreground is (Eq. 1-4): features of all four stages and the previous center map.
 
     Attributes:
       features: channels of the upsampling units.
@@ -103,11 +103,11 @@ class CentreBranch(nn.Module):
         return {"up": x, "fresh": self.fresh(nn.relu(self.hidden(x)))}
 
     def heat(self, features: dict[str, jax.Array], previous: jax.Array) -> jax.Array:
-        """The heat map: the previous frame's centre map, scaled and shifted by gates, and what the frame alone says.
+        """The heat map: the previous frame's center map, scaled and shifted by gates, and what the frame alone says.
 
         Args:
           features: of :meth:`encode`.
-          previous: ``[b, h, w, 1]`` in 0..1, the centre map of the previous frame; zeros if there is none.
+          previous: ``[b, h, w, 1]`` in 0..1, the center map of the previous frame; zeros if there is none.
 
         Returns:
           ``[b, h, w, 1]`` float32 logits.

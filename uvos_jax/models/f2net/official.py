@@ -6,24 +6,24 @@ import jax.numpy as jnp
 
 from uvos_jax.models.f2net.modules import SIDE, SIGMA, STRIDE
 from uvos_jax.nn import resnet
-from uvos_jax.ops.center_heatmaps import centre_prior
+from uvos_jax.ops.center_heatmaps import center_prior
 from uvos_jax.ops.losses import binary_cross_entropy
 from uvos_jax.ops.resize import resize_bilinear
 
 
-def drawn_prior(centre: jax.Array, map_size: tuple[int, int], size: tuple[int, int]) -> jax.Array:
+def drawn_prior(center: jax.Array, map_size: tuple[int, int], size: tuple[int, int]) -> jax.Array:
     """The Gauss prior as the published code draws it: at the size of the input, then resized.
 
     Args:
-      centre: ``[b, 2]``, (x, y) in pixels of the centre map.
-      map_size: of the centre map, at stride 4.
+      center: ``[b, 2]``, (x, y) in pixels of the center map.
+      map_size: of the center map, at stride 4.
       size: of the embedding, at stride 8.
 
     Returns:
       ``[b, *size, 1]`` float32 in 0..1.
     """
     whole = tuple(STRIDE * (n - 1) + 1 for n in map_size)
-    drawn = centre_prior(STRIDE * centre, whole, SIGMA * min(whole) / SIDE)
+    drawn = center_prior(STRIDE * center, whole, SIGMA * min(whole) / SIDE)
     return resize_bilinear(drawn, size, align_corners=False)
 
 
@@ -47,9 +47,9 @@ def mask_loss(logits: jax.Array, mask: jax.Array, valid: jax.Array) -> jax.Array
 
 def torch_rules(model: nn.Module) -> tuple[tuple[str, str, str], ...]:
     """Name rules for the published code's checkpoints (742 keys); nets without a part of it leave that unread."""
-    parts = {"centre": r"(upsample|fc|motion_conv_[wb])\b.*", "ca": "channel_attention_.*",
+    parts = {"center": r"(upsample|fc|motion_conv_[wb])\b.*", "ca": "channel_attention_.*",
              "sa": "spatial_attention_conv.*"}
-    nets = {"baseline": (), "ad": (), "cgad": ("centre",), "ca": ("centre", "ca"), "sa": ("centre", "sa")}
+    nets = {"baseline": (), "ad": (), "cgad": ("center",), "ca": ("center", "ca"), "sa": ("center", "sa")}
     has = nets.get(model.net, tuple(parts)) if model.variant == "paper" else tuple(parts)
     aspp = "encoder.layer5."
     return (
@@ -62,16 +62,16 @@ def torch_rules(model: nn.Module) -> tuple[tuple[str, str, str], ...]:
         ("embed_bn", f"{aspp}bn", "norm"),
         ("embed_prelu", f"{aspp}prelu", "prelu"),
         ("static", "encoder.main_classifier", "conv"),
-        (r"centre/up(\d)/skip", r"upsample.up\1.u_skip", "conv"),
-        (r"centre/up(\d)/skip_bn", r"upsample.up\1.bn1", "norm"),
-        (r"centre/up(\d)/up", r"upsample.up\1.up_conv", "conv"),
-        (r"centre/up(\d)/up_bn", r"upsample.up\1.bn2", "norm"),
-        ("centre/cross", "upsample.up4.cross_conv", "conv"),
-        ("centre/cross_bn", "upsample.up4.bn5", "norm"),
-        ("centre/hidden", "fc.0", "conv"),
-        ("centre/fresh", "fc.2", "conv"),
-        ("centre/scale", "motion_conv_w", "conv"),
-        ("centre/shift", "motion_conv_b", "conv"),
+        (r"center/up(\d)/skip", r"upsample.up\1.u_skip", "conv"),
+        (r"center/up(\d)/skip_bn", r"upsample.up\1.bn1", "norm"),
+        (r"center/up(\d)/up", r"upsample.up\1.up_conv", "conv"),
+        (r"center/up(\d)/up_bn", r"upsample.up\1.bn2", "norm"),
+        ("center/cross", "upsample.up4.cross_conv", "conv"),
+        ("center/cross_bn", "upsample.up4.bn5", "norm"),
+        ("center/hidden", "fc.0", "conv"),
+        ("center/fresh", "fc.2", "conv"),
+        ("center/scale", "motion_conv_w", "conv"),
+        ("center/shift", "motion_conv_b", "conv"),
         ("fusion/squeeze", "channel_attention_conv1", "conv"),
         ("fusion/squeeze_bn", "channel_attention_bn", "norm"),
         ("fusion/expand", "channel_attention_conv2", "conv"),

@@ -33,7 +33,7 @@ class Block(nn.Module):
         """``[b, h, w, c] -> [b, ceil(h / stride), ceil(w / stride), features]``."""
         def unit(x, features, kernel, stride, conv, norm):
             x = Conv(features, kernel, stride, use_bias=True, dtype=self.dtype, name=conv)(x)
-            return _normalise(self, x, train, norm)
+            return _normalize(self, x, train, norm)
 
         inner = self.features // 4
         units = ((inner, 1, 1), (inner, 3, self.stride), (self.features, 1, 1)) if self.bottleneck \
@@ -74,7 +74,7 @@ class Encoder(nn.Module):
         """``[b, h, w, 3] -> [b, ceil(h / 8), ceil(w / 8), features]``."""
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         x = Conv(self.stem, 7, 2, use_bias=True, dtype=self.dtype, name="conv1")(x)
-        x = nn.relu(_normalise(self, x, train, "norm1"))
+        x = nn.relu(_normalize(self, x, train, "norm1"))
         for layer, (features, stride) in enumerate(zip(self.widths, (1, 2, 2), strict=True), 1):
             for i in range(2):
                 x = block(features, stride if i == 0 else 1, self.bottleneck, self.norm, self.axis_name, self.dtype,
@@ -82,7 +82,7 @@ class Encoder(nn.Module):
         return Conv(self.features, 1, use_bias=True, dtype=self.dtype, name="conv2")(x)
 
 
-def _normalise(module, x, train, name):
+def _normalize(module, x, train, name):
     """The norm that an encoder or block asks for."""
     if module.norm == "batch":
         return BatchNorm(axis_name=module.axis_name, dtype=module.dtype, name=name)(x, train)

@@ -323,7 +323,7 @@ def convex_upsample(flow: jax.Array, weights: jax.Array) -> jax.Array:
 
     Args:
       flow: ``[b, h, w, 2]`` float32, in pixels of its grid; beyond the border it is zero.
-      weights: ``[b, h, w, 9 * 64]``, logits by neighbour (row by row), row and column within the 8x8 pixels.
+      weights: ``[b, h, w, 9 * 64]``, logits by neighbor (row by row), row and column within the 8x8 pixels.
 
     Returns:
       ``[b, 8 h, 8 w, 2]``, vectors in pixels of the fine grid.

@@ -1,14 +1,14 @@
-"""How far the centre that F2Net follows is from the object's: the best peak against the motion rule (its Table 2).
+"""How far the center that F2Net follows is from the object's: the best peak against the motion rule (its Table 2).
 
-    python benchmarks/f2net_centres.py [--clips 100]
-    python benchmarks/f2net_centres.py --weights RUN [--clips 20]
+    python benchmarks/f2net_centers.py [--clips 100]
+    python benchmarks/f2net_centers.py --weights RUN [--clips 20]
 
 Without weights the heat maps are made up, and only peaks, choice and track are the library's: one bell for the object
 and one for each distractor, on seeded paths that swing about the middle of the map and therefore cross. The height of
 each bell flickers around the same mean, but the object's is 0.1 higher; noise is added. In the rows with gaps, 2 % of
 the frames begin one of four frames in which the object's bell sinks below the threshold, as if it were hidden.
 Distractors come in after ten frames, as a rule that knows nothing but peaks cannot tell which of two was meant from
-the start; counted is what follows. "Wrong" frames are those whose centre is nearer to a distractor than to the object,
+the start; counted is what follows. "Wrong" frames are those whose center is nearer to a distractor than to the object,
 and further than five pixels from the object.
 
 With weights the network's own heat maps are used, on generated clips of one object that is there throughout and, in
@@ -32,7 +32,7 @@ from uvos_jax.data.synthetic.scene import draw_scene
 from uvos_jax.inference import load
 from uvos_jax.ops.center_heatmaps import (
     RULES,
-    choose_centre,
+    choose_center,
     extend_track,
     foreground_box,
     gaussian_map,
@@ -77,7 +77,7 @@ def heights(rng, clips, things, gaps):
 
 @partial(jax.jit, static_argnums=3)
 def find(places, height, key, count):
-    """The peaks of made-up heat maps: scores ``[t, b, K]`` and centres ``[t, b, K, 2]``, in a scan over the frames."""
+    """The peaks of made-up heat maps: scores ``[t, b, K]`` and centers ``[t, b, K, 2]``, in a scan over the frames."""
     def frame(_, xs):
         place, high, key = xs
         bells = [gaussian_map(p, 2.5, _MAP, 8.0) * h[:, None, None, None] for p, h in zip(place, high, strict=True)]
@@ -89,13 +89,13 @@ def find(places, height, key, count):
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def follow(scores, centres, rule, history):
-    """The chosen centres ``[t, b, 2]``."""
+def follow(scores, centers, rule, history):
+    """The chosen centers ``[t, b, 2]``."""
     def frame(track, xs):
-        centre, _, found = choose_centre(track, *xs, _THRESHOLD, rule)
-        return extend_track(track, centre, found), centre
+        center, _, found = choose_center(track, *xs, _THRESHOLD, rule)
+        return extend_track(track, center, found), center
 
-    return jax.lax.scan(frame, new_track(scores.shape[1], history), (scores, centres))[1]
+    return jax.lax.scan(frame, new_track(scores.shape[1], history), (scores, centers))[1]
 
 
 def errors(chosen, places):
@@ -114,11 +114,11 @@ def simulated(clips: int) -> None:
     for gaps, distractors in itertools.product((False, True), range(4)):
         rng = np.random.default_rng(distractors)
         places, height = paths(rng, clips, 1 + distractors), heights(rng, clips, 1 + distractors, gaps)
-        scores, centres = find(jnp.asarray(places, jnp.float32), jnp.asarray(height, jnp.float32),
+        scores, centers = find(jnp.asarray(places, jnp.float32), jnp.asarray(height, jnp.float32),
                                jax.random.key(distractors), most)
         cells = []
         for rule, (history, count) in [("maximum", _SETTINGS[0])] + [("motion", each) for each in _SETTINGS]:
-            away, wrong = errors(follow(scores[..., :count], centres[..., :count, :], rule, history), places)
+            away, wrong = errors(follow(scores[..., :count], centers[..., :count, :], rule, history), places)
             cells.append(f"{away[_ALONE:].mean():6.1f} px {wrong[_ALONE:].mean():6.1%}")
         print(f"{f'distractors: {distractors}' + ', gaps' * gaps:<24}", *(f"{cell:>16}" for cell in cells), flush=True)
 
@@ -162,9 +162,9 @@ def measured(segmenter, frames, truth):
     """Of the frames that count: distances from the object in percent of the shorter side, wrong and lost ones."""
     (first, first_seen), (second, second_seen) = truth
     notes = [answer.notes for answer in segmenter.run(open_source(frames))]
-    centres = np.array([note["centre"] for note in notes])
+    centers = np.array([note["center"] for note in notes])
     longer = np.array(_SIZE[::-1]) / min(_SIZE)
-    away, other = (100 * np.linalg.norm((centres - place) * longer, axis=1) for place in (first, second))
+    away, other = (100 * np.linalg.norm((centers - place) * longer, axis=1) for place in (first, second))
     counted = first_seen & second_seen
     return np.stack([away, other < away, [note["lost"] for note in notes]], 1)[counted]
 
