@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import recurrent_model as helper
+from tests.helpers.paths import REPOSITORY
 from tests.helpers.recurrent_model import noise, remembering, save_frames
 from uvos_jax import UserError
 from uvos_jax.inference.jobs.batch import assign_folders, segment_many
@@ -117,7 +118,7 @@ def test_two_devices_work_side_by_side_and_give_the_same_masks(tmp_path):
     code = "import sys, pathlib, tests.inference.test_batch_job as t; t.two_devices(pathlib.Path(sys.argv[1]))"
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False,
-                          cwd=os.path.dirname(__file__), env=os.environ | {"XLA_FLAGS": flags})
+                          cwd=REPOSITORY, env=os.environ | {"XLA_FLAGS": flags})
     assert done.returncode == 0, done.stderr
     devices = json.loads(done.stdout)
     assert sorted(devices[:2]) == [0, 1] and len(devices) == 6

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import recurrent_model as helper
+from tests.helpers.paths import REPOSITORY
 from tests.helpers.recurrent_model import OUTPUTS, contents, noise, remembering, save_frames
 from uvos_jax import UserError
 from uvos_jax.inference.engine import StepOutput, StreamState
@@ -211,7 +212,7 @@ def test_a_state_keeps_every_bit_of_every_dtype(frames, tmp_path):
 
 
 def start(frames, output, **environment):
-    return subprocess.Popen([sys.executable, helper.__file__, str(frames), str(output)], env=os.environ | environment,
+    return subprocess.Popen([sys.executable, "-m", helper.__name__, str(frames), str(output)], env=os.environ | environment, cwd=REPOSITORY,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -28,8 +28,8 @@ COLORS = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [250, 250, 20], 
 class Colors(DTNet):
     """Proposes every known color as an object, except in frames whose first pixel is black: there D-Net is blind."""
 
-    tracks: int = 4
-    proposals: int = 4
+    max_tracks: int = 4
+    max_proposals: int = 4
     memory: int = 6
     embedding: int = 3
     target_channels: int = 4

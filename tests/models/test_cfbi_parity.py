@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from tests.helpers.paths import GOLDEN
 from tests.helpers.small_cfbi import SIZE, SMALL, boxes, clip, published
 from uvos_jax.errors import UserError
 from uvos_jax.models import build
@@ -27,7 +28,7 @@ WIDE = SMALL | {"features": 256}
 
 @pytest.fixture(scope="module")
 def manifest(request):
-    return json.loads((request.path.parent / "golden" / "cfbi_manifest.json").read_text())
+    return json.loads((GOLDEN / "cfbi_manifest.json").read_text())
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from tests.helpers.paths import GOLDEN
 from tests.helpers.small_f2net import SMALL
 from uvos_jax.models import build
 from uvos_jax.models.f2net import model as f2net
@@ -32,7 +33,7 @@ def _fields(name):
 
 @pytest.fixture(scope="module")
 def manifest(request):
-    return json.loads((request.path.parent / "golden" / "f2net_manifest.json").read_text())
+    return json.loads((GOLDEN / "f2net_manifest.json").read_text())
 
 
 def test_every_published_key_has_its_place(manifest):

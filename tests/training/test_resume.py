@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import tiny_system
+from tests.helpers.paths import REPOSITORY
 from tests.helpers.tiny_system import clips, config
 from uvos_jax.errors import UserError
 from uvos_jax.models import SYSTEMS
@@ -52,7 +53,7 @@ def start(workdir, settings, compiled, **environment):
     workdir.parent.mkdir(exist_ok=True)
     path = workdir.with_suffix(".json")
     path.write_text(json.dumps(settings))
-    return subprocess.Popen([sys.executable, tiny_system.__file__, str(workdir), str(path)], env=environment,
+    return subprocess.Popen([sys.executable, "-m", tiny_system.__name__, str(workdir), str(path)], env=environment, cwd=REPOSITORY,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -7,17 +7,18 @@ import zlib
 import numpy as np
 import pytest
 
+from tests.helpers.paths import GOLDEN
 from uvos_jax.errors import UserError
 from uvos_jax.weights import parity
 from uvos_jax.weights.traces import TRACES
 
-GOLDEN = "adnet_a.npz"
+ADNET = "adnet_a.npz"
 
 
 @pytest.fixture(scope="module")
 def ran(request):
     """One real run on the golden file: its comparisons, and every tensor that our model made."""
-    folder = request.path.parent / "golden"
+    folder = GOLDEN
     seen, reported = {}, []
     trace = TRACES["adnet"]
 
@@ -27,7 +28,7 @@ def ran(request):
 
     TRACES["adnet"] = trace._replace(run=run)
     try:
-        results = parity.check(folder / GOLDEN, report=reported.append)
+        results = parity.check(folder / ADNET, report=reported.append)
     finally:
         TRACES["adnet"] = trace
     return results, reported, seen
@@ -39,7 +40,7 @@ def rerun(ran, monkeypatch, tmp_path, golden):
     monkeypatch.setitem(TRACES, "adnet", TRACES["adnet"]._replace(run=lambda *_: ran[2]))
     monkeypatch.setattr(parity, "weights_of", lambda manifest: {})
     monkeypatch.setattr(parity, "from_torch", lambda name, weights, **options: {})
-    with np.load(golden / GOLDEN) as file:
+    with np.load(golden / ADNET) as file:
         tensors = dict(file)
     shutil.copy(golden / "adnet_manifest.json", tmp_path)
 
@@ -63,7 +64,7 @@ def test_our_adnet_makes_what_the_published_code_made(ran, golden):
     results, reported, _ = ran
     assert results == reported
     assert len(results) == 14
-    with np.load(golden / GOLDEN) as file:
+    with np.load(golden / ADNET) as file:
         assert {result.name for result in results} == set(file) - {
             "ref",
             "cur",
@@ -149,25 +150,25 @@ def test_missing_or_foreign_files_are_refused(tmp_path, golden):
     assert "no reference file" in _refusal(tmp_path / "absent.npz")
     (tmp_path / "text.npz").write_text("no zip")
     assert "not a readable" in _refusal(tmp_path / "text.npz")
-    shutil.copy(golden / GOLDEN, tmp_path)
-    message = _refusal(tmp_path / GOLDEN)
+    shutil.copy(golden / ADNET, tmp_path)
+    message = _refusal(tmp_path / ADNET)
     assert "adnet_manifest.json" in message and "--manifest" in message
     assert "system, variant, tolerance" in _refusal(golden / "adnet_abn_unit.npz")
     for text in ("", "[]", "{}", "{\"keys\": 3}"):
         (tmp_path / "adnet_manifest.json").write_text(text)
-        assert "no manifest" in _refusal(tmp_path / GOLDEN)
+        assert "no manifest" in _refusal(tmp_path / ADNET)
 
 
 def test_a_manifest_of_another_network_is_refused(tmp_path, golden):
     manifest = {"keys": {"features.conv1.weight": [64, 3, 3, 3], "other.weight": [2]}}
     (tmp_path / "m.json").write_text(json.dumps(manifest))
-    message = _refusal(golden / GOLDEN, tmp_path / "m.json")
+    message = _refusal(golden / ADNET, tmp_path / "m.json")
     assert "576 keys missing" in message and "1 key too many (other.weight)" in message
 
 
 def test_an_unknown_variant_or_system_is_refused(tmp_path, golden):
     (tmp_path / "m.json").write_text(json.dumps({"keys": {}}))
-    assert "'offical'" in _refusal(golden / GOLDEN, tmp_path / "m.json", variant="offical")
+    assert "'offical'" in _refusal(golden / ADNET, tmp_path / "m.json", variant="offical")
     np.savez(tmp_path / "x.npz", system="nonet", variant="official", tolerance=1e-4, ref=np.zeros(1))
     assert "'nonet'" in _refusal(tmp_path / "x.npz", tmp_path / "m.json")
 
@@ -247,7 +248,7 @@ def test_a_reference_of_another_size_made_by_torch(torch, tmp_path, golden):
 
     manifest = json.loads((golden / "adnet_manifest.json").read_text())
     network = TorchADNet().eval().load_published(parity.weights_of(manifest))
-    with np.load(golden / GOLDEN) as file, torch.no_grad():
+    with np.load(golden / ADNET) as file, torch.no_grad():
         logits, _ = network(torch.from_numpy(file["ref"]), torch.from_numpy(file["cur"]))
         published = file["logit"]
     assert (
@@ -302,4 +303,4 @@ def test_a_tolerance_that_is_no_number_is_refused(rerun):
 ])
 def test_a_manifest_that_breaks_its_rule_is_refused(golden, tmp_path, change):
     (tmp_path / "m.json").write_text(json.dumps({"keys": {"a.bias": [2]}} | change))
-    assert "breaks its rule" in _refusal(golden / GOLDEN, tmp_path / "m.json")
+    assert "breaks its rule" in _refusal(golden / ADNET, tmp_path / "m.json")

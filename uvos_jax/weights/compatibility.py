@@ -22,14 +22,18 @@ def is_from_0_1(meta: Mapping[str, Any]) -> bool:
 
 
 def current_fields(system: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the hyper-parameters of ``system`` under their current names."""
+    """Returns the hyper-parameters of ``system`` under their current names.
+
+    Raises:
+        TypeError: ``fields`` is not a mapping.
+    """
     names = FIELDS.get(system, {})
-    return {names.get(key, key): value for key, value in dict(fields).items()}
+    return {names.get(key, key): value for key, value in {**fields}.items()}
 
 
 def current_metadata(meta: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the JSON beside some weights with current keys and field names."""
-    meta = {METADATA.get(key, key): value for key, value in dict(meta).items()}
+    meta = {METADATA.get(key, key): value for key, value in {**meta}.items()}
     return meta | {"hyper_parameters": current_fields(str(meta["model"]), meta["hyper_parameters"])}
 
 

@@ -126,7 +126,7 @@ def _cfbi(model, variables, inputs, expected):
             state = model.commit(state, its, given, {}, given)
         state = model.commit(state, features[references], labels[-1], {})
         state = state.replace(count=jnp.full(1, objects - 1))
-        return stages, model.predict(state, features[-1])[0], model._look(state, features[-1])[1]
+        return stages, model.predict(state, features[-1])[0], model.predict_train(state, features[-1])[1]
 
     stages, logits, inner = jax.jit(lambda *args: model.apply(*args, method=step))(variables, frames)
     logits = logits[..., :objects]
