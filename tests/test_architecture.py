@@ -30,9 +30,10 @@ ALLOWED = {
     "color_wheel": set(),
     "atomic_io": set(),
     "interrupts": set(),
+    "labels": set(),
     "_version": set(),
 }
-EVERYWHERE = {"errors", "config_schema", "color_wheel", "atomic_io", "interrupts", "_version"}
+EVERYWHERE = {"errors", "config_schema", "color_wheel", "atomic_io", "interrupts", "labels", "_version"}
 ONLY_IN = {"torch": {"weights/files.py"}, "orbax": {"weights/checkpoints.py"}}
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "array_record"}  # only in data
 MODULES = sorted(ROOT.rglob("*.py"))
