@@ -53,7 +53,7 @@ def full():
             "mixture": [{"name": "duts", "split": "train", "share": 2}, {"name": "duts", "split": "test"}],
             "recipe": {"name": "still", "length": 1}}},
         # Code: 200 epochs of all 2,079 frames of DAVIS-2016 train and as many of YouTube-VOS.
-        {"name": "videos", "steps": 52_000, "carry": START_MOTION, "data": {
+        {"name": "videos", "steps": 52_000, "transfer": START_MOTION, "data": {
             "mixture": [{"name": "davis2016", "split": "train"}, {"name": "youtube_vos", "split": "train"}],
             # Paper: "snippets of 4 frames"; as in the code these are 4 references beside the frame that is segmented,
             # N = 4 as in a test. The code draws them even if they are that frame.
@@ -88,7 +88,7 @@ def tiny():
             "mixture": [{"name": "duts", "split": "train", "share": 2},
                         {"name": "davis2016", "split": "train", "exclude": common.HELD_BACK}],
             "recipe": {"name": "still", "length": 1}}},
-        {"name": "videos", "steps": 600, "carry": START_MOTION, "data": {
+        {"name": "videos", "steps": 600, "transfer": START_MOTION, "data": {
             "mixture": [{"name": "davis2016", "split": "train", "share": 4, "exclude": common.HELD_BACK},
                         {"name": "synthetic", "split": "train", "share": 1}],
             "recipe": {"name": "references", "count": 1},
@@ -105,7 +105,7 @@ def tiny_appearance():
     """``tiny`` that sees frames alone: the videos go on where the stills end."""
     config = tiny()
     config.model = config.model | {"streams": "appearance"}
-    config.phases[1] = {key: value for key, value in config.phases[1].items() if key != "carry"}
+    config.phases[1] = {key: value for key, value in config.phases[1].items() if key != "transfer"}
     return config
 
 

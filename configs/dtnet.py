@@ -106,7 +106,7 @@ def tiny():
     config.schedule = {"name": "cosine", "lr": 2e-3, "warmup": 50}
     config.ema_decay = 0.99
     config.phases = _phases(embedding=150, discovery=4_000, objects=4)
-    config.validate = {"every": 500, "phases": ["discovery"], "made_up": {
+    config.validate = {"every": 500, "phases": ["discovery"], "synthetic": {
         "count": 6, "length": 16, "size": [160, 272], "seed": _CLIPS_APART, "objects": [2, 4]}}
     config.log_every = 20
     config.checkpoint_every = 250

@@ -35,7 +35,7 @@ def full():
         # Paper: still pictures and videos alternate; code: every third batch is one of stills.
         "mixture": [{"name": "msra10k", "split": "train", "share": 1, "recipe": {"name": "still", "length": 3}},
                     {"name": "davis2016", "split": "train", "share": 2}],
-        "turns": True,
+        "alternate": True,
         "recipe": {"name": "previous", "first": True},
         # Code: a crop, scaled by .7 to 1.3, mirrored. There every frame of a clip is moved for itself, after which the
         # previous frame says little of where the object is; here all of them alike. Nor is the picture stretched to a

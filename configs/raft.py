@@ -42,7 +42,7 @@ def full():
     config.optimizer = {"name": "adamw", "weight_decay": 1e-4, "eps": 1e-8, "clip_norm": 1.0}
     config.schedule = {"name": "one_cycle", "lr": 4e-4, "anneal": "linear", "pct_start": 0.05, "steps": 100_100}
     config.phases = [{"name": "scenes", "steps": 100_000}]
-    config.validate = {"every": 5_000, "made_up": {"count": 200, "length": 2, "size": size, "seed": _SCENES_APART}}
+    config.validate = {"every": 5_000, "synthetic": {"count": 200, "length": 2, "size": size, "seed": _SCENES_APART}}
     return config
 
 

@@ -105,8 +105,8 @@ for caught in (ValueError, ()):
 
 
 def test_clips_can_be_sent_to_another_process():
-    made_up = {"name": "synthetic", "count": 2, "length": 2, "size": (32, 40)}
-    clips = from_config({"mixture": [made_up], "size": (32, 40), "batch_size": 2, "seed": 0})
+    synthetic = {"name": "synthetic", "count": 2, "length": 2, "size": (32, 40)}
+    clips = from_config({"mixture": [synthetic], "size": (32, 40), "batch_size": 2, "seed": 0})
     batch = clips.batch(1)
     assert_same(pickle.loads(pickle.dumps(clips)).batch(1), batch)
 
@@ -132,10 +132,10 @@ def by_turns(batch_size=4, images=None, **changes):
     """A step of stills, then two of videos."""
     images = images or made_store("images", videos=7, length=1)
     parts = [part(images, {"name": "still", "length": 3}), part(made_store(), {"name": "previous"}, 2)]
-    return made_clips(parts=parts, batch_size=batch_size, turns=True, **changes)
+    return made_clips(parts=parts, batch_size=batch_size, alternate=True, **changes)
 
 
-def test_whole_batches_come_from_one_part_by_turns():
+def test_whole_batches_alternate_between_the_parts():
     clips, seen = by_turns(batch_size=5), {"images": [], "made up": []}
     for step in range(12):
         said = [clips.describe(step, place).split(": ") for place in range(5)]
@@ -215,8 +215,8 @@ def test_relabel():
 
 
 def test_configuration_mistakes_are_named():
-    made_up = {"name": "synthetic", "count": 2, "length": 2, "size": (48, 64)}
-    good = {"mixture": [made_up], "size": (32, 32), "batch_size": 2, "seed": 0}
+    synthetic = {"name": "synthetic", "count": 2, "length": 2, "size": (48, 64)}
+    good = {"mixture": [synthetic], "size": (32, 32), "batch_size": 2, "seed": 0}
     for change, message in [
         ({"batchsize": 2}, "data configuration knows no 'batchsize'.*Did you mean 'batch_size'"),
         ({"mixture": []}, "empty mixture"),
@@ -226,8 +226,9 @@ def test_configuration_mistakes_are_named():
         ({"seed": 2**32}, "seed must be"),
         ({"batch_size": True}, "batch_size must be"),
         ({"flow": "yes"}, "flow must be True or False"),
-        ({"turns": 1}, "turns must be True or False"),
-        ({"turns": True, "mixture": [made_up, made_up | {"recipe": {"name": "previous"}}]}, "clips of one length"),
+        ({"alternate": 1}, "alternate must be True or False"),
+        ({"alternate": True, "mixture": [synthetic, synthetic | {"recipe": {"name": "previous"}}]},
+         "clips of one length"),
         ({"recipe": {"name": "previous", "first": 0}}, "recipe previous configuration's first must be"),
         ({"seed": -1}, "seed must be"),
         ({"recipe": {"name": "pairs"}}, "no recipe 'pairs'.*Did you mean 'pair'"),
@@ -252,17 +253,17 @@ def test_configuration_mistakes_are_named():
           for wrong in ((1.5, 0.5), 3, ("a", "b"), (1, 2, 3))),
         ({"color": 3}, "color must be None or a dict"),
         ({"objects": 0}, "objects must be"),
-        *(({"mixture": [made_up | {key: wrong}]}, f"mixture configuration's {key} must be")
+        *(({"mixture": [synthetic | {key: wrong}]}, f"mixture configuration's {key} must be")
           for key, several in (("share", (0.5, True, 10**11)), ("count", ("3", 2.0, 0)), ("length", (0,)),
                                ("size", (3, (31, 64))), ("seed", (-1, "x")), ("only", ("00000",)),
                                ("objects", (2, (3, 2), (0, 1), (1, 21), (1, 2.0))),
                                ("exclude", ("00000",)), ("name", (3,))) for wrong in several),
-        ({"mixture": [made_up | {"share": 6000}] * 2}, "shares of the mixture sum up to 12000"),
+        ({"mixture": [synthetic | {"share": 6000}] * 2}, "shares of the mixture sum up to 12000"),
         ({"mixture": ["davis2016"]}, "mixture must be a list of dicts"),
-        ({"mixture": [made_up | {"only": ["x"]}]}, "no sequence 'x'"),
-        ({"mixture": [made_up, made_up | {"recipe": {"name": "still"}}]}, "clips of one length"),
+        ({"mixture": [synthetic | {"only": ["x"]}]}, "no sequence 'x'"),
+        ({"mixture": [synthetic, synthetic | {"recipe": {"name": "still"}}]}, "clips of one length"),
         ({"mixture": [{"name": "davis2016"}]}, "give it by --data-dir"),
-        ({"mixture": [made_up | {"name": "davis2016"}]}, "'count' is for the made-up dataset"),
+        ({"mixture": [synthetic | {"name": "davis2016"}]}, "'count' is for the dataset 'synthetic' only"),
     ]:
         with pytest.raises(UserError, match=message):
             from_config(good | change)
@@ -288,7 +289,7 @@ def test_synthetic_clips_from_a_config_dict():
     np.testing.assert_array_equal(batch["frames"][1], make_clip(v, 3, (48, 64)).frames[frames])
 
 
-def test_made_up_clips_have_as_many_objects_as_asked():
+def test_synthetic_clips_have_as_many_objects_as_asked():
     store = SyntheticStore(4, 2, (48, 64), seed=5, objects=[3, 4])
     for copy in (store, pickle.loads(pickle.dumps(store))):
         np.testing.assert_array_equal(copy.labels(2, 1), make_clip(7, 2, (48, 64), objects=(3, 4)).labels[1])

@@ -10,7 +10,7 @@ from uvos_jax.data.examples.sampling import (
     choose_videos,
     generator,
     item_of,
-    part_by_turns,
+    alternating_part,
     part_of,
     references,
     sequence,
@@ -50,11 +50,11 @@ def test_mixture_has_exact_shares_in_every_cycle():
 
 def test_parts_take_turns_in_their_order():
     shares = (1, 3, 2)
-    parts = [[part_by_turns(step, place, 4, shares) for place in range(4)] for step in range(18)]
+    parts = [[alternating_part(step, place, 4, shares) for place in range(4)] for step in range(18)]
     assert [{part for part, _ in batch} for batch in parts] == 3 * [{0}, {1}, {1}, {1}, {2}, {2}]
     for p in range(3):  # the examples of a part are counted without a gap
         assert [visit for batch in parts for part, visit in batch if part == p] == list(range(3 * shares[p] * 4))
-    assert part_by_turns(10**6, 2, 4, (1, 2)) == (1, 2 + 4 * 2 * 333_333)  # turn 1 of its cycle
+    assert alternating_part(10**6, 2, 4, (1, 2)) == (1, 2 + 4 * 2 * 333_333)  # turn 1 of its cycle
 
 
 def test_every_item_once_an_epoch_in_changing_order():

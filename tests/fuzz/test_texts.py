@@ -163,8 +163,8 @@ CONFIG = {
     "optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4,
                   "groups": [{"match": "backbone/.*", "lr": 0.1}]},
     "schedule": {"name": "poly", "lr": 0.005, "power": 0.9, "steps": 100},
-    "phases": [{"name": "a", "steps": 5}, {"name": "b", "steps": 2, "carry": [{"from": "a(.)", "to": "b\\1"}]}],
-    "init": {"backbone": None}, "validate": {"every": 2, "size": 65, "made_up": {"count": 1, "length": 3}},
+    "phases": [{"name": "a", "steps": 5}, {"name": "b", "steps": 2, "transfer": [{"from": "a(.)", "to": "b\\1"}]}],
+    "init": {"backbone": None}, "validate": {"every": 2, "size": 65, "synthetic": {"count": 1, "length": 3}},
 }
 # What people, shells and cats type as a value.
 VALUES = ("", "None", "True", "1", "-1", "0x" + "f" * 5000, "9" * 5000, "1e400", "nan", "1e-400", "1j", "'a",
@@ -336,8 +336,8 @@ def test_a_regular_expression_as_people_write_it(config_file):
     """Python warns of '\\d' in text; here it is what was meant."""
     from uvos_jax.training.config import load_config
 
-    config = load_config(config_file, [r"phases.1.carry=[{'from': 'a\d', 'to': 'b'}]"])
-    assert config["phases"][1]["carry"][0]["from"] == r"a\d"
+    config = load_config(config_file, [r"phases.1.transfer=[{'from': 'a\d', 'to': 'b'}]"])
+    assert config["phases"][1]["transfer"][0]["from"] == r"a\d"
 
 
 def test_a_configuration_in_another_language(tmp_path):
@@ -354,11 +354,11 @@ def test_a_configuration_that_holds_itself(tmp_path):
     assert "RecursionError" in _refusal(load_config, str(tmp_path / "mine.py"))
 
 
-def test_more_made_up_frames_than_memory_holds():
+def test_more_synthetic_frames_than_memory_holds():
     from uvos_jax.data.examples.pipeline import from_config
 
-    made_up = {"name": "synthetic", "count": 1_000_000, "length": 10_000}
-    data = {"mixture": [made_up], "size": [32, 32], "batch_size": 1, "seed": 0}
+    synthetic = {"name": "synthetic", "count": 1_000_000, "length": 10_000}
+    data = {"mixture": [synthetic], "size": [32, 32], "batch_size": 1, "seed": 0}
     assert "1000000 frames" in _refusal(from_config, data)
 
 

@@ -11,7 +11,7 @@ import pytest
 from uvos_jax.errors import UserError
 from uvos_jax.models import build
 from uvos_jax.models.dpa import memory as dpa_memory
-from uvos_jax.training.phases import carry
+from uvos_jax.training.phases import transfer
 from uvos_jax.weights import backbone_from_torch
 from uvos_jax.weights.convert import expected_variables
 
@@ -311,7 +311,7 @@ def test_the_appearance_stream_becomes_both():
     alone = build("dpa", **TINY, streams="appearance")
     stills, both = _variables(alone), expected_variables(build("dpa", **TINY))
     fresh = jax.tree.map(lambda x: np.full(x.shape, -7, x.dtype), both)
-    after = carry(stills, both, lambda: fresh, [{"from": "appearance_", "to": "motion_"}], "2")
+    after = transfer(stills, both, lambda: fresh, [{"from": "appearance_", "to": "motion_"}], "2")
     params = after["params"]
     for name in ("encoder", "stream"):
         ours = {jax.tree_util.keystr(path): leaf

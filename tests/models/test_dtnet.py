@@ -317,9 +317,9 @@ def test_the_preset_of_youtube_vis_learns_categories(tmp_path):
     assert jax.eval_shape(model.loss, outputs, batch, 0)[0].shape == (2,)
     small = [f"model.{field}={value}" for field, value in (
         ("depths", "[1,1,1,1]"), ("width", 4), ("features", 16), ("decoder", 16), ("own_features", False))]
-    made_up = ["data.mixture=[{'name': 'synthetic', 'count': 2, 'length': 2}]", "data.categories=[]"]
-    for options, message in ((["model.categories=3", *made_up], "tells 3 categories apart .* names none"),
-                             (["data.categories=['dog', 'cat']", made_up[0]], "does not tell those of")):
+    synthetic = ["data.mixture=[{'name': 'synthetic', 'count': 2, 'length': 2}]", "data.categories=[]"]
+    for options, message in ((["model.categories=3", *synthetic], "tells 3 categories apart .* names none"),
+                             (["data.categories=['dog', 'cat']", synthetic[0]], "does not tell those of")):
         with pytest.raises(UserError, match=message):
             train(load_config(f"{CONFIG}:youtube_vis", [*small, *options]), tmp_path / "run")
     assert not (tmp_path / "run").exists()

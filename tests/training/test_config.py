@@ -16,7 +16,7 @@ from uvos_jax.errors import UserError
 from uvos_jax.training.config import CHANGEABLE, changed_keys, check, config_hash, load_config, override, plain
 from uvos_jax.training.optimizers import schedule
 from uvos_jax.training.phases import phases
-from uvos_jax.training.setup import check_carry, setup
+from uvos_jax.training.setup import check_transfer, setup
 
 FILE = '''
 from ml_collections import ConfigDict
@@ -121,9 +121,9 @@ def test_overrides(file, entry, where, value):
     ("validate={'every': -1}", "every must be a whole number from 0"),
     ("validate={'every': 5, 'only': 'bear'}", "only must be None or a list of names"),
     ("validate={'every': 5, 'size': 'x'}", "size must be None or a whole number"),
-    ("validate={'every': 5, 'made_up': 3}", "made_up must be None or a dict"),
-    ("validate={'every': 5, 'made_up': {'length': 4}}", "validate.made_up configuration does not say 'count'"),
-    ("validate={'every': 5, 'made_up': {'count': 0}}", "validate.made_up configuration's count must be"),
+    ("validate={'every': 5, 'synthetic': 3}", "synthetic must be None or a dict"),
+    ("validate={'every': 5, 'synthetic': {'length': 4}}", "validate.synthetic configuration does not say 'count'"),
+    ("validate={'every': 5, 'synthetic': {'count': 0}}", "validate.synthetic configuration's count must be"),
     ("phases=[]", "at least one phase"),
     ("phases=[3]", "phases must be a list of dicts"),
     ("phases=[{'name': 'a'}]", "phases.0 configuration does not say 'steps'"),
@@ -132,11 +132,11 @@ def test_overrides(file, entry, where, value):
     ("phases=[{'steps': 1, 'data': 3}]", "phases.0 configuration's data must be None or a dict"),
     ("phases=[{'steps': 1, 'optimizer': 'sgd'}]", "optimizer must be None or a dict"),
     ("phases=[{'steps': 1, 'batch_norm': 'locl'}]", "batch_norm must be one of sync, local, frozen"),
-    ("phases=[{'steps': 1, 'carry': [{'from': 'a', 'to': 'b'}]}]", "no phase before it"),
-    ("phases.1.carry=3", "carry must be None or a list of dicts"),
-    ("phases.1.carry=[{'from': '(', 'to': 'b'}]", "from must be a regular expression"),
-    ("phases.1.carry=[{'from': 'a'}]", "phases.1.carry configuration does not say 'to'"),
-    (r"phases.1.carry=[{'from': 'a', 'to': r'\2'}]", "invalid group reference"),
+    ("phases=[{'steps': 1, 'transfer': [{'from': 'a', 'to': 'b'}]}]", "no phase before it"),
+    ("phases.1.transfer=3", "transfer must be None or a list of dicts"),
+    ("phases.1.transfer=[{'from': '(', 'to': 'b'}]", "from must be a regular expression"),
+    ("phases.1.transfer=[{'from': 'a'}]", "phases.1.transfer configuration does not say 'to'"),
+    (r"phases.1.transfer=[{'from': 'a', 'to': r'\2'}]", "invalid group reference"),
     ("phases=[{'steps': 1, 'optimizr': {}}]", "Did you mean 'optimizer'"),
 ])
 def test_mistakes_are_named(file, entry, message):
@@ -266,7 +266,7 @@ def test_what_f2net_brings_along_rests_while_videos_are_seen():
     for phase in (first, second):
         parts = [entry.get("recipe", phase.data["recipe"])["name"] for entry in phase.data["mixture"]
                  for _ in range(entry["share"])]
-        assert phase.data["turns"] and list(zip(parts, encoder["lr"], strict=True)) == [
+        assert phase.data["alternate"] and list(zip(parts, encoder["lr"], strict=True)) == [
             ("still", 1.0), ("previous", 0.01), ("previous", 0.01)]
     assert new == {"match": ".*", "lr": 10.0}
     params = flatten_dict(setup(config, first).state.params, sep="/")
@@ -280,7 +280,7 @@ def test_small_networks_of_f2net_see_the_same_and_hold_the_same_back(preset, net
     config, tiny = load_config(f"{F2NET}{preset}"), load_config(f"{F2NET}:tiny")
     recipe = phases(config)
     first, second = (setup(config, phase) for phase in recipe)
-    check_carry(first, second, recipe[1])
+    check_transfer(first, second, recipe[1])
     assert first.model.net == net and (first.model.prior_from, second.model.prior_from) == ("truth", "predicted")
     assert jax.tree.map(np.shape, first.state.params) == jax.tree.map(np.shape, second.state.params)
     assert {key: value for key, value in config.items() if key != "model"} == {
@@ -319,7 +319,7 @@ def test_the_published_schedule_of_cfbi():
         rate, first = (rates[0], 0) if step < 50_000 else (rates[1], 50_000)
         assert float(rate(step - first)) == pytest.approx(0.01 * (1 - (step - 1_000) / 99_000) ** 0.9, rel=5e-3)
     first, second = (setup(config, phase) for phase in recipe)
-    check_carry(first, second, recipe[1])
+    check_transfer(first, second, recipe[1])
     # Frozen, as published: nothing of the backbone's norms is learned, all else is.
     (group,) = config["optimizer"]["groups"]
     params = flatten_dict(first.state.params, sep="/")
@@ -344,5 +344,5 @@ def test_the_rows_of_cfbis_tables_are_typed_as_its_recipe_says():
 def test_the_small_network_of_cfbi_holds_the_same_back():
     config = load_config(f"{CFBI}:tiny")
     held_back = load_config(f"{CFBI.parent / 'adnet.py'}:tiny")["validate"]["only"]
-    davis, made_up = config["data"]["mixture"]
-    assert config["validate"]["only"] == davis["exclude"] == held_back and made_up["name"] == "synthetic"
+    davis, synthetic = config["data"]["mixture"]
+    assert config["validate"]["only"] == davis["exclude"] == held_back and synthetic["name"] == "synthetic"

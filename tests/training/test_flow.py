@@ -200,7 +200,7 @@ def test_its_examples_are_generated_pairs_whose_flow_leads_to_the_second_frame()
 
         # What noise, shadows and covered background leave is well below what motion makes.
         assert difference(1) < 0.75 * difference(0) and difference(0) < difference(-1)
-    assert load_config(str(CONFIG))["validate"]["made_up"]["seed"] >= data["mixture"][0]["count"]
+    assert load_config(str(CONFIG))["validate"]["synthetic"]["seed"] >= data["mixture"][0]["count"]
 
 
 def test_tiny_fits_the_clips_that_convert_data_makes():

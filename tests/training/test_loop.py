@@ -72,9 +72,9 @@ def test_the_learning_rate_starts_anew_with_a_phase(tmp_path):
 def test_a_phase_adds_a_part_and_starts_it_from_another(tmp_path):
     first = {"name": "appearance", "steps": 3}
     second = {"name": "motion", "steps": 1, "model": {"two": True}, "schedule": STILL,
-              "carry": [{"from": "rgb_encoder", "to": "flow_encoder"}]}
+              "transfer": [{"from": "rgb_encoder", "to": "flow_encoder"}]}
     params = {}
-    for name, recipe in {"one": [first], "both": [first, second], "new": [first, second | {"carry": []}]}.items():
+    for name, recipe in {"one": [first], "both": [first, second], "new": [first, second | {"transfer": []}]}.items():
         train(config(phases=recipe), tmp_path / name, batches=clips)
         params[name] = checkpoints.load(tmp_path / name / "last")[2]["params"]
     trained = params["one"]["rgb_encoder"]
@@ -89,8 +89,8 @@ def test_a_phase_adds_a_part_and_starts_it_from_another(tmp_path):
     ({"from": "rgb_encoder", "to": "head"}, "does not have in that shape"),
     ({"form": "rgb_encoder", "to": "head"}, "knows no 'form'"),
 ])
-def test_a_carry_rule_that_leads_nowhere_is_an_error(tmp_path, rule, message):
-    phases = [{"name": "a", "steps": 1}, {"name": "b", "steps": 1, "model": {"two": True}, "carry": [rule]}]
+def test_a_transfer_rule_without_a_matching_target_is_an_error(tmp_path, rule, message):
+    phases = [{"name": "a", "steps": 1}, {"name": "b", "steps": 1, "model": {"two": True}, "transfer": [rule]}]
     with pytest.raises(UserError, match=message):
         train(config(phases=phases), tmp_path / "run", batches=clips)
     assert not (tmp_path / "run").exists()  # it shows before the first phase begins

@@ -24,7 +24,7 @@ from uvos_jax.inference.flow.estimators import Method, dis
 from uvos_jax.models import SYSTEMS, System
 from uvos_jax.training.config import check, load_config
 from uvos_jax.training.loop import train
-from uvos_jax.training.phases import carry, phases
+from uvos_jax.training.phases import phases, transfer
 from uvos_jax.training.setup import setup
 from uvos_jax.training.validation import choose, validate
 from uvos_jax.weights import checkpoints
@@ -124,7 +124,7 @@ def test_every_size_is_compiled_once_and_met_again_after_an_interruption(tmp_pat
 TWO_STAGES = [
     {"name": "stills", "steps": 4, "data": {"recipe": {"name": "still"}}},
     {"name": "videos", "steps": 8, "model": {"two": True}, "data": {"flow": True},
-     "carry": [{"from": "rgb_", "to": "flow_"}]}]
+     "transfer": [{"from": "rgb_", "to": "flow_"}]}]
 
 
 def test_two_stages_with_validation_by_computed_flow(tmp_path, monkeypatch):
@@ -171,9 +171,9 @@ def test_rates_and_batches_take_turns_through_all_phases(tmp_path, monkeypatch):
         return whole(self, clip)
 
     monkeypatch.setattr(Flowing, "training_batch", nn.nowrap(noted))
-    made_up = DATA["mixture"][0]
-    data = DATA | {"mixture": [made_up | {"recipe": {"name": "still", "length": 2}}, made_up | {"share": 2}],
-                   "turns": True}
+    synthetic = DATA["mixture"][0]
+    data = DATA | {"mixture": [synthetic | {"recipe": {"name": "still", "length": 2}}, synthetic | {"share": 2}],
+                   "alternate": True}
     every_third = {"name": "sgd", "momentum": 0.0, "groups": [{"match": ".*", "lr": [1.0, 0.0, 0.0]}]}
 
     def weights(*steps):
@@ -205,7 +205,7 @@ def test_phases_of_dpa_fit_each_other(preset, changes):
     rng = np.random.default_rng(0)
     before, fresh = (jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32), tree) for tree in shapes)
     trained = flatten_dict(before, sep="/")
-    after = flatten_dict(carry(before, shapes[1], lambda: fresh, recipe[1].carry, "videos"), sep="/")
+    after = flatten_dict(transfer(before, shapes[1], lambda: fresh, recipe[1].transfer, "videos"), sep="/")
     seen = Counter()
     for path, leaf in after.items():
         stage_one = path.replace("motion_", "appearance_")

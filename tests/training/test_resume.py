@@ -129,7 +129,7 @@ def test_steps_after_the_checkpoint_are_made_and_logged_again(tmp_path):
 
 def test_a_checkpoint_at_a_border_belongs_to_the_phase_before(tmp_path):
     settings = config(phases=[{"name": "a", "steps": 3}, {"name": "b", "steps": 3, "model": {"two": True},
-                                                          "carry": [{"from": "rgb_encoder", "to": "flow_encoder"}]}],
+                                                          "transfer": [{"from": "rgb_encoder", "to": "flow_encoder"}]}],
                       checkpoint_every=3)
     train(settings, tmp_path / "whole", batches=clips)
     interrupted(4, tmp_path, settings)

@@ -29,7 +29,7 @@ from uvos_jax.config_schema import (
     text,
     whole,
 )
-from uvos_jax.data.storage.store import MADE_UP
+from uvos_jax.data.storage.store import SYNTHETIC_OPTIONS
 from uvos_jax.errors import UserError, nearest_hint
 
 _SECTION = optional(section(None))
@@ -45,15 +45,15 @@ OPTIONS = {
 }
 PHASE = {
     "name": text(None), "steps": whole(REQUIRED, 1), "data": _SECTION, "optimizer": _SECTION, "schedule": _SECTION,
-    "model": _SECTION, "batch_norm": OPTIONS["batch_norm"], "carry": optional(sections(None)),
+    "model": _SECTION, "batch_norm": OPTIONS["batch_norm"], "transfer": optional(sections(None)),
 }
 INIT = {"backbone": optional(text(None)), "target_backbone": optional(text(None)), "weights": optional(text(None))}
 VALIDATE = {
     "every": whole(REQUIRED, 0), "name": optional(text(None)), "split": optional(text(None)),
-    "only": optional(names(None)), "size": optional(whole(None, 1, 2**15 - 1)), "made_up": _SECTION,
+    "only": optional(names(None)), "size": optional(whole(None, 1, 2**15 - 1)), "synthetic": _SECTION,
     "phases": optional(names(None)),
 }
-CARRY = {"from": pattern(REQUIRED), "to": text(REQUIRED)}
+TRANSFER = {"from": pattern(REQUIRED), "to": text(REQUIRED)}
 # What a run that goes on may change: neither the batches nor the network nor its updates follow from these.
 CHANGEABLE = ("launcher", "log_every", "checkpoint_every", "keep", "validate", "data_dir")
 OWN_DATASET = "folder/own"  # what a folder of one's own clips is called once it is converted
@@ -166,8 +166,8 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     check_options(config["init"], INIT, "init")
     if config["validate"] is not None:
         check_options(config["validate"], VALIDATE, "validate")
-        if config["validate"].get("made_up") is not None:
-            check_options(config["validate"]["made_up"], MADE_UP, "validate.made_up")
+        if config["validate"].get("synthetic") is not None:
+            check_options(config["validate"]["synthetic"], SYNTHETIC_OPTIONS, "validate.synthetic")
     if not config["phases"]:
         raise UserError("The configuration's phases must be a list of at least one phase.")
     for number, phase in enumerate(config["phases"]):
@@ -204,15 +204,15 @@ def _fine_tuning(module, path, preset):
 
 def _check_phase(number, phase):
     check_options(phase, PHASE, f"phases.{number}")
-    rules = phase.get("carry") or ()
+    rules = phase.get("transfer") or ()
     if rules and number == 0:
-        raise UserError("The phases.0 configuration has 'carry', but there is no phase before it to carry from.")
+        raise UserError("The phases.0 configuration has 'transfer', but there is no phase before it to copy parameters from.")
     for rule in rules:
-        check_options(rule, CARRY, f"phases.{number}.carry")
+        check_options(rule, TRANSFER, f"phases.{number}.transfer")
         try:
             re.sub(rule["from"], rule["to"], "")
         except (re.error, IndexError) as error:
-            raise UserError(f"The phases.{number}.carry configuration's to is {rule['to']!r}, which cannot replace what"
+            raise UserError(f"The phases.{number}.transfer configuration's to is {rule['to']!r}, which cannot replace what"
                             f" {rule['from']!r} matches: {error}.") from None
 
 

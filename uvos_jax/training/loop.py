@@ -33,7 +33,7 @@ from uvos_jax.training.logs import RunLog, line
 from uvos_jax.training.phases import Phase, phase_at, phases
 from uvos_jax.training.setup import (
     Setup,
-    check_carry,
+    check_transfer,
     compile_step,
     first_state,
     inference_variables,
@@ -99,7 +99,7 @@ class _Run:
         # All phases: a mistake in the last one shows now, not when it begins.
         self.setups = [setup(config, phase) for phase in self.recipe]
         for before, parts, phase in zip(self.setups, self.setups[1:], self.recipe[1:], strict=False):
-            check_carry(before, parts, phase)
+            check_transfer(before, parts, phase)
         self.is_main = jax.process_index() == 0
         self.launcher = Launcher(config["launcher"])
         if config["batch_size"] % self.launcher.size:
@@ -365,8 +365,8 @@ def _from_data(config, recipe: tuple[Phase, ...], setups: list[Setup], data_dir)
 def _held_back(entry, data_dir):
     from uvos_jax.data.storage.store import SyntheticStore, open_store
 
-    if entry.get("made_up"):
-        return SyntheticStore(**entry["made_up"])
+    if entry.get("synthetic"):
+        return SyntheticStore(**entry["synthetic"])
     for key in ("name", "split"):
         if not entry.get(key):
             raise UserError(f"The configuration's validate needs a {key}.")

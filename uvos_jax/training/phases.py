@@ -27,7 +27,7 @@ class Phase(NamedTuple):
       schedule: configuration of the learning rate.
       model: name and fields of the model.
       batch_norm: ``"sync"``, ``"local"`` or ``"frozen"``.
-      carry: rules ``{"from": regex, "to": replacement}``, see :func:`carry`.
+      transfer: rules ``{"from": regex, "to": replacement}``, see :func:`transfer`.
     """
 
     index: int
@@ -39,7 +39,7 @@ class Phase(NamedTuple):
     schedule: dict
     model: dict
     batch_norm: str
-    carry: tuple
+    transfer: tuple
 
 
 def phases(config: dict[str, Any]) -> tuple[Phase, ...]:
@@ -58,7 +58,7 @@ def phases(config: dict[str, Any]) -> tuple[Phase, ...]:
             parts[key] = own if other else default | own
         made.append(Phase(index, entry.get("name", str(index + 1)), start, stop,
                           batch_norm=entry.get("batch_norm", config["batch_norm"]),
-                          carry=tuple(entry.get("carry") or ()), **parts))
+                          transfer=tuple(entry.get("transfer") or ()), **parts))
         start = stop
     return tuple(made)
 
@@ -68,7 +68,7 @@ def phase_at(recipe: Sequence[Phase], step: int) -> Phase:
     return next((phase for phase in recipe if step <= phase.stop), recipe[-1])
 
 
-def carry(tree: dict, expected: dict, fresh: Callable[[], dict], rules: Sequence[dict], phase: str) -> dict:
+def transfer(tree: dict, expected: dict, fresh: Callable[[], dict], rules: Sequence[dict], phase: str) -> dict:
     """Variables at the start of a phase: those before it where they fit, new ones elsewhere, then the copies asked for.
 
     Args:
@@ -102,10 +102,10 @@ def carry(tree: dict, expected: dict, fresh: Callable[[], dict], rules: Sequence
                 continue
             target = (path[0], *(match.expand(rule["to"]) + ours[match.end():]).split("/"))
             if target not in after or np.shape(after[target]) != np.shape(before[path]):
-                raise UserError(f"The carry rule '{rule['from']}' to '{rule['to']}' of phase '{phase}' leads from"
+                raise UserError(f"The transfer rule '{rule['from']}' to '{rule['to']}' of phase '{phase}' leads from"
                                 f" '{ours}' to '{'/'.join(target[1:])}', which the model does not have in that shape.")
             after[target] = before[path]
             copies += 1
         if not copies:
-            raise UserError(f"The carry rule '{rule['from']}' of phase '{phase}' matches no parameter.")
+            raise UserError(f"The transfer rule '{rule['from']}' of phase '{phase}' matches no parameter.")
     return unflatten_dict({path: after[path] for path in expected})

@@ -13,7 +13,7 @@ from uvos_jax.errors import UserError
 from uvos_jax.models import build
 from uvos_jax.training.launchers import Launcher
 from uvos_jax.training.optimizers import make_optimizer, schedule
-from uvos_jax.training.phases import Phase, carry
+from uvos_jax.training.phases import Phase, transfer
 from uvos_jax.training.state import TrainState, create_state
 from uvos_jax.training.step import make_train_step
 from uvos_jax.weights import backbone_from_torch, checkpoints, from_torch, read_state_dict
@@ -81,18 +81,18 @@ def first_state(config: dict[str, Any], parts: Setup) -> TrainState:
     return _state(config, parts, variables)
 
 
-def check_carry(before: Setup, parts: Setup, phase: Phase) -> None:
+def check_transfer(before: Setup, parts: Setup, phase: Phase) -> None:
     """Checks that a phase can begin with what the one before leaves; computes nothing.
 
     Raises:
-      UserError: see ``phases.carry``.
+      UserError: see ``phases.transfer``.
     """
     shapes = [{"params": each.state.params, "batch_stats": each.state.batch_stats} for each in (before, parts)]
-    carry(shapes[0], shapes[1], lambda: shapes[1], phase.carry, phase.name)
+    transfer(shapes[0], shapes[1], lambda: shapes[1], phase.transfer, phase.name)
 
 
 def next_state(config: dict[str, Any], parts: Setup, phase: Phase, before: TrainState) -> TrainState:
-    """The state at the start of a later phase: a new optimizer, all else carried over (see ``phases.carry``).
+    """The state at the start of a later phase: a new optimizer, all else carried over (see ``phases.transfer``).
 
     Args:
       config: checked.
@@ -101,11 +101,11 @@ def next_state(config: dict[str, Any], parts: Setup, phase: Phase, before: Train
       before: NumPy state at the end of the one before.
     """
     expected = {"params": parts.state.params, "batch_stats": parts.state.batch_stats}
-    variables = carry({"params": before.params, "batch_stats": before.batch_stats}, expected,
-                      lambda: _drawn(config, parts), phase.carry, phase.name)
+    variables = transfer({"params": before.params, "batch_stats": before.batch_stats}, expected,
+                      lambda: _drawn(config, parts), phase.transfer, phase.name)
     state = _state(config, parts, {"batch_stats": {}} | variables)
     if before.ema is not None:
-        averages = carry(before.ema, expected, lambda: variables, phase.carry, phase.name)
+        averages = transfer(before.ema, expected, lambda: variables, phase.transfer, phase.name)
         state = state.replace(ema={"batch_stats": {}} | averages)
     return state.replace(step=before.step, key=before.key)
 

@@ -41,7 +41,7 @@ from uvos_jax.data.examples.sampling import (
     choose_videos,
     generator,
     item_of,
-    part_by_turns,
+    alternating_part,
     part_of,
 )
 from uvos_jax.data.storage.store import VOID
@@ -55,7 +55,7 @@ _OBJECTS = whole(None, 1, VOID - 1)
 SETTINGS = {
     "size": one_or_more(size(REQUIRED)), "batch_size": whole(REQUIRED, 1), "seed": whole(REQUIRED, 0, 2**32 - 1),
     "geometry": section({"kind": "resize"}), "color": optional(section(None)), "flow": flag(False),
-    "paste": fraction(0.0), "turns": flag(False), "categories": names(()),
+    "paste": fraction(0.0), "alternate": flag(False), "categories": names(()),
     "objects": Option(None, f"None, 'foreground' or the largest number of objects, {_OBJECTS.wants}",
                       lambda value: value is None or value == "foreground" or _OBJECTS.fits(value)),
 }
@@ -69,7 +69,7 @@ class Part:
     Attributes:
         store: See ``uvos_jax.data.storage.store``.
         what: Its name and split, for messages.
-        share: Examples of it, or steps if the parts take turns, in a cycle of the mixture.
+        share: Examples of it, or steps if the parts alternate, in a cycle of the mixture.
         recipe: Name in ``RECIPES``.
         options: All options of the recipe.
         items: int [n, 2], video and the recipe's item.
@@ -90,7 +90,7 @@ def part(store: Any, recipe: dict, share: int = 1, split: str = "", exclude: Seq
     Args:
         store: See ``uvos_jax.data.storage.store``.
         recipe: ``{"name": ..., option: value}``, see ``RECIPES``.
-        share: Whole number of examples, or of steps if the parts take turns, in a cycle of the mixture.
+        share: Whole number of examples, or of steps if the parts alternate, in a cycle of the mixture.
         split: Its split, for messages.
         exclude: Sequences to leave out.
         only: Sequences to keep; all if empty.
@@ -128,7 +128,7 @@ class Clips:
         flow: Whether examples have optical flow.
         objects: None, "foreground" or the largest number of objects, see ``renumbering``.
         paste: Share of the examples that get the objects of another clip.
-        turns: Whether whole batches come from one part, by turns.
+        alternate: Whether each whole batch comes from one part, in rotation.
         categories: Names of what objects are, if examples tell it.
     """
 
@@ -147,7 +147,7 @@ class Clips:
     flow: bool
     objects: str | int | None
     paste: float
-    turns: bool
+    alternate: bool
     categories: tuple[str, ...] = ()
 
     def size_of(self, step: int) -> tuple[int, int]:
@@ -226,7 +226,7 @@ class Clips:
     def _choose(self, step: int, place: int) -> tuple[Part, int, list[int], np.random.Generator]:
         """Returns the part, video and frames of an example, and random numbers for the rest."""
         shares = tuple(part.share for part in self.parts)
-        index, visit = (part_by_turns(step, place, self.batch_size, shares) if self.turns else
+        index, visit = (alternating_part(step, place, self.batch_size, shares) if self.alternate else
                         part_of(self.seed, step * self.batch_size + place, shares))
         chosen = self.parts[index]
         v, item = map(int, chosen.items[item_of(self.seed, index, visit, len(chosen.items))])
@@ -317,7 +317,7 @@ def relabel(labels: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 def make_clips(parts: Sequence[Part], size: tuple[int, int] | Sequence[tuple[int, int]], batch_size: int, seed: int,
                geometry: dict, color: dict | None = None, flow: bool = False, objects: str | int | None = None,
-               paste: float = 0.0, turns: bool = False, categories: Sequence[str] = ()) -> Clips:
+               paste: float = 0.0, alternate: bool = False, categories: Sequence[str] = ()) -> Clips:
     """Checks and completes a description of training examples.
 
     Args:
@@ -331,7 +331,8 @@ def make_clips(parts: Sequence[Part], size: tuple[int, int] | Sequence[tuple[int
         flow: Whether examples have optical flow; every dataset must.
         objects: See ``renumbering``.
         paste: Share of the examples that get the objects of another clip of their dataset, see ``paste``.
-        turns: Whether whole batches come from one part of the mixture: in its order, each for ``share`` steps in a row.
+        alternate: Whether each whole batch comes from one part of the mixture: in its order, each for ``share`` steps
+            in a row.
         categories: Names of what objects are, if examples shall tell it; every dataset must, and ``objects`` be a
             number.
 
@@ -348,7 +349,7 @@ def make_clips(parts: Sequence[Part], size: tuple[int, int] | Sequence[tuple[int
         raise UserError(f"The shares of the mixture sum up to {cycle}; choose smaller ones of the same ratio, "
                         f"{_LONGEST_CYCLE} at most together.")
     checked = check_options({"size": size, "batch_size": batch_size, "seed": seed, "geometry": geometry,
-                             "color": color, "flow": flow, "objects": objects, "paste": paste, "turns": turns,
+                             "color": color, "flow": flow, "objects": objects, "paste": paste, "alternate": alternate,
                              "categories": categories},
                             SETTINGS, "data")
     without = [part.what for part in parts if flow and not part.store.has_flow]
@@ -365,7 +366,7 @@ def make_clips(parts: Sequence[Part], size: tuple[int, int] | Sequence[tuple[int
                  fill_label=options.pop("fill_label"), geometry=options,
                  independent_color=tones.pop("independent"),
                  color={name: tuple(value) for name, value in tones.items() if value is not None},
-                 flow=flow, objects=objects, paste=float(paste), turns=turns, categories=tuple(categories))
+                 flow=flow, objects=objects, paste=float(paste), alternate=alternate, categories=tuple(categories))
 
 
 def _check_categories(parts, objects, names):

@@ -19,7 +19,7 @@ import numpy as np
 
 from uvos_jax.config_schema import REQUIRED, check_options, section, sections, text
 from uvos_jax.data.examples.clip_dataset import PART_SETTINGS, SETTINGS, Batch, Clips, Part, make_clips, part, stack
-from uvos_jax.data.storage.store import MADE_UP, SyntheticStore, open_store
+from uvos_jax.data.storage.store import SYNTHETIC_OPTIONS, SyntheticStore, open_store
 from uvos_jax.errors import UserError
 
 _AHEAD = 2  # batches that wait to be taken
@@ -31,7 +31,7 @@ def from_config(config: Any, data_dir: str | os.PathLike | None = None) -> Clips
 
     Args:
         config: A dict or ConfigDict: ``{"mixture": [{"name", "split", "share", "exclude", "only", "recipe"}, ...],
-            "recipe", "geometry", "color", "size", "flow", "objects", "categories", "paste", "turns", "batch_size",
+            "recipe", "geometry", "color", "size", "flow", "objects", "categories", "paste", "alternate", "batch_size",
             "seed"}``.
             ``recipe`` of a part replaces the common one; ``split`` is "train" and ``share`` 1 if not given. A part of
             name "synthetic" that has a ``count`` is made up: ``{"name": "synthetic", "count", "length", "size",
@@ -162,14 +162,14 @@ def _tensorflow(make: Callable[[int], Batch], first: int, size: int, workers: in
 
 def _part_of_config(entry: dict, recipe: dict, data_dir: str | os.PathLike | None) -> Part:
     known = {"name": text(REQUIRED), "recipe": _RECIPE} | PART_SETTINGS
-    made_up = "count" in entry
-    known |= MADE_UP if made_up else {"split": text("train")}
+    is_synthetic = "count" in entry
+    known |= SYNTHETIC_OPTIONS if is_synthetic else {"split": text("train")}
     entry = check_options({"recipe": recipe} | entry, known, "mixture")
     name = entry.pop("name")
-    if made_up:
+    if is_synthetic:
         if name != "synthetic":
-            raise UserError(f"'count' is for the made-up dataset 'synthetic'; '{name}' has as many clips as it has.")
-        store = SyntheticStore(**{key: entry.pop(key) for key in MADE_UP})
+            raise UserError(f"'count' is for the dataset 'synthetic' only; remove it from '{name}'.")
+        store = SyntheticStore(**{key: entry.pop(key) for key in SYNTHETIC_OPTIONS})
     elif data_dir is None:
         raise UserError(f"'{name}' is read from a folder of converted datasets; give it by --data-dir.")
     else:

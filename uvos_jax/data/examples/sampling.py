@@ -257,8 +257,8 @@ def part_of(seed: int, number: int, shares: tuple[int, ...]) -> tuple[int, int]:
     return part, cycle * shares[part] + int(np.count_nonzero(order[:place] == part))
 
 
-def part_by_turns(step: int, place: int, batch_size: int, shares: tuple[int, ...]) -> tuple[int, int]:
-    """Says of which part of a mixture an example is where whole batches are: each part has ``share`` steps in a row.
+def alternating_part(step: int, place: int, batch_size: int, shares: tuple[int, ...]) -> tuple[int, int]:
+    """Returns the mixture part of an example if parts alternate by batch: each has ``share`` steps in a row.
 
     Args:
         step: Step of the training.

@@ -25,15 +25,17 @@ REDUCTIONS = (1, 2, 4, 8)  # JPEG decoders can leave out frequencies and give 1/
 
 _PREFIX = "uvos_"  # TFDS has a youtube_vis of its own
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
-_MOST_MADE_UP = 1_000_000  # frames, since each is an entry of a table
+_MAX_SYNTHETIC_FRAMES = 1_000_000  # frames, since each is an entry of a table
 _RECORDS_KEPT = 64
-_SYNTHETIC_CACHE = 4  # made-up clips kept: the frames of one example are of one clip
+_SYNTHETIC_CACHE = 4  # synthetic clips kept: the frames of one example are of one clip
 _COUNTS = size(None, most=20)  # two whole numbers: the fewest and the most objects that a scene is drawn with
 # What ``SyntheticStore`` takes; below 32 pixels no scene can be drawn.
-MADE_UP = {"count": whole(REQUIRED, 1, 1_000_000), "length": whole(8, 1, 10_000), "size": size((240, 424), least=32),
-           "seed": whole(0, 0, 2**32 - 1),
-           "objects": Option((1, 3), "[fewest, most], whole numbers from 1 to 20",
-                             lambda value: _COUNTS.fits(value) and value[0] <= value[1])}
+SYNTHETIC_OPTIONS = {
+    "count": whole(REQUIRED, 1, 1_000_000), "length": whole(8, 1, 10_000), "size": size((240, 424), least=32),
+    "seed": whole(0, 0, 2**32 - 1),
+    "objects": Option((1, 3), "[fewest, most], whole numbers from 1 to 20",
+                      lambda value: _COUNTS.fits(value) and value[0] <= value[1]),
+}
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,11 @@ class SyntheticStore:
         """
         from uvos_jax.data.synthetic.clip import make_clip
 
-        check_options({"count": count, "length": length, "size": size, "seed": seed, "objects": objects}, MADE_UP,
-                      "synthetic")
-        if count * length > _MOST_MADE_UP:
-            raise UserError(f"{count} made-up clips of {length} frames are more than {_MOST_MADE_UP} frames; choose a"
-                            " smaller count or length.")
+        check_options({"count": count, "length": length, "size": size, "seed": seed, "objects": objects},
+                      SYNTHETIC_OPTIONS, "synthetic")
+        if count * length > _MAX_SYNTHETIC_FRAMES:
+            raise UserError(f"{count} synthetic clips of {length} frames are more than {_MAX_SYNTHETIC_FRAMES} frames;"
+                            " choose a smaller count or length.")
         self._made_of = count, length, tuple(size), seed, tuple(objects)
         self.name, self.has_flow = "synthetic", True
         shown, labeled = ((1,),) * length, tuple(range(length))
