@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM."""
+"""Ctrl-C and SIGTERM: handlers for the two phases of a long job, and the exception that ends it."""
 
 import contextlib
 import os
@@ -8,68 +8,90 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(Exception):
+    """A job stopped because of a signal; the message says what is kept and how to continue.
+
+    Attributes:
+        number: Number of the signal.
+        code: Exit code of the command, 128 plus that number.
+    """
+
+    def __init__(self, number: int, message: str = ""):
+        super().__init__(message)
+        self.number = int(number)
+        self.code = 128 + self.number
+
+    @property
+    def signal_name(self) -> str:
+        """Name of the signal, such as ``SIGTERM``."""
+        return signal.Signals(self.number).name
 
 
 @contextlib.contextmanager
-def leave_at_once() -> Iterator[None]:
-    """Lets Ctrl-C end the program without a word, while modules load and nothing is written.
+def exit_immediately() -> Iterator[None]:
+    """Lets Ctrl-C end the process silently, for phases that import modules and write nothing.
 
-    As an exception it would come out of the middle of any module, as a traceback or as another error.
+    ``KeyboardInterrupt`` raised in the middle of an import would show a traceback, or surface as another error.
     """
-    if not _may_handle(signal.SIGINT):
+    if not _can_handle(signal.SIGINT):
         yield
         return
-    before = signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    previous = signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
 @contextlib.contextmanager
-def asked_to_stop() -> Iterator[Callable[[], int | None]]:
-    """Makes Ctrl-C and SIGTERM a wish that a long job looks at when it can; the second one ends the program at once.
+def graceful_stop(when: str = "after this frame") -> Iterator[Callable[[], int | None]]:
+    """Turns the first Ctrl-C or SIGTERM into a request that a long job polls; the second ends the process.
+
+    Args:
+        when: When the job stops, for the message on a terminal.
 
     Yields:
-      A function that returns the signal's number once one has come, else None.
+        A function that returns the number of the signal once one has arrived, else None.
     """
-    numbers = [number for number in _NUMBERS if _may_handle(number)]
-    asked: list[int] = []
+    numbers = [number for number in _SIGNALS if _can_handle(number)]
+    received: list[int] = []
     if not numbers:
         yield lambda: None
         return
-    # Python's own handlers wait until the main thread is back from XLA's compiler, which may take minutes. What
-    # Python writes to this socket when the signal comes can be read by another thread meanwhile.
+    # Python runs its handlers in the main thread, which XLA's compiler may hold for minutes. The byte that the
+    # interpreter writes to this socket when a signal arrives can be read by another thread meanwhile.
     reader, writer = socket.socketpair()
     writer.setblocking(False)
 
-    def listen():
-        while received := reader.recv(1):
-            if received[0] not in numbers:
+    def listen() -> None:
+        while byte := reader.recv(1):
+            if byte[0] not in numbers:
                 continue
-            if asked:
-                os._exit(128 + received[0])
-            asked.append(received[0])
+            if received:
+                os._exit(128 + byte[0])
+            received.append(byte[0])
             if sys.stderr.isatty():
-                os.write(2, b"\nStops after this frame; once more stops at once.\n")
+                os.write(2, f"\nStopping {when}. Press Ctrl-C again to stop at once.\n".encode())
 
     listener = threading.Thread(target=listen, name="uvos-signals", daemon=True)
-    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    previous = {number: signal.signal(number, lambda *_: None) for number in numbers}
     descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     listener.start()
     try:
-        yield lambda: asked[0] if asked else None
+        yield lambda: received[0] if received else None
     finally:
         signal.set_wakeup_fd(descriptor)
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
         writer.close()
         listener.join()
         reader.close()
 
 
-def _may_handle(number: int) -> bool:
-    """Whether this thread may set handlers, and nobody has asked for the signal to be ignored (as nohup and & do)."""
+def _can_handle(number: int) -> bool:
+    """Whether this thread may set a handler, and the signal is not ignored (as under ``nohup`` or ``&``)."""
     main = threading.current_thread() is threading.main_thread()
     return main and signal.getsignal(number) not in (signal.SIG_IGN, None)

@@ -221,13 +221,14 @@ def _packaged_case(seed, folder):
 def _unfinished(root):
     """A run that was stopped after 6 of 10 frames, and the masks it should have in the end."""
     from tests.helpers.small_adnet import clip, small_segmenter
-    from uvos_jax.inference.jobs.segment import Stopped, segment_to_folder
+    from uvos_jax.inference.jobs.segment import segment_to_folder
+    from uvos_jax.interrupts import Interrupted
     from uvos_jax.video import open_source
 
     segmenter, frames = small_segmenter(short_side=33), clip(10, (32, 48))
     answers = list(segmenter.run(open_source(frames), chunk=2))
     folder, count = root / f"unfinished-{os.getpid()}", iter(range(100))
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         segment_to_folder(segmenter, open_source(frames), folder, chunk=2, overlay=False, save_every=0,
                           stop=lambda: 15 if next(count) >= 6 else None)
     return segmenter, frames, folder, np.stack([answer.labels for answer in answers])

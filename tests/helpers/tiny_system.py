@@ -151,13 +151,14 @@ def clips(phase: int, start: int, batch_size: int = 4):
 
 
 if __name__ == "__main__":
-    from uvos_jax.training.loop import Stopped, train
+    from uvos_jax.interrupts import Interrupted
+    from uvos_jax.training.loop import train
 
     SYSTEMS["tiny"] = ROW
     with open(sys.argv[2]) as file:
         settings = json.load(file)
     try:
         train(settings, sys.argv[1], batches=clips)
-    except Stopped as stopped:
+    except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.code)

@@ -13,7 +13,8 @@ from tests.helpers.paths import REPOSITORY
 from tests.helpers.recurrent_model import noise, remembering, save_frames
 from uvos_jax import UserError
 from uvos_jax.inference.jobs.batch import assign_folders, segment_many
-from uvos_jax.inference.jobs.segment import Stopped, segment_to_folder
+from uvos_jax.inference.jobs.segment import segment_to_folder
+from uvos_jax.interrupts import Interrupted
 from uvos_jax.video import open_source, read_mask
 
 
@@ -80,10 +81,10 @@ def test_a_signal_ends_all_of_them(tmp_path):
     def work(segmenter, task):
         begun.append(task.number)
         if task.number == 2:
-            raise Stopped(2, "stopped")
+            raise Interrupted(2, "stopped")
         return {}
 
-    with pytest.raises(Stopped, match="1 of 4 videos are finished.*--resume") as caught:
+    with pytest.raises(Interrupted, match="1 of 4 videos are finished.*--resume") as caught:
         segment_many(remembering(), _tasks(tmp_path, 4), work, devices=jax.local_devices()[:1])
     assert caught.value.code == 130 and begun == [1, 2]
 

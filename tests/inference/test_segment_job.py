@@ -13,7 +13,8 @@ from uvos_jax import UserError
 from uvos_jax.atomic_io import alone, cannot_write
 from uvos_jax.inference.debug_figures.adnet import match, spread_points
 from uvos_jax.inference.debug_figures.figures import check_figures, write_figures
-from uvos_jax.inference.jobs.segment import Stopped, check_output, segment_to_folder
+from uvos_jax.inference.jobs.segment import check_output, segment_to_folder
+from uvos_jax.interrupts import Interrupted
 from uvos_jax.video import VideoWriter, list_sources, open_source, read_mask
 from uvos_jax.video import result_writer as writing
 
@@ -132,7 +133,7 @@ def _after(frames, number):
 
 @pytest.mark.parametrize(("number", "code", "name"), [(2, 130, "SIGINT"), (15, 143, "SIGTERM")])
 def test_a_signal_ends_a_run_after_a_frame(segmenter, tmp_path, number, code, name):
-    with pytest.raises(Stopped, match="3 masks are kept in .*--resume goes on") as caught:
+    with pytest.raises(Interrupted, match="3 masks are kept in .*--resume goes on") as caught:
         segment_to_folder(segmenter, open_source(clip(9)), tmp_path / "out", stop=_after(3, number))
     run = json.loads((tmp_path / "out/run.json").read_text())
     assert caught.value.code == code and run == {"finished": False, "stopped": f"stopped by {name}", "frames": 3}
@@ -154,7 +155,7 @@ def test_a_signal_is_the_reason_where_it_broke_the_source_too(segmenter, tmp_pat
         yield from clip(3)
         raise OSError("pipe broke")
 
-    with pytest.raises(Stopped, match="kept in"):
+    with pytest.raises(Interrupted, match="kept in"):
         segment_to_folder(segmenter, open_source(frames()), tmp_path / "out", stop=_after(4, 2))
 
 
@@ -243,7 +244,7 @@ def test_a_folder_that_another_run_has_claimed_without_a_result_yet_is_left_alon
 
 
 def test_an_unfinished_run_is_not_replaced_by_accident_either(segmenter, tmp_path):
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         segment_to_folder(segmenter, open_source(clip(9)), tmp_path / "out", stop=_after(3, 2))
     with pytest.raises(UserError, match="unfinished run.*--resume.*--overwrite"):
         segment_to_folder(segmenter, open_source(clip(9)), tmp_path / "out")

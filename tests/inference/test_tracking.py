@@ -14,7 +14,8 @@ from pycocotools import mask as mask_utils
 from uvos_jax import UserError
 from uvos_jax.data.storage.store import MemoryStore
 from uvos_jax.inference import Segmenter
-from uvos_jax.inference.jobs.segment import Stopped, segment_to_folder
+from uvos_jax.inference.jobs.segment import segment_to_folder
+from uvos_jax.interrupts import Interrupted
 from uvos_jax.models.dtnet import DTNet
 from uvos_jax.models.dtnet.model import Proposals, State
 from uvos_jax.training.validation import choose, validate
@@ -270,7 +271,7 @@ def test_an_interrupted_run_goes_on_with_the_same_targets(segmenter, tmp_path):
     source = _folder(frames, tmp_path / "clip")
     segment_to_folder(segmenter, open_source(source), tmp_path / "whole", chunk=2)
     stopped = iter([None] * 4 + [15])
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         segment_to_folder(segmenter, open_source(source), tmp_path / "out", chunk=2, stop=lambda: next(stopped, 15),
                           save_every=0)
     said = []

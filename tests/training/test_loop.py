@@ -13,8 +13,9 @@ from tests.helpers import tiny_system
 from tests.helpers.tiny_system import STILL, clips, config
 from uvos_jax.data.storage.store import MemoryStore
 from uvos_jax.errors import UserError
+from uvos_jax.interrupts import Interrupted
 from uvos_jax.models import SYSTEMS
-from uvos_jax.training.loop import Stopped, train
+from uvos_jax.training.loop import train
 from uvos_jax.weights import checkpoints
 
 
@@ -174,7 +175,7 @@ def test_a_signal_stops_after_the_step_with_the_state_saved(tmp_path, number):
             yield batch
 
     before = signal.getsignal(number)
-    with pytest.raises(Stopped, match="after step 7") as stopped:
+    with pytest.raises(Interrupted, match="after step 7") as stopped:
         train(config(checkpoint_every=100), tmp_path, batches=interrupted)
     assert stopped.value.code == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000007"]

@@ -7,9 +7,9 @@ import os
 import sys
 
 from uvos_jax.errors import UserError
-from uvos_jax.interrupts import leave_at_once
+from uvos_jax.interrupts import Interrupted, exit_immediately
 
-with leave_at_once():
+with exit_immediately():
     from uvos_jax.cli.app import app
 
     # In the order of the help.
@@ -30,6 +30,9 @@ def main() -> None:
         sys.stdout.flush()
     except UserError as error:
         _fail(str(error))
+    except Interrupted as interrupted:
+        print(interrupted, file=sys.stderr, flush=True)
+        raise SystemExit(interrupted.code) from None
     except BrokenPipeError:  # whoever read the output has had enough, as in 'uvos models | head -1'
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at the end
         raise SystemExit(1) from None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from uvos_jax.errors import UserError
+from uvos_jax.interrupts import Interrupted
 from uvos_jax.progress import progress
 
 
@@ -79,6 +80,9 @@ def messages(quiet: bool, log_file: Path | None) -> Iterator[Messages]:
     log.addHandler(handler)
     try:
         yield Messages(quiet, log)
+    except Interrupted as interrupted:
+        log.warning(str(interrupted))
+        raise
     except UserError as error:
         log.error(" ".join(str(error).split()))
         raise

@@ -1,7 +1,6 @@
 """``uvos demo``."""
 
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ import typer
 
 from uvos_jax.cli.app import app
 from uvos_jax.errors import UserError
-from uvos_jax.interrupts import asked_to_stop
+from uvos_jax.interrupts import graceful_stop
 from uvos_jax.progress import progress
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def demo(
     """Segments a generated clip, whose true masks are known, with the packaged network: a first look."""
     from uvos_jax.inference import load
     from uvos_jax.inference.jobs.batch import assign_folders
-    from uvos_jax.inference.jobs.segment import Stopped, check_output, segment_to_folder
+    from uvos_jax.inference.jobs.segment import check_output, segment_to_folder
     from uvos_jax.inference.segmenter import parameter_count
     from uvos_jax.video import list_sources, open_source
     from uvos_jax.video.streams import public_url
@@ -62,22 +61,18 @@ def demo(
     segmenter = load()
     print(f"Network: {segmenter.name}, {parameter_count(segmenter.variables):,} parameters, learned from"
           f" {about()['origin']}", flush=True)
-    try:
-        with asked_to_stop() as stop:
-            def work(source, folder, options):
-                with progress(str(folder), source.length, first="the first frame compiles") as advance:
-                    run = segment_to_folder(segmenter, source, folder, overwrite=overwrite, resume=resume, stop=stop,
-                                            on_frame=advance, options=options)
-                print(f"{folder}: {run['source']['frames']} masks, overlay.mp4, run.json", flush=True)
+    with graceful_stop() as stop:
+        def work(source, folder, options):
+            with progress(str(folder), source.length, first="the first frame compiles") as advance:
+                run = segment_to_folder(segmenter, source, folder, overwrite=overwrite, resume=resume, stop=stop,
+                                        on_frame=advance, options=options)
+            print(f"{folder}: {run['source']['frames']} masks, overlay.mp4, run.json", flush=True)
 
-            write_clip(folder, frames, truth)
-            work(open_source(folder / "frames"), folder, {"seed": seed})
-            _judge(folder, f"{segmenter.name}, packaged", seed, truth)
-            for task, source in zip(tasks, sources, strict=True):
-                work(source, task.output, {"input": public_url(task.source)})
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        raise SystemExit(stopped.code) from None
+        write_clip(folder, frames, truth)
+        work(open_source(folder / "frames"), folder, {"seed": seed})
+        _judge(folder, f"{segmenter.name}, packaged", seed, truth)
+        for task, source in zip(tasks, sources, strict=True):
+            work(source, task.output, {"input": public_url(task.source)})
     print(f"\n{time.perf_counter() - started:.0f} s. Look at {folder / 'demo.jpg'} and {folder / 'overlay.mp4'}; next:"
           " uvos segment my.mp4")
 

@@ -9,7 +9,7 @@ from uvos_jax.cli.app import app
 from uvos_jax.cli.console import messages
 from uvos_jax.cli.options import End, Every, FlowCache, OnError, Start, check_on_error
 from uvos_jax.errors import UserError, nearest_hint
-from uvos_jax.interrupts import asked_to_stop, leave_at_once
+from uvos_jax.interrupts import exit_immediately, graceful_stop
 
 
 @app.command(epilog="Example: uvos flow my.mp4 --output flow")
@@ -37,7 +37,7 @@ def flow(
                "flow_cache": cache and str(cache), "start": start, "end": end, "every": every, "on_error": on_error}
     check_on_error(on_error)
     with messages(quiet, log_file) as say:
-        with leave_at_once():  # nothing is written before the work begins
+        with exit_immediately():  # nothing is written before the work begins
             from uvos_jax.inference.jobs.flow import FORMATS, check_flow_output, flow_to_folder
             from uvos_jax.inference.loading import METHODS, load_flow
             from uvos_jax.video import open_source
@@ -52,7 +52,7 @@ def flow(
             check_flow_output(output, overwrite, video)
             computing = load_flow(method, weights, cache)
         options["input"] = public_url(source)
-        with asked_to_stop() as stop, say.progress(f"{method} on {video.name}", video.length) as advance:
+        with graceful_stop() as stop, say.progress(f"{method} on {video.name}", video.length) as advance:
             about = flow_to_folder(computing, video, output, form=form, backward=backward, overwrite=overwrite,
                                    options=options, on_frame=advance, stop=stop)
         frames = f"{about['frames']} file{'s' if about['frames'] > 1 else ''}"

@@ -36,7 +36,7 @@ from uvos_jax.cli.options import (
     scales_of,
 )
 from uvos_jax.errors import UserError
-from uvos_jax.interrupts import asked_to_stop, leave_at_once
+from uvos_jax.interrupts import exit_immediately, graceful_stop
 
 _FINDER = "dtnet"  # for --prune
 
@@ -98,10 +98,10 @@ def segment(
         "background": background, "debug": debug}
     check_on_error(on_error)
     with messages(quiet, log_file) as say:
-        with leave_at_once():  # nothing is written before the work begins
+        with exit_immediately():  # nothing is written before the work begins
             from uvos_jax.inference import load
             from uvos_jax.inference.jobs.batch import assign_folders, check_detections, check_masks
-            from uvos_jax.inference.jobs.segment import Stopped, check_output
+            from uvos_jax.inference.jobs.segment import check_output
             from uvos_jax.inference.loading import METHODS
             from uvos_jax.video import ResultWriter, list_sources, open_source, overlay_style
             from uvos_jax.weights.packaged import about, recognized
@@ -136,18 +136,14 @@ def segment(
                 say.note(f"{'Default network' if weights is None else 'Network'}: {segmenter.name},"
                          f" {segmenter.model.variant} variant; weights '{packaged}' in the package:"
                          f" {about(packaged)['license']}.")
-        try:
-            with asked_to_stop() as stop:
-                run = {"chunk": chunk, "overwrite": overwrite, "resume": resume, "first_mask": first_mask,
-                       "prune": prune}
-                work = _Work(options, part, files, run, debug, say, stop)
-                if len(sources) == 1:
-                    work.one(segmenter, video, sources[0], output, f"{segmenter.name} on {video.name}")
-                elif not work.many(segmenter, tasks):
-                    raise SystemExit(2)
-        except Stopped as stopped:
-            say.last_word(str(stopped))
-            raise SystemExit(stopped.code) from None
+        with graceful_stop() as stop:
+            run = {"chunk": chunk, "overwrite": overwrite, "resume": resume, "first_mask": first_mask,
+                   "prune": prune}
+            work = _Work(options, part, files, run, debug, say, stop)
+            if len(sources) == 1:
+                work.one(segmenter, video, sources[0], output, f"{segmenter.name} on {video.name}")
+            elif not work.many(segmenter, tasks):
+                raise SystemExit(2)
 
 
 def _first_mask(segmenter, first_mask, first_model, first_weights):

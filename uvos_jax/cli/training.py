@@ -1,6 +1,5 @@
 """``uvos convert-data`` and ``uvos train``."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -100,11 +99,6 @@ def train(
         if data_dir is not None:
             raise UserError("Clips of a folder are converted into the run's own folder: leave out --data-dir.")
         data_dir = _convert_own(clips, workdir / "data", settings)
-    from uvos_jax.training.loop import Stopped
     from uvos_jax.training.loop import train as run
 
-    try:
-        run(settings, workdir, data_dir, profile=profile)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr, flush=True)
-        raise SystemExit(stopped.code) from None
+    run(settings, workdir, data_dir, profile=profile)

@@ -8,10 +8,8 @@ runs.
 import contextlib
 import json
 import math
-import os
 import re
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +22,7 @@ from uvos_jax.atomic_io import alone, make_folder, write_atomically
 from uvos_jax.errors import UserError
 from uvos_jax.inference import Segmenter
 from uvos_jax.inference.flow.estimators import cached, dis
+from uvos_jax.interrupts import Interrupted, graceful_stop
 from uvos_jax.models import build, segments
 from uvos_jax.progress import progress
 from uvos_jax.training import distributed, flow_validation
@@ -49,15 +48,6 @@ _PROFILE_AFTER = 3  # steps, of which the first compiles
 Batches = Callable[[int, int], Iterator[Mapping[str, np.ndarray]]]
 
 
-class Stopped(Exception):
-    """The run was asked to stop, and did so after saving its state; ``code`` is the exit code that says so."""
-
-    def __init__(self, step: int, number: int):
-        super().__init__(f"Stopped by {signal.Signals(number).name} after step {step}; its state is saved, and the same"
-                         " command goes on from there.")
-        self.code = 128 + number
-
-
 def train(config: Mapping[str, Any], workdir: str | Path, data_dir: str | Path | None = None, *, profile: int = 0,
           batches: Batches | None = None, held_back: Any = None) -> dict[str, Any]:
     """Trains a model, or goes on with what an earlier call left in ``workdir``.
@@ -77,7 +67,7 @@ def train(config: Mapping[str, Any], workdir: str | Path, data_dir: str | Path |
 
     Raises:
       UserError: if the configuration, the data or a checkpoint cannot be used, or the loss is no longer finite.
-      Stopped: after SIGTERM or SIGINT.
+      Interrupted: after SIGTERM or SIGINT.
     """
     for what, path in (("workdir", workdir), ("data-dir", data_dir)):
         if re.match(r"\w{2,}:/", str(path)):
@@ -134,7 +124,10 @@ class _Run:
         if step < self.total:
             remaining = progress(f"training {self.config['model']['name']}", self.total - step, "steps")
             self.advance = stack.enter_context(remaining) if self.is_main else lambda: None
-        self.asked = stack.enter_context(_asked_to_stop())
+        # With several processes JAX listens for SIGTERM and stops all of them after the same step.
+        single = jax.process_count() == 1
+        self.stop_signal = stack.enter_context(graceful_stop("after this step, once its state is saved") if single
+                                               else contextlib.nullcontext(lambda: None))
         self.started = self.window_start = time.monotonic()
         self.window_examples, self.window_waited, self.profiling = 0, 0.0, None
         stack.callback(self._stop_profile)
@@ -211,7 +204,9 @@ class _Run:
                     self.window_start += time.monotonic() - paused_at  # the log's rate is that of training
                 if stop:
                     self.checkpoints.wait()
-                    raise Stopped(step, stop)
+                    name = signal.Signals(stop).name
+                    raise Interrupted(stop, f"Stopped by {name} after step {step}. Its state is saved; the same command"
+                                            " continues from there.")
         finally:
             if hasattr(source, "close"):
                 source.close()
@@ -307,7 +302,7 @@ class _Run:
             from jax.experimental import multihost_utils
 
             return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
-        return self.asked[0] if self.asked else None
+        return self.stop_signal()
 
     def _profile(self, step, state):
         """Begins or ends the trace, between two steps."""
@@ -381,25 +376,3 @@ def _agree(step):
         from jax.experimental import multihost_utils
 
         multihost_utils.assert_equal(np.int32(step), "The processes read different checkpoints; is workdir shared?")
-
-
-@contextlib.contextmanager
-def _asked_to_stop():
-    """A list that gets the number of the first SIGTERM or SIGINT; a second one does what it always does."""
-    asked: list[int] = []
-    # With several processes JAX listens for SIGTERM and lets all of them stop after the same step.
-    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
-        yield asked
-        return
-
-    def note(number, frame):
-        asked.append(number)
-        signal.signal(number, before[number])
-        os.write(2, b"\nStops after this step and saves; once more stops at once.\n")
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -14,9 +14,9 @@ import jax
 
 from uvos_jax.atomic_io import reason
 from uvos_jax.errors import UserError
-from uvos_jax.inference.jobs.segment import Stopped
 from uvos_jax.inference.prompts import AUTO
 from uvos_jax.inference.segmenter import Segmenter
+from uvos_jax.interrupts import Interrupted
 from uvos_jax.video.discovery import is_pattern
 from uvos_jax.video.image_io import list_images
 from uvos_jax.video.streams import public_url
@@ -125,7 +125,7 @@ def segment_many(segmenter: Segmenter, tasks: Sequence[Task], work: Callable[[Se
       system refuses are outcomes.
 
     Raises:
-      Stopped: if ``work`` did; the other videos under way have stopped, too, and no other one was begun.
+      Interrupted: if ``work`` did; the other videos under way have stopped, too, and no other one was begun.
     """
     devices = (devices or jax.local_devices())[:len(tasks)]
     waiting, outcomes, stopped = iter(tasks), [], []
@@ -140,7 +140,7 @@ def segment_many(segmenter: Segmenter, tasks: Sequence[Task], work: Callable[[Se
                 return
             try:
                 outcome = Outcome(task, work(mine, task))
-            except Stopped as error:
+            except Interrupted as error:
                 stopped.append(error)
                 return
             except UserError as error:
@@ -158,7 +158,7 @@ def segment_many(segmenter: Segmenter, tasks: Sequence[Task], work: Callable[[Se
         servant.result()
     if stopped:
         finished = sum(outcome.run is not None for outcome in outcomes)
-        raise Stopped(stopped[0].code - 128, f"Interrupted. {finished} of {len(tasks)} videos are finished; the same"
+        raise Interrupted(stopped[0].number, f"Interrupted. {finished} of {len(tasks)} videos are finished; the same"
                                              " command with --resume goes on.")
     return sorted(outcomes, key=lambda outcome: outcome.task.number)
 

@@ -8,7 +8,6 @@ import dataclasses
 import json as json_text
 import platform
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -26,6 +25,7 @@ from uvos_jax.inference.jobs import resume as resuming
 from uvos_jax.inference.prompts import FirstMask
 from uvos_jax.inference.reference_frames import References, find_references
 from uvos_jax.inference.segmenter import FrameResult, Segmenter
+from uvos_jax.interrupts import Interrupted
 from uvos_jax.video import Frame, OverlayStyle, ResultWriter, Source, read_mask, write_json
 from uvos_jax.video.frames import FrameError
 from uvos_jax.video.json_results import NAME as TRACKS
@@ -37,14 +37,6 @@ from uvos_jax.weights.packaged import about, recognized
 _RESULTS = (*RESULTS, TRACKS, "run.json", "debug")
 _LOCK = ".uvos.lock"
 _TOLD = {"source", "results", "resumed", "skipped", "seconds"}  # what a finished run says of itself, at least
-
-
-class Stopped(Exception):
-    """A run that was asked to stop by a signal has done so; the text says what is kept and how to go on."""
-
-    def __init__(self, number: int, text: str):
-        super().__init__(text)
-        self.code = 128 + number
 
 
 def check_output(output: str | Path, overwrite: bool, source: Source | None = None, resume: bool = False) -> Path:
@@ -124,7 +116,7 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
 
     Raises:
       UserError: if the video cannot be read or the folder not be written; the text says what is kept.
-      Stopped: if ``stop`` said so.
+      Interrupted: if ``stop`` said so.
     """
     if resume and not source.rereadable:
         raise UserError(f"--resume reads the video once more, which {_kind(source)} does not allow; leave it out.")
@@ -173,12 +165,12 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
                         if number and source.live:
                             break
                         if number:
-                            raise Stopped(number, "")
+                            raise Interrupted(number)
         except BaseException as error:
             if not progress.frames:
                 raise
             if stop() and isinstance(error, (UserError, OSError)):
-                error = Stopped(stop(), "")  # the same Ctrl-C may have ended what the frames came from
+                error = Interrupted(stop())  # the same Ctrl-C may have ended what the frames came from
             told = _told(error, output, source)
             with contextlib.suppress(UserError):  # the disk may be full
                 write_json(output / "run.json", {"finished": False, "stopped": _why(error), "frames": _masks(output)})
@@ -318,13 +310,13 @@ def _told(error: BaseException, output: Path, source: Source) -> Exception | Non
     kept = f"{count} {'mask is' if count == 1 else 'masks are'} kept in '{output}'"
     if not source.rereadable:
         kept += "."
-    elif isinstance(error, Stopped):
+    elif isinstance(error, Interrupted):
         kept += "; the same command with --resume goes on."
     else:
         mended = "mended or skipped" if isinstance(error.__cause__, FrameError) else "mended"
         kept += f"; once that is {mended}, the same command with --resume goes on."
-    if isinstance(error, Stopped):
-        return Stopped(error.code - 128, f"Interrupted. {kept}")
+    if isinstance(error, Interrupted):
+        return Interrupted(error.number, f"Interrupted. {kept}")
     if isinstance(error, UserError):
         return UserError(f"{error} {kept}")
     if isinstance(error, OSError):
@@ -334,8 +326,8 @@ def _told(error: BaseException, output: Path, source: Source) -> Exception | Non
 
 def _why(error: BaseException) -> str:
     """Why a run ended before its time, in a sentence."""
-    if isinstance(error, Stopped):
-        return f"stopped by {signal.Signals(error.code - 128).name}"
+    if isinstance(error, Interrupted):
+        return f"stopped by {error.signal_name}"
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, OSError):
