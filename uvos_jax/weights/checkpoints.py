@@ -18,17 +18,20 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 import uvos_jax
 from uvos_jax.errors import UserError
 from uvos_jax.models import build, hyper_parameters
 from uvos_jax.weights import compatibility
 from uvos_jax.weights.convert import expected_variables
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 _FORMAT = 1
 _orbax = threading.Lock()
@@ -173,12 +176,14 @@ def _is_no_late_failure(record: logging.LogRecord) -> bool:
 
 
 @contextlib.contextmanager
-def checkpointer() -> Iterator[ocp.StandardCheckpointer]:
+def checkpointer() -> Iterator["ocp.StandardCheckpointer"]:
     """Orbax for this process alone: trees are whole in every process, so that none has to wait for another.
 
     One at a time: Orbax numbers its operations for the whole process, and of two that run in different threads one may
     be finished before its arrays are written.
     """
+    import orbax.checkpoint as ocp  # importing it takes half a second; packaged and published weights do without
+
     _keep_quiet_about_late_reads()
     me = jax.process_index()
     options = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me},

@@ -9,7 +9,6 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 # FRTM leaves a memory alone where its target has fewer pixels than this.
 _FEWEST_PIXELS = 10
@@ -226,6 +225,8 @@ def link_by_iou(tracks: Tracks, frame_index: int, proposal_labels: np.ndarray, p
     Returns:
       The decision; ``similarity`` is the IoU, no memory is updated, and pixels of no proposal are background.
     """
+    from scipy.optimize import linear_sum_assignment  # importing it takes a third of a second; few runs need it
+
     slots, scores = len(tracks.ids), np.asarray(proposal_scores)
     joint = joint_areas(proposal_labels, len(scores), target_labels, slots)
     overlap = np.where((scores > 0)[:, None], ious(joint), 0)
