@@ -223,13 +223,14 @@ def _unfinished(root):
     from tests.helpers.small_adnet import clip, small_segmenter
     from uvos_jax.inference.jobs.segment import segment_to_folder
     from uvos_jax.interrupts import Interrupted
-    from uvos_jax.video import open_source
+    from uvos_jax.video import OutputOptions, open_source
 
     segmenter, frames = small_segmenter(short_side=33), clip(10, (32, 48))
     answers = list(segmenter.run(open_source(frames), chunk=2))
     folder, count = root / f"unfinished-{os.getpid()}", iter(range(100))
     with pytest.raises(Interrupted):
-        segment_to_folder(segmenter, open_source(frames), folder, chunk=2, overlay=False, save_every=0,
+        segment_to_folder(segmenter, open_source(frames), folder, chunk=2,
+                          outputs=OutputOptions(overlay=False), save_every=0,
                           stop=lambda: 15 if next(count) >= 6 else None)
     return segmenter, frames, folder, np.stack([answer.labels for answer in answers])
 
@@ -237,7 +238,7 @@ def _unfinished(root):
 def _resume_case(seed, folder):
     """``--resume`` on a damaged state or run.json: it goes on, starts over or says why not; the masks are the same."""
     from uvos_jax.inference.jobs.segment import segment_to_folder
-    from uvos_jax.video import open_source, read_mask
+    from uvos_jax.video import OutputOptions, open_source, read_mask
 
     rng = np.random.default_rng([5, seed])
     segmenter, frames, unfinished, expected = _unfinished(folder.parent)
@@ -253,7 +254,8 @@ def _resume_case(seed, folder):
             arrays = dict(file)
         text = json_bytes(restructured(json.loads(arrays["text"].tobytes()), rng), rng)
         np.savez(state, **(arrays | {"text": np.frombuffer(text, np.uint8)}))
-    segment_to_folder(segmenter, open_source(frames), output, chunk=2, overlay=False, resume=True, say=said.append,
+    segment_to_folder(segmenter, open_source(frames), output, chunk=2,
+                      outputs=OutputOptions(overlay=False), resume=True, say=said.append,
                       overwrite=bool(seed % 2))
     masks = [read_mask(output / "masks" / f"{t:05d}.png", numbered=True) for t in range(len(frames))]
     np.testing.assert_array_equal(masks, expected)

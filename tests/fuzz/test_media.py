@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.helpers.fuzz import command, damaged, left_behind, survey
 from uvos_jax.errors import UserError
-from uvos_jax.video import open_source, read_mask
+from uvos_jax.video import ClipOptions, OutputOptions, open_source, read_mask
 from uvos_jax.video.image_io import read_image
 
 SIZE = (48, 64)
@@ -63,7 +63,7 @@ def _video_case(seed, folder):
     path = folder / f"clip{suffix}"
     path.write_bytes(damaged(video(suffix), rng, video(other)))
     # Whatever is passed over, it is said, or reading ends with a sentence.
-    _watched(open_source(path, on_error="skip"))
+    _watched(open_source(path, ClipOptions(on_error="skip")))
     _watched(open_source(path))
 
 
@@ -173,7 +173,7 @@ def _folder_case(seed, folder):
     # Not the first one, by whose size all others are judged.
     broken = folder / f"{int(rng.integers(1, 4)):05d}{suffix}"
     broken.write_bytes(damaged(broken.read_bytes(), rng, _pictures()["deep.png"]))
-    frames = list(open_source(folder, on_error="skip"))
+    frames = list(open_source(folder, ClipOptions(on_error="skip")))
     assert [frame.name for frame in frames] == [f"{t:05d}" for t in range(4)]
     assert all(frame.broken is None for frame in frames if frame.name != broken.stem)
     try:
@@ -231,7 +231,8 @@ def _job_case(seed, folder):
     try:
         on_error = "stop" if seed % 2 else "skip"
         if seed % 5:
-            segment_to_folder(_segmenter(), open_source(path, on_error=on_error), output, chunk=4, json=True)
+            segment_to_folder(_segmenter(), open_source(path, ClipOptions(on_error=on_error)), output, chunk=4,
+                              outputs=OutputOptions(json=True))
         else:
             settings = [f"--set={name}={json.dumps(value)}" for name, value in SMALL.items() if name != "short_side"]
             command("segment", path, "--output", output, "--on-error", on_error, "--model", "adnet", "--weights",
@@ -311,7 +312,7 @@ def _claim_case(seed, folder):
     path = folder / name
     path.write_bytes(data)
     refused = 0
-    for read in (read_image, read_mask, lambda path: _watched(open_source(path, every=3, on_error="skip")),
+    for read in (read_image, read_mask, lambda path: _watched(open_source(path, ClipOptions(every=3, on_error="skip"))),
                  lambda path: _watched(open_source(path))):
         try:
             read(path)

@@ -18,11 +18,11 @@ from uvos_jax.inference import Segmenter
 from uvos_jax.inference.jobs import resume
 from uvos_jax.inference.jobs.segment import segment_to_folder
 from uvos_jax.ops.preprocess import Preprocess
-from uvos_jax.video import open_source
+from uvos_jax.video import OutputOptions, open_source
 
 SIZE = (24, 32)
 # All that a run may write, but for a second video.
-OUTPUTS = {"soft": True, "json": True, "cutout": "png"}
+OUTPUTS = OutputOptions(soft=True, json=True, cutout="png")
 
 
 class Remembering(nn.Module):
@@ -119,4 +119,4 @@ if __name__ == "__main__":
     if os.environ.get("SLOW_STATE"):
         resume.write_atomically = _torn
     segment_to_folder(remembering(), open_source(sys.argv[1]), sys.argv[2], chunk=4, resume=True, save_every=0,
-                      on_frame=lambda: time.sleep(float(os.environ.get("SLOW", 0))), **OUTPUTS)
+                      on_frame=lambda: time.sleep(float(os.environ.get("SLOW", 0))), outputs=OUTPUTS)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from uvos_jax.video import Frame, ResultWriter, open_source
+from uvos_jax.video import Frame, OutputOptions, ResultWriter, open_source
 
-EVERYTHING = {"soft": True, "json": True, "cutout": "webm"}
+EVERYTHING = OutputOptions(soft=True, json=True, cutout="webm")
 SPANNING = ["confidence.csv", "cutout.webm", "objects.json", "overlay.mp4"]
 
 

@@ -15,7 +15,7 @@ from uvos_jax import UserError
 from uvos_jax.inference.jobs.batch import assign_folders, segment_many
 from uvos_jax.inference.jobs.segment import segment_to_folder
 from uvos_jax.interrupts import Interrupted
-from uvos_jax.video import open_source, read_mask
+from uvos_jax.video import OutputOptions, open_source, read_mask
 
 
 @pytest.mark.parametrize(("sources", "names"), [
@@ -56,7 +56,7 @@ def _tasks(tmp_path, count):
 
 
 def _work(segmenter, task):
-    return segment_to_folder(segmenter, open_source(task.source), task.output, overlay=False)
+    return segment_to_folder(segmenter, open_source(task.source), task.output, outputs=OutputOptions(overlay=False))
 
 
 def test_a_broken_video_does_not_stop_the_others(tmp_path):

@@ -16,7 +16,7 @@ from uvos_jax.inference.debug_figures import f2net as figures_f2net
 from uvos_jax.inference.debug_figures.figures import check_figures, write_figures
 from uvos_jax.inference.jobs.segment import segment_to_folder
 from uvos_jax.ops.preprocess import preprocess
-from uvos_jax.video import Frame, Source
+from uvos_jax.video import Frame, OutputOptions, Source
 
 SIZE, LENGTH, BROKEN = (64, 96), 9, 5
 LOST = (3, 4)
@@ -70,7 +70,8 @@ def test_a_run_says_what_was_lost_and_the_pictures_show_what_it_went_by(segmente
 
     spy(figures_f2net._draw_maps)
     spy(figures_f2net._draw_track)
-    run = segment_to_folder(segmenter, source(), tmp_path / "out", json=True, overlay=False, say=sentences.append)
+    run = segment_to_folder(segmenter, source(), tmp_path / "out",
+                            outputs=OutputOptions(json=True, overlay=False), say=sentences.append)
     assert run["notes"] == {"lost": 3}
     assert sentences == [f"In 3 of 9 frames {segmenter.model.notes['lost']}."]
     paths = write_figures(segmenter, source(), tmp_path / "out", LENGTH)
@@ -97,7 +98,7 @@ def test_a_run_says_what_was_lost_and_the_pictures_show_what_it_went_by(segmente
 
 
 def test_an_interrupted_run_goes_on_with_its_track_and_its_count(segmenter, tmp_path):
-    files = {"chunk": 1, "save_every": 0, "json": True, "overlay": False}
+    files = {"chunk": 1, "save_every": 0, "outputs": OutputOptions(json=True, overlay=False)}
     segment_to_folder(segmenter, source(), tmp_path / "undisturbed", **files)
     seen = []
 

@@ -17,7 +17,7 @@ from uvos_jax.inference.flow.estimators import Method, between, cached, dis, flo
 from uvos_jax.inference.jobs.segment import segment_to_folder
 from uvos_jax.inference.loading import load_flow
 from uvos_jax.inference.profiling.benchmark import benchmark
-from uvos_jax.video import Frame, Source, open_source
+from uvos_jax.video import Frame, OutputOptions, Source, open_source
 from uvos_jax.video.flow_io import write_flow
 from uvos_jax.weights.convert import expected_torch_shapes
 
@@ -286,7 +286,8 @@ def test_an_interrupted_run_goes_on_with_the_same_flow_only(tmp_path):
             if len(seen) == at:
                 raise KeyboardInterrupt
 
-        options = {"chunk": 2, "soft": True, "resume": True, "save_every": 0, "overlay": False} | changes
+        options = {"chunk": 2, "resume": True, "save_every": 0,
+                   "outputs": OutputOptions(soft=True, overlay=False)} | changes
         found = segment_to_folder(moving(method), open_source(frames), tmp_path / output, on_frame=on_frame,
                                   say=said.append, **options)
         return found, said
@@ -322,7 +323,8 @@ def test_the_benchmark_measures_flow_by_itself(monkeypatch):
 
 def test_a_video_of_one_frame_says_that_its_flow_is_zero(tmp_path):
     said = []
-    run = segment_to_folder(moving(), open_source(levels([50])), tmp_path / "out", say=said.append, soft=True)
+    run = segment_to_folder(moving(), open_source(levels([50])), tmp_path / "out", say=said.append,
+                            outputs=OutputOptions(soft=True))
     assert run["zero_flow"]
     assert said == ["'frames' has one frame, so that nothing is known of motion: its flow is zero."]
     assert (cv2.imread(str(tmp_path / "out/soft/00000.png"), cv2.IMREAD_UNCHANGED) == 128).all()

@@ -16,7 +16,7 @@ from uvos_jax.inference import Segmenter
 from uvos_jax.inference.instance_pruning import Instances, Pruning, iou, official_rule, paper_rule
 from uvos_jax.inference.jobs import resume
 from uvos_jax.inference.jobs.segment import segment_to_folder
-from uvos_jax.video import open_source
+from uvos_jax.video import ClipOptions, OutputOptions, open_source
 from uvos_jax.video.json_results import tracks_of
 
 GOLDEN = np.load(GOLDEN / "adnet_prune.npz")
@@ -212,7 +212,7 @@ def test_frames_are_known_by_names_also_where_numbers_are_none(tmp_path):
         cv2.imwrite(str(tmp_path / f"im{t}.jpg"), frame)
     entries = [{"file_name": f"im{t}.jpg", "bbox": box} for t in range(12)
                for box in ([3 * t, 20, 15, 15], [40, 2, 9, 9])]
-    keep, said, _ = pruned(save(tmp_path / "a.json", entries), open_source(tmp_path, start=4, end=9))
+    keep, said, _ = pruned(save(tmp_path / "a.json", entries), open_source(tmp_path, ClipOptions(start=4, end=9)))
     assert (~keep).sum((1, 2)).tolist() == [81] * 5 and said == []
 
 
@@ -338,7 +338,8 @@ def test_a_pruned_run_goes_on_where_it_ended(tmp_path, variant):
 
     def segment(output, **changes):
         return segment_to_folder(segmenter, open_source(frames), tmp_path / output, **{
-            "chunk": 4, "save_every": 0, "soft": True, "resume": True, "overlay": False, "prune": path} | changes)
+            "chunk": 4, "save_every": 0, "resume": True, "outputs": OutputOptions(soft=True, overlay=False),
+            "prune": path} | changes)
 
     count = itertools.count(1)
 

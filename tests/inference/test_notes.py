@@ -10,7 +10,7 @@ import pytest
 from tests.helpers.recurrent_model import SIZE, Remembering, contents, remembering, save_frames
 from uvos_jax.inference import Segmenter
 from uvos_jax.inference.jobs.segment import segment_to_folder
-from uvos_jax.video import Frame, Source, open_source
+from uvos_jax.video import Frame, OutputOptions, Source, open_source
 
 SENTENCE = "it was too dark to see"
 LEVELS = [200, 10, 90, 20, 30, 220, 5, 60, 70, 15, 250]
@@ -79,7 +79,8 @@ def test_models_without_notes_say_nothing(tmp_path):
     assert said(remembering()) == [{}] * len(LEVELS)
     frames = save_frames(tmp_path / "frames", gray())
     sentences = []
-    run = segment_to_folder(remembering(), open_source(frames), tmp_path / "out", json=True, say=sentences.append)
+    run = segment_to_folder(remembering(), open_source(frames), tmp_path / "out",
+                            outputs=OutputOptions(json=True), say=sentences.append)
     assert "notes" not in run and not sentences
     assert set(_entries(tmp_path / "out")[0]) == {"name", "time", "objects"}
 
@@ -91,7 +92,8 @@ def _entries(folder):
 def test_flags_are_counted_and_said_once_and_each_frame_tells_its_own(tmp_path):
     frames = save_frames(tmp_path / "frames", gray())
     sentences = []
-    run = segment_to_folder(noting(), open_source(frames), tmp_path / "out", json=True, say=sentences.append)
+    run = segment_to_folder(noting(), open_source(frames), tmp_path / "out",
+                            outputs=OutputOptions(json=True), say=sentences.append)
     assert run["notes"] == {"dark": 5} == json.loads((tmp_path / "out/run.json").read_text())["notes"]
     assert sentences == [f"In 5 of 11 frames {SENTENCE}."]
     entries = _entries(tmp_path / "out")
@@ -110,7 +112,8 @@ def test_nothing_is_said_where_no_flag_is_true(tmp_path):
 @pytest.mark.parametrize("stops", [(3,), (5, 9)])
 def test_an_interrupted_run_ends_with_the_same_files_and_counts(tmp_path, stops):
     frames = save_frames(tmp_path / "frames", gray())
-    segmenter, files = noting(), {"chunk": 2, "save_every": 0, "json": True, "soft": True, "overlay": False}
+    segmenter = noting()
+    files = {"chunk": 2, "save_every": 0, "outputs": OutputOptions(json=True, soft=True, overlay=False)}
     segment_to_folder(segmenter, open_source(frames), tmp_path / "undisturbed", **files)
     for at in stops:
         seen = []

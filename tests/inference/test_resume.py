@@ -1,5 +1,6 @@
 """A run that is interrupted, anywhere, ends with the files that it would have made."""
 
+import dataclasses
 import json
 import os
 import random
@@ -20,7 +21,7 @@ from uvos_jax.inference.engine import StepOutput, StreamState
 from uvos_jax.inference.jobs import resume
 from uvos_jax.inference.jobs.segment import segment_to_folder
 from uvos_jax.inference.reference_frames import References
-from uvos_jax.video import open_source
+from uvos_jax.video import ClipOptions, open_source
 
 STATE = resume.STATE
 
@@ -37,7 +38,7 @@ def frames(tmp_path_factory):
 
 def segment(segmenter, frames, output, **changes):
     return segment_to_folder(segmenter, open_source(frames), output,
-                             **{"chunk": 4, "save_every": 0, "resume": True} | OUTPUTS | changes)
+                             **{"chunk": 4, "save_every": 0, "resume": True, "outputs": OUTPUTS} | changes)
 
 
 def interrupted(segmenter, frames, output, at, **changes):
@@ -91,8 +92,8 @@ def test_a_reference_behind_the_first_frame_is_in_the_state(frames, tmp_path):
 
 @pytest.mark.parametrize(("changes", "named"), [
     ({"chunk": 3}, "chunk"),
-    ({"soft": False}, "soft"),
-    ({"cutout": None}, "cutout"),
+    ({"outputs": dataclasses.replace(OUTPUTS, soft=False)}, "soft"),
+    ({"outputs": dataclasses.replace(OUTPUTS, cutout=None)}, "cutout"),
     ({"options": {"every": 2}}, "every"),
 ])
 def test_an_unfinished_run_that_does_not_agree_is_started_over(segmenter, frames, tmp_path, changes, named):
@@ -176,7 +177,8 @@ def test_a_frame_that_stopped_a_run_may_be_skipped_by_the_next(segmenter, tmp_pa
     (frames / "00009.png").write_bytes(b"not a picture")
     with pytest.raises(UserError, match="00009.*9 masks are kept.*--resume"):
         segment_to_folder(segmenter, open_source(frames), tmp_path / "out", chunk=4, save_every=0)
-    run = segment_to_folder(segmenter, open_source(frames, on_error="skip"), tmp_path / "out", chunk=4, resume=True)
+    run = segment_to_folder(segmenter, open_source(frames, ClipOptions(on_error="skip")), tmp_path / "out", chunk=4,
+                            resume=True)
     assert run["resumed"] == 8 and list(run["skipped"]) == ["00009"]
     masks = tmp_path / "out/masks"
     assert (masks / "00009.png").read_bytes() == (masks / "00008.png").read_bytes()

@@ -15,7 +15,7 @@ from uvos_jax.inference.debug_figures.adnet import match, spread_points
 from uvos_jax.inference.debug_figures.figures import check_figures, write_figures
 from uvos_jax.inference.jobs.segment import check_output, segment_to_folder
 from uvos_jax.interrupts import Interrupted
-from uvos_jax.video import VideoWriter, list_sources, open_source, read_mask
+from uvos_jax.video import ClipOptions, OutputOptions, VideoWriter, list_sources, open_source, read_mask
 from uvos_jax.video import result_writer as writing
 
 
@@ -162,7 +162,8 @@ def test_a_signal_is_the_reason_where_it_broke_the_source_too(segmenter, tmp_pat
 def test_frames_that_cannot_be_decoded_are_named_in_run_json(segmenter, tmp_path):
     source = _folder(tmp_path / "clip", clip(5))
     (source / "frame2.png").write_bytes(b"")
-    run = segment_to_folder(segmenter, open_source(source, on_error="skip"), tmp_path / "out", soft=True)
+    run = segment_to_folder(segmenter, open_source(source, ClipOptions(on_error="skip")), tmp_path / "out",
+                            outputs=OutputOptions(soft=True))
     assert list(run["skipped"]) == ["frame2"] and run["skipped"]["frame2"] and run["source"]["frames"] == 5
     masks = [(tmp_path / f"out/masks/frame{i}.png").read_bytes() for i in range(5)]
     assert masks[2] == masks[1] != masks[3]
@@ -171,8 +172,8 @@ def test_frames_that_cannot_be_decoded_are_named_in_run_json(segmenter, tmp_path
 
 
 def test_all_that_is_asked_for_is_made_and_named(segmenter, tmp_path):
-    run = segment_to_folder(segmenter, open_source(clip(3)), tmp_path / "out", overlay=False, soft=True, json=True,
-                            cutout="png")
+    run = segment_to_folder(segmenter, open_source(clip(3)), tmp_path / "out",
+                            outputs=OutputOptions(overlay=False, soft=True, json=True, cutout="png"))
     assert set(run["results"]) == {p.name for p in (tmp_path / "out").iterdir()}
     assert set(run["results"]) == {"masks", "soft", "confidence.csv", "objects.json", "cutout", "run.json"}
     assert run["outputs"]["overlay"] is False and run["resumed"] == 0 and run["skipped"] == {}
@@ -201,7 +202,8 @@ def test_a_folder_that_cannot_be_written_is_named_as_the_user_does(tmp_path, mon
 def test_results_among_the_frames_are_no_frames(segmenter, tmp_path):
     frames = _folder(tmp_path / "clip", clip(2))
     for how in ({}, {"resume": True}, {"overwrite": True}):
-        run = segment_to_folder(segmenter, open_source(frames), frames, json=True, soft=True, cutout="webm", **how)
+        run = segment_to_folder(segmenter, open_source(frames), frames,
+                                outputs=OutputOptions(json=True, soft=True, cutout="webm"), **how)
         assert run["source"]["frames"] == 2 and (frames / "overlay.mp4").exists() and (frames / "cutout.webm").exists()
         assert list_sources([str(frames)]) == [str(frames)]
     # Nor are they videos, in a folder of nothing else; of what no run has made, all counts.

@@ -19,7 +19,7 @@ from uvos_jax.interrupts import Interrupted
 from uvos_jax.models.dtnet import DTNet
 from uvos_jax.models.dtnet.model import Proposals, State
 from uvos_jax.training.validation import choose, validate
-from uvos_jax.video import open_source, read_mask
+from uvos_jax.video import OutputOptions, open_source, read_mask
 
 SIZE = 64, 96
 # What the network knows as objects, RGB; all else is background.
@@ -302,7 +302,7 @@ def test_a_track_is_of_the_kind_of_most_of_its_proposals(tmp_path):
     kinds = Segmenter("dtnet", Colors(categories=5), {"params": {"nothing": np.zeros(1, np.float32)}})
     frames, _ = film(5, (3, walk((8, 8), (12, 16), 5), 24, 24), (1, walk((40, 60), (36, 60), 5), 16, 24))
     frames[2, 0, 1] = 0  # taken for other kinds once
-    segment_to_folder(kinds, open_source(frames), tmp_path / "out", overlay=False)
+    segment_to_folder(kinds, open_source(frames), tmp_path / "out", outputs=OutputOptions(overlay=False))
     tracks = json.loads((tmp_path / "out" / "tracks.json").read_text())
     assert [(track["id"], track["category_id"], len(track["frames"])) for track in tracks] == [(1, 4, 5), (2, 2, 5)]
     answers = list(kinds.run(open_source(frames)))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from uvos_jax.errors import UserError
-from uvos_jax.video import Frame, ResultWriter
+from uvos_jax.video import Frame, OutputOptions, ResultWriter
 from uvos_jax.video.rendering import cut_out
 
 av = pytest.importorskip("av")
@@ -60,9 +60,9 @@ def test_arrays_that_do_not_fit():
         cut_out(picture(), some_labels(), some_labels().T)
 
 
-def write(folder, cutout, images, probabilities=None, **options) -> None:
+def write(folder, cutout, images, probabilities=None, json=False, overlay=False) -> None:
     soft = probabilities is not None
-    with ResultWriter(folder, 25, overlay=False, cutout=cutout, soft=soft, **options) as writer:
+    with ResultWriter(folder, 25, outputs=OutputOptions(overlay, soft=soft, json=json, cutout=cutout)) as writer:
         for t, image in enumerate(images):
             writer.add(Frame(f"{t:05d}", image, t / 25), some_labels(t), probabilities[t] if soft else None, 0.5)
 
@@ -117,9 +117,9 @@ def test_videos_keep_probabilities(tmp_path, kind, error):
 
 def test_forms_of_cut_outs_that_there_are_not(tmp_path):
     with pytest.raises(UserError, match="no cut-outs as 'gif'"):
-        ResultWriter(tmp_path / "out", 25, cutout="gif")
+        ResultWriter(tmp_path / "out", 25, outputs=OutputOptions(cutout="gif"))
     with pytest.raises(UserError, match="Did you mean 'webm'"):
-        ResultWriter(tmp_path / "out", 25, cutout="webn")
+        ResultWriter(tmp_path / "out", 25, outputs=OutputOptions(cutout="webn"))
     assert not list(tmp_path.iterdir())
 
 
@@ -129,5 +129,5 @@ def test_without_the_encoder_nothing_is_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(av.codec, "Codec", no_such_codec)
     with pytest.raises(UserError, match="no encoder prores_ks"):
-        ResultWriter(tmp_path / "out", 25, overlay=False, cutout="mov")
+        ResultWriter(tmp_path / "out", 25, outputs=OutputOptions(overlay=False, cutout="mov"))
     assert not list(tmp_path.iterdir())

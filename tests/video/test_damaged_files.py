@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.helpers.videos import damage, grays, make_video, moving, packets
 from uvos_jax.errors import UserError
-from uvos_jax.video import open_source
+from uvos_jax.video import ClipOptions, open_source
 
 pytest.importorskip("av")
 
@@ -52,7 +52,7 @@ def test_frame_whose_data_are_lost(tmp_path, name, codec, pix_fmt, options, pack
     whole = list(open_source(path))
     untouched = decoded_before(path, packet)
     number = damage(path, packet, "fill")
-    frames = list(open_source(path, on_error="skip"))
+    frames = list(open_source(path, ClipOptions(on_error="skip")))
     assert [frame.name for frame in frames] == [frame.name for frame in whole]
     assert frames[number].broken and frames[number].time == pytest.approx(whole[number].time)
     for frame, last in zip(frames[1:], frames, strict=False):
@@ -76,7 +76,7 @@ def test_bits_turned_over_are_noticed_though_the_decoder_paints_over_them(tmp_pa
     whole = list(open_source(path))
     untouched = sorted(decoded_before(path, 4))
     number = damage(path, 4, "flip")
-    frames = list(open_source(path, on_error="skip"))
+    frames = list(open_source(path, ClipOptions(on_error="skip")))
     assert len(frames) == 20
     assert [frame.name for frame in frames if frame.broken] == [f"{number:05d}"]
     assert_same([frames[index] for index in untouched], [whole[index] for index in untouched])
@@ -89,7 +89,7 @@ def test_frames_ahead_of_the_first_good_one_show_it(tmp_path):
     damage(path, 0, "fill")
     with pytest.raises(UserError, match=r"a\.mp4' cannot be decoded at frame 00000"):
         open_source(path)
-    frames = list(open_source(path, on_error="skip"))
+    frames = list(open_source(path, ClipOptions(on_error="skip")))
     assert [frame.name for frame in frames] == [frame.name for frame in whole]
     assert [bool(frame.broken) for frame in frames] == [True] * 6 + [False] * 14
     assert frames[1].broken == "what it builds on is broken"
@@ -104,18 +104,18 @@ def test_video_of_which_nothing_decodes(tmp_path):
         damage(path, packet, "fill")
     for on_error in ("stop", "skip"):
         with pytest.raises(UserError, match="a.avi' cannot be decoded at frame 00000"):
-            open_source(path, on_error=on_error)
+            open_source(path, ClipOptions(on_error=on_error))
 
 
 def test_damage_outside_of_what_is_asked_for_does_no_harm(tmp_path):
     path = make_video(tmp_path / "a.avi", "mjpeg", moving(10), pix_fmt="yuvj420p")
     damage(path, 5, "fill")
-    assert len(list(open_source(path, end=5))) == 5
-    assert [frame.name for frame in open_source(path, start=6)] == ["00006", "00007", "00008", "00009"]
+    assert len(list(open_source(path, ClipOptions(end=5)))) == 5
+    assert [frame.name for frame in open_source(path, ClipOptions(start=6))] == ["00006", "00007", "00008", "00009"]
     # It may be what a later frame builds on, so it counts though it would have been dropped.
     with pytest.raises(UserError, match="00005"):
-        list(open_source(path, every=2))
-    frames = list(open_source(path, every=2, on_error="skip"))
+        list(open_source(path, ClipOptions(every=2)))
+    frames = list(open_source(path, ClipOptions(every=2, on_error="skip")))
     assert [(frame.name, frame.broken) for frame in frames] == [(f"{i:05d}", None) for i in range(0, 10, 2)]
 
 
@@ -141,7 +141,7 @@ def test_file_that_breaks_off(tmp_path, name, codec, pix_fmt, container):
     assert f"{name}' cannot be decoded at frame " in error
     assert 3 <= len(before) < 15
     assert_same(before, whole[: len(before)])
-    frames = list(open_source(path, on_error="skip"))
+    frames = list(open_source(path, ClipOptions(on_error="skip")))
     good = [frame for frame in frames if not frame.broken]
     assert_same(good, whole[: len(before)])
     assert frames[: len(good)] == good and len(frames) > len(good)
@@ -173,10 +173,10 @@ def test_folder_with_frames_that_cannot_be_used(tmp_path):
     save_grays(tmp_path, range(0, 60, 10), broken=(0, 1, 3), small=(4,))
     with pytest.raises(UserError, match=r"0\.png' cannot be decoded; .*--on-error skip"):
         open_source(tmp_path)
-    assert [frame.name for frame in open_source(tmp_path, start=2, end=3)] == ["2"]
+    assert [frame.name for frame in open_source(tmp_path, ClipOptions(start=2, end=3))] == ["2"]
     (tmp_path / "5.png").unlink()
     (tmp_path / "5.png").symlink_to(tmp_path / "gone.png")
-    frames = list(open_source(tmp_path, on_error="skip"))
+    frames = list(open_source(tmp_path, ClipOptions(on_error="skip")))
     undecodable = "it cannot be decoded"
     assert [(frame.name, frame.broken) for frame in frames] == [
         ("0", undecodable), ("1", undecodable), ("2", None), ("3", undecodable), ("4", "it is 12x4, not 12x8"),
@@ -188,7 +188,7 @@ def test_folder_with_frames_that_cannot_be_used(tmp_path):
 def test_folder_of_which_nothing_decodes(tmp_path):
     save_grays(tmp_path, (1, 2), broken=(0, 1))
     with pytest.raises(UserError, match=r"not one frame can be used: the frame '.*0\.png' cannot be decoded"):
-        open_source(tmp_path, on_error="skip")
+        open_source(tmp_path, ClipOptions(on_error="skip"))
 
 
 def test_page_that_does_not_decode(tmp_path):
@@ -205,7 +205,7 @@ def test_page_that_does_not_decode(tmp_path):
     data[offset : offset + 2000] = bytes(2000)
     path.write_bytes(data)
     assert read_until_error(open_source(path))[0][-1].name == "00001"
-    frames = list(open_source(path, on_error="skip"))
+    frames = list(open_source(path, ClipOptions(on_error="skip")))
     assert [bool(frame.broken) for frame in frames] == [False, False, True, False]
     np.testing.assert_array_equal(frames[3].image, np.asarray(images[3]))
 
@@ -227,7 +227,7 @@ def test_gif_that_is_damaged_or_breaks_off(tmp_path, name):
             for frame in open_source(path):
                 frames.append(frame)
         assert 5 <= len(frames) <= 6
-        skipped = list(open_source(path, on_error="skip"))
+        skipped = list(open_source(path, ClipOptions(on_error="skip")))
         assert [frame.broken is None for frame in skipped] == [index < len(frames) for index in range(len(skipped))]
         assert len(skipped) == (12 if len(broken) == len(whole) else len(frames) + 1)
         for frame, same in zip(skipped, expected[: len(frames)], strict=False):
@@ -237,11 +237,11 @@ def test_gif_that_is_damaged_or_breaks_off(tmp_path, name):
 
 def test_arrays_of_another_size_can_be_skipped():
     images = [*grays((10, 20), 8, 8), *grays((30,), 4, 4), *grays((40,), 8, 8)]
-    frames = list(open_source(images, on_error="skip"))
+    frames = list(open_source(images, ClipOptions(on_error="skip")))
     assert [frame.broken for frame in frames] == [None, None, "it is 4x4, not 8x8", None]
     assert [frame.image[0, 0, 0] for frame in frames] == [10, 20, 20, 40]
 
 
 def test_on_error_is_one_of_two():
     with pytest.raises(UserError, match="must be 'stop' or 'skip'"):
-        open_source(grays((1,)), on_error="ignore")
+        open_source(grays((1,)), ClipOptions(on_error="ignore"))

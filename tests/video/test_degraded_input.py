@@ -115,7 +115,7 @@ def test_full_disk(tmp_path, name):
     rest = noisy[..., 0], noisy[..., 1], 0.5
     with (
         pytest.raises(UserError, match=rf"cannot write '.*{name}': No space left on device\.") as caught,
-        ResultWriter(tmp_path, fps=10, **EVERYTHING) as writer,
+        ResultWriter(tmp_path, fps=10, outputs=EVERYTHING) as writer,
     ):
         partial_of(tmp_path / name).symlink_to("/dev/full")
         for index in range(60):
@@ -136,12 +136,12 @@ LIMITED = """
 import resource, sys
 import numpy as np
 from uvos_jax.errors import UserError
-from uvos_jax.video import Frame, ResultWriter
+from uvos_jax.video import Frame, OutputOptions, ResultWriter
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 noisy = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
 try:
-    with ResultWriter(sys.argv[1], 25, json=True, cutout=sys.argv[3]) as writer:
+    with ResultWriter(sys.argv[1], 25, OutputOptions(json=True, cutout=sys.argv[3])) as writer:
         for index in range(200):
             writer.add(Frame(f"{index:05d}", noisy), noisy[..., 0] > 127)
 except UserError as error:
@@ -170,7 +170,7 @@ def test_files_that_grow_too_large(tmp_path, limit, cutout, kept):
 def test_the_folder_goes_while_it_is_written(tmp_path):
     with (
         pytest.raises(UserError, match=r"cannot write '.*': No such file or directory\.") as caught,
-        ResultWriter(tmp_path / "out", fps=10, **EVERYTHING) as writer,
+        ResultWriter(tmp_path / "out", fps=10, outputs=EVERYTHING) as writer,
     ):
         for index in range(30):
             add(writer, index)

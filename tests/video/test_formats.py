@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.helpers.videos import GREEN, RED, grays, make_video, moving, quarter_red
 from uvos_jax.errors import UserError
-from uvos_jax.video import open_source
+from uvos_jax.video import ClipOptions, open_source
 
 av = pytest.importorskip("av")
 
@@ -185,7 +185,7 @@ def test_size_that_changes_in_the_middle(tmp_path):
     assert [next(frames).image.shape for _ in range(3)] == [(48, 64, 3)] * 3
     with pytest.raises(UserError, match=r"'00003' is 48x64 but the first one, '00000', is 64x48"):
         next(frames)
-    skipped = list(open_source(two_sizes(tmp_path), on_error="skip"))
+    skipped = list(open_source(two_sizes(tmp_path), ClipOptions(on_error="skip")))
     assert [frame.broken for frame in skipped] == [None] * 3 + ["it is 48x64, not 64x48"] * 3
     for frame in skipped[3:]:
         np.testing.assert_array_equal(frame.image, skipped[2].image)
@@ -218,7 +218,7 @@ def test_image_file_with_several_pictures_is_a_video(tmp_path, suffix):
         assert levels_of(frames) == list(LEVELS)
     expected = [0, None, None, None, None] if suffix == "tif" else [0, 0.1, 0.15, 0.35, 0.39]
     assert [frame.time and round(frame.time, 6) for frame in frames] == expected
-    assert [frame.name for frame in open_source(path, start=1, every=2)] == ["00001", "00003"]
+    assert [frame.name for frame in open_source(path, ClipOptions(start=1, every=2))] == ["00001", "00003"]
 
 
 def test_animated_image_shows_what_pillow_shows(tmp_path):

@@ -6,8 +6,8 @@ import pytest
 
 from tests.helpers.videos import grays, make_video
 from uvos_jax.errors import UserError
+from uvos_jax.video import ClipOptions, open_source
 from uvos_jax.video import frames as pictures
-from uvos_jax.video import open_source
 from uvos_jax.video import sources as reader
 from uvos_jax.video import video_reader as video_file
 from uvos_jax.video.frames import FrameRange, frame_range
@@ -34,8 +34,8 @@ def opener(request, tmp_path):
         path = tmp_path / "f" / "*.png" if kind == "glob" else tmp_path / "f"
     else:
         made = {"array": np.stack, "list": list, "generator": iter}[kind]
-        return lambda **options: open_source(made(images), **options)
-    return lambda **options: open_source(path, **options)
+        return lambda **options: open_source(made(images), ClipOptions(**options))
+    return lambda **options: open_source(path, ClipOptions(**options))
 
 
 def indices(source) -> list[int]:
@@ -110,7 +110,7 @@ def test_span_without_frames_says_how_many_there_are(opener, options, match):
 )
 def test_options_that_make_no_sense_are_refused_at_once(options, match):
     with pytest.raises(UserError, match=match):
-        open_source(iter([]), **options)
+        open_source(iter([]), ClipOptions(**options))
 
 
 @pytest.mark.parametrize(
@@ -136,8 +136,8 @@ def test_count_agrees_with_select_and_takes_no_longer_for_more():
 def test_time_of_a_video_with_a_variable_rate_is_its_own(tmp_path):
     times = [0, 40, 50, 700, 2000, 2040]
     path = make_video(tmp_path / "a.mkv", "ffv1", grays(range(6)), 24, "bgr0", times=times)
-    assert indices(open_source(path, start="0.05", end="2")) == [2, 3]
-    assert [frame.time for frame in open_source(path, start="0.6s")] == pytest.approx([0.7, 2.0, 2.04])
+    assert indices(open_source(path, ClipOptions(start="0.05", end="2"))) == [2, 3]
+    assert [frame.time for frame in open_source(path, ClipOptions(start="0.6s"))] == pytest.approx([0.7, 2.0, 2.04])
 
 
 def test_frames_without_time_stamps_have_no_time(tmp_path):
@@ -149,7 +149,7 @@ def test_frames_without_time_stamps_have_no_time(tmp_path):
 
 def test_only_what_is_given_is_turned_into_an_array(tmp_path, monkeypatch):
     path = make_video(tmp_path / "a.mkv", "ffv1", grays(range(30)), 24, "bgr0")
-    source = open_source(path, start=5, end=20, every=4)
+    source = open_source(path, ClipOptions(start=5, end=20, every=4))
     turned = []
     convert = video_file._upright_rgb
     monkeypatch.setattr(video_file, "_upright_rgb", lambda *given: turned.append(1) or convert(*given))
@@ -162,7 +162,7 @@ def test_images_beside_the_span_are_not_read(tmp_path, monkeypatch):
         cv2.imwrite(str(tmp_path / f"{index}.png"), image)
     read, read_image = [], reader.read_image
     monkeypatch.setattr(reader, "read_image", lambda path: read.append(path.stem) or read_image(path))
-    source = open_source(tmp_path, start=2, end=10, every=3)
+    source = open_source(tmp_path, ClipOptions(start=2, end=10, every=3))
     read.clear()
     assert indices(source) == [2, 5, 8]
     assert read == ["2", "5", "8"]
@@ -170,14 +170,14 @@ def test_images_beside_the_span_are_not_read(tmp_path, monkeypatch):
 
 def test_iterator_is_not_read_behind_the_end():
     taken = []
-    frames = open_source((taken.append(level) or grays((level,))[0] for level in range(100)), end=3)
+    frames = open_source((taken.append(level) or grays((level,))[0] for level in range(100)), ClipOptions(end=3))
     assert indices(frames) == [0, 1, 2]
     assert len(taken) <= 4
 
 
 def test_open_source_cannot_be_cut_again():
     with pytest.raises(UserError, match="open already"):
-        open_source(open_source(grays((1, 2))), start=1)
+        open_source(open_source(grays((1, 2))), ClipOptions(start=1))
 
 
 def test_frames_of_takes_pictures_one_by_one():

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from uvos_jax.video import Frame, ResultWriter
+from uvos_jax.video import Frame, OutputOptions, ResultWriter
 from uvos_jax.video.json_results import objects_of
 
 
 def write(folder, labels, times=None, fps=12.5) -> None:
     image = np.zeros((*labels[0].shape, 3), np.uint8)
-    with ResultWriter(folder, fps, overlay=False, json=True) as writer:
+    with ResultWriter(folder, fps, outputs=OutputOptions(overlay=False, json=True)) as writer:
         for t, frame in enumerate(labels):
             writer.add(Frame(f"f{t}", image, times[t] if times else None), frame)
 
@@ -58,13 +58,14 @@ def test_the_file_holds_size_rate_names_times_and_empty_frames(tmp_path):
 
 def test_names_that_need_quotes(tmp_path):
     name = 'a "b", \\ ü'
-    with ResultWriter(tmp_path, 25, overlay=False, json=True, soft=True) as writer:
+    with ResultWriter(tmp_path, 25, outputs=OutputOptions(overlay=False, json=True, soft=True)) as writer:
         writer.add(Frame(name, np.zeros((2, 2, 3), np.uint8)), np.eye(2, dtype=bool), np.eye(2, dtype=np.uint8), 0.5)
     assert read(tmp_path)["frames"][0]["name"] == name
 
 
 def test_it_is_valid_after_an_interruption(tmp_path):
-    with pytest.raises(KeyboardInterrupt), ResultWriter(tmp_path, 25, overlay=False, json=True) as writer:
+    with pytest.raises(KeyboardInterrupt), ResultWriter(tmp_path, 25,
+                                                        outputs=OutputOptions(overlay=False, json=True)) as writer:
         for t in range(3):
             writer.add(Frame(f"f{t}", np.zeros((2, 2, 3), np.uint8)), np.ones((2, 2), bool))
         raise KeyboardInterrupt

@@ -29,20 +29,20 @@ def test_overlay_tints_and_outlines_the_object_only():
 def test_overlay_separates_objects_that_touch():
     labels = square()
     labels[10:30, 20:30] = 2
-    overlay = draw_overlay(np.full((40, 50, 3), 100, np.uint8), labels, look=OverlayStyle(alpha=0))
+    overlay = draw_overlay(np.full((40, 50, 3), 100, np.uint8), labels, style=OverlayStyle(alpha=0))
     changed = (overlay != 100).any(-1)
     assert changed[20].nonzero()[0].tolist() == [10, 19, 20, 29]
 
 
 def test_overlay_has_no_outline_along_the_border_of_the_image():
-    overlay = draw_overlay(np.full((40, 50, 3), 100, np.uint8), np.ones((40, 50), bool), look=OverlayStyle(alpha=0))
+    overlay = draw_overlay(np.full((40, 50, 3), 100, np.uint8), np.ones((40, 50), bool), style=OverlayStyle(alpha=0))
     np.testing.assert_array_equal(overlay, 100)
 
 
 def test_overlay_outline_is_wider_on_large_frames():
     labels = np.zeros((720, 60), np.uint8)
     labels[:, 20:40] = 1
-    overlay = draw_overlay(np.zeros((720, 60, 3), np.uint8), labels, look=OverlayStyle(alpha=0))
+    overlay = draw_overlay(np.zeros((720, 60, 3), np.uint8), labels, style=OverlayStyle(alpha=0))
     assert overlay[300].any(-1).nonzero()[0].tolist() == [20, 21, 38, 39]
 
 
@@ -56,7 +56,7 @@ def test_overlay_leaves_background_and_void(label):
 
 def test_overlay_colors_are_visible_and_distinct():
     labels = np.repeat(np.arange(1, 251, dtype=np.uint8).reshape(10, 25), 3, axis=1)
-    overlay = draw_overlay(np.zeros((10, 75, 3), np.uint8), labels, look=OverlayStyle(alpha=1))
+    overlay = draw_overlay(np.zeros((10, 75, 3), np.uint8), labels, style=OverlayStyle(alpha=1))
     colors = overlay[:, 1::3].reshape(-1, 3)
     assert len(np.unique(colors, axis=0)) == len(np.unique(PALETTE[1:251], axis=0)) == 250
     assert colors.max(1).min() >= 110

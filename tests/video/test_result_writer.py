@@ -2,6 +2,7 @@
 
 import _thread
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -14,7 +15,16 @@ import pytest
 
 from tests.helpers.results import EVERYTHING, add, frame, frames_of, labels, names_in, probability, wait_until
 from uvos_jax.errors import UserError
-from uvos_jax.video import Frame, OverlayStyle, ResultWriter, draw_overlay, open_source, read_mask, write_json
+from uvos_jax.video import (
+    Frame,
+    OutputOptions,
+    OverlayStyle,
+    ResultWriter,
+    draw_overlay,
+    open_source,
+    read_mask,
+    write_json,
+)
 from uvos_jax.video import result_writer as output
 
 pytest.importorskip("av")
@@ -36,7 +46,7 @@ def test_masks_and_overlay_in_order(tmp_path):
 
 
 def test_without_overlay(tmp_path):
-    with ResultWriter(tmp_path, fps=10, overlay=False) as writer:
+    with ResultWriter(tmp_path, fps=10, outputs=OutputOptions(overlay=False)) as writer:
         writer.add(frame("a"), labels())
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.png", "masks"]
 
@@ -54,7 +64,7 @@ def test_add_waits_while_16_frames_are_queued(tmp_path, monkeypatch):
     added = []
 
     def produce():
-        with ResultWriter(tmp_path, fps=10, overlay=False) as writer:
+        with ResultWriter(tmp_path, fps=10, outputs=OutputOptions(overlay=False)) as writer:
             for index in range(30):
                 writer.add(frame(f"{index:05d}"), labels())
                 added.append(index)
@@ -76,7 +86,7 @@ def test_memory_is_bounded_in_bytes_too(tmp_path, monkeypatch):
     added = []
 
     def produce():
-        with ResultWriter(tmp_path, fps=10, overlay=False) as writer:
+        with ResultWriter(tmp_path, fps=10, outputs=OutputOptions(overlay=False)) as writer:
             for index in range(8):
                 writer.add(Frame(f"{index}", large), large[..., 0])
                 added.append(index)
@@ -100,7 +110,7 @@ def test_a_single_frame_beyond_the_bound_is_taken(tmp_path, monkeypatch):
 
 
 def test_everything_at_once(tmp_path):
-    with ResultWriter(tmp_path, fps=25, **EVERYTHING) as writer:
+    with ResultWriter(tmp_path, fps=25, outputs=EVERYTHING) as writer:
         assert writer.names == ("masks", "soft")
         for index in range(20):
             add(writer, index)
@@ -121,17 +131,17 @@ def test_everything_at_once(tmp_path):
 
 
 def test_the_overlay_looks_as_asked(tmp_path):
-    look = OverlayStyle(alpha=1, contour=3, background=(0, 200, 0))
-    with ResultWriter(tmp_path, fps=25, look=look) as writer:
+    style = OverlayStyle(alpha=1, contour=3, background=(0, 200, 0))
+    with ResultWriter(tmp_path, fps=25, outputs=OutputOptions(style=style)) as writer:
         writer.add(frame("a", 100), labels())
     (shown,) = open_source(tmp_path / "overlay.mp4")
-    expected = draw_overlay(frame("a", 100).image, labels(), look)
+    expected = draw_overlay(frame("a", 100).image, labels(), style)
     np.testing.assert_allclose(shown.image[20:, 20:], expected[20:, 20:], atol=8)
     np.testing.assert_allclose(shown.image[2:13, 2:13], expected[2:13, 2:13], atol=8)
 
 
 def test_soft_results_need_their_numbers(tmp_path):
-    with ResultWriter(tmp_path, fps=25, overlay=False, soft=True) as writer:
+    with ResultWriter(tmp_path, fps=25, outputs=OutputOptions(overlay=False, soft=True)) as writer:
         with pytest.raises(ValueError, match="soft"):
             writer.add(frame("a"), labels(), probability(0))
         with pytest.raises(ValueError, match="soft"):
@@ -142,11 +152,11 @@ def test_soft_results_need_their_numbers(tmp_path):
 @pytest.mark.parametrize("cutout", ["webm", "png"])
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, UserError, SystemExit])
 def test_a_run_that_goes_on_gives_the_bytes_of_one_that_was_never_interrupted(tmp_path, interruption, cutout):
-    kinds = EVERYTHING | {"cutout": cutout}
-    with ResultWriter(tmp_path / "whole", fps=25, **kinds) as writer:
+    kinds = dataclasses.replace(EVERYTHING, cutout=cutout)
+    with ResultWriter(tmp_path / "whole", fps=25, outputs=kinds) as writer:
         for index in range(20):
             add(writer, index)
-    with pytest.raises(interruption), ResultWriter(tmp_path / "parts", fps=25, **kinds) as writer:
+    with pytest.raises(interruption), ResultWriter(tmp_path / "parts", fps=25, outputs=kinds) as writer:
         for index in range(8):
             add(writer, index)
         raise interruption("enough")
@@ -156,7 +166,7 @@ def test_a_run_that_goes_on_gives_the_bytes_of_one_that_was_never_interrupted(tm
     for path in [*(tmp_path / "parts/masks").iterdir(), *(tmp_path / "parts/soft").iterdir()]:
         path.chmod(0o444)
         os.utime(path, (1, 1))
-    with ResultWriter(tmp_path / "parts", fps=25, **kinds) as writer:
+    with ResultWriter(tmp_path / "parts", fps=25, outputs=kinds) as writer:
         for index in range(20):
             add(writer, index, on_disk=index < 8)
     assert (tmp_path / "parts/masks/00007.png").stat().st_mtime == 1  # not written again
@@ -199,7 +209,7 @@ def test_interrupt_while_add_waits(tmp_path, slow_overlay):
 
 
 def test_interrupt_while_the_end_is_waited_for(tmp_path, slow_overlay):
-    writer = ResultWriter(tmp_path, fps=25, json=True)
+    writer = ResultWriter(tmp_path, fps=25, outputs=OutputOptions(json=True))
     with pytest.raises(KeyboardInterrupt), writer:
         for index in range(5):
             writer.add(frame(f"{index:05d}"), labels())
@@ -214,7 +224,7 @@ def test_flush_waits_for_the_files_of_frames(tmp_path, monkeypatch):
     gate = threading.Event()
     draw = output.draw_overlay
     monkeypatch.setattr(output, "draw_overlay", lambda *args: gate.wait(10) and draw(*args))
-    with ResultWriter(tmp_path, fps=25, soft=True, cutout="png") as writer:
+    with ResultWriter(tmp_path, fps=25, outputs=OutputOptions(soft=True, cutout="png")) as writer:
         writer.flush()
         for index in range(5):
             add(writer, index)
@@ -230,7 +240,7 @@ def test_what_a_killed_run_left_behind_is_removed(tmp_path):
     for name in (*left, *kept):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
-    with ResultWriter(tmp_path, 25, overlay=False, soft=True):
+    with ResultWriter(tmp_path, 25, outputs=OutputOptions(overlay=False, soft=True)):
         pass
     assert names_in(tmp_path) == sorted(["masks", "soft", *kept])
 

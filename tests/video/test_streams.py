@@ -18,7 +18,7 @@ import pytest
 
 from tests.helpers.videos import damage, grays, make_video, moving
 from uvos_jax.errors import UserError
-from uvos_jax.video import open_source
+from uvos_jax.video import ClipOptions, open_source
 from uvos_jax.video import streams as live
 
 pytest.importorskip("av")
@@ -76,7 +76,7 @@ def test_camera(camera):
 
 def test_camera_is_asked_for_no_more_than_is_wanted(camera):
     camera.count = 10**9
-    source = open_source("0", start=2, end=9, every=3)
+    source = open_source("0", ClipOptions(start=2, end=9, every=3))
     assert source.fps == 5
     frames = iter(source)
     assert (next(frames).name, camera.made[0].taken) == ("00002", 3)
@@ -194,7 +194,7 @@ def test_damaged_stream(tmp_path):
                 frames.append(frame)
         assert len(frames) == 7
     with served_by_tcp(path.read_bytes()) as host:
-        frames = list(open_source(f"tcp://{host}", on_error="skip"))
+        frames = list(open_source(f"tcp://{host}", ClipOptions(on_error="skip")))
     assert [frame.name for frame in frames if frame.broken] == ["00007"] and len(frames) == 20
 
 
@@ -329,7 +329,7 @@ def test_server_that_cannot_send_from_any_place(tmp_path):
     with served_by_http(tmp_path) as host:  # Python's own cannot
         for on_error in ("stop", "skip"):
             with pytest.raises(UserError, match="a.mp4' gives no picture .*download the file") as caught:
-                list(open_source(f"http://{host}/a.mp4", on_error=on_error))
+                list(open_source(f"http://{host}/a.mp4", ClipOptions(on_error=on_error)))
             assert "on-error" not in str(caught.value)
 
 

@@ -40,13 +40,13 @@ def flow(
         with exit_immediately():  # nothing is written before the work begins
             from uvos_jax.inference.jobs.flow import FORMATS, check_flow_output, flow_to_folder
             from uvos_jax.inference.loading import METHODS, load_flow
-            from uvos_jax.video import open_source
+            from uvos_jax.video import ClipOptions, open_source
             from uvos_jax.video.streams import public_url
 
             for name, given, known in (("--method", method, METHODS), ("--format", form, tuple(FORMATS))):
                 if given not in known:
                     raise UserError(f"{name} is one of {', '.join(known)}, not '{given}'.{nearest_hint(given, known)}")
-            video = open_source(source, start=start, end=end, every=every, on_error=on_error)
+            video = open_source(source, ClipOptions(start=start, end=end, every=every, on_error=on_error))
             if video.kind == "camera":
                 raise UserError("'uvos flow' wants a recording, and a camera has no end; record it first.")
             check_flow_output(output, overwrite, video)

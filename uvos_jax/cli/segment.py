@@ -6,7 +6,7 @@ import itertools
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -37,6 +37,9 @@ from uvos_jax.cli.options import (
 )
 from uvos_jax.errors import UserError
 from uvos_jax.interrupts import exit_immediately, graceful_stop
+
+if TYPE_CHECKING:
+    from uvos_jax.video import ClipOptions, OutputOptions
 
 _FINDER = "dtnet"  # for --prune
 
@@ -103,16 +106,22 @@ def segment(
             from uvos_jax.inference.jobs.batch import assign_folders, check_detections, check_masks
             from uvos_jax.inference.jobs.segment import check_output
             from uvos_jax.inference.loading import METHODS
-            from uvos_jax.video import ResultWriter, list_sources, open_source, overlay_style
+            from uvos_jax.video import (
+                ClipOptions,
+                OutputOptions,
+                ResultWriter,
+                list_sources,
+                open_source,
+                overlay_style,
+            )
             from uvos_jax.weights.packaged import about, recognized
 
-            files = {"overlay": not no_overlay, "look": overlay_style(alpha, contour, background), "soft": soft, "json": json,
-                     "cutout": cutout}
-            ResultWriter(".", 1.0, **files)  # writes nothing, and knows what it could not write
-            part = {"start": start, "end": end, "every": every, "on_error": on_error}
+            outputs = OutputOptions(not no_overlay, overlay_style(alpha, contour, background), soft, json, cutout)
+            ResultWriter(".", 1.0, outputs)  # writes nothing, and knows what it could not write
+            clip = ClipOptions(start, end, every, on_error)
             sources = list_sources(inputs)
             if len(sources) == 1:
-                video = open_source(sources[0], **part)
+                video = open_source(sources[0], clip)
                 output = check_output(output or Path("uvos_output", video.name), overwrite, video, resume)
             else:
                 tasks = assign_folders(sources, output or "uvos_output")
@@ -130,7 +139,7 @@ def segment(
                 check_masks(first_mask, tasks)
                 if isinstance(first_mask, str):  # hours may pass until the last of them is looked at
                     for task in tasks:
-                        _check_first_mask(segmenter, open_source(task.source, **part), first_mask)
+                        _check_first_mask(segmenter, open_source(task.source, clip), first_mask)
                 check_detections(prune, tasks)
             if packaged := recognized(segmenter.weights_digest):
                 say.note(f"{'Default network' if weights is None else 'Network'}: {segmenter.name},"
@@ -139,7 +148,7 @@ def segment(
         with graceful_stop() as stop:
             run = {"chunk": chunk, "overwrite": overwrite, "resume": resume, "first_mask": first_mask,
                    "prune": prune}
-            work = _Work(options, part, files, run, debug, say, stop)
+            work = _Work(options, clip, outputs, run, debug, say, stop)
             if len(sources) == 1:
                 work.one(segmenter, video, sources[0], output, f"{segmenter.name} on {video.name}")
             elif not work.many(segmenter, tasks):
@@ -195,8 +204,8 @@ class _Work:
     """What the command does with each video."""
 
     options: dict[str, Any]
-    part: dict[str, Any]  # of the video
-    files: dict[str, Any]  # that are written
+    clip: "ClipOptions"
+    outputs: "OutputOptions"
     run: dict[str, Any]  # how
     debug: bool
     say: Messages
@@ -213,7 +222,7 @@ class _Work:
         seen = itertools.count()
         with (contextlib.nullcontext(advance) if advance else
               self.say.progress(title, video.length, "the first frame compiles")) as advance:
-            run = segment_to_folder(segmenter, video, output, **self.run, **self.files,
+            run = segment_to_folder(segmenter, video, output, **self.run, outputs=self.outputs,
                                     on_frame=lambda: (next(seen), advance()),
                                     options={"input": public_url(source)} | self.options, say=self.say.note,
                                     stop=self.stop)
@@ -254,7 +263,7 @@ class _Work:
                         bar()
 
             def work(segmenter, task):
-                video = open_source(task.source, **self.part)
+                video = open_source(task.source, self.clip)
                 title = f"[{task.number}/{len(tasks)}] {segmenter.name} on {video.name}"
                 return self.one(segmenter, video, task.source, task.output, title, advance)
 

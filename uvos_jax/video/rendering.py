@@ -76,14 +76,14 @@ _BLURRED_SIDE = 320
 _BLUR_PART = 12
 
 
-def draw_overlay(image: np.ndarray, labels: np.ndarray, look: OverlayStyle = DEFAULT_STYLE, palette: np.ndarray = PALETTE
+def draw_overlay(image: np.ndarray, labels: np.ndarray, style: OverlayStyle = DEFAULT_STYLE, palette: np.ndarray = PALETTE
                  ) -> np.ndarray:
     """Tints the objects of a frame, each in the brightened color of its label, and outlines them.
 
     Args:
         image: uint8 [h, w, 3], RGB.
         labels: Integer or bool [h, w], 0..255; 0 is background and 255 void, which is drawn as background.
-        look: Tint, outline and background.
+        style: Tint, outline and background.
         palette: uint8 [256, 3], RGB.
 
     Returns:
@@ -93,10 +93,10 @@ def draw_overlay(image: np.ndarray, labels: np.ndarray, look: OverlayStyle = DEF
         ValueError: The labels have another size than the image.
     """
     objects = objects_only(image, labels)
-    overlay = _background(image, objects, look.background)
+    overlay = _background(image, objects, style.background)
     colors = cv2.LUT(cv2.merge([objects] * 3), _brightened(palette)[None])
-    cv2.copyTo(cv2.addWeighted(image, 1 - look.alpha, colors, look.alpha, 0), objects, overlay)
-    width = look.contour
+    cv2.copyTo(cv2.addWeighted(image, 1 - style.alpha, colors, style.alpha, 0), objects, overlay)
+    width = style.contour
     if width is None:
         width = 1 if image.shape[0] < _ROWS_OF_THIN_CONTOUR else 2
     if width:

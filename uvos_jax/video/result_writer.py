@@ -34,6 +34,26 @@ _COMPRESS_LEVEL = 3
 _SEAM = 8
 
 
+@dataclass(frozen=True)
+class OutputOptions:
+    """The files that a run writes beside the masks.
+
+    Attributes:
+        overlay: Write ``overlay.mp4``.
+        style: Tint, outline and background of the overlay.
+        soft: Write probabilities to ``soft/`` and a confidence for each frame to ``confidence.csv``.
+        json: Write ``objects.json``.
+        cutout: Write the objects on a transparent background: "png" to ``cutout/``, "mov" to ``cutout.mov`` or "webm"
+            to ``cutout.webm``. None writes no cutout.
+    """
+
+    overlay: bool = True
+    style: OverlayStyle = DEFAULT_STYLE
+    soft: bool = False
+    json: bool = False
+    cutout: str | None = None
+
+
 class ResultWriter:
     """Writes masks and whatever else is asked for in the background; used as a context manager.
 
@@ -51,37 +71,34 @@ class ResultWriter:
     No more than 16 frames and 128 MiB of pixels wait to be written, or a single frame if that is larger.
     """
 
-    def __init__(self, output_dir: str | os.PathLike, fps: float, *, overlay: bool = True, look: OverlayStyle = DEFAULT_STYLE,
-                 soft: bool = False, json: bool = False, cutout: str | None = None, palette: np.ndarray | None = None):
+    def __init__(self, output_dir: str | os.PathLike, fps: float, outputs: OutputOptions = OutputOptions(),
+                 palette: np.ndarray | None = None):
         """Prepares a writer; nothing is created before it is entered.
 
         Args:
             output_dir: The folder for the results; it is made with its parents where missing.
             fps: Frames per second of the videos, where frames have no time stamps.
-            overlay: Whether to write the overlay video.
-            look: How it looks.
-            soft: Whether to write probabilities and confidences.
-            json: Whether to write the objects as JSON.
-            cutout: "png", "mov" or "webm" writes the objects cut out.
+            outputs: The files to write beside the masks.
             palette: Colors of the labels in the masks and the overlay, uint8 [256, 3], RGB; those of DAVIS if None.
 
         Raises:
             UserError: There is no such form of cut-outs, or PyAV or an encoder is not installed.
         """
+        cutout = outputs.cutout
         if cutout not in (None, *CUTOUTS):
             raise UserError(f"There are no cut-outs as '{cutout}'.{nearest_hint(str(cutout), CUTOUTS)} Known: "
                             f"{', '.join(CUTOUTS)}.")
         self._folder = Path(output_dir)
-        self._soft, self._cutout = soft, cutout
+        self._soft, self._cutout = outputs.soft, cutout
         self._palette = PALETTE if palette is None else palette
-        kinds = {"masks": True, "soft": soft, "cutout": cutout == "png"}
+        kinds = {"masks": True, "soft": outputs.soft, "cutout": cutout == "png"}
         self._folders = [name for name, wanted in kinds.items() if wanted]
         self._spanning: list[_Spanning] = []
-        if overlay:
-            self._add_overlay(fps, look)
-        if soft:
+        if outputs.overlay:
+            self._add_overlay(fps, outputs.style)
+        if outputs.soft:
             self._add_confidences()
-        if json:
+        if outputs.json:
             self._add_objects(fps)
         if cutout in ("mov", "webm"):
             self._add_cutout(fps)
@@ -180,10 +197,10 @@ class ResultWriter:
             jobs.append(self._pool.submit(_write_cutout, self._folder / "cutout" / png, frame, labels, probability))
         return jobs
 
-    def _add_overlay(self, fps: float, look: OverlayStyle) -> None:
+    def _add_overlay(self, fps: float, style: OverlayStyle) -> None:
         video = VideoWriter(self._folder / "overlay.mp4", fps)
         self._spanning.append(_Spanning(video, lambda frame, labels, *_: video.write(
-            draw_overlay(frame.image, labels, look, self._palette), frame.time)))
+            draw_overlay(frame.image, labels, style, self._palette), frame.time)))
 
     def _add_cutout(self, fps: float) -> None:
         video = VideoWriter(self._folder / f"cutout.{self._cutout}", fps)

@@ -26,13 +26,28 @@ from uvos_jax.video.video_reader import probe_video, read_video
 OnError = Literal["stop", "skip"]
 
 
+@dataclasses.dataclass(frozen=True)
+class ClipOptions:
+    """The part of a video to read, and how to treat frames that cannot be decoded.
+
+    Attributes:
+        start: Index of the first frame, counted from 0, or a time as text: "90" and "90s" are seconds, "1:05" is
+            minutes and seconds, "1:02:03.5" includes hours. A video file has its own time stamps; other sources are
+            timed at 24 frames per second. None is the start of the video.
+        end: Index or time of the first frame that is no longer read. None is the end of the video.
+        every: Read one frame in this many. Frames keep the names they have in the full video.
+        on_error: Treatment of a frame that does not decode or differs in size from the first frame. "stop" raises
+            after all frames before it; "skip" yields a ``Frame`` whose ``broken`` states the reason.
+    """
+
+    start: int | str | None = None
+    end: int | str | None = None
+    every: int = 1
+    on_error: OnError = "stop"
+
+
 def open_source(
-    source: str | os.PathLike | np.ndarray | Iterable | Source,
-    *,
-    start: int | str | None = None,
-    end: int | str | None = None,
-    every: int = 1,
-    on_error: OnError = "stop",
+    source: str | os.PathLike | np.ndarray | Iterable | Source, clip: ClipOptions = ClipOptions()
 ) -> Source:
     """Opens the frames of a video, refusing at once what could not be read later.
 
@@ -49,13 +64,7 @@ def open_source(
             - an array [t, h, w, 3] uint8, or any iterable of arrays [h, w, 3] uint8. Arrays are RGB.
 
             An opened source is returned as it is.
-        start: Index of the first frame wanted, counted from 0, or a time as text: "90" and "90s" are seconds, "1:05"
-            is minutes and seconds, "1:02:03.5" hours too. A video file tells the time itself, else there are 24 frames
-            a second.
-        end: The same for the first frame that is not wanted any more.
-        every: Gives one frame of so many. Frames keep the names they have without.
-        on_error: What a frame that does not decode, or has another size than the first, does: "stop" raises, after
-            all frames before it; "skip" gives a ``Frame`` with ``broken`` in its place.
+        clip: The part of the video to read.
 
     Returns:
         The source. Of what can be read again, the first frame has been decoded.
@@ -63,9 +72,10 @@ def open_source(
     Raises:
         UserError: There is nothing there, it cannot be used as a video, or the options cannot be read.
     """
+    on_error = clip.on_error
     if on_error not in ("stop", "skip"):
         raise UserError(f"on_error is {on_error!r}; it must be 'stop' or 'skip'.")
-    span = frame_range(start, end, every)
+    span = frame_range(clip.start, clip.end, clip.every)
     if isinstance(source, Source):
         if span != FrameRange():
             raise UserError("this source is open already; give start, end and every when it is opened.")

@@ -26,11 +26,10 @@ from uvos_jax.inference.prompts import FirstMask
 from uvos_jax.inference.reference_frames import References, find_references
 from uvos_jax.inference.segmenter import FrameResult, Segmenter
 from uvos_jax.interrupts import Interrupted
-from uvos_jax.video import Frame, OverlayStyle, ResultWriter, Source, read_mask, write_json
+from uvos_jax.video import Frame, OutputOptions, ResultWriter, Source, read_mask, write_json
 from uvos_jax.video.frames import FrameError
 from uvos_jax.video.json_results import NAME as TRACKS
 from uvos_jax.video.json_results import TOLD, write_tracks
-from uvos_jax.video.rendering import DEFAULT_STYLE
 from uvos_jax.video.result_writer import RESULTS
 from uvos_jax.weights.packaged import about, recognized
 
@@ -79,8 +78,8 @@ class _Progress:
 
 def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, *, chunk: int | None = None,
                       overwrite: bool = False, resume: bool = False, options: dict[str, Any] | None = None,
-                      on_frame: Callable[[], None] = lambda: None, overlay: bool = True, look: OverlayStyle = DEFAULT_STYLE,
-                      soft: bool = False, json: bool = False, cutout: str | None = None, first_mask: FirstMask = None,
+                      on_frame: Callable[[], None] = lambda: None,
+                      outputs: OutputOptions = OutputOptions(), first_mask: FirstMask = None,
                       prune: Prune = None, say: Callable[[str], None] = lambda sentence: None,
                       stop: Callable[[], int | None] = lambda: None, save_every: float = 1.0) -> dict[str, Any]:
     """Segments a video into a folder.
@@ -100,11 +99,7 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
       options: what the user asked for, kept in ``run.json``; ``start``, ``end`` and ``every`` say which part of the
         video ``source`` is.
       on_frame: called after each frame, for progress.
-      overlay: whether to write ``overlay.mp4``.
-      look: how it looks.
-      soft: whether to write probabilities and a confidence for each frame.
-      json: whether to write the objects as JSON.
-      cutout: ``"png"``, ``"mov"`` or ``"webm"`` writes the objects cut out.
+      outputs: the files to write beside the masks.
       first_mask: what a model that follows is to follow, see ``Segmenter.stream``.
       prune: instances to be taken out of a foreground, likewise.
       say: called with a sentence about what becomes of an earlier run, about masks, detections or a video of one frame.
@@ -124,8 +119,7 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
     objects, pruning = segmenter.objects(source, first_mask), pruning_of(prune, source, segmenter, say)
     chunk = segmenter.chunk_for(source, chunk)
     options = options or {}
-    outputs = {"overlay": overlay, "look": dataclasses.asdict(look), "soft": soft, "json": json, "cutout": cutout}
-    started, progress = time.perf_counter(), _Progress(None if json else {*segmenter.model.notes, *TOLD})
+    started, progress = time.perf_counter(), _Progress(None if outputs.json else {*segmenter.model.notes, *TOLD})
     if isinstance(segmenter.flow, Path) and source.rereadable:
         check_folder_of_flow(segmenter.flow, source)
     with _own(output):
@@ -133,7 +127,7 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
 
         def facts_from(first: Frame) -> dict[str, Any]:
             asked = {name: options.get(name) for name in ("start", "end", "every")}
-            return resuming.facts(segmenter, source, first, chunk, asked, outputs, objects, pruning)
+            return resuming.facts(segmenter, source, first, chunk, asked, dataclasses.asdict(outputs), objects, pruning)
 
         point = None
         if resume and (output / "run.json").exists():
@@ -143,10 +137,9 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
         references = point.references if point else find_references(segmenter.model, source)
         if objects and point:
             objects.known = point.known
-        writer = ResultWriter(output, source.fps, overlay=overlay, look=look, soft=soft, json=json, cutout=cutout,
-                              palette=objects and objects.palette)
+        writer = ResultWriter(output, source.fps, outputs, palette=objects and objects.palette)
         try:
-            with contextlib.closing(segmenter.run(source, chunk=chunk, soft=soft, references=references,
+            with contextlib.closing(segmenter.run(source, chunk=chunk, soft=outputs.soft, references=references,
                                                   begin=(point.frames, point.carry) if point else None,
                                                   first_mask=objects, prune=pruning, say=say)) as answers:
                 first = next(answers)  # nothing of an earlier run is touched before
