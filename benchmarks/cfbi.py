@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from uvos_jax.inference import load
-from uvos_jax.inference.profiling.components import _forms, _whole
+from uvos_jax.inference.profiling.components import _components, _whole_frame
 from uvos_jax.models.cfbi.model import WINDOWS
 from uvos_jax.ops.matching import FAR
 from uvos_jax.ops.resize import resize_bilinear, resize_nearest
@@ -70,8 +70,8 @@ def naive_matching(state, embed, objects):
 
 def forms(segmenter, size, objects):
     """``(ours, the way of matching here, the naive one)`` as functions without arguments."""
-    parts = _forms(segmenter, size, objects)
-    whole = _whole(segmenter, size, objects)
+    parts = _components(segmenter, size, objects)
+    whole = _whole_frame(segmenter, size, objects)
     far, near = (parts[name] for name in ("global matching", "local matching"))
     return (lambda: whole.function(*whole.arguments),
             lambda: (far.function(*far.arguments), near.function(*near.arguments)),
@@ -102,7 +102,7 @@ def compare_time(segmenter, size, counts, rounds):
 
 def measure_memory(segmenter, size, objects, naive):
     """Prints the largest resident size of this process, in MiB, after the parts of a frame in one of the forms."""
-    parts = _forms(segmenter, size, objects)
+    parts = _components(segmenter, size, objects)
     far = parts["global matching"]
     if naive:
         del parts["global matching"], parts["local matching"]

@@ -21,7 +21,7 @@ from held_back import Fixed
 from configs import default
 from uvos_jax.data.examples import pipeline
 from uvos_jax.data.storage.store import VOID, open_store
-from uvos_jax.inference.flow.estimators import dis
+from uvos_jax.inference.flow.estimators import dis_estimator
 from uvos_jax.nn.layers import BatchNorm, Conv
 from uvos_jax.ops.losses import binary_cross_entropy
 from uvos_jax.ops.optical_flow import resize_flow, subtract_camera
@@ -38,7 +38,7 @@ _REACH = 2.0  # pixels within which a vector agrees with the homography
 def flows_of(frames):
     """Flow of every frame to the next one, of the last one to the one before, as ``uvos segment`` has it."""
     targets = np.concatenate([frames[1:], frames[-2:-1]])
-    return np.concatenate([dis(frames[i:i + 2], targets[i:i + 2]) for i in range(0, len(frames), 2)])
+    return np.concatenate([dis_estimator(frames[i:i + 2], targets[i:i + 2]) for i in range(0, len(frames), 2)])
 
 
 def moving_part(flow):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from uvos_jax.data.storage.store import open_store
-from uvos_jax.inference.flow.estimators import dis
+from uvos_jax.inference.flow.estimators import dis_estimator
 from uvos_jax.training.flow_validation import choose, estimator, validate
 from uvos_jax.training.phases import phases
 from uvos_jax.training.setup import first_state, inference_variables, setup
@@ -34,7 +34,7 @@ def main() -> None:
     parts = setup(config, phases(config)[0])
     rows = {
         "no motion": lambda first, second: np.zeros((*first.shape[:2], 2), np.float32),
-        "DIS, preset medium": lambda first, second: dis(first[None], second[None])[0],
+        "DIS, preset medium": lambda first, second: dis_estimator(first[None], second[None])[0],
         "untrained network": estimator(parts.model, inference_variables(first_state(config, parts))),
     } | {f"{run.name}, last": estimator(*checkpoints.load(run / "last")[1:]) for run in args.runs}
     print("| | EPE, pixels | over 1 px | over 3 px | over 5 px |")

@@ -17,7 +17,7 @@ from uvos_jax.data.storage.records import Record, add_flow, encode_png, shrink_f
 from uvos_jax.data.storage.store import open_store
 from uvos_jax.data.synthetic.clip import make_clip
 from uvos_jax.errors import UserError
-from uvos_jax.inference.flow.estimators import Method, dis
+from uvos_jax.inference.flow.estimators import FlowEstimator, dis_estimator
 
 
 def levels(first, second):
@@ -26,7 +26,7 @@ def levels(first, second):
     return np.broadcast_to(flow[:, None, None], (*first.shape[:3], 2)).astype(np.float32)
 
 
-LEVELS = Method("levels", "levels of gray", levels)
+LEVELS = FlowEstimator("levels", "levels of gray", levels)
 
 
 def gray_frames(length):
@@ -95,12 +95,12 @@ def test_the_foreground_of_a_still_moves_on_its_own():
         moved = moved_copy(image, labels, np.random.default_rng(seed))
         assert moved.dtype == np.uint8 and moved.shape == image.shape
         np.testing.assert_array_equal(moved, moved_copy(image, labels, np.random.default_rng(seed)))
-        flow = dis(image[None], moved[None])[0]
+        flow = dis_estimator(image[None], moved[None])[0]
         inside, outside = flow[50:80, 60:100].reshape(-1, 2), flow[:25].reshape(-1, 2)
         apart.append(np.linalg.norm(np.median(inside, 0) - np.median(outside, 0)))
     assert np.mean(apart) > 2 and np.ptp(apart) > 1
     empty = moved_copy(image, np.zeros_like(labels), np.random.default_rng(3))
-    flow = dis(image[None], empty[None])[0]
+    flow = dis_estimator(image[None], empty[None])[0]
     assert np.linalg.norm(np.median(flow, (0, 1))) > 0.3
     assert np.abs(np.median(flow[46, 60:100] - flow[34, 60:100], 0)).max() < 1, "one motion"
 
@@ -149,7 +149,7 @@ def test_generated_clips_in_any_number_with_computed_flow(tmp_path, monkeypatch)
     monkeypatch.setattr(builders.UvosSynthetic, "CLIPS", {"train": (5, 1), "val": (9, 1)})
     monkeypatch.setattr(builders.UvosSynthetic, "LENGTH", 3)
     monkeypatch.setattr(builders.UvosSynthetic, "SIZE", (96, 128))
-    (row,) = convert("synthetic", None, tmp_path, flow=dis, clips=3)
+    (row,) = convert("synthetic", None, tmp_path, flow=dis_estimator, clips=3)
     assert row.splits == {"train": (3, 9, 9), "val": (1, 3, 3)}
     store = open_store(tmp_path, "synthetic", "train")
     worse = []
@@ -172,5 +172,5 @@ def test_the_command_line_computes_flow_or_says_what_is_wrong(tmp_path):
     code, printed, _ = uvos(*common, "--flow", "dis", "--workers", 1)
     assert code == 0 and "folder/default train: 2 videos" in printed
     store = open_store(tmp_path / "data", "folder", "train")
-    expected = dis(*(np.stack([store.image(0, t)]) for t in (0, 1)))[0]
+    expected = dis_estimator(*(np.stack([store.image(0, t)]) for t in (0, 1)))[0]
     np.testing.assert_array_equal(store.flow(0, 0), shrink_flow(expected, archives.SIZE))

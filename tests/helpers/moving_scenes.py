@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uvos_jax.inference import Segmenter
-from uvos_jax.inference.flow.estimators import Method, flow_size
+from uvos_jax.inference.flow.estimators import FlowEstimator, flow_size
 from uvos_jax.models import System
 from uvos_jax.ops.preprocess import Preprocess
 
@@ -84,7 +84,7 @@ def moving(flow=None, scales=(1.0,), flip=False, **fields) -> Segmenter:
                      flow=flow)
 
 
-def difference(batch: int = 1) -> Method:
+def difference(batch: int = 1) -> FlowEstimator:
     """Flow whose dx is the second frame's level less the first one's; dy is a ramp from left to right."""
     def compute(first, second):
         size = flow_size(first.shape[1:3])
@@ -93,7 +93,7 @@ def difference(batch: int = 1) -> Method:
         flow[..., 1] = np.linspace(0, 50, size[1])
         return flow
 
-    return Method("difference", "level of the second less level of the first", compute, batch)
+    return FlowEstimator("difference", "level of the second less level of the first", compute, batch)
 
 
 def levels(values) -> np.ndarray:

@@ -12,7 +12,7 @@ from tests.helpers import recurrent_model as helper
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.recurrent_model import noise, remembering, save_frames
 from uvos_jax import UserError
-from uvos_jax.inference.jobs.batch import assign_folders, segment_many
+from uvos_jax.inference.jobs.batch import assign_folders, segment_batch
 from uvos_jax.inference.jobs.segment import segment_to_folder
 from uvos_jax.interrupts import Interrupted
 from uvos_jax.video import OutputOptions, open_source, read_mask
@@ -37,9 +37,9 @@ def test_each_video_has_a_folder_of_its_own(tmp_path, monkeypatch, sources, name
         elif source[-4:] in (".mp4", ".mov"):
             (tmp_path / source).parent.mkdir(exist_ok=True)
             (tmp_path / source).touch()
-    tasks = assign_folders(sources, "out")
-    assert [str(task.output) for task in tasks] == [os.path.join("out", name) for name in names]
-    assert [(task.number, task.source) for task in tasks] == list(enumerate(sources, 1))
+    items = assign_folders(sources, "out")
+    assert [str(item.output) for item in items] == [os.path.join("out", name) for name in names]
+    assert [(item.number, item.source) for item in items] == list(enumerate(sources, 1))
 
 
 def test_names_that_still_clash_are_refused(tmp_path):
@@ -50,27 +50,27 @@ def test_names_that_still_clash_are_refused(tmp_path):
         assign_folders([str(tmp_path / "x/a/cat.mp4"), str(tmp_path / "y/a/cat.mov")], "out")
 
 
-def _tasks(tmp_path, count):
+def _items(tmp_path, count):
     sources = [str(save_frames(tmp_path / f"clip{i}", noise(4 + i, seed=i))) for i in range(count)]
     return assign_folders(sources, tmp_path / "out")
 
 
-def _work(segmenter, task):
-    return segment_to_folder(segmenter, open_source(task.source), task.output, outputs=OutputOptions(overlay=False))
+def _work(segmenter, item):
+    return segment_to_folder(segmenter, open_source(item.source), item.output, outputs=OutputOptions(overlay=False))
 
 
 def test_a_broken_video_does_not_stop_the_others(tmp_path):
-    tasks = _tasks(tmp_path, 4)
+    items = _items(tmp_path, 4)
     (tmp_path / "clip1/00002.png").write_bytes(b"broken")
     for path in (tmp_path / "clip3").iterdir():
         path.unlink()
     segmenter, told = remembering(), []
-    outcomes = segment_many(segmenter, tasks, _work, done=told.append)
-    assert [outcome.run is not None for outcome in outcomes] == [True, False, True, False] and told == outcomes
-    assert "00002" in outcomes[1].error and "clip3" in outcomes[3].error
+    results = segment_batch(segmenter, items, _work, on_result=told.append)
+    assert [result.run is not None for result in results] == [True, False, True, False] and told == results
+    assert "00002" in results[1].error and "clip3" in results[3].error
     for i in (0, 2):
         labels = segmenter.segment(noise(4 + i, seed=i))
-        masks = [read_mask(path) for path in sorted((tasks[i].output / "masks").iterdir())]
+        masks = [read_mask(path) for path in sorted((items[i].output / "masks").iterdir())]
         np.testing.assert_array_equal(np.stack(masks), labels)
     assert segmenter.engine(helper.SIZE).step._cache_size() == 1  # once for all of a size
 
@@ -78,44 +78,44 @@ def test_a_broken_video_does_not_stop_the_others(tmp_path):
 def test_a_signal_ends_all_of_them(tmp_path):
     begun = []
 
-    def work(segmenter, task):
-        begun.append(task.number)
-        if task.number == 2:
+    def work(segmenter, item):
+        begun.append(item.number)
+        if item.number == 2:
             raise Interrupted(2, "stopped")
         return {}
 
     with pytest.raises(Interrupted, match="1 of 4 videos are finished.*--resume") as caught:
-        segment_many(remembering(), _tasks(tmp_path, 4), work, devices=jax.local_devices()[:1])
+        segment_batch(remembering(), _items(tmp_path, 4), work, devices=jax.local_devices()[:1])
     assert caught.value.code == 130 and begun == [1, 2]
 
 
 def test_a_defect_is_not_hidden(tmp_path):
-    def work(segmenter, task):
+    def work(segmenter, item):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        segment_many(remembering(), _tasks(tmp_path, 2), work)
+        segment_batch(remembering(), _items(tmp_path, 2), work)
 
 
 def two_devices(folder):
     """Run in a process with two devices: six videos, each device sure to get some."""
     both = threading.Barrier(2, timeout=60)
 
-    def work(segmenter, task):
-        if task.number <= 2:
+    def work(segmenter, item):
+        if item.number <= 2:
             both.wait()  # both devices are at work at the same time
-        return _work(segmenter, task)
+        return _work(segmenter, item)
 
     assert jax.local_device_count() == 2
-    outcomes = segment_many(remembering(), assign_folders(sorted(map(str, folder.glob("clip*"))), folder / "out"), work)
-    print(json.dumps([outcome.run["device_id"] for outcome in outcomes]))
+    results = segment_batch(remembering(), assign_folders(sorted(map(str, folder.glob("clip*"))), folder / "out"), work)
+    print(json.dumps([result.run["device_id"] for result in results]))
 
 
 def test_two_devices_work_side_by_side_and_give_the_same_masks(tmp_path):
-    tasks = _tasks(tmp_path, 6)
-    segment_many(remembering(), tasks,
-                 lambda segmenter, task: segment_to_folder(segmenter, open_source(task.source),
-                                                           tmp_path / "one" / task.output.name))
+    items = _items(tmp_path, 6)
+    segment_batch(remembering(), items,
+                 lambda segmenter, item: segment_to_folder(segmenter, open_source(item.source),
+                                                           tmp_path / "one" / item.output.name))
     code = "import sys, pathlib, tests.inference.test_batch_job as t; t.two_devices(pathlib.Path(sys.argv[1]))"
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False,
@@ -123,8 +123,8 @@ def test_two_devices_work_side_by_side_and_give_the_same_masks(tmp_path):
     assert done.returncode == 0, done.stderr
     devices = json.loads(done.stdout)
     assert sorted(devices[:2]) == [0, 1] and len(devices) == 6
-    for task in tasks:
-        masks = sorted((task.output / "masks").iterdir())
-        assert len(masks) == 3 + task.number
+    for item in items:
+        masks = sorted((item.output / "masks").iterdir())
+        assert len(masks) == 3 + item.number
         for path in masks:
-            assert path.read_bytes() == (tmp_path / "one" / task.output.name / "masks" / path.name).read_bytes()
+            assert path.read_bytes() == (tmp_path / "one" / item.output.name / "masks" / path.name).read_bytes()

@@ -10,7 +10,7 @@ from tests.helpers.prompted_model import following
 from tests.helpers.small_cfbi import SMALL, small
 from uvos_jax.errors import UserError
 from uvos_jax.inference.profiling.benchmark import benchmark
-from uvos_jax.inference.profiling.components import frame_flops, made_up_mask, time_parts
+from uvos_jax.inference.profiling.components import frame_flops, synthetic_mask, time_components
 from uvos_jax.inference.profiling.flops import count_flops
 from uvos_jax.inference.segmenter import Segmenter
 
@@ -25,7 +25,7 @@ def _segmenter(atrous=1, **options):
 
 def test_the_parts_of_a_frame_and_their_arithmetic():
     segmenter = _segmenter()
-    parts = time_parts(segmenter, NATIVE, objects=2)
+    parts = time_components(segmenter, NATIVE, objects=2)
     assert [part.name for part in parts] == ["encoder", "global matching", "local matching", "ensembler, 3 x",
                                              "masks at native size", "commit", "rest", "whole frame"]
     flops = {part.name: part.flops for part in parts}
@@ -48,14 +48,14 @@ def test_an_object_costs_one_look_more():
 
 @pytest.mark.parametrize("objects", [1, 3, 254])
 def test_the_mask_that_is_made_up_has_every_object_and_background(objects):
-    labels = made_up_mask((48, 300), objects)
+    labels = synthetic_mask((48, 300), objects)
     assert labels.dtype == np.uint8 and np.unique(labels).tolist() == list(range(objects + 1))
     assert (labels == 0).mean() == 0.5
 
 
 def test_parts_want_one_view():
     with pytest.raises(UserError, match="--scales"):
-        time_parts(_segmenter(scales=(1.0, 1.5)), NATIVE)
+        time_components(_segmenter(scales=(1.0, 1.5)), NATIVE)
 
 
 def test_the_command_prints_the_parts_of_any_model():

@@ -8,8 +8,8 @@ import pytest
 from tests.helpers.small_adnet import clip
 from uvos_jax import UserError
 from uvos_jax.inference import Segmenter
+from uvos_jax.inference.debug_figures import check_figures, write_figures
 from uvos_jax.inference.debug_figures.dpa import _look
-from uvos_jax.inference.debug_figures.figures import check_figures, write_figures
 from uvos_jax.inference.jobs.segment import segment_to_folder
 from uvos_jax.inference.loading import random_variables
 from uvos_jax.models import build
@@ -57,7 +57,7 @@ def test_what_is_drawn_changes_with_references_and_with_the_other_stream():
         other = _look(segmenter.model, segmenter.variables, images, flows)[1]
         return {name for name in maps if not np.allclose(maps[name], other[name], atol=1e-6)}
 
-    # References reach a frame by IFA alone; the motion stream's have seen the appearance stream's through IMA.
+    # ReferenceFrames reach a frame by IFA alone; the motion stream's have seen the appearance stream's through IMA.
     by_references = changed(np.concatenate([images[:1], images[:0:-1] // 2]), flows)
     assert "appearance_ifa" in by_references and by_references <= {"appearance_ifa", "motion_ifa"}
     # Other flow reaches the appearance stream by IMA only, so that its block 4 stays.

@@ -12,8 +12,8 @@ from tests.helpers.small_adnet import clip
 from tests.helpers.small_f2net import small
 from uvos_jax import UserError
 from uvos_jax.inference import Segmenter
+from uvos_jax.inference.debug_figures import check_figures, write_figures
 from uvos_jax.inference.debug_figures import f2net as figures_f2net
-from uvos_jax.inference.debug_figures.figures import check_figures, write_figures
 from uvos_jax.inference.jobs.segment import segment_to_folder
 from uvos_jax.ops.preprocess import preprocess
 from uvos_jax.video import Frame, OutputOptions, Source

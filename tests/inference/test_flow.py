@@ -13,7 +13,14 @@ import pytest
 from tests.helpers.moving_scenes import SIZE, difference, levels, moving
 from tests.helpers.recurrent_model import contents, remembering, save_frames
 from uvos_jax import UserError
-from uvos_jax.inference.flow.estimators import Method, between, cached, dis, flow_size, make_raft
+from uvos_jax.inference.flow.estimators import (
+    FlowEstimator,
+    cached_estimator,
+    dis_estimator,
+    estimate_flow,
+    flow_size,
+    raft_estimator,
+)
 from uvos_jax.inference.jobs.segment import segment_to_folder
 from uvos_jax.inference.loading import load_flow
 from uvos_jax.inference.profiling.benchmark import benchmark
@@ -56,19 +63,19 @@ def test_dis_finds_how_far_a_pattern_moves_in_pixels_of_its_grid():
         texture = cv2.resize(coarse, (size[1] + 40, size[0] + 40), interpolation=cv2.INTER_CUBIC)
         first, second = (texture[y:y + size[0], x:x + size[1]]
                          for y, x in ((20, 20), (20 - 2 * factor, 20 + 3 * factor)))
-        flow = dis(first[None], second[None])
+        flow = dis_estimator(first[None], second[None])
         assert flow.dtype == np.float32 and flow.shape == (1, *flow_size(size), 2)
         np.testing.assert_allclose(np.median(flow[0], (0, 1)), [-3, 2], atol=0.1)
     # Each pair alone, and all at once in several threads, are the same.
     images = np.stack([np.roll(texture[:64, :96], i, 1) for i in range(9)])
-    together = dis(images[:-1], images[1:])
+    together = dis_estimator(images[:-1], images[1:])
     for i in range(8):
-        np.testing.assert_array_equal(together[i], dis(images[i][None], images[i + 1][None])[0])
+        np.testing.assert_array_equal(together[i], dis_estimator(images[i][None], images[i + 1][None])[0])
 
 
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_flow_leads_to_the_next_frame_and_that_of_the_last_one_back(batch):
-    pairs = list(between(_frames(), difference(batch), causal=False))
+    pairs = list(estimate_flow(_frames(), difference(batch), causal=False))
     assert [frame.name for frame, _ in pairs] == [f"{i:05d}" for i in range(7)]
     assert _moves(pairs) == list(FORWARD)
 
@@ -81,7 +88,7 @@ def test_causal_flow_leads_back_and_waits_for_nothing():
             seen.append(frame.name)
             yield frame
 
-    for i, (frame, flow) in enumerate(between(live(), difference(4), causal=True)):
+    for i, (frame, flow) in enumerate(estimate_flow(live(), difference(4), causal=True)):
         assert seen[-1] == frame.name and flow[0, 0, 0] == BACKWARD[i]
 
 
@@ -94,13 +101,13 @@ def test_causal_flow_leads_back_and_waits_for_nothing():
 ])
 def test_no_flow_leads_to_a_frame_that_is_broken(broken, forward, backward):
     for batch in (1, 4):
-        assert _moves(between(_frames(broken=broken), difference(batch), causal=False)) == list(forward)
-        assert _moves(between(_frames(broken=broken), difference(batch), causal=True)) == list(backward)
+        assert _moves(estimate_flow(_frames(broken=broken), difference(batch), causal=False)) == list(forward)
+        assert _moves(estimate_flow(_frames(broken=broken), difference(batch), causal=True)) == list(backward)
 
 
 def test_one_frame_does_not_move():
     for causal in (False, True):
-        (_, flow), = between(_frames((50,)), dis, causal)
+        (_, flow), = estimate_flow(_frames((50,)), dis_estimator, causal)
         assert flow.shape == (*SIZE, 2) and not flow.any()
 
 
@@ -113,7 +120,7 @@ def test_flow_that_nobody_wants_is_not_computed():
 
     for causal, expected in ((False, FORWARD), (True, BACKWARD)):
         asked.clear()
-        pairs = between(_frames(), Method("counting", "", compute, 3), causal, {1, 6}.__contains__)
+        pairs = estimate_flow(_frames(), FlowEstimator("counting", "", compute, 3), causal, {1, 6}.__contains__)
         assert _moves(pairs) == [expected[i] if i in (1, 6) else None for i in range(7)]
         assert sum(asked) == 2
 
@@ -125,7 +132,7 @@ def test_a_failure_follows_the_pairs_that_are_complete():
 
     pairs = []
     with pytest.raises(UserError, match="torn"):
-        for pair in between(failing(), difference(16), causal=False):
+        for pair in estimate_flow(failing(), difference(16), causal=False):
             pairs.append(pair)
     assert _moves(pairs) == list(FORWARD[:3])  # of the fourth it is not known where it leads
 
@@ -138,14 +145,14 @@ def test_the_cache_computes_each_pair_once(tmp_path):
         return difference()(first, second)
 
     images = levels(LEVELS)
-    method = cached(Method("counting", "one", compute), tmp_path / "cache")
+    method = cached_estimator(FlowEstimator("counting", "one", compute), tmp_path / "cache")
     expected = method(images[:-1], images[1:])
     np.testing.assert_array_equal(expected[:, 0, 0, 0], FORWARD[:-1])
-    again = cached(Method("counting", "one", compute), tmp_path / "cache")
+    again = cached_estimator(FlowEstimator("counting", "one", compute), tmp_path / "cache")
     np.testing.assert_array_equal(again(images[2:4], images[3:5]), expected[2:4])
     assert sum(asked) == 6
     method(images[1:2], images[:1])  # the other way round is another pair
-    cached(Method("counting", "two", compute), tmp_path / "cache")(images[:1], images[1:2])  # and so is another method
+    cached_estimator(FlowEstimator("counting", "two", compute), tmp_path / "cache")(images[:1], images[1:2])  # and so is another method
     assert sum(asked) == 8
     for i, path in enumerate(sorted((tmp_path / "cache").iterdir())):
         data = bytearray(path.read_bytes())
@@ -157,7 +164,7 @@ def test_the_cache_computes_each_pair_once(tmp_path):
 
 def test_many_may_fill_a_cache_at_once(tmp_path):
     images, failures = levels(range(0, 250, 10)), []
-    method = cached(difference(), tmp_path)
+    method = cached_estimator(difference(), tmp_path)
 
     def fill():
         try:
@@ -190,7 +197,7 @@ class Network(nn.Module):
 def test_raft_pads_and_takes_the_padding_off_again(at_once, monkeypatch):
     monkeypatch.setattr("uvos_jax.inference.flow.estimators._pairs_at_once", lambda device: at_once)
     images = np.random.default_rng(0).integers(0, 256, (7, 131, 150, 3), np.uint8)
-    method = make_raft(Network(), {"params": {"gain": np.float32(1)}}, iterations=7)
+    method = raft_estimator(Network(), {"params": {"gain": np.float32(1)}}, iterations=7)
     expected = (images[1:].astype(np.float32) - images[:-1])[..., :2]
     np.testing.assert_array_equal(method(images[:-1], images[1:]), expected)
     np.testing.assert_array_equal(method.on(jax.local_devices()[0])(images[:-1], images[1:]), expected)
@@ -199,7 +206,7 @@ def test_raft_pads_and_takes_the_padding_off_again(at_once, monkeypatch):
     assert small.shape == (2, *SIZE, 2)
     np.testing.assert_allclose(small[:, :, :, 1], np.broadcast_to(np.array([2, -1])[:, None, None] * 24 / 128,
                                                                   (2, *SIZE)), rtol=0.01)
-    other = make_raft(Network(), {"params": {"gain": np.float32(2)}}, iterations=7)
+    other = raft_estimator(Network(), {"params": {"gain": np.float32(2)}}, iterations=7)
     assert method.identity != other.identity
 
 
@@ -262,7 +269,7 @@ def test_a_run_that_goes_on_computes_no_flow_twice():
         asked.append(len(first))
         return difference()(first, second)
 
-    segmenter = moving(Method("counting", "", compute))
+    segmenter = moving(FlowEstimator("counting", "", compute))
     whole = list(segmenter.run(open_source(levels(LEVELS)), chunk=2, soft=True))
     asked.clear()
     rest = list(segmenter.run(open_source(levels(LEVELS)), chunk=2, soft=True, begin=(4, whole[3].carry)))
@@ -270,9 +277,9 @@ def test_a_run_that_goes_on_computes_no_flow_twice():
 
 
 def test_without_a_word_flow_is_that_of_opencv():
-    assert moving().flow is dis
+    assert moving().flow is dis_estimator
     with pytest.raises(UserError, match="remembering looks at frames alone"):
-        type(moving())("remembering", remembering().model, {"params": {}}, flow=dis)
+        type(moving())("remembering", remembering().model, {"params": {}}, flow=dis_estimator)
 
 
 def test_an_interrupted_run_goes_on_with_the_same_flow_only(tmp_path):
@@ -297,7 +304,7 @@ def test_an_interrupted_run_goes_on_with_the_same_flow_only(tmp_path):
                              "direction": "to the next frame; the last frame's to the one before"}
     with pytest.raises(KeyboardInterrupt):
         run("out", difference(), at=5)
-    again, _ = run("out", cached(difference(3), tmp_path / "cache"))
+    again, _ = run("out", cached_estimator(difference(3), tmp_path / "cache"))
     assert again["resumed"] == 4 and again["flow_cache"] == str(tmp_path / "cache")
     ours, known = contents(tmp_path / "out"), contents(tmp_path / "whole")
     ours["run.json"].pop("flow_cache")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.recurrent_model import SIZE, noise, remembering
-from uvos_jax.inference.reference_frames import References, find_references
+from uvos_jax.inference.reference_frames import ReferenceFrames, select_reference_frames
 from uvos_jax.video import Frame, Source, open_source
 
 
@@ -101,8 +101,8 @@ def test_references_are_spread_over_what_can_be_read_twice(fields, indices, rule
     segmenter, frames = remembering(references=3), noise(9)
     fields = {"kind": "iterator", "length": 9} | fields
     source = Source("made", start=lambda: (Frame(str(i), frame) for i, frame in enumerate(frames)), **fields)
-    found = find_references(segmenter.model, dataclasses.replace(source))
-    assert found == References(indices, rule)
+    found = select_reference_frames(segmenter.model, dataclasses.replace(source))
+    assert found == ReferenceFrames(indices, rule)
     labels = np.stack([answer.labels for answer in segmenter.run(source, chunk=2)])
     assert ((labels == 1) != (_margins(frames, indices) > 0)).mean() < 0.002
     other = (0, 4, 8) if rule == "causal" else (0,)

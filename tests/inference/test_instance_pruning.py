@@ -13,7 +13,7 @@ from tests.helpers.prompted_model import SIZE, Bright, bright, following
 from tests.helpers.recurrent_model import contents, noise, remembering, save_frames
 from uvos_jax import UserError
 from uvos_jax.inference import Segmenter
-from uvos_jax.inference.instance_pruning import Instances, Pruning, iou, official_rule, paper_rule
+from uvos_jax.inference.instance_pruning import InstancePruner, iou, official_rule, paper_rule
 from uvos_jax.inference.jobs import resume
 from uvos_jax.inference.jobs.segment import segment_to_folder
 from uvos_jax.video import ClipOptions, OutputOptions, open_source
@@ -54,9 +54,9 @@ def video(length, size=FRAME):
 def pruned(prune, source, variant="paper"):
     """What stays of each frame, and all that was said."""
     said = []
-    pruning = Pruning(prune, source, variant, said.append)
-    pruning.look()
-    return pruning.keep(list(source), source.length), said, pruning
+    pruning = InstancePruner(prune, source, variant, said.append)
+    pruning.prepare()
+    return pruning.keep_mask(list(source), source.length), said, pruning
 
 
 def test_the_published_scripts_masks_are_reproduced():
@@ -151,7 +151,7 @@ def test_masks_and_boxes_of_a_file_are_taken_out(tmp_path):
     # both small persons go; the car stays.
     assert [(~mask).sum() for mask in keep] == [0] + [60 * 80 + 60 * 60] * 11
     assert not keep[1, 200:280, 600:660].any() and keep[1, 60:120, 40:101].all() and said == []
-    assert (pruning.instances, pruning.frames, pruning.missed) == (22, 11, None)
+    assert (pruning.removed_instances, pruning.pruned_frames, pruning.unused_note) == (22, 11, None)
     keep, _, _ = pruned(save(tmp_path / "a.json", coco(golden_frames())), video(12), "paper")
     assert [(~mask).sum() for mask in keep] == [60 * 80 + (60 + t) * 60 for t in range(12)]
 
@@ -189,7 +189,7 @@ def test_all_forms_of_a_file_say_the_same(tmp_path):
     for form in forms:
         keep, said, pruning = pruned(save(tmp_path / "clip.json", form), video(length, size))
         np.testing.assert_array_equal(keep, np.repeat(~mask[None], length, 0))
-        assert said == [] and pruning.instances == length
+        assert said == [] and pruning.removed_instances == length
     boxes = [e | {"segmentation": []} for e in by_index]  # of detectors that give no masks
     keep, _, _ = pruned(save(tmp_path / "clip.json", boxes), video(length, size))
     assert (~keep).sum() == length * 8 * 7
@@ -221,10 +221,10 @@ def test_what_is_odd_is_said_once_and_does_no_harm(tmp_path):
     entries += [{"image_id": 2, "bbox": [70, 5, 9, 9]}, {"image_id": 3, "bbox": [8, 8, 0, 4]}]
     _, said, pruning = pruned(save(tmp_path / "odd.json", entries), video(6, (40, 60)))
     assert len(said) == 2 and "18 boxes beyond the frame" in said[0] and "2 boxes without a pixel" in said[1]
-    assert pruning.missed.endswith("has detections of 3 frames that never came by: 6, 7, 8.")
+    assert pruning.unused_note.endswith("has detections of 3 frames that never came by: 6, 7, 8.")
     for content in ([], [{"image_id": 0, "bbox": [1, 1, 9, 9], "score": 0.3}], {"size": [40, 60], "frames": []}):
         keep, said, pruning = pruned(save(tmp_path / "odd.json", content), video(6, (40, 60)), "official")
-        assert keep.all() and len(said) == 1 and "nothing is pruned" in said[0] and pruning.missed is None
+        assert keep.all() and len(said) == 1 and "nothing is pruned" in said[0] and pruning.unused_note is None
     _, said, _ = pruned(save(tmp_path / "few.json", entries), video(6, (40, 60)), "official")
     assert "has 2.0 boxes a frame" in said[-1]
 

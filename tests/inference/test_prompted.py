@@ -119,7 +119,7 @@ def test_more_objects_than_places_change_no_label():
     grown = [answer.labels for answer in few.run(open_source(frames), first_mask=masks, chunk=2, say=said.append)]
     np.testing.assert_array_equal(grown, roomy.segment(frames, first_mask=masks, chunk=2))
     assert set(np.unique(grown[6])) == set(range(8))
-    assert said == ["7 objects: room for 8 from frame 00005 on, compiled once more."]
+    assert said == ["7 objects: 8 slots from frame 00005 on, compiled again."]
     assert [few.engine(SIZE, max_objects=max_objects).step._cache_size() for max_objects in (2, 8)] == [1, 1]
 
 
@@ -152,7 +152,7 @@ def test_a_frame_that_cannot_be_decoded_leaves_its_mask_to_a_later_one(segmenter
     answers = [answer.labels for answer in segmenter.run(source({3}), first_mask=masks, chunk=2)]
     np.testing.assert_array_equal(answers[3], answers[2])
     assert set(np.unique(answers[3])) == {0, 1} and set(np.unique(answers[4])) == {0, 1, 2, 3}
-    with pytest.raises(UserError, match="first frame, 00000, could not be decoded .torn."):
+    with pytest.raises(UserError, match="Cannot decode the first frame, 00000 .torn."):
         next(segmenter.run(source({0}), first_mask=truth[0]))
 
 
@@ -166,7 +166,7 @@ def test_another_model_finds_the_first_object(segmenter, clip, live):
     by_mask = segmenter.segment(frames, first_mask={3: found[3]})
     np.testing.assert_array_equal(labels, by_mask)
     dark = np.full((120, *SIZE, 3), 40, np.uint8)
-    with pytest.raises(UserError, match="bright shows no object in the first 100 frames.*--first-mask PNG"):
+    with pytest.raises(UserError, match="bright found no object in the first 100 frames.*--first-mask PNG"):
         segmenter.segment(iter(dark) if live else dark, first_mask=bright())
 
 

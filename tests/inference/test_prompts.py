@@ -14,7 +14,7 @@ from tests.helpers.small_cfbi import SMALL
 from uvos_jax import UserError
 from uvos_jax.inference import load
 from uvos_jax.inference.jobs.segment import segment_to_folder
-from uvos_jax.inference.prompts import Objects
+from uvos_jax.inference.object_registry import ObjectRegistry
 from uvos_jax.models import build
 from uvos_jax.video import PALETTE, OutputOptions, open_source, read_mask, write_mask
 from uvos_jax.weights import checkpoints
@@ -59,23 +59,23 @@ def _zero(value=0):
 @pytest.mark.parametrize(("make", "words"), [
     (lambda at: at / "none.png", "does not exist"),
     (lambda at: _gray(at / "rgb.png", np.full((*SIZE, 3), 9, np.uint8)), "an RGB picture, not a label mask"),
-    (lambda at: _save(at / "empty.png", _zero()), "empty.png.*no object is in it, only background;"),
+    (lambda at: _save(at / "empty.png", _zero()), "empty.png.*no object in it, only background\."),
     (lambda at: _save(at / "void.png", np.eye(*SIZE, dtype=np.uint8) * 255), "no object.*background and void"),
-    (lambda at: _save(at / "many.png", _many(81)), "many.png.*81 objects are in it, and at most 80"),
-    (lambda at: _save(at / "d/00000.png", _zero()).parent, "no object is in it"),
-    (lambda at: _save(at / "d/00010.png", _many(2)).parent, "as no frame of 'clip': 00010.png.*such as 00000.png"),
-    (lambda at: _save(at / "other/00000.png", _many(2)).parent.parent, "neither itself nor in a folder 'clip'"),
-    (lambda at: np.zeros(SIZE), "float64 .32, 48.*whole numbers"),
-    (lambda at: np.full(SIZE, 300), "holds 300 to 300; objects have numbers from 1 to 254"),
-    (lambda at: {0: _many(1), "00012": _many(1)}, "No frame of 'clip' is called '00012'; its frames are 00000 to 0"),
-    (lambda at: {0: None}, "the mask of frame 0 is of type NoneType; it must hold whole numbers"),
-    (lambda at: "", "has no name"),
-    (lambda at: {10: _many(1)}, "name of a frame or its index.*not for 10; the video has 10 frames"),
-    (lambda at: {True: _many(1)}, "not for True"),
+    (lambda at: _save(at / "many.png", _many(81)), "many.png.*81 objects in it, more than the 80"),
+    (lambda at: _save(at / "d/00000.png", _zero()).parent, "no object in it"),
+    (lambda at: _save(at / "d/00010.png", _many(2)).parent, "match no frame of 'clip': 00010.png.*such as 00000.png"),
+    (lambda at: _save(at / "other/00000.png", _many(2)).parent.parent, "or in a subfolder 'clip'"),
+    (lambda at: np.zeros(SIZE), "float64 .32, 48.*integer array"),
+    (lambda at: np.full(SIZE, 300), "values from 300 to 300. Use object ids from 1 to 254"),
+    (lambda at: {0: _many(1), "00012": _many(1)}, "Unknown frame '00012' of 'clip'. Its frames are 00000 to 0"),
+    (lambda at: {0: None}, "The mask of frame 0 is of type NoneType. Give an integer array"),
+    (lambda at: "", "path of the first mask is empty"),
+    (lambda at: {10: _many(1)}, "Key 10 of a mask is not a frame; the video has 10 frames. Use the name of a frame or its index"),
+    (lambda at: {True: _many(1)}, "Key True of a mask"),
 ])
 def test_what_cannot_be_used_is_said(folder, tmp_path, make, words):
     with pytest.raises(UserError, match=words) as caught:
-        Objects(make(tmp_path), open_source(folder))
+        ObjectRegistry(make(tmp_path), open_source(folder))
     assert "\n" not in str(caught.value)
 
 
@@ -88,41 +88,41 @@ def test_a_mask_of_another_size_is_refused_before_anything_is_written(segmenter,
 
 
 def test_all_eighty_objects_have_a_place(folder):
-    objects = Objects(_many(80), open_source(folder))
-    places = objects.given(0, list(open_source(folder))[:1], 1)
-    assert places.max() == 80 and objects.room(10) == (80, "80 objects: room for 80 from frame 00000 on.")
-    assert objects.room(10) == (80, None)
-    other = Objects(_many(80), open_source(folder))
-    other.given(0, list(open_source(folder))[:1], 1)
-    assert other.room(50)[0] == 80  # not a hundred
-    np.testing.assert_array_equal(objects.lookup[places[0]], _many(80))
+    objects = ObjectRegistry(_many(80), open_source(folder))
+    slots = objects.register(0, list(open_source(folder))[:1], 1)
+    assert slots.max() == 80 and objects.grow_slots(10) == (80, "80 objects: 80 slots from frame 00000 on.")
+    assert objects.grow_slots(10) == (80, None)
+    other = ObjectRegistry(_many(80), open_source(folder))
+    other.register(0, list(open_source(folder))[:1], 1)
+    assert other.grow_slots(50)[0] == 80  # not a hundred
+    np.testing.assert_array_equal(objects.slot_to_id[slots[0]], _many(80))
 
 
 def test_places_go_by_ids_and_later_objects_stand_behind(folder):
     masks = {0: np.where(_many(2) == 1, 9, _many(2)), 4: np.where(_many(2) == 1, 5, _many(2))}
     frames, objects = list(open_source(folder)), None
-    objects = Objects(masks, open_source(folder))
-    assert objects.given(2, frames[2:4], 4) is None
-    first, later = objects.given(0, frames[:2], 4), objects.given(4, frames[4:8], 4)
+    objects = ObjectRegistry(masks, open_source(folder))
+    assert objects.register(2, frames[2:4], 4) is None
+    first, later = objects.register(0, frames[:2], 4), objects.register(4, frames[4:8], 4)
     assert first.shape == (4, *SIZE) and (first[0] == np.array([0, 2, 1])[_many(2)]).all() and not first[1:].any()
     np.testing.assert_array_equal(later[0], 3 * (_many(2) == 1))  # 2 is known: what this mask says of it is left out
-    assert [known.id for known in objects.known] == [2, 9, 5] and list(objects.lookup[:5]) == [0, 2, 9, 5, 0]
-    assert [known.frame for known in objects.before(4)] == ["00000", "00000"] and not objects.missed
+    assert [entry.id for entry in objects.entries] == [2, 9, 5] and list(objects.slot_to_id[:5]) == [0, 2, 9, 5, 0]
+    assert [entry.frame for entry in objects.entries_before(4)] == ["00000", "00000"] and not objects.unused_ids
 
 
 def test_a_frame_with_two_masks_is_refused(folder):
-    objects = Objects({0: _many(2), 3: _many(3), "00003": _many(4)}, open_source(folder))
+    objects = ObjectRegistry({0: _many(2), 3: _many(3), "00003": _many(4)}, open_source(folder))
     frames = list(open_source(folder))
-    objects.given(0, frames[:3], 3)
-    with pytest.raises(UserError, match="Frame 00003 is given two masks, one by its name and one by its index 3;"):
-        objects.given(3, frames[3:], 7)
+    objects.register(0, frames[:3], 3)
+    with pytest.raises(UserError, match="Frame 00003 has two masks, one by its name and one by its index 3"):
+        objects.register(3, frames[3:], 7)
 
 
 def test_in_python_what_is_said_of_masks_is_a_warning(segmenter, folder):
     frames = np.stack([frame.image for frame in open_source(folder)])
     mask = _many(2)
     mask[0, :2] = 255
-    with pytest.warns(UserWarning, match="255 is void, no object"):
+    with pytest.warns(UserWarning, match="255 is void, not an object"):
         segmenter.segment(frames, first_mask=mask)
     with pytest.warns(UserWarning, match="Objects 1, 2 were never given: no frame of their masks came by"):
         segmenter.segment(iter(frames), first_mask={50: _many(2)})
@@ -141,33 +141,33 @@ def test_what_a_training_had_room_for_is_no_limit(tmp_path):
 def test_void_is_no_object_and_is_told(folder):
     mask = _many(2)
     mask[:5] = 255
-    objects = Objects({0: mask, 3: np.where(mask == 1, 7, mask)}, open_source(folder))
+    objects = ObjectRegistry({0: mask, 3: np.where(mask == 1, 7, mask)}, open_source(folder))
     assert len(objects.notes) == 1 and "255 is void" in objects.notes[0] and "frame 0, of frame 3" in objects.notes[0]
     frames = list(open_source(folder))
-    first, later = objects.given(0, frames[:1], 1)[0], objects.given(3, frames[3:4], 1)[0]
+    first, later = objects.register(0, frames[:1], 1)[0], objects.register(3, frames[3:4], 1)[0]
     assert (first[:5] == 255).all() and set(np.unique(first[5:])) == {0, 1, 2} and set(np.unique(later)) == {0, 3}
 
 
 def test_a_folder_of_all_videos_holds_one_for_each(folder, tmp_path):
     _save(tmp_path / "clip/00000.png", _many(3))
-    assert Objects(tmp_path, open_source(folder)).identity == Objects(tmp_path / "clip", open_source(folder)).identity
+    assert ObjectRegistry(tmp_path, open_source(folder)).identity == ObjectRegistry(tmp_path / "clip", open_source(folder)).identity
 
 
 def test_frames_of_a_video_file_are_named_by_number(clip, tmp_path):
     _save(tmp_path / "masks/3.png", _many(2))
     _gray(tmp_path / "masks/00007.png", np.uint8(3) * (_many(2) > 1))
-    objects = Objects(tmp_path / "masks", open_source(clip[0]))
+    objects = ObjectRegistry(tmp_path / "masks", open_source(clip[0]))
     frames = list(open_source(clip[0]))
-    assert objects.given(3, frames[3:4], 1).max() == 2 and objects.missed == [3]
-    assert objects.given(7, frames[7:8], 1).max() == 3  # its gray levels are numbers, as those beside it show
-    with pytest.raises(UserError, match="masks of one frame"):
+    assert objects.register(3, frames[3:4], 1).max() == 2 and objects.unused_ids == [3]
+    assert objects.register(7, frames[7:8], 1).max() == 3  # its gray levels are numbers, as those beside it show
+    with pytest.raises(UserError, match="masks of the same frame"):
         _save(tmp_path / "masks/03.png", _many(2))
-        Objects(tmp_path / "masks", open_source(clip[0]))
+        ObjectRegistry(tmp_path / "masks", open_source(clip[0]))
 
 
 def test_the_digest_tells_masks_apart_by_what_they_say(folder, tmp_path):
     def digest(first_mask):
-        return Objects(first_mask, open_source(folder)).identity
+        return ObjectRegistry(first_mask, open_source(folder)).identity
 
     same = digest(_many(3))
     assert same == digest(_save(tmp_path / "a.png", _many(3))) == digest({0: _many(3)})
@@ -240,7 +240,7 @@ def test_what_another_model_found_is_gone_on_with(segmenter, clip, tmp_path):
     options = {"first_mask": bright(), "chunk": 2, "save_every": 0, "outputs": OutputOptions(overlay=False)}
     said = []
     segment_to_folder(segmenter, open_source(folder), tmp_path / "whole", say=said.append, **options)
-    assert said == ["bright shows an object in frame 00004; it is followed from there on."]
+    assert said == ["bright found an object in frame 00004; it is tracked from there."]
     for at in (3, 9):  # before and after the frame with the object
         _interrupted(segmenter, folder, tmp_path / f"out{at}", at, **options)
         run = segment_to_folder(segmenter, open_source(folder), tmp_path / f"out{at}", resume=True, **options)
@@ -262,6 +262,6 @@ def test_a_model_that_sees_motion_looks_at_pairs_of_a_stream(inputs, seen):
     starter = SimpleNamespace(name="looker", weights_digest="", model=SimpleNamespace(inputs=inputs, follows=False),
                               segment=segment)
     source = open_source(np.full((*SIZE, 3), value, np.uint8) for value in range(5))
-    objects = Objects(None, source, starter)
-    given = [objects.given(t, [frame], 1) for t, frame in enumerate(source)]
+    objects = ObjectRegistry(None, source, starter)
+    given = [objects.register(t, [frame], 1) for t, frame in enumerate(source)]
     assert looks == seen and [found is not None for found in given] == [False, False, True, False, False]

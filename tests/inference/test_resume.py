@@ -20,7 +20,7 @@ from uvos_jax import UserError
 from uvos_jax.inference.engine import StepOutput, StreamState
 from uvos_jax.inference.jobs import resume
 from uvos_jax.inference.jobs.segment import segment_to_folder
-from uvos_jax.inference.reference_frames import References
+from uvos_jax.inference.reference_frames import ReferenceFrames
 from uvos_jax.video import ClipOptions, open_source
 
 STATE = resume.STATE
@@ -107,22 +107,22 @@ def test_an_unfinished_run_that_does_not_agree_is_started_over(segmenter, frames
 
 
 def test_other_weights_hyper_parameters_and_frames_do_not_agree(frames, tmp_path):
-    def facts(segmenter, frames):
+    def signature(segmenter, frames):
         source = open_source(frames)
-        return resume.facts(segmenter, source, next(iter(source)), 4, {}, {})
+        return resume.run_signature(segmenter, source, next(iter(source)), 4, {}, {})
 
-    ours = facts(remembering(), frames)
+    ours = signature(remembering(), frames)
     other = remembering()
     other.variables = jax.tree.map(lambda x: x + 1, other.variables)
-    assert resume.differences(ours, facts(remembering(), frames)) == []
-    assert resume.differences(ours, facts(other, frames)) == ["weights"]
-    assert resume.differences(ours, facts(remembering(references=2), frames)) == ["references"]
+    assert resume.differences(ours, signature(remembering(), frames)) == []
+    assert resume.differences(ours, signature(other, frames)) == ["weights"]
+    assert resume.differences(ours, signature(remembering(references=2), frames)) == ["references"]
     changed = noise(18)
     changed[0, 3, 4, 1] ^= 1
     other = save_frames(tmp_path / "clip", changed)
-    assert resume.differences(ours, facts(remembering(), other)) == ["video"]
+    assert resume.differences(ours, signature(remembering(), other)) == ["video"]
     shorter = save_frames(tmp_path / "shorter/clip", noise(18)[:17])
-    assert resume.differences(ours, facts(remembering(), shorter)) == ["video"]
+    assert resume.differences(ours, signature(remembering(), shorter)) == ["video"]
     # Another machine goes on with nothing, but knows what is finished.
     elsewhere = ours | {"device": "abacus", "versions": {}}
     assert "device" in resume.differences(elsewhere, ours)
@@ -158,17 +158,17 @@ def test_masks_that_are_gone_are_made_again(segmenter, frames, tmp_path):
 
 
 def test_a_finished_run_is_left_alone(segmenter, frames, tmp_path):
-    def state():
+    def files():
         return {path: (path.stat().st_mtime_ns, path.read_bytes())
                 for path in (tmp_path / "out").rglob("*") if path.is_file()}
 
     run = segment(segmenter, frames, tmp_path / "out")
-    before, said = state(), []
+    before, said = files(), []
     assert segment(segmenter, frames, tmp_path / "out", say=said.append) == run
     assert len(said) == 1 and "finished already" in said[0]
     with pytest.raises(UserError, match="finished run that differs in chunk: .*--overwrite"):
         segment(segmenter, frames, tmp_path / "out", chunk=2)
-    assert state() == before
+    assert files() == before
     assert segment(segmenter, frames, tmp_path / "out", chunk=2, overwrite=True)["chunk"] == 2
 
 
@@ -195,21 +195,21 @@ def test_a_state_keeps_every_bit_of_every_dtype(frames, tmp_path):
     segmenter = remembering(dtype=jnp.bfloat16)
     source = open_source(frames)
     first = next(iter(source))
-    facts = resume.facts(segmenter, source, first, 4, {}, {"soft": True})
+    signature = resume.run_signature(segmenter, source, first, 4, {}, {"soft": True})
     rng = np.random.default_rng(0)
     h, w = helper.SIZE
-    carry = StreamState(({"mean": jnp.asarray(rng.standard_normal((1, h, w, 1)), jnp.bfloat16), "frames": jnp.int32(7)},),
+    state = StreamState(({"mean": jnp.asarray(rng.standard_normal((1, h, w, 1)), jnp.bfloat16), "frames": jnp.int32(7)},),
                   (), StepOutput(rng.integers(0, 2, (h, w), np.uint8), rng.integers(0, 256, (h, w), np.uint8),
                                jnp.float32(1 / 3)))
     confidences = np.float32(rng.random(8)).tolist()
     (tmp_path / "masks").mkdir()
     for i in range(8):
         (tmp_path / "masks" / f"{i}.png").touch()
-    resume.save(tmp_path, resume.Point(8, carry, References((0,), "first frame"), confidences), facts)
-    point, _ = resume.load(tmp_path, segmenter, first, facts)
-    assert (point.frames, point.references, point.confidences) == (8, References((0,), "first frame"), confidences)
-    assert jax.tree.structure(point.carry) == jax.tree.structure(carry)
-    for ours, theirs in zip(jax.tree.leaves(point.carry), jax.tree.leaves(carry), strict=True):
+    resume.save(tmp_path, resume.ResumePoint(8, state, ReferenceFrames((0,), "first frame"), confidences), signature)
+    point, _ = resume.load(tmp_path, segmenter, first, signature)
+    assert (point.frames, point.references, point.confidences) == (8, ReferenceFrames((0,), "first frame"), confidences)
+    assert jax.tree.structure(point.state) == jax.tree.structure(state)
+    for ours, theirs in zip(jax.tree.leaves(point.state), jax.tree.leaves(state), strict=True):
         assert ours.dtype == theirs.dtype and np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
 
 

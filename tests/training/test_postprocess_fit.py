@@ -20,7 +20,7 @@ from uvos_jax.data.examples.pipeline import batches, from_config
 from uvos_jax.data.storage.store import MemoryStore, SyntheticStore
 from uvos_jax.errors import UserError
 from uvos_jax.inference import Segmenter
-from uvos_jax.inference.flow.estimators import Method, dis
+from uvos_jax.inference.flow.estimators import FlowEstimator, dis_estimator
 from uvos_jax.models import SYSTEMS, System
 from uvos_jax.training.config import check, load_config
 from uvos_jax.training.loop import train
@@ -132,9 +132,9 @@ def test_two_stages_with_validation_by_computed_flow(tmp_path, monkeypatch):
 
     def counted(first, second):
         asked.extend(first.mean((1, 2, 3)))
-        return dis.compute(first, second)
+        return dis_estimator.compute(first, second)
 
-    monkeypatch.setattr("uvos_jax.training.loop.dis", Method("dis", dis.identity, counted, 2))
+    monkeypatch.setattr("uvos_jax.training.loop.dis_estimator", FlowEstimator("dis", dis_estimator.identity, counted, 2))
     held_back = SyntheticStore(2, 4, (48, 64), seed=50)
     settings = config(data=DATA, phases=TWO_STAGES, validate={"every": 4, "phases": ["videos"]})
     final = train(settings, tmp_path, batches=source(settings), held_back=held_back)

@@ -103,7 +103,7 @@ def segment(
     with messages(quiet, log_file) as say:
         with exit_immediately():  # nothing is written before the work begins
             from uvos_jax.inference import load
-            from uvos_jax.inference.jobs.batch import assign_folders, check_detections, check_masks
+            from uvos_jax.inference.jobs.batch import assign_folders, check_batch_detections, check_batch_masks
             from uvos_jax.inference.jobs.segment import check_output
             from uvos_jax.inference.loading import METHODS
             from uvos_jax.video import (
@@ -136,11 +136,11 @@ def segment(
             first_mask = _first_mask(segmenter, first_mask, first_model, first_weights)
             prune = _prune(segmenter, prune, prune_weights)
             if len(sources) > 1:
-                check_masks(first_mask, tasks)
+                check_batch_masks(first_mask, tasks)
                 if isinstance(first_mask, str):  # hours may pass until the last of them is looked at
                     for task in tasks:
                         _check_first_mask(segmenter, open_source(task.source, clip), first_mask)
-                check_detections(prune, tasks)
+                check_batch_detections(prune, tasks)
             if packaged := recognized(segmenter.weights_digest):
                 say.note(f"{'Default network' if weights is None else 'Network'}: {segmenter.name},"
                          f" {segmenter.model.variant} variant; weights '{packaged}' in the package:"
@@ -174,7 +174,7 @@ def _first_mask(segmenter, first_mask, first_model, first_weights):
 
 def _check_first_mask(segmenter, video, first_mask):
     try:
-        segmenter.objects(video, first_mask).check()
+        segmenter.objects(video, first_mask).check_mask_sizes()
     except UserError as error:
         raise UserError(f"{video.name}: {error}") from error
 
@@ -213,7 +213,7 @@ class _Work:
 
     def one(self, segmenter, video, source: str, output: Path, title: str, advance=None) -> dict[str, Any]:
         """Segments an opened video and tells what came out; shows progress of its own unless given ``advance``."""
-        from uvos_jax.inference.debug_figures.figures import check_figures, write_figures
+        from uvos_jax.inference.debug_figures import check_figures, write_figures
         from uvos_jax.inference.jobs.segment import segment_to_folder
         from uvos_jax.video.streams import public_url
 
@@ -242,7 +242,7 @@ class _Work:
         """Segments the videos; tells whether all went well."""
         import jax
 
-        from uvos_jax.inference.jobs.batch import segment_many
+        from uvos_jax.inference.jobs.batch import segment_batch
         from uvos_jax.video import open_source
         from uvos_jax.video.streams import public_url
 
@@ -251,7 +251,7 @@ class _Work:
 
         def told(outcome):
             if outcome.error:
-                self.say.error(f"{public_url(outcome.task.source)}: {outcome.error}")
+                self.say.error(f"{public_url(outcome.item.source)}: {outcome.error}")
 
         with contextlib.ExitStack() as stack:
             advance = None
@@ -267,8 +267,8 @@ class _Work:
                 title = f"[{task.number}/{len(tasks)}] {segmenter.name} on {video.name}"
                 return self.one(segmenter, video, task.source, task.output, title, advance)
 
-            outcomes = segment_many(segmenter, tasks, work, done=told, devices=devices)
-        failed = [public_url(outcome.task.source) for outcome in outcomes if outcome.error]
+            outcomes = segment_batch(segmenter, tasks, work, on_result=told, devices=devices)
+        failed = [public_url(outcome.item.source) for outcome in outcomes if outcome.error]
         self.say.result(f"{len(tasks) - len(failed)} of {len(tasks)} videos are done"
                         f"{'; not done: ' if failed else ''}{', '.join(failed)}.")
         return not failed

@@ -53,7 +53,7 @@ def _convert_own(source: str, data_dir: Path, settings: dict) -> Path:
     """Converts a folder of clips with flow, unless an earlier call of the same run has."""
     from uvos_jax.data.storage.convert import convert
     from uvos_jax.data.storage.records import PREFIX
-    from uvos_jax.inference.flow.estimators import dis
+    from uvos_jax.inference.flow.estimators import dis_estimator
     from uvos_jax.training.config import OWN_DATASET
     from uvos_jax.training.phases import phases
     from uvos_jax.training.setup import setup
@@ -63,7 +63,7 @@ def _convert_own(source: str, data_dir: Path, settings: dict) -> Path:
             raise UserError(f"There is no folder '{source}' with clips of your own (--config.data=folder:PATH).")
         for phase in phases(settings):
             setup(settings, phase)  # what cannot be trained is said before minutes of work
-        for row in convert(OWN_DATASET, source, data_dir, workers=cores(), progress=progress, flow=dis):
+        for row in convert(OWN_DATASET, source, data_dir, workers=cores(), progress=progress, flow=dis_estimator):
             for split, (videos, frames, labeled) in row.splits.items():
                 print(f"{source}, {split}: {videos} videos, {frames} frames, {labeled} of them with masks")
     return data_dir

@@ -115,10 +115,10 @@ def benchmark(
         *([("objects", f"{objects or 1}, beside the background")] if counted else []),
     ]
     if parts:
-        from uvos_jax.inference.profiling.components import time_parts
+        from uvos_jax.inference.profiling.components import time_components
 
         _print_rows(rows)
-        _print_parts(time_parts(segmenter, native_size, objects or 1))
+        _print_parts(time_components(segmenter, native_size, objects or 1))
         return
     with progress("benchmark", 5 if segmenter.flow else 4, "parts") as advance:
         def report(part):

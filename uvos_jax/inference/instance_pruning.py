@@ -30,11 +30,11 @@ from uvos_jax.video.json_results import objects_of
 TRAIN_LENGTH = 69.3
 _NAMED = 6  # frames in a message
 
-Prune = Any  # None, a path, a segmenter whose labels are ids of instances, or what pruning_of made of them
+PruneInput = Any  # None, a path, a segmenter whose labels are ids of instances, or what make_pruner made of them
 Rule = Callable[[int], np.ndarray]
 
 
-class Instances(NamedTuple):
+class VideoInstances(NamedTuple):
     """All instances of a video.
 
     Attributes:
@@ -73,7 +73,7 @@ def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return shared / ((box[2:] - box[:2] + 1).prod() + (boxes[:, 2:] - boxes[:, :2] + 1).prod(-1) - shared)
 
 
-def paper_rule(instances: Instances) -> Rule:
+def paper_rule(instances: VideoInstances) -> Rule:
     """Algorithm 1 of AD-Net's paper: what is small and static goes.
 
     Ours, since the paper leaves it open: static is an instance in whose place (IoU above 0.6, the published script's)
@@ -95,7 +95,7 @@ def paper_rule(instances: Instances) -> Rule:
     return dropped
 
 
-def official_rule(instances: Instances, train_length: float = TRAIN_LENGTH) -> Rule:
+def official_rule(instances: VideoInstances, train_length: float = TRAIN_LENGTH) -> Rule:
     """The rules of AD-Net's published script, with its numbers for frames of 480 x 854 pixels.
 
     With at most three boxes a frame nothing goes. Else those go that are static: smaller than the largest of the frame
@@ -146,12 +146,12 @@ def official_rule(instances: Instances, train_length: float = TRAIN_LENGTH) -> R
     return dropped
 
 
-def stages(variant: str) -> tuple[str, ...]:
+def extra_stages(variant: str) -> tuple[str, ...]:
     """Names of the driver's stages that pruning brings along, before those of the model."""
     return ("main_part",) if variant.startswith("official") else ()
 
 
-class Pruning:
+class InstancePruner:
     """The instances that are taken out of the frames of one video, in a run.
 
     Attributes:
@@ -160,7 +160,7 @@ class Pruning:
       frames: from how many frames.
     """
 
-    def __init__(self, prune: Prune, source: Source, variant: str, say: Callable[[str], None] = lambda sentence: None):
+    def __init__(self, prune: PruneInput, source: Source, variant: str, say: Callable[[str], None] = lambda sentence: None):
         """Reads the detections of a file.
 
         Args:
@@ -173,80 +173,80 @@ class Pruning:
         Raises:
           UserError: if they cannot be used.
         """
-        self.instances = self.frames = 0
+        self.removed_instances = self.pruned_frames = 0
         self._source, self._say = source, say
         self._rule = official_rule if variant.startswith("official") else paper_rule
-        self._found: Detections | None = None
-        self._finder = None
-        self._drops: Rule | None = None
-        self._seen: set[int | str] = set()
+        self._detections: Detections | None = None
+        self._segmenter = None
+        self._dropped: Rule | None = None
+        self._processed: set[int | str] = set()
         if isinstance(prune, (str, os.PathLike)):
-            self._found = read_detections(detections_file(prune, source.name))
-            self.identity = self._found.identity
+            self._detections = read_detections(detections_file(prune, source.name))
+            self.identity = self._detections.identity
         elif not hasattr(prune, "run"):
             raise UserError(f"Instances to prune come from a file, a folder of them or a segmenter, not {prune!r:.40}.")
         else:
-            self._finder = prune
+            self._segmenter = prune
             self.identity = f"{prune.name} {prune.weights_digest}"
             if not source.rereadable:
                 raise UserError(f"{prune.name} looks at the whole video before the first frame is pruned, but"
                                 f" '{source.name}' can be read only once; record it first, or give a JSON file.")
 
     @property
-    def missed(self) -> str | None:
+    def unused_note(self) -> str | None:
         """A sentence about detections of frames that never came by."""
-        never = [key for key, detections in self._found.frames.items() if detections and key not in self._seen]
+        never = [key for key, detections in self._detections.frames.items() if detections and key not in self._processed]
         if not never:
             return None
         more = f" and {len(never) - _NAMED} more" if len(never) > _NAMED else ""
-        return (f"{self._found.where} has detections of {len(never)} frame{'s' * (len(never) > 1)} that never came by:"
+        return (f"{self._detections.where} has detections of {len(never)} frame{'s' * (len(never) > 1)} that never came by:"
                 f" {', '.join(map(str, never[:_NAMED]))}{more}.")
 
-    def look(self) -> None:
+    def prepare(self) -> None:
         """Has the segmenter find the instances; sees to it that detections are of this video.
 
         Raises:
           UserError: if none of the frames is in a video that can be read twice.
         """
-        if self._finder is not None and self._found is None:
-            self._say(f"{self._finder.name} looks for instances in the whole video before the first frame is pruned.")
-            self._found = find_detections(self._finder, self._source)
-        spoken_of = {key for key, detections in self._found.frames.items() if detections}
+        if self._segmenter is not None and self._detections is None:
+            self._say(f"{self._segmenter.name} looks for instances in the whole video before the first frame is pruned.")
+            self._detections = detect_instances(self._segmenter, self._source)
+        spoken_of = {key for key, detections in self._detections.frames.items() if detections}
         if not spoken_of or not self._source.rereadable:
             return
         names = []
         with contextlib.closing(iter(self._source)) as frames, contextlib.suppress(UserError):  # the run will tell that
             for frame in frames:
-                if frame_key(frame.name) in self._found.frames:
+                if frame_key(frame.name) in self._detections.frames:
                     return
                 names.append(frame.name)
         if names:
-            raise UserError(f"{self._found.where} is of another video: none of its frames"
+            raise UserError(f"{self._detections.where} is of another video: none of its frames"
                             f" ({next(iter(spoken_of))}, ..) is in '{self._source.name}' ({names[0]} to {names[-1]}).")
 
-    def see(self, frames: Sequence[Frame]) -> list[list[int]]:
+    def select(self, frames: Sequence[Frame]) -> list[list[int]]:
         """Notes that frames came by, and tells the indices of the instances that go, of each.
 
         Raises:
           UserError: at the first call, if the frames have another size than the detections, or a mask cannot be used.
         """
-        if self._drops is None:
+        if self._dropped is None:
             self._judge(frames[0].image.shape[:2])
         found = []
         for frame in frames:
             key = frame_key(frame.name)
             place = self._places.get(key)
-            where = [] if place is None else np.flatnonzero(self._drops(place)) + self._boxes.starts[place]
-            self._seen.add(key)
-            self.instances += len(where)
-            self.frames += len(where) > 0
+            where = [] if place is None else np.flatnonzero(self._dropped(place)) + self._boxes.starts[place]
+            self._processed.add(key)
+            self.removed_instances += len(where)
+            self.pruned_frames += len(where) > 0
             found.append([int(i) for i in where])
         return found
 
-    def keep(self, frames: Sequence[Frame], chunk: int) -> np.ndarray:
+    def keep_mask(self, frames: Sequence[Frame], chunk: int) -> np.ndarray:
         """What stays of frames that follow each other: bool ``[chunk, h, w]``, false on every instance that goes."""
         result = np.ones((chunk, *frames[0].image.shape[:2]), bool)
-        for keep, indices in zip(result, self.see(frames), strict=False):
+        for keep, indices in zip(result, self.select(frames), strict=False):
             for i in indices:
                 if self._masks[i] is None:
                     x0, y0, x1, y1 = np.rint(self._boxes.boxes[i]).astype(int)
@@ -259,7 +259,7 @@ class Pruning:
 
     def _judge(self, size):
         """Boxes and masks of all frames, within frames of this size; what there is to say of them."""
-        found, (height, width) = self._found, size
+        found, (height, width) = self._detections, size
         if found.size not in (None, size):
             raise UserError(f"{found.where} is of frames of {found.size[1]}x{found.size[0]} (width x height), but those"
                             f" of '{self._source.name}' are {width}x{height}.")
@@ -270,38 +270,38 @@ class Pruning:
         told = [entry for entry, is_inside in zip(told, inside, strict=True) if is_inside]
         self._masks = [_run_lengths(detection, size) if detection.segmentation else None for _, detection in told]
         self._places = {key: place for place, key in enumerate(found.frames)}
-        self._boxes = Instances(boxes[inside], np.array([detection.category for _, detection in told], np.int64),
+        self._boxes = VideoInstances(boxes[inside], np.array([detection.category for _, detection in told], np.int64),
                                 np.searchsorted([place for place, _ in told], np.arange(len(found.frames) + 1)),
                                 max(1, len(found.frames), found.length, self._source.length or 0))
-        self._drops = self._rule(self._boxes)
+        self._dropped = self._rule(self._boxes)
         self._note(int(((boxes != whole).any(-1) & inside).sum()), int((~inside).sum()))
 
     def _note(self, cut, outside):
-        where, count = self._found.where, len(self._boxes.boxes)
+        where, count = self._detections.where, len(self._boxes.boxes)
         if cut:
             self._say(f"{where}: {_boxes(cut)} beyond the frame, cut at its edge.")
         if outside:
             self._say(f"{where}: {_boxes(outside)} without a pixel in the frame, left out.")
         if not count:
-            unsure = f" of a score of {SMALLEST_SCORE} or more" if self._found.unsure else ""
+            unsure = f" of a score of {SMALLEST_SCORE} or more" if self._detections.unsure else ""
             self._say(f"{where} holds no instance{unsure}, so that nothing is pruned.")
         elif self._rule is official_rule and count <= 3 * self._boxes.length:
             self._say(f"{where} has {count / self._boxes.length:.1f} boxes a frame; the published rules remove"
                               " none where there are not more than 3.")
 
 
-def pruning_of(prune: Prune, source: Source, segmenter: Any, say: Callable[[str], None]) -> Pruning | None:
-    """What is taken out of the frames of a run, see :class:`Pruning`; None if nothing is asked for.
+def make_pruner(prune: PruneInput, source: Source, segmenter: Any, say: Callable[[str], None]) -> InstancePruner | None:
+    """What is taken out of the frames of a run, see :class:`InstancePruner`; None if nothing is asked for.
 
     Raises:
       UserError: if it cannot be used, or the segmenter is none that finds one foreground.
     """
-    if prune is None or isinstance(prune, Pruning):
+    if prune is None or isinstance(prune, InstancePruner):
         return prune
     check_prunable(segmenter)
     if hasattr(prune, "run"):
         prune = prune.on(segmenter.device)
-    return Pruning(prune, source, segmenter.model.variant, say)
+    return InstancePruner(prune, source, segmenter.model.variant, say)
 
 
 def check_prunable(segmenter: Any) -> None:
@@ -311,7 +311,7 @@ def check_prunable(segmenter: Any) -> None:
                         " adnet; leave out --prune.")
 
 
-def find_detections(finder: Any, source: Source) -> Detections:
+def detect_instances(finder: Any, source: Source) -> Detections:
     """The instances that a segmenter finds, in the form of a file's.
 
     Args:

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from uvos_jax.errors import UserError, nearest_hint
-from uvos_jax.inference.flow.estimators import Method, cached, dis, make_raft
-from uvos_jax.inference.flow.folder import list_flows
+from uvos_jax.inference.flow.estimators import FlowEstimator, cached_estimator, dis_estimator, raft_estimator
+from uvos_jax.inference.flow.folder import list_flow_files
 from uvos_jax.models import build, system
 from uvos_jax.weights import checkpoints
 from uvos_jax.weights.convert import expected_variables, from_torch, unwrap
@@ -95,7 +95,7 @@ def random_variables(model: nn.Module) -> dict:
     return jax.tree_util.tree_map_with_path(draw, expected_variables(model))
 
 
-def load_flow(flow: str | Path, weights: str | Path | None = None, cache: str | Path | None = None) -> Method | Path:
+def load_flow(flow: str | Path, weights: str | Path | None = None, cache: str | Path | None = None) -> FlowEstimator | Path:
     """Finds out where flow is to come from.
 
     Args:
@@ -117,13 +117,13 @@ def load_flow(flow: str | Path, weights: str | Path | None = None, cache: str | 
                             f" files.{nearest_hint(str(flow), METHODS)}")
         if cache is not None:
             raise UserError(f"The flow in '{flow}' is read, not computed: leave out the folder to keep it in.")
-        list_flows(Path(flow))
+        list_flow_files(Path(flow))
         return Path(flow)
-    method = dis
+    method = dis_estimator
     if flow == "raft":
         if weights is None:
             raise UserError("No weights of RAFT ship with the package: give a published .pth or a checkpoint directory"
                             " (--flow-weights; --weights of 'uvos flow'), or take dis, which needs none.")
         system("raft")
-        method = make_raft(*load_model("raft", weights)[1:])
-    return method if cache is None else cached(method, cache)
+        method = raft_estimator(*load_model("raft", weights)[1:])
+    return method if cache is None else cached_estimator(method, cache)

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 
 
-def chunks(items, size):
+def iter_chunks(items, size):
     """Lists of ``size`` items; a failure comes after the items before it."""
     batch, failure = [], None
     try:
@@ -24,7 +24,7 @@ def chunks(items, size):
         raise failure
 
 
-def stacked(batch, chunk):
+def stack_chunk(batch, chunk):
     """Images, flows (or None) and which are valid, of ``(frame, flow)`` filled up to a full chunk."""
     filled = batch + batch[-1:] * (chunk - len(batch))
     valid = np.zeros(chunk, bool)
@@ -33,7 +33,7 @@ def stacked(batch, chunk):
     return np.stack([frame.image for frame, _ in filled]), flows, valid
 
 
-def read_ahead(items, at_most):
+def prefetch(items, at_most):
     """Iterates in a thread that is at most ``at_most`` items ahead; its exceptions come out here."""
     ahead: queue.Queue = queue.Queue(at_most)
     stopped = threading.Event()

@@ -7,7 +7,7 @@ from pathlib import Path
 import flax.linen as nn
 import numpy as np
 
-from uvos_jax.inference.flow.estimators import Method
+from uvos_jax.inference.flow.estimators import FlowEstimator
 from uvos_jax.inference.flow.folder import with_flow
 from uvos_jax.video import Source
 
@@ -16,32 +16,32 @@ _LONG = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
-class References:
+class ReferenceFrames:
     """The frames that ``init_state`` is given.
 
     Attributes:
-      frames: their indices.
+      indices: their indices.
       rule: ``"first frame"`` for models that never want another one; ``"whole video"`` where the model chose from all
         frames; ``"causal"`` where it would have, but the source cannot be looked through before it is segmented.
     """
 
-    frames: tuple[int, ...]
+    indices: tuple[int, ...]
     rule: str
 
 
-def find_references(model: nn.Module, source: Source) -> References:
+def select_reference_frames(model: nn.Module, source: Source) -> ReferenceFrames:
     """Asks a model for its references in a video; counts the frames of a file, if that matters, by decoding them."""
     if tuple(model.reference_frames(_LONG)) == (0,):
-        return References((0,), "first frame")
+        return ReferenceFrames((0,), "first frame")
     if source.live or not source.rereadable:
-        return References(_ints(model.reference_frames(None)), "causal")
+        return ReferenceFrames(_ints(model.reference_frames(None)), "causal")
     # The length that a video file states may be wrong, all others are exact.
     known = source.length if source.kind != "file" else None
     length = known or sum(1 for _ in source)
-    return References(_ints(model.reference_frames(length)), "whole video")
+    return ReferenceFrames(_ints(model.reference_frames(length)), "whole video")
 
 
-def read_references(source: Source, references: References, flow: Method | Path | None = None,
+def read_reference_frames(source: Source, references: ReferenceFrames, flow: FlowEstimator | Path | None = None,
                     ) -> tuple[np.ndarray, np.ndarray | None]:
     """Decodes the references of a source that can be read again.
 
@@ -53,14 +53,14 @@ def read_references(source: Source, references: References, flow: Method | Path 
     Returns:
       ``[r, h, w, 3]`` uint8 in their order, and their flow, float32 ``[r, h', w', 2]`` or None.
     """
-    wanted, found = set(references.frames), {}
+    wanted, found = set(references.indices), {}
     with contextlib.closing(iter(source)) as frames:
         for i, (frame, its_flow) in enumerate(with_flow(frames, flow, False, wanted.__contains__)):
             if i in wanted:
                 found[i] = frame.image, its_flow
             if len(found) == len(wanted):
                 break
-    images, flows = zip(*(found[i] for i in references.frames), strict=True)
+    images, flows = zip(*(found[i] for i in references.indices), strict=True)
     return np.stack(images), None if flow is None else np.stack(flows)
 
 

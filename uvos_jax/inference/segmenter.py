@@ -23,13 +23,14 @@ import numpy as np
 
 from uvos_jax.errors import UserError, nearest_hint
 from uvos_jax.inference.engine import Engine, StepOutput, StreamState
-from uvos_jax.inference.flow.estimators import Method, dis
-from uvos_jax.inference.flow.folder import list_flows, with_flow
-from uvos_jax.inference.instance_pruning import Prune, Pruning, pruning_of, stages
+from uvos_jax.inference.flow.estimators import FlowEstimator, dis_estimator
+from uvos_jax.inference.flow.folder import list_flow_files, with_flow
+from uvos_jax.inference.instance_pruning import InstancePruner, PruneInput, extra_stages, make_pruner
 from uvos_jax.inference.loading import load_flow, load_model
-from uvos_jax.inference.prefetch import chunks, read_ahead, stacked
-from uvos_jax.inference.prompts import AUTO, MOST_OBJECTS, FirstMask, Objects
-from uvos_jax.inference.reference_frames import References, find_references, read_references
+from uvos_jax.inference.object_registry import ObjectRegistry
+from uvos_jax.inference.prefetch import iter_chunks, prefetch, stack_chunk
+from uvos_jax.inference.prompts import AUTO, MAX_OBJECTS, FirstMask
+from uvos_jax.inference.reference_frames import ReferenceFrames, read_reference_frames, select_reference_frames
 from uvos_jax.inference.tracking.engine import TrackingEngine
 from uvos_jax.models import SYSTEMS, build, segments, system
 from uvos_jax.video import Frame, Source, open_source
@@ -78,7 +79,7 @@ class Segmenter:
     """
 
     def __init__(self, name: str, model: nn.Module, variables: dict, *, scales: tuple[float, ...] = (1.0,),
-                 flip: bool = False, flow: Method | Path | None = None):
+                 flip: bool = False, flow: FlowEstimator | Path | None = None):
         scales = tuple(scales) if isinstance(scales, (tuple, list)) else (scales,)
         if not scales or len(set(scales)) < len(scales) or not all(_is_scale(s) for s in scales):
             raise UserError(f"Scales are different numbers from 0.1 to 8, such as 0.75, 1, 1.5; got {list(scales)}.")
@@ -86,14 +87,14 @@ class Segmenter:
         if flow is not None and not wants_flow:
             raise UserError(f"{name} looks at frames alone; leave the flow out.")
         if isinstance(flow, Path):
-            list_flows(flow)
-        if getattr(model, "max_objects", 1) > MOST_OBJECTS:
-            raise UserError(f"{name} follows {MOST_OBJECTS} objects in one run at most; got max_objects={model.max_objects}.")
+            list_flow_files(flow)
+        if getattr(model, "max_objects", 1) > MAX_OBJECTS:
+            raise UserError(f"{name} follows {MAX_OBJECTS} objects in one run at most; got max_objects={model.max_objects}.")
         if hasattr(model, "discover") and (scales != (1,) or flip):
             raise UserError(f"{name} runs once a frame; leave out --scales and --flip.")
         self.name = name
         self.model = model
-        self.flow = dis if flow is None and wants_flow else flow
+        self.flow = dis_estimator if flow is None and wants_flow else flow
         self.variables = jax.device_put(variables)
         self.scales = tuple(float(s) for s in scales)
         self.flip = flip
@@ -117,13 +118,13 @@ class Segmenter:
             return self._engines.setdefault((native_size, soft, None), TrackingEngine(model, native_size, soft))
         # In one step, so that threads which segment videos of one size share what is compiled.
         return self._engines.setdefault((native_size, soft, getattr(model, "max_objects", None), pruned, causal), Engine(
-            model, native_size, self.scales, self.flip, soft, stages(model.variant) if pruned else (), causal))
+            model, native_size, self.scales, self.flip, soft, extra_stages(model.variant) if pruned else (), causal))
 
     def on(self, device: jax.Device) -> "Segmenter":
         """The same segmenter computing on another device; both may be used at the same time, in different threads."""
         other = copy.copy(self)
         other._device, other.variables = device, jax.device_put(self.variables, device)
-        if isinstance(self.flow, Method):
+        if isinstance(self.flow, FlowEstimator):
             other.flow = self.flow.on(device)
         return other
 
@@ -143,7 +144,7 @@ class Segmenter:
             raise UserError(f"A chunk holds a whole number of frames, at least one; got {chunk}.")
         return chunk or (1 if source.live else default_chunk())
 
-    def stream(self, source: Any, *, chunk: int | None = None, first_mask: FirstMask = None, prune: Prune = None
+    def stream(self, source: Any, *, chunk: int | None = None, first_mask: FirstMask = None, prune: PruneInput = None
                ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Segments a video of any length frame by frame, in constant memory.
 
@@ -154,7 +155,7 @@ class Segmenter:
           first_mask: of a model that follows objects, which ones: an array of ids ``[h, w]`` or a file for the first
             frame; a folder of files named as their frames, or a mapping from names or indices of frames to arrays or
             files, for objects that appear later; ``"auto"`` or a segmenter that needs no mask, for what that finds.
-          prune: instances to be taken out of a foreground, a JSON file or what else :class:`Pruning` takes.
+          prune: instances to be taken out of a foreground, a JSON file or what else :class:`InstancePruner` takes.
 
         Yields:
           ``(frame, labels)``: uint8 RGB ``[h, w, 3]`` and uint8 ``[h, w]``, 0 for background, else the objects' ids.
@@ -168,7 +169,7 @@ class Segmenter:
             for answer in answers:
                 yield answer.frame.image, answer.labels
 
-    def segment(self, frames: Any, *, chunk: int | None = None, first_mask: FirstMask = None, prune: Prune = None
+    def segment(self, frames: Any, *, chunk: int | None = None, first_mask: FirstMask = None, prune: PruneInput = None
                 ) -> np.ndarray:
         """Labels of a whole video as one array: ``[t, h, w]`` uint8, from anything that :meth:`stream` takes."""
         labels = [labels for _, labels in self.stream(frames, chunk=chunk, first_mask=first_mask, prune=prune)]
@@ -188,7 +189,7 @@ class Segmenter:
             raise UserError(f"{first_mask.name} needs a first mask itself; models that find an object are"
                             f" {', '.join(_models(follows=False))}.")
 
-    def objects(self, source: Source, first_mask: FirstMask) -> Objects | None:
+    def objects(self, source: Source, first_mask: FirstMask) -> ObjectRegistry | None:
         """What is to be followed through a video, judged (see :meth:`stream`); None of a model that needs no mask.
 
         Raises:
@@ -200,12 +201,12 @@ class Segmenter:
         if isinstance(first_mask, str) and first_mask == AUTO:
             first_mask = load()
         if not isinstance(first_mask, Segmenter):
-            return Objects(first_mask, source)
-        return Objects(None, source, first_mask.on(self.device) if self._device else first_mask)
+            return ObjectRegistry(first_mask, source)
+        return ObjectRegistry(None, source, first_mask.on(self.device) if self._device else first_mask)
 
     def run(self, source: Source, *, chunk: int | None = None, soft: bool = False,
-            references: References | None = None, begin: tuple[int, StreamState] | None = None,
-            first_mask: FirstMask = None, prune: Prune = None, say: Callable[[str], None] = lambda sentence: None
+            references: ReferenceFrames | None = None, begin: tuple[int, StreamState] | None = None,
+            first_mask: FirstMask = None, prune: PruneInput = None, say: Callable[[str], None] = lambda sentence: None
             ) -> Iterator[FrameResult]:
         """As :meth:`stream`, for an opened source and with all that is known about each frame.
 
@@ -220,30 +221,30 @@ class Segmenter:
           begin: where an earlier run with this chunk stopped: the number of frames it answered, a multiple of
             ``chunk``, and the ``carry`` after them. Those frames are handed out with no labels.
           first_mask: see :meth:`stream`; or what :meth:`objects` made of it.
-          prune: likewise; or what ``pruning_of`` made of it.
+          prune: likewise; or what ``make_pruner`` made of it.
           say: called with a sentence about masks and detections, where more objects need more room, and at the end
             about objects that no frame came by.
         """
-        pruning = pruning_of(prune, source, self, say)
+        pruning = make_pruner(prune, source, self, say)
         if pruning is not None:
-            pruning.look()
-        objects = first_mask if isinstance(first_mask, Objects) else self.objects(source, first_mask)
+            pruning.prepare()
+        objects = first_mask if isinstance(first_mask, ObjectRegistry) else self.objects(source, first_mask)
         if objects is not None:
-            objects.look()
+            objects.find_auto_prompt()
             for note in objects.notes:
                 say(note)
         chunk = self.chunk_for(source, chunk)
         done, carry = begin or (0, None)
         carry = jax.device_put(carry, self._device)
         if carry is None:
-            references = references or find_references(self.model, source)
+            references = references or select_reference_frames(self.model, source)
         frames = iter(source)
         index = 0
         # What an earlier run has answered needs no flow any more.
         pairs = with_flow(frames, self.flow, source.live, range(done, sys.maxsize).__contains__)
-        batches = chunks(pairs, chunk)
+        batches = iter_chunks(pairs, chunk)
         if not source.live:
-            batches = read_ahead(batches, 1)
+            batches = prefetch(batches, 1)
         # A live source gets its answer before the next frame is asked for; others keep the device busy meanwhile.
         in_flight = 0 if source.live else 1
         pending: collections.deque = collections.deque()
@@ -255,10 +256,10 @@ class Segmenter:
                     if done > 0:
                         done, index = done - len(batch), index + len(batch)
                         if pruning is not None:
-                            pruning.see([frame for frame, _ in batch])
+                            pruning.select([frame for frame, _ in batch])
                         yield from (FrameResult(frame, None) for frame, _ in batch)
                         continue
-                    images, flows, valid = stacked(batch, chunk)
+                    images, flows, valid = stack_chunk(batch, chunk)
                     causal = source.live and flows is not None
                     engine, labels, given = self._prepare(objects, pruning, index, batch, images, soft, causal, say)
                     if carry is None:
@@ -276,8 +277,8 @@ class Segmenter:
                 yield from _answers(*pending.popleft(), objects)
             if failure is not None:
                 raise failure
-            if objects is not None and objects.missed:
-                say(f"Objects {', '.join(map(str, objects.missed))} were never given: no frame of their masks came by.")
+            if objects is not None and objects.unused_ids:
+                say(f"Objects {', '.join(map(str, objects.unused_ids))} were never given: no frame of their masks came by.")
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -293,15 +294,15 @@ class Segmenter:
                 if hasattr(frames, "close"):
                     frames.close()
 
-    def _prepare(self, objects, pruning: Pruning | None, index, batch, images, soft, causal, say):
+    def _prepare(self, objects, pruning: InstancePruner | None, index, batch, images, soft, causal, say):
         """The engine with room for all objects; what its two functions want to know of them, or of what is pruned."""
         if pruning is not None:
-            keep = pruning.keep([frame for frame, _ in batch], len(images))
+            keep = pruning.keep_mask([frame for frame, _ in batch], len(images))
             return self.engine(images.shape[1:3], soft, pruned=True, causal=causal), (), (None, None, keep)
         if objects is None:
             return self.engine(images.shape[1:3], soft, causal=causal), (), ()
-        places = objects.given(index, [frame for frame, _ in batch], len(images))
-        max_objects, grown = objects.room(self.model.max_objects)
+        places = objects.register(index, [frame for frame, _ in batch], len(images))
+        max_objects, grown = objects.grow_slots(self.model.max_objects)
         if grown:
             say(grown)
         engine = self.engine(images.shape[1:3], soft, max_objects)
@@ -314,8 +315,8 @@ class Segmenter:
     def _reference_arrays(self, source, references, images, flows):
         """What the state is made from; images and flows are those of the first chunk."""
         if references.rule == "whole video":
-            return read_references(source, references, self.flow)
-        first = list(references.frames)
+            return read_reference_frames(source, references, self.flow)
+        first = list(references.indices)
         return images[first], None if flows is None else flows[first]
 
 
@@ -404,7 +405,7 @@ def _answers(batch, decision: StepOutput, carry, objects):
     """One a frame of the batch; what was decided about fill-up frames means nothing."""
     labels = np.array(decision.labels)  # writable
     if objects is not None:
-        labels = objects.lookup[labels]
+        labels = objects.slot_to_id[labels]
     probability, confidence = (None if x is None else np.array(x) for x in (decision.probability, decision.confidence))
     notes = {name: np.array(note) for name, note in (decision.notes or {}).items()}
     for i, frame in enumerate(batch):

@@ -21,7 +21,7 @@ import numpy as np
 from uvos_jax.atomic_io import alone, make_folder, write_atomically
 from uvos_jax.errors import UserError
 from uvos_jax.inference import Segmenter
-from uvos_jax.inference.flow.estimators import cached, dis
+from uvos_jax.inference.flow.estimators import cached_estimator, dis_estimator
 from uvos_jax.interrupts import Interrupted, graceful_stop
 from uvos_jax.models import build, segments
 from uvos_jax.progress import progress
@@ -279,7 +279,7 @@ class _Run:
             size = self.config["validate"].get("size")
             model = parts.model.clone(**({"short_side": size} if size else {}))
             # Flow depends on the videos alone, so a later validation finds it in the files.
-            flow = cached(dis, self.workdir / "flow") if "flow" in model.inputs else None
+            flow = cached_estimator(dis_estimator, self.workdir / "flow") if "flow" in model.inputs else None
             # One segmenter: it compiles once.
             self.segmenter = phase.index, Segmenter(phase.model["name"], model, variables, flow=flow)
         segmenter = self.segmenter[1]

@@ -11,7 +11,7 @@ import numpy as np
 
 from uvos_jax.errors import UserError
 from uvos_jax.inference.flow.folder import with_flow
-from uvos_jax.inference.reference_frames import find_references, read_references
+from uvos_jax.inference.reference_frames import read_reference_frames, select_reference_frames
 from uvos_jax.inference.segmenter import Segmenter
 from uvos_jax.ops.preprocess import preprocess
 from uvos_jax.video import Source, read_mask
@@ -36,8 +36,8 @@ def write(segmenter: Segmenter, source: Source, results: Path, count: int) -> li
     Encodes these frames and the references anew; arguments and result as of ``figures.write_figures``:
     ``features.png``.
     """
-    references = find_references(segmenter.model, source)
-    reference_images, reference_flows = read_references(source, references, segmenter.flow)
+    references = select_reference_frames(segmenter.model, source)
+    reference_images, reference_flows = read_reference_frames(source, references, segmenter.flow)
     wanted = set(np.linspace(0, count - 1, min(count, _SAMPLES)).round().astype(int).tolist())
     rows = []
     with contextlib.closing(iter(source)) as frames:
@@ -52,7 +52,7 @@ def write(segmenter: Segmenter, source: Source, results: Path, count: int) -> li
                       {key: maps.get(f"{stream}_{key}") for key in _COLUMNS})
                      for stream in _STREAMS if f"{stream}_block5" in maps]
     path = results / "debug" / "features.png"
-    _draw(path, rows, f"references: frames {', '.join(map(str, references.frames))}")
+    _draw(path, rows, f"references: frames {', '.join(map(str, references.indices))}")
     return [path]
 
 

@@ -35,7 +35,7 @@ _THREADS = min(4, os.cpu_count() or 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class FlowEstimator:
     """A way to compute flow, called as a function ``(first, second) -> flow`` of ``n`` pairs of frames.
 
     It takes two arrays uint8 ``[n, h, w, 3]`` RGB and returns float32 ``[n, h', w', 2]``, the flow from the first to
@@ -47,20 +47,20 @@ class Method:
       compute: the function.
       batch: pairs that are best computed together.
       place: makes the same method on a device; None where none is used.
-      folder: where flow is kept, see :func:`cached`.
+      folder: where flow is kept, see :func:`cached_estimator`.
     """
 
     name: str
     identity: str
     compute: Callable[[np.ndarray, np.ndarray], np.ndarray] = dataclasses.field(repr=False)
     batch: int = 1
-    place: Callable[[jax.Device], "Method"] | None = dataclasses.field(default=None, repr=False)
+    place: Callable[[jax.Device], "FlowEstimator"] | None = dataclasses.field(default=None, repr=False)
     folder: Path | None = None
 
     def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         return self.compute(first, second)
 
-    def on(self, device: jax.Device) -> "Method":
+    def on(self, device: jax.Device) -> "FlowEstimator":
         """The same method, computing on a device."""
         return self.place(device) if self.place else self
 
@@ -71,7 +71,7 @@ def flow_size(size: tuple[int, int]) -> tuple[int, int]:
     return tuple(max(_LEAST_SIDE, round(side * scale)) for side in size)
 
 
-def make_raft(model: nn.Module, variables: dict, iterations: int = 20, device: jax.Device | None = None) -> Method:
+def raft_estimator(model: nn.Module, variables: dict, iterations: int = 20, device: jax.Device | None = None) -> FlowEstimator:
     """RAFT as a method; compiled once per size of video.
 
     Args:
@@ -108,10 +108,10 @@ def make_raft(model: nn.Module, variables: dict, iterations: int = 20, device: j
 
     identity = (f"RAFT {model.net}, {iterations} iterations, {jnp.dtype(model.dtype).name}, weights"
                 f" {checkpoints.digest(variables)}")
-    return Method("raft", identity, compute, batch, lambda device: make_raft(model, variables, iterations, device))
+    return FlowEstimator("raft", identity, compute, batch, lambda device: raft_estimator(model, variables, iterations, device))
 
 
-def cached(method: Method, folder: str | Path) -> Method:
+def cached_estimator(method: FlowEstimator, folder: str | Path) -> FlowEstimator:
     """The same method, which keeps what it has computed in files; many processes may share the folder.
 
     Args:
@@ -135,11 +135,11 @@ def cached(method: Method, folder: str | Path) -> Method:
                 _write_cached(paths[i], flow)
         return np.stack(flows)
 
-    return dataclasses.replace(method, compute=compute, place=lambda device: cached(method.on(device), folder),
+    return dataclasses.replace(method, compute=compute, place=lambda device: cached_estimator(method.on(device), folder),
                                folder=folder)
 
 
-def between(frames: Iterator[Frame], method: Method, causal: bool,
+def estimate_flow(frames: Iterator[Frame], method: FlowEstimator, causal: bool,
             wanted: Callable[[int], bool] = lambda index: True) -> Iterator[tuple[Frame, np.ndarray | None]]:
     """Pairs every frame of a video with its flow.
 
@@ -159,8 +159,8 @@ def between(frames: Iterator[Frame], method: Method, causal: bool,
     return (_to_frame_before if causal else _to_next_frame)(frames, method, wanted)
 
 
-def direction(causal: bool) -> str:
-    """What :func:`between` does, in words for ``run.json``."""
+def flow_direction(causal: bool) -> str:
+    """What :func:`estimate_flow` does, in words for ``run.json``."""
     if causal:
         return "to the frame before; the first frame's is zero"
     return "to the next frame; the last frame's to the one before"
@@ -248,7 +248,7 @@ def _dis_pair(first, second):
     return _of_thread.dis.calc(*gray, None)
 
 
-dis = Method("dis", "DIS, preset medium", _dis, batch=_THREADS)
+dis_estimator = FlowEstimator("dis", "DIS, preset medium", _dis, batch=_THREADS)
 
 
 def _resized(image, size):

@@ -8,7 +8,7 @@ import numpy as np
 
 from uvos_jax.atomic_io import quoted, reason
 from uvos_jax.errors import UserError
-from uvos_jax.inference.flow.estimators import Method, between, flow_size
+from uvos_jax.inference.flow.estimators import FlowEstimator, estimate_flow, flow_size
 from uvos_jax.video import Frame
 from uvos_jax.video.flow_io import FLOW_SUFFIXES, read_flow, resize_flow
 from uvos_jax.video.image_io import is_image
@@ -16,7 +16,7 @@ from uvos_jax.video.image_io import is_image
 _NAMED = 6  # missing files that are named
 
 
-def list_flows(folder: Path) -> dict[str, Path]:
+def list_flow_files(folder: Path) -> dict[str, Path]:
     """The flow files of a folder, by the name of their frame.
 
     Raises:
@@ -42,26 +42,26 @@ def list_flows(folder: Path) -> dict[str, Path]:
     return found
 
 
-def with_flow(frames: Iterator[Frame], flow: Method | Path | None, causal: bool,
+def with_flow(frames: Iterator[Frame], flow: FlowEstimator | Path | None, causal: bool,
               wanted: Callable[[int], bool] = lambda index: True) -> Iterator[tuple[Frame, np.ndarray | None]]:
-    """As :func:`uvos_jax.inference.flow.estimators.between`, whatever the flow comes from.
+    """As :func:`uvos_jax.inference.flow.estimators.estimate_flow`, whatever the flow comes from.
 
     Args:
       frames: of one video, in order.
       flow: a method, a folder of files, or None: then there is no flow.
-      causal: see ``between``; files are taken as they are.
-      wanted: see ``between``.
+      causal: see ``estimate_flow``; files are taken as they are.
+      wanted: see ``estimate_flow``.
 
     Raises:
       UserError: at the frame whose file is missing, of another shape, or cannot be used.
     """
-    if isinstance(flow, Method):
-        return between(frames, flow, causal, wanted)
+    if isinstance(flow, FlowEstimator):
+        return estimate_flow(frames, flow, causal, wanted)
     return ((frame, None) for frame in frames) if flow is None else _from_folder(frames, flow, wanted)
 
 
 def _from_folder(frames, folder, wanted):
-    flows = list_flows(folder)
+    flows = list_flow_files(folder)
     for index, frame in enumerate(frames):
         if not wanted(index):
             yield frame, None
@@ -71,9 +71,9 @@ def _from_folder(frames, folder, wanted):
         yield frame, _read_fitting(flows[frame.name], frame.image.shape[:2])
 
 
-def check_folder_of_flow(folder: Path, frames: Iterable[Frame]) -> None:
+def check_flow_folder(folder: Path, frames: Iterable[Frame]) -> None:
     """Reads all flow of a video; raises ``UserError`` that names what is missing, or the first file of no use."""
-    flows = list_flows(folder)
+    flows = list_flow_files(folder)
     missing = []
     for frame in frames:
         if frame.name not in flows:
@@ -84,9 +84,9 @@ def check_folder_of_flow(folder: Path, frames: Iterable[Frame]) -> None:
         raise _missing(folder, missing)
 
 
-def folder_identity(folder: Path) -> str:
+def flow_folder_identity(folder: Path) -> str:
     """A text that changes if files are added, removed, renamed, or replaced by others of another length."""
-    text = "\n".join(f"{path.name} {path.stat().st_size}" for path in list_flows(folder).values())
+    text = "\n".join(f"{path.name} {path.stat().st_size}" for path in list_flow_files(folder).values())
     return f"files {hashlib.sha256(text.encode()).hexdigest()}"
 
 

@@ -23,7 +23,7 @@ from uvos_jax.video.streams import public_url
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class BatchItem:
     """One video of many.
 
     Attributes:
@@ -38,15 +38,15 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What became of a task: the content of its ``run.json``, or the sentence that says why there is none."""
+class BatchResult:
+    """What became of a item: the content of its ``run.json``, or the sentence that says why there is none."""
 
-    task: Task
+    item: BatchItem
     run: dict[str, Any] | None = None
     error: str | None = None
 
 
-def assign_folders(sources: Sequence[str], output: str | Path) -> list[Task]:
+def assign_folders(sources: Sequence[str], output: str | Path) -> list[BatchItem]:
     """Gives every video a folder below ``output``, named after it.
 
     Two files of one folder that differ in their ending alone keep it; where two names agree still, the folder that the
@@ -71,15 +71,15 @@ def assign_folders(sources: Sequence[str], output: str | Path) -> list[Task]:
             both = f"'{public_url(sources[other])}' and '{public_url(sources[i])}'"
             raise UserError(f"The results of {both} would both be called '{name}'; segment them one after the other,"
                             " each with an --output of its own.")
-    return [Task(i, source, Path(output, name)) for i, (source, name) in enumerate(zip(sources, names, strict=True), 1)]
+    return [BatchItem(i, source, Path(output, name)) for i, (source, name) in enumerate(zip(sources, names, strict=True), 1)]
 
 
-def check_masks(first_mask: Any, tasks: Sequence[Task]) -> None:
+def check_batch_masks(first_mask: Any, items: Sequence[BatchItem]) -> None:
     """Checks that every video has first masks of its own; those that cannot be used are told with their video.
 
     Args:
       first_mask: what ``Segmenter.run`` takes.
-      tasks: more than one.
+      items: more than one.
 
     Raises:
       UserError: if it is a mask of one video, or a folder without masks of some.
@@ -87,90 +87,90 @@ def check_masks(first_mask: Any, tasks: Sequence[Task]) -> None:
     if not isinstance(first_mask, str) or first_mask == AUTO:
         return
     of_one = not os.path.isdir(first_mask) or list_images(Path(first_mask))
-    _check_each("masks", "a folder of masks", first_mask, of_one, tasks,
+    _check_each("masks", "a folder of masks", first_mask, of_one, items,
                 lambda name: Path(first_mask, name).is_dir() and list_images(Path(first_mask, name)))
 
 
-def check_detections(prune: Any, tasks: Sequence[Task]) -> None:
+def check_batch_detections(prune: Any, items: Sequence[BatchItem]) -> None:
     """Checks that every video has a file of detections of its own; those that cannot be used are told with their video.
 
     Args:
       prune: what ``Segmenter.run`` takes.
-      tasks: more than one.
+      items: more than one.
 
     Raises:
       UserError: if it is a file of one video, or a folder without files of some.
     """
     if not isinstance(prune, str):
         return
-    _check_each("detections", "a JSON file", prune, os.path.isfile(prune), tasks,
+    _check_each("detections", "a JSON file", prune, os.path.isfile(prune), items,
                 lambda name: Path(prune, f"{name}.json").is_file())
 
 
-def segment_many(segmenter: Segmenter, tasks: Sequence[Task], work: Callable[[Segmenter, Task], dict[str, Any]], *,
-                 done: Callable[[Outcome], None] = lambda outcome: None,
-                 devices: Sequence[jax.Device] | None = None) -> list[Outcome]:
+def segment_batch(segmenter: Segmenter, items: Sequence[BatchItem], segment_one: Callable[[Segmenter, BatchItem], dict[str, Any]], *,
+                 on_result: Callable[[BatchResult], None] = lambda result: None,
+                 devices: Sequence[jax.Device] | None = None) -> list[BatchResult]:
     """Segments videos with one set of weights a device, one video a device at a time.
 
     Args:
       segmenter: the model with its weights; what it compiles for a size serves all videos of that size.
-      tasks: the videos.
-      work: segments one of them, with the segmenter it is given, and returns its ``run.json``. It is called in several
+      items: the videos.
+      segment_one: segments one of them, with the segmenter it is given, and returns its ``run.json``. It is called in several
         threads.
-      done: called with what became of each video, by one thread at a time.
+      on_result: called with what became of each video, by one thread at a time.
       devices: to be used; all of this process if not given.
 
     Returns:
-      What became of each video that was begun, in the order of the tasks. A ``UserError`` and what the operating
-      system refuses are outcomes.
+      What became of each video that was begun, in the order of the items. A ``UserError`` and what the operating
+      system refuses are results.
 
     Raises:
-      Interrupted: if ``work`` did; the other videos under way have stopped, too, and no other one was begun.
+      Interrupted: if ``segment_one`` did; the other videos under way have stopped, too, and no other one was begun.
     """
-    devices = (devices or jax.local_devices())[:len(tasks)]
-    waiting, outcomes, stopped = iter(tasks), [], []
+    devices = (devices or jax.local_devices())[:len(items)]
+    waiting, results, stopped = iter(items), [], []
     lock = threading.Lock()
 
     def serve(device):
         mine = segmenter.on(device) if len(devices) > 1 else segmenter
         while not stopped:
             with lock:
-                task = next(waiting, None)
-            if task is None:
+                item = next(waiting, None)
+            if item is None:
                 return
             try:
-                outcome = Outcome(task, work(mine, task))
+                result = BatchResult(item, segment_one(mine, item))
             except Interrupted as error:
                 stopped.append(error)
                 return
             except UserError as error:
-                outcome = Outcome(task, error=str(error))
+                result = BatchResult(item, error=str(error))
             except OSError as error:
                 what = f"'{error.filename}' cannot be used: " if error.filename else ""
-                outcome = Outcome(task, error=f"{what}{reason(error)}.")
+                result = BatchResult(item, error=f"{what}{reason(error)}.")
             with lock:
-                outcomes.append(outcome)
-                done(outcome)
+                results.append(result)
+                on_result(result)
 
     with ThreadPoolExecutor(len(devices), "uvos-device") as pool:
         servants = [pool.submit(serve, device) for device in devices]
     for servant in servants:
         servant.result()
     if stopped:
-        finished = sum(outcome.run is not None for outcome in outcomes)
-        raise Interrupted(stopped[0].number, f"Interrupted. {finished} of {len(tasks)} videos are finished; the same"
+        finished = sum(result.run is not None for result in results)
+        raise Interrupted(stopped[0].number, f"Interrupted. {finished} of {len(items)} videos are finished; the same"
                                              " command with --resume goes on.")
-    return sorted(outcomes, key=lambda outcome: outcome.task.number)
+    return sorted(results, key=lambda result: result.item.number)
 
 
-def _check_each(what, each, path, of_one, tasks, has):
+def _check_each(what, each, path, of_one, items, has):
     """Raises ``UserError`` if what is at a path is of one video, or there is nothing for one of the videos."""
     if of_one:
-        raise UserError(f"The {what} '{path}' are of one video, but {len(tasks)} are given; give a folder that holds"
+        raise UserError(f"The {what} '{path}' are of one video, but {len(items)} are given; give a folder that holds"
                         f" {each} for each of them, called as the video.")
-    missing = [name for name in (_name(task.source) for task in tasks) if not has(name)]
+    missing = [name for name in (_name(item.source) for item in items) if not has(name)]
     if missing:
-        raise UserError(f"'{path}' has no {what} for {len(missing)} of {len(tasks)} videos: {', '.join(missing)}; each"
+        raise UserError(f"'{path}' has no {what} for {len(missing)} of {len(items)} videos: {', '.join(missing)}; each"
                         f" wants {each} that is called as the video.")
 
 

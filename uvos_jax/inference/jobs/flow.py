@@ -18,7 +18,7 @@ import numpy as np
 import uvos_jax
 from uvos_jax.atomic_io import alone, check_folder, make_folder, reason
 from uvos_jax.errors import UserError
-from uvos_jax.inference.flow.estimators import Method, between, direction
+from uvos_jax.inference.flow.estimators import FlowEstimator, estimate_flow, flow_direction
 from uvos_jax.video import Source, write_json
 from uvos_jax.video.flow_io import resize_flow, write_flow, write_flow_picture
 
@@ -45,7 +45,7 @@ def check_flow_output(output: str | Path, overwrite: bool, source: Source) -> Pa
     return output
 
 
-def flow_to_folder(method: Method, source: Source, output: str | Path, *, form: str = "flo", backward: bool = False,
+def flow_to_folder(method: FlowEstimator, source: Source, output: str | Path, *, form: str = "flo", backward: bool = False,
                    overwrite: bool = False, options: dict[str, Any] | None = None,
                    on_frame: Callable[[], None] = lambda: None,
                    stop: Callable[[], int | None] = lambda: None) -> dict[str, Any]:
@@ -71,11 +71,11 @@ def flow_to_folder(method: Method, source: Source, output: str | Path, *, form: 
     output = check_flow_output(output, overwrite, source)
     suffix, write = FORMATS[form]
     started = time.perf_counter()
-    with contextlib.closing(between(iter(source), method, backward)) as pairs:
+    with contextlib.closing(estimate_flow(iter(source), method, backward)) as pairs:
         first = next(pairs)  # nothing of an earlier run is touched before
         size = first[0].image.shape[:2]
         about = {"finished": False, "method": method.identity, "format": form, "size": list(size),
-                 "direction": direction(backward), "source": {"name": source.name, "kind": source.kind},
+                 "direction": flow_direction(backward), "source": {"name": source.name, "kind": source.kind},
                  "versions": {"python": platform.python_version()}
                  | {module.__name__: module.__version__ for module in (uvos_jax, jax, flax, np, cv2)},
                  "options": options or {}}

@@ -23,11 +23,11 @@ import uvos_jax
 from uvos_jax.atomic_io import write_atomically
 from uvos_jax.errors import UserError
 from uvos_jax.inference.engine import StreamState
-from uvos_jax.inference.flow.estimators import Method, direction, flow_size
-from uvos_jax.inference.flow.folder import folder_identity
-from uvos_jax.inference.instance_pruning import Pruning
-from uvos_jax.inference.prompts import ObjectEntry, Objects
-from uvos_jax.inference.reference_frames import References
+from uvos_jax.inference.flow.estimators import FlowEstimator, flow_direction, flow_size
+from uvos_jax.inference.flow.folder import flow_folder_identity
+from uvos_jax.inference.instance_pruning import InstancePruner
+from uvos_jax.inference.object_registry import ObjectEntry, ObjectRegistry
+from uvos_jax.inference.reference_frames import ReferenceFrames
 from uvos_jax.inference.segmenter import Segmenter
 from uvos_jax.models import hyper_parameters
 from uvos_jax.video import Frame, ResultWriter, Source
@@ -44,12 +44,12 @@ _OPTIONS = {"weights_sha256": "weights", "short_side": "size (short_side)", "dty
 
 
 @dataclasses.dataclass(frozen=True)
-class Point:
+class ResumePoint:
     """A moment in a run, behind a full chunk.
 
     Attributes:
       frames: how many were answered, files of all of them on disk.
-      carry: the past after them.
+      state: the past after them.
       references: of the whole run.
       confidences: of these frames, and perhaps of later ones; empty if none were asked for.
       notes: the same of each of the model's notes, as ``FrameResult`` has them.
@@ -57,15 +57,15 @@ class Point:
     """
 
     frames: int
-    carry: StreamState
-    references: References
+    state: StreamState
+    references: ReferenceFrames
     confidences: list[float]
     notes: dict[str, list] = dataclasses.field(default_factory=dict)
-    known: list[ObjectEntry] = dataclasses.field(default_factory=list)
+    objects: list[ObjectEntry] = dataclasses.field(default_factory=list)
 
 
-def facts(segmenter: Segmenter, source: Source, first: Frame, chunk: int, asked: dict[str, Any],
-          outputs: dict[str, Any], objects: Objects | None = None, pruning: Pruning | None = None) -> dict[str, Any]:
+def run_signature(segmenter: Segmenter, source: Source, first: Frame, chunk: int, asked: dict[str, Any],
+          outputs: dict[str, Any], objects: ObjectRegistry | None = None, pruning: InstancePruner | None = None) -> dict[str, Any]:
     """All that must be the same for a run to go on, as JSON values; ``run.json`` has them, too.
 
     Args:
@@ -107,12 +107,12 @@ def facts(segmenter: Segmenter, source: Source, first: Frame, chunk: int, asked:
     return json.loads(json.dumps(described))  # tuples become lists, as they will be when they come from a file
 
 
-def _flow_facts(flow: Method | Path | None, source: Source) -> dict[str, str] | None:
+def _flow_facts(flow: FlowEstimator | Path | None, source: Source) -> dict[str, str] | None:
     if flow is None:
         return None
     if isinstance(flow, Path):
-        return {"method": "files", "identity": folder_identity(flow), "direction": "as in the files"}
-    return {"method": flow.name, "identity": flow.identity, "direction": direction(source.live)}
+        return {"method": "files", "identity": flow_folder_identity(flow), "direction": "as in the files"}
+    return {"method": flow.name, "identity": flow.identity, "direction": flow_direction(source.live)}
 
 
 def differences(known: dict[str, Any], now: dict[str, Any], finished: bool = False) -> list[str]:
@@ -143,7 +143,7 @@ def _unlike(known: Any, now: Any, name: str) -> list[str]:
     return [inner for key, value in now.items() for inner in _unlike(known.get(key), value, key)]
 
 
-def save(folder: Path, point: Point, now: dict[str, Any]) -> None:
+def save(folder: Path, point: ResumePoint, now: dict[str, Any]) -> None:
     """Writes the state of an unfinished run, in one step.
 
     Raises:
@@ -151,10 +151,10 @@ def save(folder: Path, point: Point, now: dict[str, Any]) -> None:
     """
     notes = {name: values[:point.frames] for name, values in point.notes.items()}
     text = json.dumps({"facts": now, "frames": point.frames, "references": dataclasses.asdict(point.references),
-                       "notes": notes, "known": point.known})
+                       "notes": notes, "objects": point.objects})
     arrays = {"text": np.frombuffer(text.encode(), np.uint8),
               "confidences": np.asarray(point.confidences[:point.frames], np.float32)}
-    for i, leaf in enumerate(jax.tree.leaves(point.carry)):
+    for i, leaf in enumerate(jax.tree.leaves(point.state)):
         # As bytes: NumPy's format has no name for bfloat16.
         arrays[f"leaf{i}"] = np.frombuffer(np.asarray(leaf).tobytes(), np.uint8)
     buffer = io.BytesIO()
@@ -162,17 +162,17 @@ def save(folder: Path, point: Point, now: dict[str, Any]) -> None:
     write_atomically(folder / STATE, buffer.getvalue())
 
 
-class Saver:
+class ResumeSaver:
     """Saves where a run can go on: at most once in a while, and when an exception ends the run."""
 
-    def __init__(self, output: Path, facts: dict[str, Any], references: References, every: float, writer: ResultWriter,
-                 objects: Objects | None = None):
+    def __init__(self, output: Path, facts: dict[str, Any], references: ReferenceFrames, every: float, writer: ResultWriter,
+                 objects: ObjectRegistry | None = None):
         self._output, self._facts, self._references, self._objects = output, facts, references, objects
         self._every, self._writer = every, writer
-        self._latest: Point | None = None
+        self._latest: ResumePoint | None = None
         self._next = -float("inf")
 
-    def __enter__(self) -> "Saver":
+    def __enter__(self) -> "ResumeSaver":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -180,10 +180,10 @@ class Saver:
             with contextlib.suppress(UserError):  # that files cannot be written may be what ends the run
                 self._save()
 
-    def after_chunk(self, carry: StreamState, progress: Any) -> None:
+    def after_chunk(self, state: StreamState, progress: Any) -> None:
         """Notes the moment after a full chunk, and saves it if it is time to; ``progress`` is the job's."""
-        self._latest = Point(progress.frames, carry, self._references, progress.confidences, progress.notes,
-                             self._objects.before(progress.frames) if self._objects else [])
+        self._latest = ResumePoint(progress.frames, state, self._references, progress.confidences, progress.notes,
+                             self._objects.entries_before(progress.frames) if self._objects else [])
         if time.monotonic() >= self._next:
             self._save()
 
@@ -199,7 +199,7 @@ class Saver:
         self._next = now + (self._every and max(self._every, 10 * (now - started)))
 
 
-def load(folder: Path, segmenter: Segmenter, first: Frame, now: dict[str, Any]) -> tuple[Point | None, str]:
+def load(folder: Path, segmenter: Segmenter, first: Frame, now: dict[str, Any]) -> tuple[ResumePoint | None, str]:
     """Reads the state of an unfinished run.
 
     Args:
@@ -221,26 +221,26 @@ def load(folder: Path, segmenter: Segmenter, first: Frame, now: dict[str, Any]) 
         differing = differences(text["facts"], now)
         if differing:
             return None, f"it differs in {', '.join(differing)}"
-        references = References(tuple(text["references"]["frames"]), text["references"]["rule"])
+        references = ReferenceFrames(tuple(text["references"]["indices"]), text["references"]["rule"])
         frames, confidences = text["frames"], arrays.pop("confidences").tolist()
         if type(frames) is not int or frames < 1 or len(confidences) not in (0, frames):
             raise ValueError("no number of frames")
         notes = text.get("notes", {})
         if not notes.keys() >= segmenter.model.notes.keys() or any(len(said) != frames for said in notes.values()):
             raise ValueError("other notes")
-        known = [ObjectEntry(*entry) for entry in text.get("known", [])]
-        carry = _carry_of(arrays, segmenter, first, references, now["outputs"]["soft"], now["prune"] is not None)
+        objects = [ObjectEntry(*entry) for entry in text["objects"]]
+        state = _restore_state(arrays, segmenter, first, references, now["outputs"]["soft"], now["prune"] is not None)
     except Exception:
         return None, "its state is damaged"
     if len(list((folder / "masks").glob("*.png"))) < frames:
         return None, "some of its masks are gone"
-    return Point(frames, carry, references, confidences, notes, known), ""
+    return ResumePoint(frames, state, references, confidences, notes, objects), ""
 
 
-def _carry_of(arrays, segmenter, first, references, soft, pruned):
+def _restore_state(arrays, segmenter, first, references, soft, pruned):
     """The stored bytes in the form that the model gives to its state."""
     image = first.image
-    count = len(references.frames)
+    count = len(references.indices)
     shape = jax.ShapeDtypeStruct((count, *image.shape), image.dtype)
     flow = segmenter.flow and jax.ShapeDtypeStruct((count, *flow_size(image.shape[:2]), 2), np.float32)
     engine = segmenter.engine(image.shape[:2], soft, pruned=pruned)

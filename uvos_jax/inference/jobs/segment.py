@@ -18,12 +18,12 @@ import cv2
 
 from uvos_jax.atomic_io import alone, check_folder, make_folder, partial_of, quoted, reason
 from uvos_jax.errors import UserError
-from uvos_jax.inference.flow.estimators import Method
-from uvos_jax.inference.flow.folder import check_folder_of_flow
-from uvos_jax.inference.instance_pruning import Prune, pruning_of, stages
+from uvos_jax.inference.flow.estimators import FlowEstimator
+from uvos_jax.inference.flow.folder import check_flow_folder
+from uvos_jax.inference.instance_pruning import PruneInput, extra_stages, make_pruner
 from uvos_jax.inference.jobs import resume as resuming
 from uvos_jax.inference.prompts import FirstMask
-from uvos_jax.inference.reference_frames import References, find_references
+from uvos_jax.inference.reference_frames import ReferenceFrames, select_reference_frames
 from uvos_jax.inference.segmenter import FrameResult, Segmenter
 from uvos_jax.interrupts import Interrupted
 from uvos_jax.video import Frame, OutputOptions, ResultWriter, Source, read_mask, write_json
@@ -80,7 +80,7 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
                       overwrite: bool = False, resume: bool = False, options: dict[str, Any] | None = None,
                       on_frame: Callable[[], None] = lambda: None,
                       outputs: OutputOptions = OutputOptions(), first_mask: FirstMask = None,
-                      prune: Prune = None, say: Callable[[str], None] = lambda sentence: None,
+                      prune: PruneInput = None, say: Callable[[str], None] = lambda sentence: None,
                       stop: Callable[[], int | None] = lambda: None, save_every: float = 1.0) -> dict[str, Any]:
     """Segments a video into a folder.
 
@@ -116,36 +116,36 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
     if resume and not source.rereadable:
         raise UserError(f"--resume reads the video once more, which {_kind(source)} does not allow; leave it out.")
     output = check_output(output, overwrite, source, resume)
-    objects, pruning = segmenter.objects(source, first_mask), pruning_of(prune, source, segmenter, say)
+    objects, pruning = segmenter.objects(source, first_mask), make_pruner(prune, source, segmenter, say)
     chunk = segmenter.chunk_for(source, chunk)
     options = options or {}
     started, progress = time.perf_counter(), _Progress(None if outputs.json else {*segmenter.model.notes, *TOLD})
     if isinstance(segmenter.flow, Path) and source.rereadable:
-        check_folder_of_flow(segmenter.flow, source)
+        check_flow_folder(segmenter.flow, source)
     with _own(output):
         check_output(output, overwrite, source, resume)  # once more, now that nobody else can write
 
         def facts_from(first: Frame) -> dict[str, Any]:
             asked = {name: options.get(name) for name in ("start", "end", "every")}
-            return resuming.facts(segmenter, source, first, chunk, asked, dataclasses.asdict(outputs), objects, pruning)
+            return resuming.run_signature(segmenter, source, first, chunk, asked, dataclasses.asdict(outputs), objects, pruning)
 
         point = None
         if resume and (output / "run.json").exists():
             finished, point = _earlier(segmenter, source, output, facts_from, overwrite, say)
             if finished:
                 return finished
-        references = point.references if point else find_references(segmenter.model, source)
+        references = point.references if point else select_reference_frames(segmenter.model, source)
         if objects and point:
-            objects.known = point.known
+            objects.entries = point.objects
         writer = ResultWriter(output, source.fps, outputs, palette=objects and objects.palette)
         try:
             with contextlib.closing(segmenter.run(source, chunk=chunk, soft=outputs.soft, references=references,
-                                                  begin=(point.frames, point.carry) if point else None,
+                                                  begin=(point.frames, point.state) if point else None,
                                                   first_mask=objects, prune=pruning, say=say)) as answers:
                 first = next(answers)  # nothing of an earlier run is touched before
                 facts = facts_from(first.frame)
                 _begin(output, keep=point is not None)
-                with writer, resuming.Saver(output, facts, references, save_every, writer, objects) as state:
+                with writer, resuming.ResumeSaver(output, facts, references, save_every, writer, objects) as state:
                     for answer in chain([first], answers):
                         if answer.labels is None:
                             _add_from_disk(writer, output, answer.frame, progress, point)
@@ -180,13 +180,13 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
                "options": options}
         run["source"]["frames"] = progress.frames
         if objects:
-            run["objects"] = [{"id": known.id, "frame": known.frame} for known in objects.known]
+            run["objects"] = [{"id": entry.id, "frame": entry.frame} for entry in objects.entries]
         if pruning:
-            run["postprocess"][:0] = ["prune", *stages(segmenter.model.variant)]
-            run["pruned"] = {"instances": pruning.instances, "frames": pruning.frames}
-            if pruning.missed:
-                say(pruning.missed)
-        if progress.frames == 1 and isinstance(segmenter.flow, Method):
+            run["postprocess"][:0] = ["prune", *extra_stages(segmenter.model.variant)]
+            run["pruned"] = {"instances": pruning.removed_instances, "frames": pruning.pruned_frames}
+            if pruning.unused_note:
+                say(pruning.unused_note)
+        if progress.frames == 1 and isinstance(segmenter.flow, FlowEstimator):
             run["zero_flow"] = True
             say(f"'{source.name}' has one frame, so that nothing is known of motion: its flow is zero.")
         for name, sentence in segmenter.model.notes.items():
@@ -336,13 +336,13 @@ def _kind(source: Source) -> str:
     return {"camera": "a camera", "stream": "a stream", "stdin": "standard input"}.get(source.kind, "an iterator")
 
 
-def _description(segmenter: Segmenter, first: Frame, references: References) -> dict[str, Any]:
+def _description(segmenter: Segmenter, first: Frame, references: ReferenceFrames) -> dict[str, Any]:
     model, native_size = segmenter.model, first.image.shape[:2]
     packaged = recognized(segmenter.weights_digest)
     return {
         "weights": {"in_the_package": packaged, "license": about(packaged)["license"]} if packaged else None,
         "network_sizes": [list(model.frame_size(native_size, scale)) for scale in segmenter.scales],
-        "reference_frames": list(references.frames),
+        "reference_frames": list(references.indices),
         "references": references.rule,
         **({"flow_cache": str(segmenter.flow.folder)} if getattr(segmenter.flow, "folder", None) else {}),
         "postprocess": list(model.postprocess),

@@ -13,7 +13,7 @@ import numpy as np
 
 from uvos_jax.errors import UserError
 from uvos_jax.inference.jobs.segment import segment_to_folder
-from uvos_jax.inference.profiling.components import frame_flops, made_up_mask
+from uvos_jax.inference.profiling.components import frame_flops, synthetic_mask
 from uvos_jax.inference.profiling.flops import count_flops
 from uvos_jax.inference.segmenter import Segmenter, default_chunk
 from uvos_jax.video import open_source
@@ -76,7 +76,7 @@ def benchmark(segmenter: Segmenter, native_size: tuple[int, int], *, chunk: int 
     """
     chunk = chunk or default_chunk()
     follows = segmenter.model.follows
-    mask = made_up_mask(native_size, objects) if follows else None
+    mask = synthetic_mask(native_size, objects) if follows else None
     engine = segmenter.engine(native_size, max_objects=max(segmenter.model.max_objects, objects) if follows else None)
     method = segmenter.flow
     if isinstance(method, Path):

@@ -49,7 +49,7 @@ class _Form:
         return self.times * count_flops(self.counted or self.function, *self.arguments)
 
 
-def time_parts(segmenter: Segmenter, native_size: tuple[int, int], objects: int = 1) -> list[Part]:
+def time_components(segmenter: Segmenter, native_size: tuple[int, int], objects: int = 1) -> list[Part]:
     """Times the parts of a model on one made-up frame, in one view.
 
     The parts take turns, so that a machine whose speed drifts slows all of them down.
@@ -67,9 +67,9 @@ def time_parts(segmenter: Segmenter, native_size: tuple[int, int], objects: int 
     if segmenter.flip or segmenter.scales != (1.0,):
         raise UserError("Parts are timed in one view of each frame; leave out --scales and --flip.")
     finds = hasattr(segmenter.model, "discover")
-    forms = _forms(segmenter, native_size, objects)
+    forms = _components(segmenter, native_size, objects)
     if not finds:
-        forms["whole frame"] = _whole(segmenter, native_size, objects)
+        forms["whole frame"] = _whole_frame(segmenter, native_size, objects)
     seconds = {name: [] for name in forms}
     for form in forms.values():
         jax.block_until_ready(form.function(*form.arguments))
@@ -90,13 +90,13 @@ def time_parts(segmenter: Segmenter, native_size: tuple[int, int], objects: int 
 
 
 def frame_flops(segmenter: Segmenter, native_size: tuple[int, int], objects: int = 1) -> int:
-    """Floating point operations of a frame in all views; arguments as of :func:`time_parts`."""
+    """Floating point operations of a frame in all views; arguments as of :func:`time_components`."""
     copies = 2 if segmenter.flip else 1
     return copies * sum(form.flops for scale in segmenter.scales
-                        for form in _forms(segmenter, native_size, objects, scale, only_shapes=True).values())
+                        for form in _components(segmenter, native_size, objects, scale, only_shapes=True).values())
 
 
-def made_up_mask(native_size: tuple[int, int], objects: int) -> np.ndarray:
+def synthetic_mask(native_size: tuple[int, int], objects: int) -> np.ndarray:
     """``[h, w]`` uint8: objects 1 to ``objects`` side by side, on half of the picture."""
     height, width = native_size
     labels = np.zeros(native_size, np.uint8)
@@ -104,7 +104,7 @@ def made_up_mask(native_size: tuple[int, int], objects: int) -> np.ndarray:
     return labels
 
 
-def _forms(segmenter, native_size, objects, scale=1.0, only_shapes=False) -> dict[str, _Form]:
+def _components(segmenter, native_size, objects, scale=1.0, only_shapes=False) -> dict[str, _Form]:
     """Every part by its name; with ``only_shapes`` nothing is computed."""
     model, variables = segmenter.model, segmenter.variables
     if hasattr(model, "discover"):
@@ -112,7 +112,7 @@ def _forms(segmenter, native_size, objects, scale=1.0, only_shapes=False) -> dic
     size, labels, max_objects = model.frame_size(native_size, scale), None, 1
     if model.follows:
         max_objects = max(model.max_objects, objects)
-        model, labels = model.clone(max_objects=max_objects), jnp.asarray(made_up_mask(native_size, objects)[None], jnp.int32)
+        model, labels = model.clone(max_objects=max_objects), jnp.asarray(synthetic_mask(native_size, objects)[None], jnp.int32)
 
     def call(method, *static):
         return jax.jit(lambda variables, *arguments: model.apply(variables, *arguments, *static, method=method))
@@ -148,14 +148,14 @@ def _zeros(function, *arguments):
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *arguments))
 
 
-def _whole(segmenter, native_size, objects):
+def _whole_frame(segmenter, native_size, objects):
     """The engine's step, one frame at a time."""
     model = segmenter.model
     engine = segmenter.engine(native_size, max_objects=max(model.max_objects, objects) if model.follows else None)
     frames = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, *native_size, 3), np.uint8))
     flow = jnp.zeros((1, *native_size, 2)) if "flow" in model.inputs else None
     first = np.zeros(len(model.reference_frames(2)), int)
-    given = [jnp.asarray(made_up_mask(native_size, objects)[None])] if model.follows else []
+    given = [jnp.asarray(synthetic_mask(native_size, objects)[None])] if model.follows else []
     carry = engine.start(segmenter.variables, frames[first], None if flow is None else flow[first], *given)
     return _Form(engine.step, (segmenter.variables, carry, frames, jnp.ones(1, bool), flow))
 
@@ -211,7 +211,7 @@ def _dtnet(engine, variables, objects) -> dict[str, _Form]:
     targets, discovery = zeros(state.targets), zeros(state.discovery)
     due = jnp.arange(model.max_tracks) < objects
     targets = targets.replace(alive=due)
-    places = jnp.asarray(made_up_mask(engine.size, objects))
+    places = jnp.asarray(synthetic_mask(engine.size, objects))
     one = np.zeros(1, np.int32), np.ones(1, bool)
 
     def embed(variables, *_):  # of as many crops as are looked at: a loop of unknown length hides them
