@@ -13,7 +13,7 @@ from tests.helpers.prompted_model import SIZE, Bright, bright, following
 from tests.helpers.recurrent_model import contents, noise, remembering, save_frames
 from uvos_jax import UserError
 from uvos_jax.inference import Segmenter
-from uvos_jax.inference.instance_pruning import InstancePruner, iou, official_rule, paper_rule
+from uvos_jax.inference.instance_pruning import InstancePruner, VideoInstances, iou, official_rule, paper_rule
 from uvos_jax.inference.jobs import resume
 from uvos_jax.inference.jobs.segment import segment_to_folder
 from uvos_jax.video import ClipOptions, OutputOptions, open_source
@@ -28,7 +28,7 @@ def instances(frames, length=None):
     """``frames`` lists ``(x0, y0, x1, y1, category)`` of each."""
     told = np.array(list(itertools.chain(*frames)), float).reshape(-1, 5)
     starts = np.cumsum([0, *map(len, frames)])
-    return Instances(told[:, :4], told[:, 4].astype(int), starts, length or len(frames))
+    return VideoInstances(told[:, :4], told[:, 4].astype(int), starts, length or len(frames))
 
 
 def golden_frames():

@@ -38,10 +38,10 @@ from uvos_jax.data.examples.sampling import (
     EXAMPLE,
     RECIPES,
     SIZE,
-    alternating_part,
     choose_videos,
     generator,
     item_of,
+    alternating_part,
     part_of,
 )
 from uvos_jax.data.storage.store import VOID
