@@ -13,7 +13,6 @@ from uvos_jax import UserError
 from uvos_jax.atomic_io import alone, cannot_write
 from uvos_jax.inference.debug_figures import check_figures, write_figures
 from uvos_jax.inference.debug_figures.adnet import match, spread_points
-from uvos_jax.inference.debug_figures import check_figures, write_figures
 from uvos_jax.inference.jobs.segment import check_output, segment_to_folder
 from uvos_jax.interrupts import Interrupted
 from uvos_jax.video import ClipOptions, OutputOptions, VideoWriter, list_sources, open_source, read_mask
