@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from uvos_jax.models import SYSTEMS, System
-from uvos_jax.nn.layers import BatchNorm, Conv
+from uvos_jax.nn.layers import BatchNorm, Conv, Policy
 from uvos_jax.ops.losses import binary_cross_entropy
 from uvos_jax.ops.preprocess import Preprocess, preprocess
 
@@ -31,7 +31,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        return nn.relu(BatchNorm(axis_name=self.axis_name, name="bn")(Conv(4, name="conv")(x), train))
+        return nn.relu(BatchNorm(policy=Policy(axis_name=self.axis_name), name="bn")(Conv(4, name="conv")(x), train))
 
 
 class Tiny(nn.Module):

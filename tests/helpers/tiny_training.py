@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.helpers.paths import REPOSITORY
-from uvos_jax.nn.layers import BatchNorm, Conv
+from uvos_jax.nn.layers import BatchNorm, Conv, Policy
 from uvos_jax.ops.losses import binary_cross_entropy
 from uvos_jax.training import optimizers
 from uvos_jax.training.launchers import Launcher
@@ -37,7 +37,7 @@ class TinyNet(nn.Module):
     @nn.compact
     def __call__(self, batch, train=False):
         x = Conv(6, stride=2, dtype=self.dtype, name="conv1")(batch["frame"])
-        x = nn.relu(BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="bn1")(x, train))
+        x = nn.relu(BatchNorm(policy=Policy(self.dtype, self.axis_name), name="bn1")(x, train))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return {"logits": Conv(1, 1, use_bias=True, dtype=self.dtype, name="conv2")(x)}, {}
 

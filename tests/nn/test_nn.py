@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from uvos_jax.nn.aspp import ASPP
-from uvos_jax.nn.layers import BatchNorm, Conv, GroupNorm, leaky_relu
+from uvos_jax.nn.layers import BatchNorm, Conv, GroupNorm, Policy, leaky_relu
 from uvos_jax.nn.resnet import ResNet
 from uvos_jax.nn.vgg import VGG16
 from uvos_jax.ops.conv import conv2d
@@ -69,7 +69,7 @@ def test_batch_norm_initializes_to_neutral_statistics_even_in_training():
 
 def test_batch_norm_of_bfloat16_keeps_float32_statistics():
     x = jnp.asarray(_noise(2, 8, 8, 3) + 3, jnp.bfloat16)
-    y, new = BatchNorm(dtype=jnp.bfloat16).apply(_norm_variables(), x, True, mutable="batch_stats")
+    y, new = BatchNorm(policy=Policy(jnp.bfloat16)).apply(_norm_variables(), x, True, mutable="batch_stats")
     assert y.dtype == jnp.bfloat16
     assert new["batch_stats"]["mean"].dtype == jnp.float32
     exact = 0.9 * _norm_variables()["batch_stats"]["mean"] + 0.1 * np.asarray(x, np.float64).mean((0, 1, 2))
@@ -88,7 +88,7 @@ def test_batch_norm_shares_statistics_over_a_mapped_axis():
 
     def mapped(x):
         def part(x):
-            return BatchNorm(axis_name="parts").apply(variables, x, True, mutable="batch_stats")
+            return BatchNorm(policy=Policy(axis_name="parts")).apply(variables, x, True, mutable="batch_stats")
 
         y, new = jax.vmap(part, axis_name="parts")(x)
         return (y * seed).sum(), (y, new)
@@ -237,21 +237,21 @@ def test_aspp_projects_its_branches_in_published_order():
     model = ASPP(3, (12, 24), leaky_relu)
     out, seen, variables = _run(model, _noise(1, 14, 27, 4))
     branches = [
-        leaky_relu(seen[f"{name}_bn"]["__call__"][0]) for name in ("branch0", "branch1", "branch2", "pool")
+        leaky_relu(seen[name]["bn"]["__call__"][0]) for name in ("branch0", "branch1", "branch2", "pool")
     ]
     assert branches[3].shape == (1, 1, 1, 3)
     x = np.concatenate([np.broadcast_to(b, (1, 14, 27, 3)) for b in branches], -1)
-    np.testing.assert_allclose(x @ variables["params"]["project_conv"]["kernel"][0, 0],
-                               seen["project_conv"]["__call__"][0], atol=1e-5)
-    np.testing.assert_array_equal(out, leaky_relu(seen["project_bn"]["__call__"][0]))
+    np.testing.assert_allclose(x @ variables["params"]["project"]["conv"]["kernel"][0, 0],
+                               seen["project"]["conv"]["__call__"][0], atol=1e-5)
+    np.testing.assert_array_equal(out, leaky_relu(seen["project"]["bn"]["__call__"][0]))
 
 
 def test_aspp_image_pooling_is_the_same_everywhere_and_sees_everything():
     model, x = ASPP(2, (12,), leaky_relu), _noise(2, 5, 6, 4)
     _, _, variables = _run(model, x)
-    kernel = np.zeros_like(variables["params"]["project_conv"]["kernel"])
+    kernel = np.zeros_like(variables["params"]["project"]["conv"]["kernel"])
     kernel[0, 0, 4:] = np.eye(2)  # let only the pooled branch through
-    variables["params"]["project_conv"]["kernel"] = kernel
+    variables["params"]["project"]["conv"]["kernel"] = kernel
     out = np.asarray(model.apply(variables, x))
     np.testing.assert_allclose(out, np.broadcast_to(out[:, :1, :1], out.shape), atol=1e-6)
     shuffled = x.reshape(2, 30, 4)[:, _rng(5).permutation(30)].reshape(x.shape)

@@ -113,7 +113,7 @@ def test_the_published_checkpoint_converts_whole(golden):
     np.testing.assert_array_equal(block["conv2"]["kernel"][2, 0],
                                   theirs["features.layer3.22.conv2.weight"][:, :, 2, 0].T)
     np.testing.assert_array_equal(ours["params"]["embed"]["bias"], theirs["features.head.1.bias"])
-    np.testing.assert_array_equal(ours["batch_stats"]["aspp"]["pool_bn"]["var"],
+    np.testing.assert_array_equal(ours["batch_stats"]["aspp"]["pool"]["bn"]["var"],
                                   theirs["features.head.0.image_pooling.2.running_var"])
 
 

@@ -1,1 +1,1 @@
-"""Flax (Linen) blocks that several models share. Parameter names follow Flax; layouts are NHWC and HWIO."""
+"""Flax Linen blocks shared by the models. Parameter names follow Flax; arrays are NHWC, kernels HWIO."""

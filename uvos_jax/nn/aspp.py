@@ -6,24 +6,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from uvos_jax.nn.layers import BatchNorm, Conv
+from uvos_jax.nn.layers import ConvNorm, Policy
 from uvos_jax.ops.pooling import global_average_pool
 
 
 class ASPP(nn.Module):
-    """A 1x1 branch, dilated 3x3 branches and image pooling, concatenated and, in most networks, projected by a 1x1.
+    """A 1x1 branch, dilated 3x3 branches and image pooling, concatenated and usually projected by a 1x1 convolution.
 
-    Branch ``i`` is ``branch{i}_conv``, ``branch{i}_bn``; image pooling is ``pool_*``, the projection ``project_*``.
+    Submodules: ``branch0`` (1x1), ``branch1`` and up (dilated 3x3), ``pool``, ``project``, each a ``ConvNorm``.
 
     Attributes:
-      features: channels of every branch and of the result.
-      dilations: of the 3x3 branches.
-      activation: after every normalization.
-      use_bias: whether the convolutions have a bias, as some published ones do.
-      project: False returns the branches as they lie side by side, ``len(dilations) + 2`` times ``features`` channels.
-      pool_first: whether image pooling comes before the other branches in the channels.
-      axis_name: see ``BatchNorm``.
-      dtype: type of the computation.
+        features: Channels of every branch and of the result.
+        dilations: Dilations of the 3x3 branches, in pixels.
+        activation: Applied after every normalization.
+        use_bias: Whether the convolutions have a bias, as in some published checkpoints.
+        project: Whether to project the branches; otherwise the result is their concatenation, of
+            ``(len(dilations) + 2) * features`` channels.
+        pool_first: Whether image pooling precedes the other branches in the concatenation.
+        policy: See ``Policy``.
     """
 
     features: int
@@ -32,21 +32,19 @@ class ASPP(nn.Module):
     use_bias: bool = False
     project: bool = True
     pool_first: bool = False
-    axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    policy: Policy = Policy()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """``[b, h, w, c] -> [b, h, w, features]``, or more channels without ``project``."""
-        def unit(x, name, **kwargs):
-            x = Conv(self.features, use_bias=self.use_bias, dtype=self.dtype, name=f"{name}_conv", **kwargs)(x)
-            x = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=f"{name}_bn")(x, train)
-            return self.activation(x)
+        def unit(name, kernel, dilation=1):
+            return ConvNorm(self.features, kernel, dilation=dilation, use_bias=self.use_bias,
+                            activation=self.activation, policy=self.policy, name=name)
 
-        branches = [unit(x, "branch0", kernel=1)]
-        branches += [unit(x, f"branch{i}", dilation=d) for i, d in enumerate(self.dilations, 1)]
-        # One pixel, resized to the map by any rule, is that pixel everywhere.
-        pooled = unit(global_average_pool(x), "pool", kernel=1)
+        branches = [unit("branch0", 1)(x, train)]
+        branches += [unit(f"branch{i}", 3, dilation)(x, train) for i, dilation in enumerate(self.dilations, 1)]
+        # The pooled map is a single pixel; every resizing rule would broadcast it.
+        pooled = unit("pool", 1)(global_average_pool(x), train)
         branches.insert(0 if self.pool_first else len(branches), jnp.broadcast_to(pooled, branches[0].shape))
         x = jnp.concatenate(branches, -1)
-        return unit(x, "project", kernel=1) if self.project else x
+        return unit("project", 1)(x, train) if self.project else x

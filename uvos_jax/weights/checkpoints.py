@@ -112,16 +112,23 @@ def load(directory: str | Path, **overrides) -> tuple[str, nn.Module, dict]:
     try:
         # NumPy targets: restored on whatever devices this process has, not on those that saved it.
         target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), expected_variables(model))
-        target = compatibility.variables_of_0_1(name, target) if old else target
         with checkpointer() as reader:
-            variables = reader.restore(directory / "weights", target)
+            stored = _stored_shapes(reader, directory / "weights") if old else target
+            variables = reader.restore(directory / "weights", stored)
     except Exception as error:  # Orbax raises many kinds for a missing, torn or ill-fitting tree
         raise ill_fitting from error
+    intact = meta.get("sha256") == digest(variables)  # computed over the stored names
+    variables = compatibility.current_variables(name, variables) if old else variables
     # Orbax restores the stored shapes without a word where they differ from the asked ones.
-    shapes = [jax.tree.map(np.shape, tree) for tree in (variables, target)]
-    if shapes[0] != shapes[1] or meta.get("sha256") != digest(variables):
+    if not intact or jax.tree.map(np.shape, variables) != jax.tree.map(np.shape, target):
         raise ill_fitting
-    return name, model, compatibility.current_variables(name, variables) if old else variables
+    return name, model, variables
+
+
+def _stored_shapes(reader, path):
+    """Returns a tree of zeros with the names and shapes of a stored tree, to restore it into."""
+    tree = reader.metadata(path).item_metadata.tree
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
 
 
 def rebuild(name: str, hyper: dict, overrides: dict, what: str) -> nn.Module:

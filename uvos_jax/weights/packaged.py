@@ -55,9 +55,8 @@ def load_packaged(weights: str = DEFAULT, **overrides) -> tuple[str, nn.Module, 
     meta, arrays = _read(weights)
     name, model = meta["model"], checkpoints.rebuild(meta["model"], meta["hyper_parameters"], overrides,
                                                      "the packaged weights")
-    variables = unflatten_dict({key: value.astype(np.float32) for key, value in arrays.items()}, sep="/")
-    expected = jax.tree.map(lambda leaf: leaf.shape, expected_variables(model))
-    if jax.tree.map(np.shape, variables) != expected or checkpoints.digest(variables) != meta["sha256"]:
+    variables = _variables(meta, arrays)
+    if jax.tree.map(np.shape, variables) != jax.tree.map(np.shape, expected_variables(model)):
         raise _damaged()
     return name, model, variables
 
@@ -79,9 +78,26 @@ def recognized(sha256: str) -> str | None:
     """The name of the weights in the package that have this digest; None if there are none."""
     for name in packaged_names():
         with contextlib.suppress(UserError):  # a damaged file is no matter to who has weights of their own
-            if about(name)["sha256"] == sha256:
+            if sha256 in (about(name)["sha256"], _current_digest(name)):
                 return name
     return None
+
+
+def _current_digest(weights):
+    """Returns the digest of packaged weights under current names, or None where the header's is that already."""
+    if not compatibility.is_from_0_1(about(weights)):
+        return None
+    return checkpoints.digest(_variables(*_read(weights)))
+
+
+def _variables(meta, arrays):
+    """Returns float32 variables under current names; raises ``UserError`` unless the stored digest is theirs."""
+    variables = unflatten_dict({key: value.astype(np.float32) for key, value in arrays.items()}, sep="/")
+    if checkpoints.digest(variables) != meta["sha256"]:  # computed over the stored names
+        raise _damaged()
+    if compatibility.is_from_0_1(meta):
+        variables = compatibility.current_variables(meta["model"], variables)
+    return variables
 
 
 def pack(directory: str | Path, file: str | Path, *, origin: str, license: str, scores: dict[str, Any]) -> None:

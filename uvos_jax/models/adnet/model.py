@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from uvos_jax.nn import resnet
 from uvos_jax.nn.aspp import ASPP
-from uvos_jax.nn.layers import BatchNorm, Conv, leaky_relu, torch_default
+from uvos_jax.nn.layers import BatchNorm, Conv, Policy, leaky_relu, torch_default
 from uvos_jax.ops.attention import tiled_attention
 from uvos_jax.ops.losses import binary_cross_entropy
 from uvos_jax.ops.preprocess import Preprocess, preprocess
@@ -90,20 +90,20 @@ class ADNet(nn.Module):
     PREPROCESS = Preprocess("BGR", 1.0, (104.00698793, 116.66876762, 122.67891434), (1.0, 1.0, 1.0))
 
     def setup(self):
-        norm = {"axis_name": self.axis_name, "dtype": self.dtype}
+        policy = Policy(self.dtype, self.axis_name)
         channels = 1 if self.net == "base" else self.embedding
         self.backbone = resnet.ResNet(
             self.depths, self.width, self.deep_stem, ceil_pool=True, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4),
-            multi_grid=(1, 2, 4), remat=self.remat, **norm)
-        self.aspp = ASPP(self.aspp_features, (12, 24, 36), leaky_relu, **norm)
+            multi_grid=(1, 2, 4), remat=self.remat, policy=policy)
+        self.aspp = ASPP(self.aspp_features, (12, 24, 36), leaky_relu, policy=policy)
         head = {"use_bias": True, "dtype": self.dtype, "kernel_init": torch_default}
         self.embed = Conv(channels, 1, **head)
         self.aux_conv = Conv(self.aspp_features, dtype=self.dtype)
-        self.aux_bn = BatchNorm(**norm)
+        self.aux_bn = BatchNorm(policy=policy)
         self.aux_embed = Conv(channels, 1, **head)
         if self.net != "base":
             self.cls_conv1 = Conv(self.hidden, 1, **head)
-            self.cls_bn = BatchNorm(**norm)
+            self.cls_bn = BatchNorm(policy=policy)
             self.cls_conv2 = Conv(1, 1, **head)
         self.drop = nn.Dropout(self.dropout, broadcast_dims=(1, 2))
 
@@ -303,12 +303,12 @@ def torch_rules(model: ADNet) -> tuple[tuple[str, str, str], ...]:
     """Name rules for the published checkpoints: ``ad`` (577 keys), ``inter``, ``intra``, ``concat``, ``base``."""
     prefix = "" if model.net == "base" else "features."
     aspp = (
-        *((rf"aspp/branch{i}_conv", rf"{prefix}head.0.conv{i + 1}.0", "conv") for i in range(4)),
-        *((rf"aspp/branch{i}_bn", rf"{prefix}head.0.conv{i + 1}.1", "abn") for i in range(4)),
-        ("aspp/pool_conv", f"{prefix}head.0.image_pooling.1", "conv"),
-        ("aspp/pool_bn", f"{prefix}head.0.image_pooling.2", "abn"),
-        ("aspp/project_conv", f"{prefix}head.0.conv_bn_dropout.0", "conv"),
-        ("aspp/project_bn", f"{prefix}head.0.conv_bn_dropout.1", "abn"),
+        *((rf"aspp/branch{i}/conv", rf"{prefix}head.0.conv{i + 1}.0", "conv") for i in range(4)),
+        *((rf"aspp/branch{i}/bn", rf"{prefix}head.0.conv{i + 1}.1", "abn") for i in range(4)),
+        ("aspp/pool/conv", f"{prefix}head.0.image_pooling.1", "conv"),
+        ("aspp/pool/bn", f"{prefix}head.0.image_pooling.2", "abn"),
+        ("aspp/project/conv", f"{prefix}head.0.conv_bn_dropout.0", "conv"),
+        ("aspp/project/bn", f"{prefix}head.0.conv_bn_dropout.1", "abn"),
     )
     heads = (
         ("embed", f"{prefix}head.1", "conv"),

@@ -26,7 +26,7 @@ from jax import lax
 from uvos_jax.models.cfbi import official as cfbi_official
 from uvos_jax.models.cfbi.modules import DeepLabHead, MatchBias, ObjectHead, combine, group_norm
 from uvos_jax.nn import resnet
-from uvos_jax.nn.layers import Conv
+from uvos_jax.nn.layers import Conv, Policy
 from uvos_jax.ops.losses import bootstrapped_cross_entropy
 from uvos_jax.ops.matching import (
     background_value,
@@ -126,9 +126,10 @@ class CFBI(nn.Module):
 
     def setup(self):
         norm = {"axis_name": self.axis_name, "dtype": self.dtype}
+        policy = Policy(self.dtype, self.axis_name)
         linear = {"use_bias": True, "dtype": self.dtype}
         self.backbone = resnet.ResNet(self.depths, self.width, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2),
-                                      multi_grid=(1, 2, 4), remat=self.remat, **norm)
+                                      multi_grid=(1, 2, 4), remat=self.remat, policy=policy)
         self.decoder = DeepLabHead(self.features, **norm)
         self.embed_depthwise = Conv(self.features, groups=self.features, **linear)
         self.embed_bn1 = group_norm(self.features, self.features // 8, self.dtype)

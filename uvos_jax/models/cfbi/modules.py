@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from uvos_jax.nn.aspp import ASPP
-from uvos_jax.nn.layers import BatchNorm, Conv, GroupNorm, kaiming_fan_out
+from uvos_jax.nn.layers import BatchNorm, Conv, GroupNorm, Policy, kaiming_fan_out
 from uvos_jax.ops.conv import conv2d, conv2d_resized
 from uvos_jax.ops.pooling import global_average_pool
 
@@ -62,12 +62,12 @@ class DeepLabHead(nn.Module):
     @nn.compact
     def __call__(self, stages: dict[str, jax.Array], train: bool) -> dict[str, jax.Array]:
         """Stages of a ``ResNet`` at output stride 16 to ``aspp`` there and ``decoded`` at stride 4."""
-        norm = {"axis_name": self.axis_name, "dtype": self.dtype}
+        policy = Policy(self.dtype, self.axis_name)
 
         def normed(x, name):
-            return nn.relu(BatchNorm(name=f"{name}_bn", **norm)(x, train))
+            return nn.relu(BatchNorm(name=f"{name}_bn", policy=policy)(x, train))
 
-        aspp = ASPP(self.features, (6, 12, 18), name="aspp", **norm)(stages["layer4"], train)
+        aspp = ASPP(self.features, (6, 12, 18), name="aspp", policy=policy)(stages["layer4"], train)
         low = Conv(max(_NARROWEST, self.features * 3 // 16), 1, dtype=self.dtype, name="low_conv")(stages["layer1"])
         merge = MergingConv(self.features, "bilinear", self.dtype, name="merge1_conv")
         x = normed(merge(aspp, normed(low, "low")), "merge1")

@@ -20,7 +20,7 @@ def torch_rules(model: nn.Module) -> tuple[tuple[str, str, str], ...]:
     """Name rules for the published checkpoints (761 keys, of which 8 name an array for the second time)."""
     del model
     deeplab, head = "feature_extracter.", "dynamic_seghead."
-    branches = [(rf"{ours}/branch{i}_{part}", f"{theirs}aspp{i + 1}.{name}", layout)
+    branches = [(rf"{ours}/branch{i}[_/]{part}", f"{theirs}aspp{i + 1}.{name}", layout)
                 for ours, theirs in (("decoder/aspp", f"{deeplab}aspp."), ("head/aspp", f"{head}ASPP."))
                 for i in range(4)
                 for part, name, layout in (
@@ -28,10 +28,10 @@ def torch_rules(model: nn.Module) -> tuple[tuple[str, str, str], ...]:
     return (
         *resnet.torch_rules("backbone", f"{deeplab}backbone."),
         *branches,
-        ("decoder/aspp/pool_conv", f"{deeplab}aspp.global_avg_pool.1", "conv"),
-        ("decoder/aspp/pool_bn", f"{deeplab}aspp.global_avg_pool.2", "norm"),
-        ("decoder/aspp/project_conv", f"{deeplab}aspp.conv1", "conv"),
-        ("decoder/aspp/project_bn", f"{deeplab}aspp.bn1", "norm"),
+        ("decoder/aspp/pool/conv", f"{deeplab}aspp.global_avg_pool.1", "conv"),
+        ("decoder/aspp/pool/bn", f"{deeplab}aspp.global_avg_pool.2", "norm"),
+        ("decoder/aspp/project/conv", f"{deeplab}aspp.conv1", "conv"),
+        ("decoder/aspp/project/bn", f"{deeplab}aspp.bn1", "norm"),
         ("decoder/low_conv", f"{deeplab}decoder.conv1", "conv"),
         ("decoder/low_bn", f"{deeplab}decoder.bn1", "norm"),
         ("decoder/merge1_conv", f"{deeplab}decoder.last_conv.0", "conv"),

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from uvos_jax.models.dpa.modules import Context, ConvBNReLU, conv1x1, pixels
 from uvos_jax.models.dpa.official import GraphAttention
+from uvos_jax.nn.layers import Policy
 from uvos_jax.ops.attention import attention, tiled_attention
 from uvos_jax.ops.prototypes import cosine_maps, prototypes
 
@@ -24,21 +25,19 @@ class PrototypeAttention(nn.Module):
       use_prototypes: False lets pixels attend to pixels (Table 1, rows IX to XI).
       published: as the published code: similarities over ``sqrt(C')``, keys for values (``value`` is there and unused),
         no gradient through the weights that make prototypes.
-      axis_name: see ``BatchNorm``.
-      dtype: type of the computation; prototypes and softmax stay float32.
+      policy: see ``Policy``; prototypes and softmax stay float32.
     """
 
     features: int
     embedding: int
     use_prototypes: bool = True
     published: bool = False
-    axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    policy: Policy = Policy()
 
     def setup(self):
-        self.key = conv1x1(self.embedding, self.dtype)
-        self.value = conv1x1(self.embedding, self.dtype)
-        self.fuse = ConvBNReLU(self.features, 1, axis_name=self.axis_name, dtype=self.dtype)
+        self.key = conv1x1(self.embedding, self.policy.dtype)
+        self.value = conv1x1(self.embedding, self.policy.dtype)
+        self.fuse = ConvBNReLU(self.features, 1, policy=self.policy)
 
     def source(self, features: jax.Array) -> Tokens:
         """Keys and values of ``[b, h, w, c]`` features: ``[b, t, C']`` each, ``t`` prototypes (``C'``) or pixels."""
@@ -81,35 +80,33 @@ class Stream(nn.Module):
       modal_kind: of the attention to the other modality at blocks 4 and 5: ``"prototypes"``, ``"pixels"``,
         ``"graph"`` as in the published code, or ``""``, none.
       frame_kind: of that to the references at block 5: ``"prototypes"``, ``"pixels"``, ``"published"`` or ``""``, none.
-      axis_name: see ``BatchNorm``.
-      dtype: type of the computation.
+      policy: see ``Policy``.
     """
 
     channels: int
     embedding: int
     modal_kind: str
     frame_kind: str
-    axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    policy: Policy = Policy()
 
     def setup(self):
-        norm = {"axis_name": self.axis_name, "dtype": self.dtype}
         sizes = (self.channels, self.embedding)
         if self.modal_kind:
-            self.query4 = conv1x1(self.embedding, self.dtype)
+            self.query4 = conv1x1(self.embedding, self.policy.dtype)
             if self.modal_kind == "graph":
-                self.ima4, self.ima5 = (GraphAttention(*sizes, **norm) for _ in range(2))
+                self.ima4, self.ima5 = (GraphAttention(*sizes, policy=self.policy) for _ in range(2))
             else:
-                self.ima4, self.ima5 = (PrototypeAttention(*sizes, self.modal_kind == "prototypes", **norm)
+                self.ima4, self.ima5 = (PrototypeAttention(*sizes, self.modal_kind == "prototypes", policy=self.policy)
                                         for _ in range(2))
         if self.modal_kind or self.frame_kind:
-            self.query5 = conv1x1(self.embedding, self.dtype)
+            self.query5 = conv1x1(self.embedding, self.policy.dtype)
         if self.frame_kind:
-            self.ifa = PrototypeAttention(*sizes, self.frame_kind != "pixels", self.frame_kind == "published", **norm)
+            self.ifa = PrototypeAttention(*sizes, self.frame_kind != "pixels", self.frame_kind == "published",
+                                          policy=self.policy)
         if self.modal_kind and self.frame_kind:
-            self.fuse5 = conv1x1(self.channels, self.dtype)
-        self.squeeze4, self.squeeze5 = (conv1x1(self.embedding, self.dtype) for _ in range(2))
-        self.context = Context(self.embedding, **norm)
+            self.fuse5 = conv1x1(self.channels, self.policy.dtype)
+        self.squeeze4, self.squeeze5 = (conv1x1(self.embedding, self.policy.dtype) for _ in range(2))
+        self.context = Context(self.embedding, policy=self.policy)
 
     def __call__(self, block5: jax.Array, query: jax.Array | None, refined: jax.Array | None, source: Tokens | None,
                  train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -28,6 +28,7 @@ from uvos_jax.models.dpa import official as dpa_official
 from uvos_jax.models.dpa.attention import Stream
 from uvos_jax.models.dpa.memory import State, begin, update_memory
 from uvos_jax.models.dpa.modules import Decoder
+from uvos_jax.nn.layers import Policy
 from uvos_jax.nn.vgg import VGG16
 from uvos_jax.ops.losses import binary_cross_entropy, soft_iou
 from uvos_jax.ops.optical_flow import flow_to_rgb, percentile, resize_flow, subtract_camera
@@ -92,17 +93,17 @@ class DPA(nn.Module):
     PREPROCESS = Preprocess("RGB", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
     def setup(self):
-        norm = {"axis_name": self.axis_name, "dtype": self.dtype}
+        policy = Policy(self.dtype, self.axis_name)
         encoder = nn.remat(VGG16, static_argnums=(2, 3, 4)) if self.remat else VGG16
         modal = "graph" if self._official else "prototypes" if self.ima_prototypes else "pixels"
         frame = "published" if self._official else "prototypes" if self.ifa_prototypes else "pixels"
         for stream in self._streams:  # names begin with the stream's, so that one can be copied to the other
-            setattr(self, f"{stream}_encoder", encoder(self.width, self.dtype, self.encoder_norm, self.axis_name))
+            setattr(self, f"{stream}_encoder", encoder(self.width, self.encoder_norm, policy))
             setattr(self, f"{stream}_stream", Stream(
-                8 * self.width, self.embedding, modal * self._has_ima, frame * self._has_ifa, **norm))
+                8 * self.width, self.embedding, modal * self._has_ima, frame * self._has_ifa, policy=policy))
         if self._has_ima and self._official:
-            self.mutual4, self.mutual5 = (dpa_official.MutualRefinement(**norm) for _ in range(2))
-        self.head = Decoder(self.embedding, self.decoder, **norm)
+            self.mutual4, self.mutual5 = (dpa_official.MutualRefinement(policy=policy) for _ in range(2))
+        self.head = Decoder(self.embedding, self.decoder, policy=policy)
 
     @property
     def inputs(self) -> tuple[str, ...]:

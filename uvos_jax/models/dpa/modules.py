@@ -1,13 +1,18 @@
 """Convolutional parts of DPA: the context at the coarsest scale and the decoder with its four outputs."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from uvos_jax.nn.aspp import ASPP
-from uvos_jax.nn.layers import BatchNorm, Conv, torch_default
+from uvos_jax.nn.layers import Conv, ConvNorm, Policy, torch_default
 from uvos_jax.ops.pooling import max_pool
 from uvos_jax.ops.resize import resize_bilinear
+
+# The bias has no effect before the batch norm; the published checkpoints contain it.
+ConvBNReLU = functools.partial(ConvNorm, use_bias=True)
 
 
 def conv1x1(features: int, dtype: jnp.dtype) -> Conv:
@@ -20,51 +25,25 @@ def pixels(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
-class ConvBNReLU(nn.Module):
-    """Convolution with bias, batch norm, ReLU.
-
-    Attributes:
-      features: output channels.
-      kernel: side of the kernel.
-      axis_name: see ``BatchNorm``.
-      dtype: type of the computation.
-    """
-
-    features: int
-    kernel: int = 3
-    axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """``[b, h, w, c] -> [b, h, w, features]``."""
-        # The bias means nothing before a normalization; the published checkpoints have it.
-        x = Conv(self.features, self.kernel, use_bias=True, dtype=self.dtype, name="conv")(x)
-        return nn.relu(BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="bn")(x, train))
-
-
 class Context(nn.Module):
     """Half the size of block 5, three convolutions and ASPP.
 
     Attributes:
       features: output channels.
-      axis_name: see ``BatchNorm``.
-      dtype: type of the computation.
+      policy: see ``Policy``.
     """
 
     features: int
-    axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    policy: Policy = Policy()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         """``[b, h, w, c]`` to two maps ``[b, h // 2, w // 2, features]``: before and after ASPP."""
-        norm = {"axis_name": self.axis_name, "dtype": self.dtype}
         x = max_pool(x, window=2, stride=2, padding=0)
-        x = Conv(self.features, 1, use_bias=True, dtype=self.dtype, name="reduce")(x)
+        x = Conv(self.features, 1, use_bias=True, dtype=self.policy.dtype, name="reduce")(x)
         for i in (1, 2):
-            x = ConvBNReLU(self.features, name=f"unit{i}", **norm)(x, train)
-        return x, ASPP(self.features, (6, 12, 18), use_bias=True, name="aspp", **norm)(x, train)
+            x = ConvBNReLU(self.features, name=f"unit{i}", policy=self.policy)(x, train)
+        return x, ASPP(self.features, (6, 12, 18), use_bias=True, name="aspp", policy=self.policy)(x, train)
 
 
 class ResidualFusion(nn.Module):
@@ -72,21 +51,18 @@ class ResidualFusion(nn.Module):
 
     Attributes:
       features: output channels; twice as many come in.
-      axis_name: see ``BatchNorm``.
-      dtype: type of the computation.
+      policy: see ``Policy``.
     """
 
     features: int
-    axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    policy: Policy = Policy()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """``[b, h, w, 2 * features] -> [b, h, w, features]``."""
-        norm = {"axis_name": self.axis_name, "dtype": self.dtype}
-        y = ConvBNReLU(2 * self.features, name="unit1", **norm)(x, train)
-        y = Conv(2 * self.features, use_bias=True, dtype=self.dtype, name="conv2")(y)
-        return ConvBNReLU(self.features, name="unit3", **norm)(nn.relu(x + y), train)
+        y = ConvBNReLU(2 * self.features, name="unit1", policy=self.policy)(x, train)
+        y = Conv(2 * self.features, use_bias=True, dtype=self.policy.dtype, name="conv2")(y)
+        return ConvBNReLU(self.features, name="unit3", policy=self.policy)(nn.relu(x + y), train)
 
 
 class Refine(nn.Module):
@@ -94,20 +70,17 @@ class Refine(nn.Module):
 
     Attributes:
       features: channels of the decoder.
-      axis_name: see ``BatchNorm``.
-      dtype: type of the computation.
+      policy: see ``Policy``.
     """
 
     features: int
-    axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    policy: Policy = Policy()
 
     def setup(self):
-        norm = {"axis_name": self.axis_name, "dtype": self.dtype}
-        self.reduce = conv1x1(2 * self.features, self.dtype)
-        self.unit1 = ConvBNReLU(3 * self.features, **norm)
-        self.unit2 = ConvBNReLU(self.features, **norm)
-        self.predict = conv1x1(1, self.dtype)
+        self.reduce = conv1x1(2 * self.features, self.policy.dtype)
+        self.unit1 = ConvBNReLU(3 * self.features, policy=self.policy)
+        self.unit2 = ConvBNReLU(self.features, policy=self.policy)
+        self.predict = conv1x1(1, self.policy.dtype)
 
     def fine(self, features: jax.Array) -> jax.Array:
         """The encoder's ``[b, h, w, c]`` to ``[b, h, w, 2 * features]``, all that needs no coarse map."""
@@ -138,22 +111,19 @@ class Decoder(nn.Module):
     Attributes:
       embedding: channels of the streams' maps and of the fusions.
       features: channels of the fine steps.
-      axis_name: see ``BatchNorm``.
-      dtype: type of the computation.
+      policy: see ``Policy``.
     """
 
     embedding: int
     features: int
-    axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    policy: Policy = Policy()
 
     def setup(self):
-        norm = {"axis_name": self.axis_name, "dtype": self.dtype}
-        self.fuse4, self.fuse5, self.fuse6 = (ResidualFusion(self.embedding, **norm) for _ in range(3))
-        self.merge56, self.merge45 = (ResidualFusion(self.embedding, **norm) for _ in range(2))
-        self.reduce45 = conv1x1(self.features, self.dtype)
-        self.predict4 = conv1x1(1, self.dtype)
-        self.refine1, self.refine2, self.refine3 = (Refine(self.features, **norm) for _ in range(3))
+        self.fuse4, self.fuse5, self.fuse6 = (ResidualFusion(self.embedding, policy=self.policy) for _ in range(3))
+        self.merge56, self.merge45 = (ResidualFusion(self.embedding, policy=self.policy) for _ in range(2))
+        self.reduce45 = conv1x1(self.features, self.policy.dtype)
+        self.predict4 = conv1x1(1, self.policy.dtype)
+        self.refine1, self.refine2, self.refine3 = (Refine(self.features, policy=self.policy) for _ in range(3))
 
     def prepare(self, blocks: list[jax.Array], block4: list[jax.Array], train: bool) -> dict[str, jax.Array]:
         """What needs neither block 5 nor another frame.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from uvos_jax.errors import UserError
 from uvos_jax.models.dpa.modules import ConvBNReLU, pixels
 from uvos_jax.nn import vgg
-from uvos_jax.nn.layers import BatchNorm
+from uvos_jax.nn.layers import BatchNorm, Policy
 from uvos_jax.ops.attention import tiled_attention
 from uvos_jax.ops.prototypes import cosine_maps, nearest_neighbors, prototypes
 
@@ -22,12 +22,11 @@ _NEIGHBORS = 10
 class _TokenNorm(nn.Module):
     """Batch norm and ReLU of ``[b, n, c]`` tokens, over ``b`` and ``n``."""
 
-    axis_name: str | None
-    dtype: jnp.dtype
+    policy: Policy
 
     @nn.compact
     def __call__(self, x, train):
-        x = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="bn")(x[:, :, None], train)
+        x = BatchNorm(policy=self.policy, name="bn")(x[:, :, None], train)
         return nn.relu(x[:, :, 0])
 
 
@@ -37,23 +36,21 @@ class TokenAttention(nn.Module):
     Attributes:
       normalized_residual: whether what is added to is the normalized input, not the input itself.
       own_values: whether values come from the queries' tokens (then there are as many keys as queries).
-      axis_name: see ``BatchNorm``.
-      dtype: type of the computation.
+      policy: see ``Policy``.
     """
 
     normalized_residual: bool
     own_values: bool
-    axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    policy: Policy = Policy()
 
     @nn.compact
     def __call__(self, x: jax.Array, other: jax.Array, train: bool) -> jax.Array:
         """``[b, n, c]`` tokens and ``[b, m, c]`` others to ``[b, n, c]``."""
         c = x.shape[-1]
-        norm = _TokenNorm(self.axis_name, self.dtype, name="norm")
+        norm = _TokenNorm(self.policy, name="norm")
 
         def dense(features, name):
-            return nn.Dense(features, dtype=self.dtype, precision="highest", name=name)
+            return nn.Dense(features, dtype=self.policy.dtype, precision="highest", name=name)
 
         a = norm(x, train)
         b = a if other is x else norm(other, train)
@@ -66,25 +63,23 @@ class GraphNetwork(nn.Module):
     """Prototypes attend to each other, then three rounds in which each looks at its nearest neighbors.
 
     Attributes:
-      axis_name: see ``BatchNorm``.
-      dtype: type of the computation.
+      policy: see ``Policy``.
     """
 
-    axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    policy: Policy = Policy()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """``[b, n, c] -> [b, n, c]``, ``n`` prototypes."""
-        norm = {"axis_name": self.axis_name, "dtype": self.dtype}
-        x = TokenAttention(False, False, name="attention", **norm)(x, x, train)
+        x = TokenAttention(False, False, name="attention", policy=self.policy)(x, x, train)
         for i in (1, 2, 3):
             index = nearest_neighbors(x, min(_NEIGHBORS, x.shape[1]))
             neighbors = jax.vmap(lambda rows, at: rows[at])(x, index)  # [b, n, neighbors, c]
             own = jnp.broadcast_to(x[:, :, None], neighbors.shape)
             edges = jnp.concatenate([neighbors - own, own], -1)
-            edges = nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, precision="highest", name=f"edge{i}")(edges)
-            edges = BatchNorm(name=f"edge{i}_bn", **norm)(edges, train)
+            edges = nn.Dense(x.shape[-1], use_bias=False, dtype=self.policy.dtype, precision="highest",
+                             name=f"edge{i}")(edges)
+            edges = BatchNorm(name=f"edge{i}_bn", policy=self.policy)(edges, train)
             x = nn.leaky_relu(edges, 0.2).max(2)
         return x
 
@@ -95,19 +90,16 @@ class GraphAttention(nn.Module):
     Attributes:
       features: channels of the map that comes in and goes out.
       embedding: channels of the prototypes.
-      axis_name: see ``BatchNorm``.
-      dtype: type of the computation.
+      policy: see ``Policy``.
     """
 
     features: int
     embedding: int
-    axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    policy: Policy = Policy()
 
     def setup(self):
-        norm = {"axis_name": self.axis_name, "dtype": self.dtype}
-        self.graph = GraphNetwork(**norm)
-        self.fuse = ConvBNReLU(self.features, 1, **norm)
+        self.graph = GraphNetwork(policy=self.policy)
+        self.fuse = ConvBNReLU(self.features, 1, policy=self.policy)
 
     def maps(self, query: jax.Array, train: bool) -> jax.Array:
         """Where the prototypes of ``[b, h, w, c]``, once they passed the graph, are found in it: ``[b, h * w, c]``."""
@@ -124,17 +116,15 @@ class MutualRefinement(nn.Module):
     """The pixels of both modalities' maps attend to each other; weights from both, values from the own maps.
 
     Attributes:
-      axis_name: see ``BatchNorm``.
-      dtype: type of the computation.
+      policy: see ``Policy``.
     """
 
-    axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    policy: Policy = Policy()
 
     @nn.compact
     def __call__(self, maps: dict[str, jax.Array], train: bool) -> dict[str, jax.Array]:
         """``[b, n, c]`` maps of ``appearance`` and ``motion``, refined."""
-        return {name: TokenAttention(True, True, self.axis_name, self.dtype, name=name)(maps[name], maps[other], train)
+        return {name: TokenAttention(True, True, self.policy, name=name)(maps[name], maps[other], train)
                 for name, other in (("appearance", "motion"), ("motion", "appearance"))}
 
 
@@ -168,8 +158,8 @@ def torch_rules(model: nn.Module) -> tuple[tuple[str, str, str], ...]:
         for our_branch, their_branch in (("branch0", "1x1_1"), ("branch1", "3x3_1"), ("branch2", "3x3_2"),
                                          ("branch3", "3x3_3"), ("pool", "1x1_2"), ("project", "1x1_3")):
             aspp, name = f"{stream}/context/aspp/{our_branch}", f"conv_{their_branch}"
-            rules += [(f"{aspp}_conv", f"{theirs}_aspp.{name}", "conv"),
-                      (f"{aspp}_bn", f"{theirs}_aspp.bn_{name}", "norm")]
+            rules += [(f"{aspp}/conv", f"{theirs}_aspp.{name}", "conv"),
+                      (f"{aspp}/bn", f"{theirs}_aspp.bn_{name}", "norm")]
         graph, theirs_graph = rf"{stream}/ima([45])/graph", rf"DAM\1.{theirs}_OCR.GAN"
         rules += _attention_rules(f"{graph}/attention", f"{theirs_graph}.TF")
         rules += [(rf"{graph}/edge([123])", rf"{theirs_graph}.conv\2.0", "edge"),

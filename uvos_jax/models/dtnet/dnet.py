@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from uvos_jax.models.dtnet.modules import Decoder, Excitation, Head, narrow
 from uvos_jax.nn import resnet
 from uvos_jax.nn.aspp import ASPP
+from uvos_jax.nn.layers import Policy
 from uvos_jax.ops.instance_grouping import center_targets
 from uvos_jax.ops.losses import binary_cross_entropy
 from uvos_jax.ops.morphology import dilate, erode
@@ -60,13 +61,14 @@ class DNet(nn.Module):
         if self.squeeze not in SQUEEZES:
             raise ValueError(f"squeeze must be one of {', '.join(SQUEEZES)}, not {self.squeeze!r}")
         norm = {"axis_name": self.axis_name, "dtype": self.dtype}
-        encoder = {"strides": (1, 2, 2, 1), "dilations": (1, 1, 1, 2), "remat": self.remat, **norm}
+        policy = Policy(self.dtype, self.axis_name)
+        encoder = {"strides": (1, 2, 2, 1), "dilations": (1, 1, 1, 2), "remat": self.remat, "policy": policy}
         self.backbone = resnet.ResNet(self.depths, self.width, **encoder)
-        self.salient_aspp = ASPP(self.features, _DILATIONS, **norm)
-        self.instance_aspp = ASPP(self.features, _DILATIONS, **norm)
+        self.salient_aspp = ASPP(self.features, _DILATIONS, policy=policy)
+        self.instance_aspp = ASPP(self.features, _DILATIONS, policy=policy)
         if self.guidance:
             self.guide_backbone = resnet.ResNet(self.depths, self.width, **encoder)
-            self.guide_aspp = ASPP(self.features, _DILATIONS, **norm)
+            self.guide_aspp = ASPP(self.features, _DILATIONS, policy=policy)
             self.salient_excitation = Excitation(self.dtype)
             self.instance_excitation = Excitation(self.dtype)
         half = narrow(self.decoder, 2)

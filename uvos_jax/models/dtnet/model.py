@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from uvos_jax.models.dtnet import dnet, reid
 from uvos_jax.nn import resnet
+from uvos_jax.nn.layers import Policy
 from uvos_jax.ops.crops import object_crops
 from uvos_jax.ops.instance_grouping import group
 from uvos_jax.ops.preprocess import Preprocess, preprocess
@@ -129,7 +130,8 @@ class DTNet(nn.Module):
         self.dnet = dnet.DNet(self.depths, self.width, self.features, self.decoder, self.guidance, self.squeeze,
                               self.categories, remat=self.remat, **common)
         if self.own_features:
-            self.target_backbone = resnet.ResNet(self.target_depths, self.target_width, **common)
+            self.target_backbone = resnet.ResNet(self.target_depths, self.target_width,
+                                                 policy=Policy(self.dtype, self.axis_name))
         self.reid = reid.Embedding(self.reid_depths, self.reid_width, self.embedding, self.reid_hidden,
                                    remat=self.remat, **common)
 

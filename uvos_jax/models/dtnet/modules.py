@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from uvos_jax.nn.layers import BatchNorm, Conv
+from uvos_jax.nn.layers import BatchNorm, Conv, Policy
 from uvos_jax.ops.pooling import global_average_pool
 from uvos_jax.ops.resize import resize_bilinear
 
@@ -67,7 +67,7 @@ class SeparableConv(nn.Module):
         c = x.shape[-1]
         for name, features, kernel, groups in (("depthwise", c, 5, c), ("pointwise", self.features, 1, 1)):
             x = Conv(features, kernel, groups=groups, dtype=self.dtype, name=f"{name}_conv")(x)
-            x = nn.relu(BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=f"{name}_bn")(x, train))
+            x = nn.relu(BatchNorm(policy=Policy(self.dtype, self.axis_name), name=f"{name}_bn")(x, train))
         return x
 
 
@@ -92,7 +92,7 @@ class Decoder(nn.Module):
         norm = {"axis_name": self.axis_name, "dtype": self.dtype}
         for layer, factor in (("layer2", 4), ("layer1", 8)):
             skip = Conv(narrow(self.features, factor), 1, dtype=self.dtype, name=f"{layer}_conv")(stages[layer])
-            skip = nn.relu(BatchNorm(name=f"{layer}_bn", **norm)(skip, train))
+            skip = nn.relu(BatchNorm(name=f"{layer}_bn", policy=Policy(**norm))(skip, train))
             x = resize_bilinear(x, skip.shape[1:3], align_corners=True)
             x = SeparableConv(self.features, name=f"{layer}_merge", **norm)(jnp.concatenate([x, skip], -1), train)
         return x

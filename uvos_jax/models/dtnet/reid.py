@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from uvos_jax.nn.layers import BatchNorm, Conv, torch_default
+from uvos_jax.nn.layers import BatchNorm, Conv, Policy, torch_default
 from uvos_jax.ops.crops import object_crops
 from uvos_jax.ops.losses import batch_hard_triplet
 from uvos_jax.ops.pooling import max_pool
@@ -203,4 +203,4 @@ def embedding_loss(embeddings: jax.Array, identities: jax.Array, valid: jax.Arra
 
 
 def _norm(module, name):
-    return BatchNorm(momentum=_MOMENTUM, axis_name=module.axis_name, dtype=module.dtype, name=name)
+    return BatchNorm(momentum=_MOMENTUM, policy=Policy(module.dtype, module.axis_name), name=name)

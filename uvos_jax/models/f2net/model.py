@@ -30,7 +30,7 @@ from uvos_jax.models.f2net import official as f2net_official
 from uvos_jax.models.f2net.modules import SIDE, STRIDE, CenterBranch, Fusion
 from uvos_jax.nn import resnet
 from uvos_jax.nn.aspp import ASPP
-from uvos_jax.nn.layers import BatchNorm, Conv, PReLU, torch_default
+from uvos_jax.nn.layers import BatchNorm, Conv, Policy, PReLU, torch_default
 from uvos_jax.ops.attention import tiled_attention
 from uvos_jax.ops.center_heatmaps import RULES, Track, center_map, choose_center, extend_track, new_track, peaks
 from uvos_jax.ops.losses import binary_cross_entropy, focal_loss
@@ -110,13 +110,15 @@ class F2Net(nn.Module):
 
     def setup(self):
         norm = {"axis_name": self.axis_name, "dtype": self.dtype}
+        policy = Policy(self.dtype, self.axis_name)
         linear = {"use_bias": True, "dtype": self.dtype, "kernel_init": torch_default}
         self.backbone = resnet.ResNet(
             self.depths, self.width, stride_first=True, ceil_pool=True, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4),
-            remat=self.remat, **norm)
-        self.aspp = ASPP(self.aspp_features, (6, 12, 18), use_bias=True, project=False, pool_first=True, **norm)
+            remat=self.remat, policy=policy)
+        self.aspp = ASPP(self.aspp_features, (6, 12, 18), use_bias=True, project=False, pool_first=True,
+                         policy=policy)
         self.embed_conv = Conv(self.embedding, use_bias=True, dtype=self.dtype)
-        self.embed_bn = BatchNorm(**norm)
+        self.embed_bn = BatchNorm(policy=policy)
         self.embed_prelu = PReLU()
         self.static = Conv(1, 1, **linear)
         if self._has_center:
@@ -124,7 +126,7 @@ class F2Net(nn.Module):
         if self._fusion is not None:
             self.fusion = Fusion(self._fusion, self.embedding, self._official, **norm)
         self.cls_conv1 = Conv(self.embedding, 1, use_bias=True, dtype=self.dtype)
-        self.cls_bn = BatchNorm(**norm)
+        self.cls_bn = BatchNorm(policy=policy)
         self.cls_conv2 = Conv(1, 1, **linear)
 
     def encode(self, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from uvos_jax.nn.layers import BatchNorm, Conv, torch_default
+from uvos_jax.nn.layers import BatchNorm, Conv, Policy, torch_default
 from uvos_jax.ops.center_heatmaps import center_prior
 from uvos_jax.ops.pooling import global_average_pool
 from uvos_jax.ops.resize import resize_bilinear
@@ -52,7 +52,7 @@ class UpsamplingUnit(nn.Module):
         """``stage [b, h, w, c]``, perhaps ``coarser [b, h', w', features] -> [b, h, w, features]``."""
         def unit(x, name):
             x = Conv(self.features, 1, dtype=self.dtype, name=name)(x)
-            return BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=f"{name}_bn")(x, train)
+            return BatchNorm(policy=Policy(self.dtype, self.axis_name), name=f"{name}_bn")(x, train)
 
         x = unit(stage, "skip")
         if coarser is not None:
@@ -79,7 +79,7 @@ class CenterBranch(nn.Module):
         norm = {"axis_name": self.axis_name, "dtype": self.dtype}
         self.up1, self.up2, self.up3, self.up4 = (UpsamplingUnit(self.features, **norm) for _ in range(4))
         self.cross = Conv(self.embedding, 1, dtype=self.dtype)
-        self.cross_bn = BatchNorm(**norm)
+        self.cross_bn = BatchNorm(policy=Policy(**norm))
         self.hidden = Conv(self.features, use_bias=True, dtype=self.dtype)
         one = {"use_bias": True, "dtype": jnp.float32, "kernel_init": torch_default}
         self.fresh = Conv(1, 1, bias_start=_RARE, **one)
@@ -140,7 +140,7 @@ class Fusion(nn.Module):
     def setup(self):
         if self.whole or "c" in self.order:
             self.squeeze = Conv(max(4, self.channels // _REDUCTION), 1, dtype=jnp.float32)
-            self.squeeze_bn = BatchNorm(axis_name=self.axis_name)
+            self.squeeze_bn = BatchNorm(policy=Policy(axis_name=self.axis_name))
             self.expand = Conv(3 * self.channels, 1, dtype=jnp.float32)
         if self.whole or self.order in ("sa", "sca", "csa"):
             self.spatial = Conv(3, 1, dtype=jnp.float32)

@@ -54,10 +54,10 @@ def torch_rules(model: nn.Module) -> tuple[tuple[str, str, str], ...]:
     aspp = "encoder.layer5."
     return (
         *resnet.torch_rules("backbone", "encoder."),
-        ("aspp/pool_conv", f"{aspp}conv", "conv"),
-        ("aspp/pool_bn", f"{aspp}bn_x", "norm"),
-        (r"aspp/branch(\d)_conv", rf"{aspp}conv2d_\1", "conv"),
-        (r"aspp/branch(\d)_bn", rf"{aspp}bn_\1", "norm"),
+        ("aspp/pool/conv", f"{aspp}conv", "conv"),
+        ("aspp/pool/bn", f"{aspp}bn_x", "norm"),
+        (r"aspp/branch(\d)/conv", rf"{aspp}conv2d_\1", "conv"),
+        (r"aspp/branch(\d)/bn", rf"{aspp}bn_\1", "norm"),
         ("embed_conv", f"{aspp}bottleneck", "conv"),
         ("embed_bn", f"{aspp}bn", "norm"),
         ("embed_prelu", f"{aspp}prelu", "prelu"),

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from uvos_jax.nn.layers import BatchNorm, Conv, instance_norm
+from uvos_jax.nn.layers import BatchNorm, Conv, Policy, instance_norm
 
 NORMS = ("instance", "batch", "none")
 
@@ -85,7 +85,7 @@ class Encoder(nn.Module):
 def _normalize(module, x, train, name):
     """The norm that an encoder or block asks for."""
     if module.norm == "batch":
-        return BatchNorm(axis_name=module.axis_name, dtype=module.dtype, name=name)(x, train)
+        return BatchNorm(policy=Policy(module.dtype, module.axis_name), name=name)(x, train)
     return instance_norm(x) if module.norm == "instance" else x
 
 
