@@ -178,7 +178,7 @@ def _config_case(seed, folder):
     from uvos_jax.data.examples.pipeline import from_config
     from uvos_jax.models import build, hyper_parameters
     from uvos_jax.training.config import load_config
-    from uvos_jax.training.optimizers import make_optimizer, schedule
+    from uvos_jax.training.optimizers import make_optimizer, make_schedule
     from uvos_jax.training.phases import phases
 
     rng = np.random.default_rng([6, seed])
@@ -195,7 +195,7 @@ def _config_case(seed, folder):
     config = load_config(str(path), overrides)
     for phase in phases(config):
         model = build(**phase.model)
-        rate = schedule(phase.schedule, phase.stop - phase.start)
+        rate = make_schedule(phase.schedule, phase.stop - phase.start)
         make_optimizer(phase.optimizer, rate, {"backbone": {"conv": {"kernel": np.zeros((1, 2))}}})
         assert hyper_parameters(model)["short_side"] > 0
         from_config({"batch_size": config["batch_size"], "seed": config["seed"]} | phase.data)

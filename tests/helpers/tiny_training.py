@@ -78,7 +78,7 @@ def parts(model=None, *, optimizer=SGD, schedule=SCHEDULE, seed=3, ema=False, va
     variables = variables or {
         "params": jax.tree.map(lambda s: rng.normal(0, 0.3, s.shape), shapes["params"]),
         "batch_stats": jax.tree.map(lambda s: np.ones(s.shape, np.float32), shapes["batch_stats"])}
-    rate = optimizers.schedule(schedule, 40)
+    rate = optimizers.make_schedule(schedule, 40)
     tx = optimizers.make_optimizer(optimizer, rate, shapes["params"])
     state = create_state(model, tx, variables, seed, ema)
     return jax.tree.map(np.array, state), lambda axis: make_train_step(model, tx, rate, axis_name=axis, **options)

@@ -14,7 +14,7 @@ from tests.helpers.command_line import uvos
 from tests.helpers.paths import CONFIGS
 from uvos_jax.errors import UserError
 from uvos_jax.training.config import CHANGEABLE, changed_keys, check, config_hash, load_config, override, plain
-from uvos_jax.training.optimizers import schedule
+from uvos_jax.training.optimizers import make_schedule
 from uvos_jax.training.phases import phases
 from uvos_jax.training.setup import check_transfer, setup
 
@@ -232,7 +232,7 @@ def test_the_shipped_recipe_of_adnet_is_the_papers():
     config = load_config(str(path))
     (phase,) = config["phases"]
     assert (config["batch_size"], phase["steps"], config["optimizer"]["weight_decay"]) == (8, 30_000, 5e-4)
-    rate = schedule(config["schedule"], phase["steps"])
+    rate = make_schedule(config["schedule"], phase["steps"])
     np.testing.assert_allclose([rate(0), rate(20_000), rate(30_000)], [0.005, 0.005 * 0.5**0.9, 0.005 * 0.25**0.9],
                                rtol=1e-5)
     tiny = load_config(f"{path}:tiny")
@@ -253,7 +253,7 @@ def test_the_shipped_recipe_of_f2net_is_the_papers():
     videos = [step for phase in recipe for step in range(phase.start, phase.stop) if step % 3]
     assert 40 * 2079 <= 16 * len(videos) < 40 * 2079 + 40 * 16  # an epoch ends with the batch of its last frame
     # One curve through both phases.
-    rates = [schedule(phase.schedule, phase.stop - phase.start) for phase in recipe]
+    rates = [make_schedule(phase.schedule, phase.stop - phase.start) for phase in recipe]
     for step in (0, 1_000, 3_899, 3_900, 5_000, 7_799):
         rate, first = (rates[0], 0) if step < 3_900 else (rates[1], 3_900)
         assert float(rate(step - first)) == pytest.approx(2.5e-4 * (1 - step / 7_800) ** 0.9, rel=2e-4)
@@ -301,7 +301,7 @@ def test_the_shipped_recipe_of_cfbi_is_the_papers():
     for settings, peak, steps in ((config, 0.01, 100_000), (alone, 0.006, 50_000)):
         (phase,) = phases(settings)
         assert phase.stop == steps and "use_predicted_masks" not in phase.model and "bootstrap_steps" not in phase.model  # its defaults
-        rate = schedule(phase.schedule, steps)
+        rate = make_schedule(phase.schedule, steps)
         middle = 1_000 + (steps - 1_000) // 2
         np.testing.assert_allclose([rate(0), rate(500), rate(1_000), rate(middle)],
                                    [0, peak / 2, peak, peak * 0.5**0.9], rtol=1e-4)
@@ -314,7 +314,7 @@ def test_the_published_schedule_of_cfbi():
     recipe = phases(config)
     assert [(phase.stop, phase.model["use_predicted_masks"], phase.model["bootstrap_steps"]) for phase in recipe] == [
         (50_000, False, 50_000), (100_000, True, 50_000)]
-    rates = [schedule(phase.schedule, phase.stop - phase.start) for phase in recipe]
+    rates = [make_schedule(phase.schedule, phase.stop - phase.start) for phase in recipe]
     for step in (1_000, 40_000, 49_999, 50_000, 75_000, 99_999):
         rate, first = (rates[0], 0) if step < 50_000 else (rates[1], 50_000)
         assert float(rate(step - first)) == pytest.approx(0.01 * (1 - (step - 1_000) / 99_000) ** 0.9, rel=5e-3)

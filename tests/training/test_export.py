@@ -26,7 +26,7 @@ def main(output):
     """What the tests below look at, from a process with eight devices."""
     model, found = build("adnet"), {}
     shapes = jax.eval_shape(model.init, jax.random.key(0), model.example_batch())
-    rate = optimizers.schedule({"name": "poly", "lr": 0.005, "steps": 40000}, 30000)
+    rate = optimizers.make_schedule({"name": "poly", "lr": 0.005, "steps": 40000}, 30000)
     tx = optimizers.make_optimizer({"name": "sgd", "weight_decay": 5e-4}, rate, shapes["params"])
     state = jax.eval_shape(lambda v: create_state(model, tx, v, 0), shapes)
     for kind in ("shard_map", "jit"):

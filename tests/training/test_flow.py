@@ -18,7 +18,7 @@ from uvos_jax.models import SYSTEMS, System, build
 from uvos_jax.training.config import load_config
 from uvos_jax.training.flow_validation import choose, estimator, validate
 from uvos_jax.training.loop import train
-from uvos_jax.training.optimizers import schedule
+from uvos_jax.training.optimizers import make_schedule
 from uvos_jax.weights import checkpoints
 
 CONFIG = CONFIGS / "raft.py"
@@ -177,7 +177,7 @@ def test_the_recipe_is_that_of_the_published_script():
     (phase,) = config["phases"]
     assert (config["batch_size"], phase["steps"], config["data"]["size"]) == (10, 100_000, [368, 496])
     assert config["optimizer"] == {"name": "adamw", "weight_decay": 1e-4, "eps": 1e-8, "clip_norm": 1.0}
-    rate = schedule(config["schedule"], phase["steps"])
+    rate = make_schedule(config["schedule"], phase["steps"])
     # The rise takes 5% of the steps, from a 25th of the peak; a line leads down to nearly nothing.
     np.testing.assert_allclose([rate(0), rate(5_004), rate(52_552)], [1.6e-5, 4e-4, 2e-4], rtol=1e-3)
     assert rate(100_099) < 1e-8

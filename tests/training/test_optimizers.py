@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from ml_collections import ConfigDict
 
 from uvos_jax.errors import UserError
-from uvos_jax.training.optimizers import make_optimizer, schedule
+from uvos_jax.training.optimizers import make_optimizer, make_schedule
 
 SHAPES = {"backbone/conv/kernel": (3, 4), "backbone/bn/scale": (4,), "head/conv/kernel": (4, 2), "head/conv/bias": (2,)}
 
@@ -46,10 +47,10 @@ def _updates(config, rate, steps, scale, first):
     return seen, state
 
 
-def _theirs(torch, make, rate, steps, *, scale=1.0, clip=None, frozen=(), turns=None):
+def _theirs(torch, make, rate, steps, *, scale=1.0, clip=None, frozen=(), alternating=None):
     """The same gradients through ``torch.optim``; ``make(parameters by path) -> optimizer``, its lrs are factors.
 
-    ``turns(step)`` gives the factors of a step instead.
+    ``alternating(step)`` gives the factors of a step instead.
     """
     params = {path: torch.nn.Parameter(torch.from_numpy(x.copy())) for path, x in _arrays(0).items()}
     optimizer, seen = make(params), []
@@ -59,7 +60,7 @@ def _theirs(torch, make, rate, steps, *, scale=1.0, clip=None, frozen=(), turns=
             params[path].grad = None if path in frozen else torch.from_numpy(grad)
         if clip:
             torch.nn.utils.clip_grad_norm_(params.values(), clip)
-        for group, factor in zip(optimizer.param_groups, turns(step) if turns else factors, strict=True):
+        for group, factor in zip(optimizer.param_groups, alternating(step) if alternating else factors, strict=True):
             group["lr"] = factor * rate[step]
         optimizer.step()
         seen.append({path: p.detach().numpy().copy() for path, p in params.items()})
@@ -85,9 +86,10 @@ RATES = [0.1 * (1 - t / 25) ** 0.9 for t in range(20)]
     ({"name": "adamw", "weight_decay": 0.3}, "AdamW", {"weight_decay": 0.3}),
 ])
 def test_optimizers_follow_torch_step_by_step(torch, config, name, options):
-    ours, state = _ours(config, schedule(RATE, 25), 20)
+    ours, state = _ours(config, make_schedule(RATE, 25), 20)
     _assert_same(ours, _theirs(torch, lambda p: getattr(torch.optim, name)(p.values(), lr=1.0, **options), RATES, 20))
-    assert state.count == 20
+    counts = optax.tree_utils.tree_get_all_with_path(state, "count")
+    assert counts and all(count == 20 for _, count in counts)
 
 
 @pytest.mark.torch
@@ -98,7 +100,7 @@ def test_groups_and_clipping_follow_torch(torch, name):
         {"match": ".*/(scale|bias)", "decay": False},
         {"match": "head/.*", "lr": 10},
     ]})
-    ours, _ = _ours(config, schedule(RATE, 25), 20)
+    ours, _ = _ours(config, make_schedule(RATE, 25), 20)
 
     def make(p):
         kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
@@ -111,11 +113,11 @@ def test_groups_and_clipping_follow_torch(torch, name):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
-def test_rates_by_turns_follow_torch(torch, name):
+def test_alternating_rates_follow_torch(torch, name):
     config = {"name": name, "weight_decay": 0.1, "groups": [
         {"match": "backbone/.*", "lr": [1.0, 0.01, 0.01]}, {"match": ".*/bias", "lr": [0.0, 2.0]},
         {"match": ".*", "lr": 10.0}]}
-    ours, _ = _ours(config, schedule(RATE, 25), 20, first=4)  # global steps 4, 5, ...
+    ours, _ = _ours(config, make_schedule(RATE, 25), 20, first=4)  # global steps 4, 5, ...
     options = {"momentum": 0.9} if name == "sgd" else {}
 
     def make(p):
@@ -123,14 +125,14 @@ def test_rates_by_turns_follow_torch(torch, name):
         kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
         return kind([{"params": group} for group in groups], lr=1.0, weight_decay=0.1, **options)
 
-    def turns(step):
+    def alternating(step):
         return (1.0 if step % 3 == 2 else 0.01), (2.0 if step % 2 else 0.0), 10.0
 
-    _assert_same(ours, _theirs(torch, make, RATES, 20, turns=turns))
+    _assert_same(ours, _theirs(torch, make, RATES, 20, alternating=alternating))
 
 
-def test_rates_by_turns_by_hand():
-    rate = schedule({"name": "constant", "lr": 1.0}, 9)
+def test_alternating_rates_by_hand():
+    rate = make_schedule({"name": "constant", "lr": 1.0}, 9)
     groups = [{"match": "backbone/.*", "lr": [2.0, 0.0, 0.5]}, {"match": "head/.*", "lr": [0.0, 0.0]}]
     seen, state = _ours({"name": "sgd", "momentum": 0.0, "groups": groups}, rate, 4, first=7)  # 7, 8, 9, 10
     start, grads = _arrays(0), [_arrays(step + 1) for step in range(4)]
@@ -140,11 +142,12 @@ def test_rates_by_turns_by_hand():
         value = value - factor * grads[step][path]
         np.testing.assert_allclose(seen[step][path], value, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(seen[-1]["head/conv/bias"], start["head/conv/bias"])
-    assert len(jax.tree.leaves(state.inner)) == 2  # what never learns has no momentum
+    # Parameters whose factors are all 0 have no momentum.
+    assert len([leaf for leaf in jax.tree.leaves(state) if leaf.ndim]) == 2
 
 
 def test_clipping_leaves_small_gradients_alone():
-    rate = schedule({"name": "constant", "lr": 0.1}, 9)
+    rate = make_schedule({"name": "constant", "lr": 0.1}, 9)
     clipped, _ = _ours({"name": "sgd", "clip_norm": 1.0}, rate, 3, scale=1e-3)
     free, _ = _ours({"name": "sgd"}, rate, 3, scale=1e-3)
     for path in SHAPES:
@@ -153,7 +156,7 @@ def test_clipping_leaves_small_gradients_alone():
 
 def test_a_frozen_parameter_stays_and_costs_no_memory():
     config = {"name": "adam", "weight_decay": 0.5, "groups": [{"match": "backbone/.*", "lr": 0}]}
-    seen, state = _ours(config, schedule(RATE, 25), 3)
+    seen, state = _ours(config, make_schedule(RATE, 25), 3)
     start = _arrays(0)
     for path in SHAPES:
         assert np.array_equal(seen[-1][path], start[path]) == path.startswith("backbone/")
@@ -162,7 +165,7 @@ def test_a_frozen_parameter_stays_and_costs_no_memory():
 
 
 def test_the_first_group_that_matches_counts():
-    rate = schedule({"name": "constant", "lr": 1.0}, 9)
+    rate = make_schedule({"name": "constant", "lr": 1.0}, 9)
     groups = [{"match": ".*/bias", "lr": 2.0}, {"match": "head/.*", "lr": 3.0}]
     seen, _ = _ours({"name": "sgd", "groups": groups}, rate, 1)
     start, grad = _arrays(0), _arrays(1)
@@ -193,25 +196,25 @@ def test_schedules_follow_torch(torch, config, make):
         theirs.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    ours = [float(schedule(config, 25)(step)) for step in range(25)]
+    ours = [float(make_schedule(config, 25)(step)) for step in range(25)]
     np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=3e-8)
 
 
 def test_schedule_values_by_hand():
-    poly = schedule({"name": "poly", "lr": 0.005, "steps": 40000}, 30000)  # AD-Net's: the horizon lies past the end
+    poly = make_schedule({"name": "poly", "lr": 0.005, "steps": 40000}, 30000)  # AD-Net: longer than training
     assert float(poly(0)) == pytest.approx(0.005)
     assert float(poly(30000)) == pytest.approx(0.005 * 0.25 ** 0.9, rel=1e-5)
-    clamped = schedule({"name": "poly", "lr": 0.1, "end": 0.02, "steps": 10}, 10)
+    clamped = make_schedule({"name": "poly", "lr": 0.1, "end": 0.02, "steps": 10}, 10)
     assert [float(clamped(t)) for t in (9, 10, 99)] == pytest.approx([0.02] * 3)
-    cosine = schedule({"name": "cosine", "lr": 1.0, "end": 0.2, "warmup": 4}, 14)
+    cosine = make_schedule({"name": "cosine", "lr": 1.0, "end": 0.2, "warmup": 4}, 14)
     assert [float(cosine(t)) for t in (0, 1, 4, 9, 14, 50)] == pytest.approx([0, 0.25, 1, 0.6, 0.2, 0.2])
 
 
 @pytest.mark.parametrize(("config", "says"), [
     ({"name": "polly", "lr": 1.0}, "one of constant, poly, cosine, one_cycle, not 'polly'.* Did you mean 'poly'"),
     ({"name": "poly", "lr": 1.0, "powr": 1}, "Did you mean 'power'"),
-    ({"name": "poly"}, "needs lr, or peak"),
-    ({"name": "poly", "lr": 1.0, "peak": 1.0}, "needs lr, or peak"),
+    ({"name": "poly"}, "needs either lr or peak"),
+    ({"name": "poly", "lr": 1.0, "peak": 1.0}, "needs either lr or peak"),
     *(({"name": "poly", "lr": lr}, "lr must be None or a number above 0")
       for lr in (-1.0, 0, True, "x", float("inf"), float("nan"), 10**400)),
     ({"name": "poly", "lr": 1.0, "end": 2.0}, "must not be above"),
@@ -221,12 +224,12 @@ def test_schedule_values_by_hand():
                      {"final_div_factor": 0}, {"name": 3}, {"name": ["poly"]})),
     (3, "must be a dict"),
     ({"name": "poly", "lr": 1.0, "warmup": 10}, "shorten the warm-up"),
-    ({"name": "one_cycle", "lr": 1.0, "warmup": 2}, "rises by itself"),
+    ({"name": "one_cycle", "lr": 1.0, "warmup": 2}, "its own warm-up"),
     ({"name": "one_cycle", "lr": 1.0, "pct_start": 0.05}, "no room"),
 ])
 def test_a_bad_schedule_is_named(config, says):
     with pytest.raises(UserError, match=says):
-        schedule(config, 10)
+        make_schedule(config, 10)
 
 
 @pytest.mark.parametrize(("config", "says"), [
@@ -251,4 +254,4 @@ def test_a_bad_schedule_is_named(config, says):
 ])
 def test_a_bad_optimizer_is_named(config, says):
     with pytest.raises(UserError, match=says):
-        make_optimizer(config, schedule(RATE, 25), _nested(_arrays(0)))
+        make_optimizer(config, make_schedule(RATE, 25), _nested(_arrays(0)))

@@ -80,7 +80,7 @@ def test_other_values_change_what_the_recipe_makes_of_it(file):
     ("{file}:tiny", "{clips}", [], "The preset 'tiny' of 'recipe.py' does not say how to learn"),
     ("{other}", "{clips}", [], "'other.py' does not say how to learn"),
     ("{file}", "{clips}", ["--data-dir", "{tmp}"], "leave out --data-dir"),
-    ("{file}", "{clips}", ["--config.schedule.warmup=9"], "Phase 'own': The rate rises for schedule.warmup=9 steps"),
+    ("{file}", "{clips}", ["--config.schedule.warmup=9"], "Phase 'own': schedule.warmup=9 does not end within the 2 steps"),
 ])
 def test_mistakes_are_one_sentence_and_leave_nothing(file, clips, tmp_path, config, source, more, message):
     other = tmp_path / "other.py"

@@ -169,9 +169,12 @@ def test_metrics_by_hand():
     for name, expected in {"loss": value, "loss/bce": value, "grad_norm": norm, "learning_rate": 0.02}.items():
         np.testing.assert_allclose(metrics[name], expected, rtol=1e-5)
     assert after.step == 1
-    # A new phase's optimizer starts its schedule anew, whatever the global step is.
-    assert step(state.replace(step=state.step + 7), batch)[1]["learning_rate"] == pytest.approx(0.02)
     assert step(after, batch)[1]["learning_rate"] == pytest.approx(0.02 * 0.9 ** 0.9)
+    # The schedule of a phase counts from its first step.
+    _, factory = parts(schedule={"name": "poly", "lr": 0.02, "steps": 10}, first_step=7)
+    step = _compiled(factory)
+    assert step(state.replace(step=state.step + 7), batch)[1]["learning_rate"] == pytest.approx(0.02)
+    assert step(state.replace(step=state.step + 8), batch)[1]["learning_rate"] == pytest.approx(0.02 * 0.9 ** 0.9)
 
 
 def test_bfloat16_computes_coarsely_and_keeps_float32_parameters():

@@ -12,7 +12,7 @@ import optax
 from uvos_jax.errors import UserError
 from uvos_jax.models import build
 from uvos_jax.training.launchers import Launcher
-from uvos_jax.training.optimizers import make_optimizer, schedule
+from uvos_jax.training.optimizers import make_optimizer, make_schedule
 from uvos_jax.training.phases import Phase, transfer
 from uvos_jax.training.state import TrainState, create_state
 from uvos_jax.training.step import make_train_step
@@ -47,7 +47,7 @@ def setup(config: dict[str, Any], phase: Phase) -> Setup:
     model = build(phase.model["name"], **({"dtype": config["precision"]} | fields))
     expected = expected_variables(model)
     try:
-        rate = schedule(phase.schedule, phase.stop - phase.start)
+        rate = make_schedule(phase.schedule, phase.stop - phase.start)
     except UserError as error:
         raise UserError(f"Phase '{phase.name}': {error}") from error
     tx = make_optimizer(phase.optimizer, rate, expected["params"], phase.start)
@@ -59,7 +59,7 @@ def compile_step(config: dict[str, Any], phase: Phase, parts: Setup, launcher: L
     """The phase's step for a launcher: ``(placed state, placed batch) -> (state, metrics)``."""
     return launcher.compile(lambda axis_name: make_train_step(
         parts.model, parts.tx, parts.schedule, batch_norm=phase.batch_norm, accumulate=config["accumulate"],
-        ema_decay=config["ema_decay"] or None, axis_name=axis_name))
+        ema_decay=config["ema_decay"] or None, axis_name=axis_name, first_step=phase.start))
 
 
 def first_state(config: dict[str, Any], parts: Setup) -> TrainState:

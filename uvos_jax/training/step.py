@@ -1,4 +1,4 @@
-"""One training step, as the program of one device; ``launch.Launcher`` runs it on many."""
+"""The training step of one device; ``launchers.Launcher`` runs it on many."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from jax import lax
 
 from uvos_jax.errors import UserError
 from uvos_jax.nn.layers import BatchNorm
-from uvos_jax.training.optimizers import OptimizerState, Schedule
+from uvos_jax.training.optimizers import Schedule
 from uvos_jax.training.state import TrainState
 
 BATCH_NORMS = ("sync", "local", "frozen")
@@ -20,32 +20,34 @@ Step = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[st
 
 def make_train_step(model: nn.Module, tx: optax.GradientTransformation, schedule: Schedule, *,
                     batch_norm: str = "sync", accumulate: int = 1, ema_decay: float | None = None,
-                    axis_name: str | None = None) -> Step:
+                    axis_name: str | None = None, first_step: int = 0) -> Step:
     """Builds ``step(state, clip_batch) -> (state, metrics)``.
 
-    The loss is the mean over the whole batch of the model's per-example losses, so the result does not depend on how
-    the batch lies on devices. Where it does by nature: dropout draws differ between device counts, and ``local`` batch
-    norm sees its device's examples only.
+    The loss is the mean of the model's per-example losses over the whole batch, so the result does not depend on how
+    the batch is split over devices. There are two exceptions: dropout masks differ between device counts, and
+    ``local`` batch norm uses the examples of its device only.
 
     Args:
-      model: of the model contract.
-      tx: optimizer, see ``optimizers.make_optimizer``.
-      schedule: the learning rate that ``tx`` follows, for the metric.
-      batch_norm: ``"sync"``: statistics of the whole batch; ``"local"``: of each device's part, running statistics
-        averaged over devices; ``"frozen"``: running statistics normalize and stay (dropout stays on).
-      accumulate: micro-batches whose gradients are averaged for one update, to save memory. Every micro-batch is
-        normalized by its own statistics, which update the running ones one after the other. Micro-batch ``i`` takes
-        every ``accumulate``-th example, so it holds the same ones on any number of devices.
-      ema_decay: weight of the past in the moving average of parameters and running statistics, at step ``t`` (1 + t) /
-        (10 + t) at most; None or 0 keeps none.
-      axis_name: mapped axis over devices, or None where the program sees the whole batch.
+        model: Implements the model contract (``models.base``).
+        tx: Optimizer, see ``optimizers.make_optimizer``.
+        schedule: Learning rate that ``tx`` applies, for the metric.
+        batch_norm: ``"sync"``: statistics of the whole batch. ``"local"``: statistics of each device's part; running
+            statistics are averaged over devices. ``"frozen"``: running statistics normalize and stay unchanged
+            (dropout stays active).
+        accumulate: Number of micro-batches whose gradients are averaged for one update, to save memory. Each
+            micro-batch is normalized by its own statistics and updates the running statistics in turn. Micro-batch
+            ``i`` takes every ``accumulate``-th example, so it has the same examples on any number of devices.
+        ema_decay: Decay of the moving average of parameters and running statistics, at step ``t`` at most
+            (1 + t) / (10 + t); None or 0 disables it.
+        axis_name: Mapped device axis, or None if the program sees the whole batch.
+        first_step: Global step at which ``schedule`` starts.
 
     Returns:
-      The step. Metrics are float32 scalars, equal on every device: ``loss``, ``loss/<part>``, ``grad_norm`` (of the
-      averaged gradient of all parameters, before clipping) and ``learning_rate``.
+        The step. Metrics are float32 ``[]``, equal on every device: ``loss``, ``loss/<part>``, ``grad_norm`` (of the
+        averaged gradient of all parameters, before clipping) and ``learning_rate``.
 
     Raises:
-      UserError: an unknown ``batch_norm``; while tracing, a batch that cannot be cut into ``accumulate`` parts.
+        UserError: ``batch_norm`` is unknown; while tracing: the batch cannot be split into ``accumulate`` parts.
     """
     if batch_norm not in BATCH_NORMS:
         raise UserError(f"batch_norm must be one of {', '.join(BATCH_NORMS)}, not {batch_norm!r}.")
@@ -66,7 +68,7 @@ def make_train_step(model: nn.Module, tx: optax.GradientTransformation, schedule
         return losses.mean(), (dict(updated.get("batch_stats", {})), metrics)
 
     def gradients(state, clips, key):
-        """Gradient, new running statistics and metrics of this device's examples."""
+        """Returns the gradient, new running statistics and metrics of this device's examples."""
         gradient = jax.grad(loss, has_aux=True)
         if accumulate == 1:
             grads, (batch_stats, metrics) = gradient(state.params, state.batch_stats, clips, key, state.step)
@@ -88,7 +90,7 @@ def make_train_step(model: nn.Module, tx: optax.GradientTransformation, schedule
 
     def step(state, clip_batch):
         if bool(ema_decay) != (state.ema is not None):
-            raise ValueError("ema_decay and the state disagree on whether a moving average is kept")
+            raise ValueError("ema_decay does not match the state: both or neither must have a moving average")
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         key = jax.random.fold_in(key, lax.axis_index(axis_name) if axis_name else 0)
         grads, batch_stats, metrics = gradients(state, clip_batch, key)
@@ -99,34 +101,32 @@ def make_train_step(model: nn.Module, tx: optax.GradientTransformation, schedule
         params = optax.apply_updates(state.params, updates)
         ema = None
         if ema_decay:
-            # Short at first, so that the random start is soon forgotten.
+            # A short average at first, so that the random initialization is soon forgotten.
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
             ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, state.ema, 1 - decay)
-        # A phase starts a new optimizer, whose schedule starts anew while the step goes on.
-        count = state.opt_state.count if isinstance(state.opt_state, OptimizerState) else state.step
-        metrics |= {"grad_norm": _norm(grads), "learning_rate": jnp.asarray(schedule(count), jnp.float32)}
+        metrics |= {"grad_norm": optax.tree.norm(grads),  # the current name of optax.global_norm
+                    "learning_rate": jnp.asarray(schedule(state.step - first_step), jnp.float32)}
         return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state,
                              ema=ema), metrics
 
-    # A program that sees the whole batch has no "own" statistics of a device; the launcher refuses it.
+    # The jit launcher refuses such a step: its program sees the whole batch, not one device's part.
     step.per_device = batch_norm == "local"
     return step
 
 
 def _micro_batches(x, parts):
-    """``[b, ...] -> [parts, b / parts, ...]``, every ``parts``-th example: a batch sharded along ``b`` stays so."""
+    """Splits ``[b, ...]`` into ``[parts, b / parts, ...]`` by every ``parts``-th example.
+
+    A batch that is sharded along ``b`` stays so.
+    """
     if x.shape[0] % parts:
         raise UserError(f"{x.shape[0]} examples a device cannot be accumulated in {parts} equal parts;"
                         " change batch_size or accumulate.")
     return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
 
 
-def _norm(tree):
-    return jnp.sqrt(sum(jnp.square(x).sum() for x in jax.tree.leaves(tree)))
-
-
 def _freeze(call, args, kwargs, context):
-    """Calls every batch norm as in evaluation."""
+    """Calls every batch norm in evaluation mode."""
     if isinstance(context.module, BatchNorm) and context.method_name == "__call__":
         return call(args[0], train=False)
     return call(*args, **kwargs)
