@@ -1,13 +1,16 @@
 """The rooms import one way only, and heavy packages stay where they belong."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import uvos_jax
+from tests.helpers.paths import REPOSITORY
 
 ROOT = Path(uvos_jax.__file__).parent
 # What each room may import of the others. Leaves (no JAX) stand first.
@@ -26,6 +29,7 @@ ALLOWED = {
     "__main__": {"cli"},
     "__init__": {"inference"},
     "errors": set(),
+    "extras": set(),
     "config_schema": set(),
     "color_wheel": set(),
     "atomic_io": set(),
@@ -33,7 +37,7 @@ ALLOWED = {
     "labels": set(),
     "_version": set(),
 }
-EVERYWHERE = {"errors", "config_schema", "color_wheel", "atomic_io", "interrupts", "labels", "_version"}
+EVERYWHERE = {"errors", "extras", "config_schema", "color_wheel", "atomic_io", "interrupts", "labels", "_version"}
 ONLY_IN = {"torch": {"weights/files.py"}, "orbax": {"weights/checkpoints.py"}}
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "array_record"}  # only in data
 MODULES = sorted(ROOT.rglob("*.py"))
@@ -82,7 +86,8 @@ def test_no_file_grows_past_a_few_hundred_lines():
      ("jax", "tensorflow", "tensorflow_datasets", "torch", "av", "PIL", "matplotlib", "pycocotools")),
     ("import uvos_jax.video", ("jax", "tensorflow", "torch", "av", "PIL")),
     ("import uvos_jax.cli", ("jax", "cv2", "tensorflow", "torch")),
-    ("import uvos_jax; uvos_jax.load", ("tensorflow", "torch", "matplotlib", "av")),
+    ("from uvos_jax import load", ("tensorflow", "tensorflow_datasets", "torch", "matplotlib", "av", "PIL", "scipy",
+                                   "pycocotools", "orbax", "tensorstore", "optax", "ml_collections")),
 ])
 def test_importing_is_light(code, absent):
     check = f"{code}\nimport sys\nprint([m for m in {absent!r} if m in sys.modules])"
@@ -96,3 +101,19 @@ def test_importing_touches_no_device():
             "print(bridge.backends_are_initialized())")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_requirements_txt_holds_the_core_and_the_train_extra():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    asked = {*project["dependencies"], *project["optional-dependencies"]["train"]}
+    lines = (line.split(" #")[0].strip() for line in (REPOSITORY / "requirements.txt").read_text().splitlines())
+    listed = {line for line in lines if line and not line.startswith("#")}
+    assert asked <= listed
+    wanted = {"jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy", "ml-collections", "pytest"}
+    assert wanted <= {re.split(r"[><=; ]", line)[0] for line in listed}
+
+
+def test_core_dependencies_bring_no_training_packages():
+    dependencies = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.split(r"[><=; ]", line)[0] for line in dependencies}
+    assert not names & {"tensorflow", "tensorflow-datasets", "ml-collections", "optax", "array_record", "tensorboardX"}

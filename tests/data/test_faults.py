@@ -15,7 +15,6 @@ from tests.helpers.command_line import uvos
 pytest.importorskip("tensorflow")
 
 from uvos_jax.data.datasets.youtube_vis import Segments, read_segments
-from uvos_jax.data.storage import convert as converting
 from uvos_jax.data.storage.convert import convert
 from uvos_jax.data.storage.store import open_store
 from uvos_jax.errors import UserError
@@ -259,9 +258,9 @@ def test_images_without_a_folder_of_their_sequence(tmp_path):
 
 def test_without_tensorflow_the_user_is_told_what_to_install(tmp_path, monkeypatch):
     archives.duts(tmp_path / "source")
-    monkeypatch.setattr(converting, "find_spec", lambda name: None)
-    assert 'needs tensorflow and array_record, not installed here: pip install "uvos-jax[train]"' in complaints(
-        "duts", tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert ("Conversion needs tensorflow, tensorflow_datasets, array_record, not installed here."
+            " Run: pip install 'uvos-jax[train]'") in complaints("duts", tmp_path)
 
 
 def test_listing_and_checking_need_no_tensorflow():

@@ -84,8 +84,10 @@ def train(
 ) -> None:
     """Trains a model; the same command goes on after any interruption."""
     from uvos_jax.atomic_io import check_folder
+    from uvos_jax.extras import require
     from uvos_jax.training.config import load_config, own_folder
 
+    require("train", "Training", "ml_collections", "optax")
     for argument in context.args:
         if not argument.startswith("--config."):
             raise UserError(f"'uvos train' has no option '{argument}'."

@@ -7,7 +7,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from uvos_jax.data.datasets.dataset_indexes import SOURCES, davis2017_configs
 from uvos_jax.data.datasets.index import FrameFiles, Listing, named
 from uvos_jax.data.storage.records import PREFIX, VERSION, FlowMethod, check_record
 from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.extras import require
 
 DATASETS = (*SOURCES, "synthetic")
 OWN_CONFIG = "default"  # of the dataset ``folder``, where the user gives no name
@@ -88,7 +88,7 @@ def convert(name: str, source: str | os.PathLike | None, data_dir: str | os.Path
         raise UserError(f"The source '{root}' is not a folder; unpack the dataset and give its folder.")
     configs = _configs(dataset, config, root)
     data_dir = check_folder(data_dir)
-    _require_tensorflow()
+    require("train", "Conversion", "tensorflow", "tensorflow_datasets", "array_record")
     places = [Path(f"{PREFIX}{dataset}", config or "", VERSION) for config in configs]
     with _workplace(data_dir, dataset) as workplace:
         for place in places:
@@ -190,13 +190,6 @@ def _without_name(fault: str, frame: FrameFiles) -> str:
 
 def _full_name(dataset, config):
     return f"{dataset}/{config}" if config else dataset
-
-
-def _require_tensorflow():
-    missing = [name for name in ("tensorflow", "array_record") if find_spec(name) is None]
-    if missing:
-        raise UserError(f"Conversion needs {' and '.join(missing)}, not installed here:"
-                        ' pip install "uvos-jax[train]".')
 
 
 def _import_builders():

@@ -5,7 +5,6 @@ A store is anything with ``name``, ``videos``, ``has_flow``, ``image(v, t, reduc
 is a store whose videos have one frame. Reading a converted dataset needs TFDS and array_record, not TensorFlow.
 """
 
-import importlib
 import json
 import re
 import threading
@@ -19,6 +18,7 @@ import numpy as np
 
 from uvos_jax.config_schema import REQUIRED, Option, check_options, size, whole
 from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.extras import require
 
 VOID = 255  # label of pixels whose truth is unknown
 REDUCTIONS = (1, 2, 4, 8)  # JPEG decoders can leave out frequencies and give 1/2, 1/4 or 1/8 of the size for less work
@@ -234,11 +234,7 @@ def open_store(data_dir: str | Path, name: str, split: str) -> ConvertedStore:
             order; array_record is not installed.
     """
     folder = _find(Path(data_dir), name)
-    try:
-        importlib.import_module("tensorflow_datasets")
-        importlib.import_module("array_record.python.array_record_data_source")
-    except ImportError as error:
-        raise UserError(f"Reading '{name}' needs {error.name}: pip install \"uvos-jax[train]\".") from error
+    require("train", f"Reading '{name}'", "tensorflow_datasets", "array_record")
     try:
         stored_as = str(json.loads((folder / "dataset_info.json").read_text()).get("fileFormat"))
         splits = json.loads((folder / "metadata.json").read_text())["splits"].keys()
