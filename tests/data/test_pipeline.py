@@ -218,10 +218,10 @@ def test_configuration_mistakes_are_named():
     synthetic = {"name": "synthetic", "count": 2, "length": 2, "size": (48, 64)}
     good = {"mixture": [synthetic], "size": (32, 32), "batch_size": 2, "seed": 0}
     for change, message in [
-        ({"batchsize": 2}, "data configuration knows no 'batchsize'.*Did you mean 'batch_size'"),
+        ({"batchsize": 2}, "Unknown key 'batchsize' in the data configuration.*Did you mean 'batch_size'"),
         ({"mixture": []}, "empty mixture"),
-        ({"size": None}, "does not say 'size'"),
-        *(({"size": wrong}, r"size must be \[height, width\], whole numbers")
+        ({"size": None}, "Missing key 'size'"),
+        *(({"size": wrong}, r"size must be \[height, width\], integers")
           for wrong in ((0, 3), (97,), (3, 3, 3), 97, ("a", "b"), (33.0, 49))),
         ({"seed": 2**32}, "seed must be"),
         ({"batch_size": True}, "batch_size must be"),
@@ -231,17 +231,17 @@ def test_configuration_mistakes_are_named():
          "clips of one length"),
         ({"recipe": {"name": "previous", "first": 0}}, "recipe previous configuration's first must be"),
         ({"seed": -1}, "seed must be"),
-        ({"recipe": {"name": "pairs"}}, "no recipe 'pairs'.*Did you mean 'pair'"),
-        ({"recipe": {"name": "sequence", "gap": 2}}, "recipe sequence configuration knows no 'gap'"),
+        ({"recipe": {"name": "pairs"}}, "Unknown recipe 'pairs'.*Did you mean 'pair'"),
+        ({"recipe": {"name": "sequence", "gap": 2}}, "Unknown key 'gap' in the recipe sequence configuration"),
         *(({"recipe": {"name": name, key: wrong}}, f"recipe {name} configuration's {key} must be")
           for name, key, wrong in (("still", "length", 0), ("references", "count", "x"), ("references", "count", 2.5),
                                    ("references", "count", None), ("sequence", "reverse", "x"),
                                    ("sequence", "reverse", 7), ("sequence", "max_gap", 1.5), ("pair", "first", "no"))),
         ({"recipe": ["pair"]}, "recipe must be a dict"),
-        ({"recipe": {"name": ["pair"]}}, "no recipe"),
-        ({"geometry": {"kind": "resise"}}, "no geometry 'resise'.*Did you mean 'resize'"),
-        ({"geometry": {"kind": "resize", "scale": 2}}, "geometry resize configuration knows no 'scale'"),
-        ({"color": {"contrst": (1, 2)}}, "color configuration knows no 'contrst'.*Did you mean 'contrast'"),
+        ({"recipe": {"name": ["pair"]}}, "Unknown recipe"),
+        ({"geometry": {"kind": "resise"}}, "Unknown geometry 'resise'.*Did you mean 'resize'"),
+        ({"geometry": {"kind": "resize", "scale": 2}}, "Unknown key 'scale' in the geometry resize configuration"),
+        ({"color": {"contrst": (1, 2)}}, "Unknown key 'contrst' in the color configuration.*Did you mean 'contrast'"),
         *(({"geometry": {"kind": kind, key: wrong}}, f"geometry {kind} configuration's {key} must be")
           for kind, key, several in (
               ("resize", "flip", (5, "x", -1)), ("resize", "fill", (3, "red", (300, -1, 0), (1, 2))),

@@ -7,10 +7,10 @@ import pytest
 
 from uvos_jax.data.examples.sampling import (
     RECIPES,
+    alternating_part,
     choose_videos,
     generator,
     item_of,
-    alternating_part,
     part_of,
     references,
     sequence,

@@ -88,7 +88,7 @@ def test_a_phase_adds_a_part_and_starts_it_from_another(tmp_path):
 @pytest.mark.parametrize(("rule", "message"), [
     ({"from": "rgb_decoder", "to": "flow_encoder"}, "matches no parameter"),
     ({"from": "rgb_encoder", "to": "head"}, "does not have in that shape"),
-    ({"form": "rgb_encoder", "to": "head"}, "knows no 'form'"),
+    ({"form": "rgb_encoder", "to": "head"}, "Unknown key 'form'"),
 ])
 def test_a_transfer_rule_without_a_matching_target_is_an_error(tmp_path, rule, message):
     phases = [{"name": "a", "steps": 1}, {"name": "b", "steps": 1, "model": {"two": True}, "transfer": [rule]}]

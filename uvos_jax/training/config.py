@@ -20,40 +20,40 @@ from uvos_jax.config_schema import (
     check_options,
     choice,
     fraction,
+    integer,
+    mapping,
+    mappings,
     names,
     optional,
-    pattern,
     plain,
-    section,
-    sections,
-    text,
-    whole,
+    regex,
+    string,
 )
 from uvos_jax.data.storage.store import SYNTHETIC_OPTIONS
 from uvos_jax.errors import UserError, nearest_hint
 
-_SECTION = optional(section(None))
+_SECTION = optional(mapping(None))
 # All keys, with what they may be and what they are if the file leaves them out.
 OPTIONS = {
-    "model": section(REQUIRED), "phases": sections(REQUIRED), "batch_size": whole(REQUIRED, 1),
-    "optimizer": section(REQUIRED), "schedule": section(REQUIRED), "init": section({}), "data": section({}),
-    "seed": whole(0, 0, 2**32 - 1), "precision": choice("float32", ("float32", "bfloat16")),
+    "model": mapping(REQUIRED), "phases": mappings(REQUIRED), "batch_size": integer(REQUIRED, 1),
+    "optimizer": mapping(REQUIRED), "schedule": mapping(REQUIRED), "init": mapping({}), "data": mapping({}),
+    "seed": integer(0, 0, 2**32 - 1), "precision": choice("float32", ("float32", "bfloat16")),
     "launcher": choice("pmap", ("pmap", "shard_map", "jit")),
-    "batch_norm": choice("sync", ("sync", "local", "frozen")), "accumulate": whole(1, 1),
-    "ema_decay": optional(fraction(None, one=False)), "log_every": whole(50, 1), "checkpoint_every": whole(1000, 1),
-    "keep": whole(2, 1), "validate": _SECTION, "data_dir": optional(text(None)),
+    "batch_norm": choice("sync", ("sync", "local", "frozen")), "accumulate": integer(1, 1),
+    "ema_decay": optional(fraction(None, one=False)), "log_every": integer(50, 1), "checkpoint_every": integer(1000, 1),
+    "keep": integer(2, 1), "validate": _SECTION, "data_dir": optional(string(None)),
 }
 PHASE = {
-    "name": text(None), "steps": whole(REQUIRED, 1), "data": _SECTION, "optimizer": _SECTION, "schedule": _SECTION,
-    "model": _SECTION, "batch_norm": OPTIONS["batch_norm"], "transfer": optional(sections(None)),
+    "name": string(None), "steps": integer(REQUIRED, 1), "data": _SECTION, "optimizer": _SECTION, "schedule": _SECTION,
+    "model": _SECTION, "batch_norm": OPTIONS["batch_norm"], "transfer": optional(mappings(None)),
 }
-INIT = {"backbone": optional(text(None)), "target_backbone": optional(text(None)), "weights": optional(text(None))}
+INIT = {name: optional(string(None)) for name in ("backbone", "target_backbone", "weights")}
 VALIDATE = {
-    "every": whole(REQUIRED, 0), "name": optional(text(None)), "split": optional(text(None)),
-    "only": optional(names(None)), "size": optional(whole(None, 1, 2**15 - 1)), "synthetic": _SECTION,
+    "every": integer(REQUIRED, 0), "name": optional(string(None)), "split": optional(string(None)),
+    "only": optional(names(None)), "size": optional(integer(None, 1, 2**15 - 1)), "synthetic": _SECTION,
     "phases": optional(names(None)),
 }
-TRANSFER = {"from": pattern(REQUIRED), "to": text(REQUIRED)}
+TRANSFER = {"from": regex(REQUIRED), "to": string(REQUIRED)}
 # What a run that goes on may change: neither the batches nor the network nor its updates follow from these.
 CHANGEABLE = ("launcher", "log_every", "checkpoint_every", "keep", "validate", "data_dir")
 OWN_DATASET = "folder/own"  # what a folder of one's own clips is called once it is converted
@@ -120,7 +120,7 @@ def override(config: dict[str, Any], entry: str) -> None:
       config: nested dicts and lists.
       entry: ``"a.b=VALUE"``. Where the key is, must exist; the key may be new to a dict inside of the configuration,
         whose own check knows all names. Numbers name the entries of a list (``phases.0.steps=100``). The value is a
-        Python literal, or text as it stands, and must be of the type of what it replaces; a whole number may stand
+        Python literal, or text as it stands, and must be of the type of what it replaces; an integer may stand
         for a fraction, None for anything, and anything may replace None.
 
     Raises:
@@ -159,7 +159,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     config = plain(check_options(config, OPTIONS, ""))
     try:
         json.dumps(config)
-    except (TypeError, ValueError) as error:  # the latter for whole numbers of thousands of digits
+    except (TypeError, ValueError) as error:  # the latter for integers of thousands of digits
         raise UserError(f"The configuration may hold numbers, text, lists and dicts only: {error}.") from None
     if not isinstance(config["model"].get("name"), str):
         raise UserError("The configuration's model must be a dict with a name.")
@@ -227,10 +227,10 @@ def _value(name, text, old):
         return None  # where it means nothing, the check says so
     if isinstance(old, str) and not isinstance(value, str):
         value = text  # 2016 is a fine name
-    kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "text", dict: "a dict",
+    kinds = {bool: "True or False", int: "an integer", float: "a number", str: "a string", dict: "a dict",
              list: "a list"}
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):  # then it stays a whole number, and is refused
+        with contextlib.suppress(OverflowError):  # then it stays an integer, and is refused
             value = float(value)
     if old is not None and type(value) is not type(old):
         raise UserError(f"--config.{name} wants {kinds.get(type(old), type(old).__name__)}, such as {old!r:.60};"

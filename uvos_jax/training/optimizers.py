@@ -18,17 +18,17 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from uvos_jax.config_schema import (
     REQUIRED,
+    boolean,
     check_options,
     choice,
-    flag,
     fraction,
+    integer,
+    mappings,
     number,
     one_or_more,
     optional,
-    pattern,
     positive,
-    sections,
-    whole,
+    regex,
 )
 from uvos_jax.errors import UserError, nearest_hint
 
@@ -36,16 +36,16 @@ Schedule = Callable[[jax.Array], jax.Array]
 
 _SCHEDULE = {
     "name": choice(REQUIRED, ("constant", "poly", "cosine", "one_cycle")), "lr": optional(positive(None)),
-    "peak": optional(positive(None)), "steps": optional(whole(None, 1)), "warmup": optional(whole(0, 0)),
+    "peak": optional(positive(None)), "steps": optional(integer(None, 1)), "warmup": optional(integer(0, 0)),
     "end": optional(number(0.0)), "power": number(0.9), "pct_start": fraction(0.3), "div_factor": positive(25.0),
     "final_div_factor": positive(1e4), "anneal": choice("cosine", ("cosine", "linear")),
 }
 _OPTIMIZER = {
     "name": choice(REQUIRED, ("sgd", "adam", "adamw")), "momentum": fraction(0.9, one=False),
     "b1": fraction(0.9, one=False), "b2": fraction(0.999, one=False), "eps": positive(1e-8),
-    "weight_decay": optional(number(0.0)), "clip_norm": optional(positive(None)), "groups": optional(sections(())),
+    "weight_decay": optional(number(0.0)), "clip_norm": optional(positive(None)), "groups": optional(mappings(())),
 }
-_GROUP = {"match": pattern(REQUIRED), "lr": one_or_more(number(1.0)), "decay": flag(True)}
+_GROUP = {"match": regex(REQUIRED), "lr": one_or_more(number(1.0)), "decay": boolean(True)}
 _UNMATCHED = {"lr": 1.0, "decay": True}  # the group of parameters that no pattern matches
 _FROZEN = "frozen"
 

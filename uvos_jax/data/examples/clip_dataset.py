@@ -21,16 +21,16 @@ import numpy as np
 from uvos_jax.config_schema import (
     REQUIRED,
     Option,
+    boolean,
     check_named,
     check_options,
-    flag,
     fraction,
+    integer,
+    mapping,
     names,
     one_or_more,
     optional,
-    section,
     size,
-    whole,
 )
 from uvos_jax.data.examples import color as colors
 from uvos_jax.data.examples.geometry import KINDS, options_of, reduction, warp_flow, warp_image, warp_labels
@@ -38,10 +38,10 @@ from uvos_jax.data.examples.sampling import (
     EXAMPLE,
     RECIPES,
     SIZE,
+    alternating_part,
     choose_videos,
     generator,
     item_of,
-    alternating_part,
     part_of,
 )
 from uvos_jax.data.storage.store import VOID
@@ -50,16 +50,16 @@ from uvos_jax.errors import UserError
 Batch = dict[str, np.ndarray]
 
 _LONGEST_CYCLE = 10_000  # examples after which a mixture has its exact shares: the order of one is held in memory
-_OBJECTS = whole(None, 1, VOID - 1)
+_OBJECTS = integer(None, 1, VOID - 1)
 # The options of ``make_clips`` and ``part``.
 SETTINGS = {
-    "size": one_or_more(size(REQUIRED)), "batch_size": whole(REQUIRED, 1), "seed": whole(REQUIRED, 0, 2**32 - 1),
-    "geometry": section({"kind": "resize"}), "color": optional(section(None)), "flow": flag(False),
-    "paste": fraction(0.0), "alternate": flag(False), "categories": names(()),
-    "objects": Option(None, f"None, 'foreground' or the largest number of objects, {_OBJECTS.wants}",
-                      lambda value: value is None or value == "foreground" or _OBJECTS.fits(value)),
+    "size": one_or_more(size(REQUIRED)), "batch_size": integer(REQUIRED, 1), "seed": integer(REQUIRED, 0, 2**32 - 1),
+    "geometry": mapping({"kind": "resize"}), "color": optional(mapping(None)), "flow": boolean(False),
+    "paste": fraction(0.0), "alternate": boolean(False), "categories": names(()),
+    "objects": Option(None, f"None, 'foreground' or the largest number of objects, {_OBJECTS.expected}",
+                      lambda value: value is None or value == "foreground" or _OBJECTS.is_valid(value)),
 }
-PART_SETTINGS = {"share": whole(1, 1, _LONGEST_CYCLE), "exclude": names(()), "only": names(())}
+PART_SETTINGS = {"share": integer(1, 1, _LONGEST_CYCLE), "exclude": names(()), "only": names(())}
 
 
 @dataclass(frozen=True, eq=False)

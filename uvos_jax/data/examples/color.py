@@ -7,7 +7,7 @@ rounded down. A factor of 1 changes nothing, 0 gives the plain version, more tha
 import cv2
 import numpy as np
 
-from uvos_jax.config_schema import flag, optional, span
+from uvos_jax.config_schema import boolean, interval, optional
 
 # Rounds down rather than to nearest, with OpenCV's rounding; results a whisker below an integer go up to it.
 _DOWN = -0.499
@@ -64,7 +64,7 @@ def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 CHANGES = {"brightness": brightness, "contrast": contrast, "color": color, "sharpness": sharpness}
-OPTIONS = {name: optional(span(None, 0, 100)) for name in CHANGES} | {"independent": flag(False)}
+OPTIONS = {name: optional(interval(None, 0, 100)) for name in CHANGES} | {"independent": boolean(False)}
 
 
 def _gray(image: np.ndarray) -> np.ndarray:

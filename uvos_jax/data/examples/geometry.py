@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from uvos_jax.config_schema import Option, color, flag, fraction, optional, span, whole
+from uvos_jax.config_schema import Option, boolean, color, fraction, integer, interval, optional
 from uvos_jax.data.storage.store import REDUCTIONS, VOID
 
 _MEAN_COLOR = (124, 116, 104)  # of ImageNet, so that what is outside a frame is about 0 after normalization
@@ -152,19 +152,19 @@ KINDS = {
     "resize": Kind(resize, {"flip": fraction(0.0)}),
     "foreground_crop": Kind(foreground_crop, {"flip": fraction(0.0), "upright": fraction(0.51)}),
     "random_crop": Kind(random_crop, {
-        "short_side": optional(whole(None, 1, 2**15 - 1)), "scale": span((1.0, 1.3), 0.01, 100),
-        "flip": fraction(0.5), "balanced": flag(False)}),
+        "short_side": optional(integer(None, 1, 2**15 - 1)), "scale": interval((1.0, 1.3), 0.01, 100),
+        "flip": fraction(0.5), "balanced": boolean(False)}),
     "margin_crop": Kind(margin_crop, {
-        "flip": fraction(0.5), "margin": whole(30, 1), "turn": fraction(0.2),
-        "degrees": whole(15, 0, 180)}, fill=(0, 0, 0), fill_label=0),
+        "flip": fraction(0.5), "margin": integer(30, 1), "turn": fraction(0.2),
+        "degrees": integer(15, 0, 180)}, fill=(0, 0, 0), fill_label=0),
 }
 
 
 def options_of(kind: str) -> dict[str, Option]:
     """Returns the options of a kind: its own, and those that all of them have."""
     row = KINDS[kind]
-    return row.options | {"independent": flag(False), "fill": color(row.fill),
-                          "fill_label": whole(row.fill_label, 0, 255)}
+    return row.options | {"independent": boolean(False), "fill": color(row.fill),
+                          "fill_label": integer(row.fill_label, 0, 255)}
 
 
 def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from uvos_jax.config_schema import REQUIRED, check_options, section, sections, text
+from uvos_jax.config_schema import REQUIRED, check_options, mapping, mappings, string
 from uvos_jax.data.examples.clip_dataset import PART_SETTINGS, SETTINGS, Batch, Clips, Part, make_clips, part, stack
 from uvos_jax.data.storage.store import SYNTHETIC_OPTIONS, SyntheticStore, open_store
 from uvos_jax.errors import UserError
 
 _AHEAD = 2  # batches that wait to be taken
-_RECIPE = section({"name": "pair"})
+_RECIPE = mapping({"name": "pair"})
 
 
 def from_config(config: Any, data_dir: str | os.PathLike | None = None) -> Clips:
@@ -41,7 +41,7 @@ def from_config(config: Any, data_dir: str | os.PathLike | None = None) -> Clips
     Raises:
         UserError: A key or name is unknown, a dataset is missing, or values do not fit each other.
     """
-    config = check_options(config, {"mixture": sections(REQUIRED), "recipe": _RECIPE} | SETTINGS, "data")
+    config = check_options(config, {"mixture": mappings(REQUIRED), "recipe": _RECIPE} | SETTINGS, "data")
     if not config["mixture"]:
         raise UserError("The data configuration has an empty mixture; name at least one dataset.")
     parts = [_part_of_config(entry, config["recipe"], data_dir) for entry in config.pop("mixture")]
@@ -161,9 +161,9 @@ def _tensorflow(make: Callable[[int], Batch], first: int, size: int, workers: in
 
 
 def _part_of_config(entry: dict, recipe: dict, data_dir: str | os.PathLike | None) -> Part:
-    known = {"name": text(REQUIRED), "recipe": _RECIPE} | PART_SETTINGS
+    known = {"name": string(REQUIRED), "recipe": _RECIPE} | PART_SETTINGS
     is_synthetic = "count" in entry
-    known |= SYNTHETIC_OPTIONS if is_synthetic else {"split": text("train")}
+    known |= SYNTHETIC_OPTIONS if is_synthetic else {"split": string("train")}
     entry = check_options({"recipe": recipe} | entry, known, "mixture")
     name = entry.pop("name")
     if is_synthetic:

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from uvos_jax.config_schema import Option, flag, fraction, whole
+from uvos_jax.config_schema import Option, boolean, fraction, integer
 from uvos_jax.data.storage.store import Video
 from uvos_jax.errors import UserError, nearest_hint
 
@@ -199,16 +199,16 @@ class Recipe:
 
 
 RECIPES = {
-    "pair": Recipe({"first": flag(True)}, pair, _labeled, lambda options: 2),
-    "previous": Recipe({"first": flag(True)}, previous, _labeled, lambda options: 3),
-    "references": Recipe({"count": whole(4, 1, _LONGEST)}, references, _labeled,
+    "pair": Recipe({"first": boolean(True)}, pair, _labeled, lambda options: 2),
+    "previous": Recipe({"first": boolean(True)}, previous, _labeled, lambda options: 3),
+    "references": Recipe({"count": integer(4, 1, _LONGEST)}, references, _labeled,
                          lambda options: 1 + options["count"]),
-    "sequence": Recipe({"length": whole(3, 1, _LONGEST), "max_gap": whole(3, 1), "reverse": fraction(0.5)}, sequence,
-                       lambda video, options: starts(video, options["length"]),
+    "sequence": Recipe({"length": integer(3, 1, _LONGEST), "max_gap": integer(3, 1), "reverse": fraction(0.5)},
+                       sequence, lambda video, options: starts(video, options["length"]),
                        lambda options: 1 + options["length"]),
-    "neighbor": Recipe({"max_gap": whole(3, 1), "reverse": fraction(0.5)}, neighbor, _labeled, lambda options: 2),
+    "neighbor": Recipe({"max_gap": integer(3, 1), "reverse": fraction(0.5)}, neighbor, _labeled, lambda options: 2),
     "next": Recipe({}, following, lambda video, options: range(video.length - 1), lambda options: 2),
-    "still": Recipe({"length": whole(1, 1, _LONGEST)}, still, _labeled, lambda options: options["length"]),
+    "still": Recipe({"length": integer(1, 1, _LONGEST)}, still, _labeled, lambda options: options["length"]),
 }
 
 

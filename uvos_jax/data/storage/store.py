@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from uvos_jax.config_schema import REQUIRED, Option, check_options, size, whole
+from uvos_jax.config_schema import REQUIRED, Option, check_options, integer, size
 from uvos_jax.errors import UserError, nearest_hint
 from uvos_jax.extras import require
 
@@ -31,10 +31,10 @@ _SYNTHETIC_CACHE = 4  # synthetic clips kept: the frames of one example are of o
 _COUNTS = size(None, most=20)  # two whole numbers: the fewest and the most objects that a scene is drawn with
 # What ``SyntheticStore`` takes; below 32 pixels no scene can be drawn.
 SYNTHETIC_OPTIONS = {
-    "count": whole(REQUIRED, 1, 1_000_000), "length": whole(8, 1, 10_000), "size": size((240, 424), least=32),
-    "seed": whole(0, 0, 2**32 - 1),
-    "objects": Option((1, 3), "[fewest, most], whole numbers from 1 to 20",
-                      lambda value: _COUNTS.fits(value) and value[0] <= value[1]),
+    "count": integer(REQUIRED, 1, 1_000_000), "length": integer(8, 1, 10_000), "size": size((240, 424), least=32),
+    "seed": integer(0, 0, 2**32 - 1),
+    "objects": Option((1, 3), "[fewest, most], integers from 1 to 20",
+                      lambda value: _COUNTS.is_valid(value) and value[0] <= value[1]),
 }
 
 
