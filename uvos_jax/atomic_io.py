@@ -1,52 +1,252 @@
-"""What readers and writers share: error texts, writing a file in one step, and having a folder for oneself."""
+"""Writing files and folders in one step, locking a folder, and creating output folders.
+
+Content is written under a temporary name beside its final one and renamed once it is complete. A reader, and a run
+that was killed, therefore see the old content or the new content, never a part of it. Nothing is synced to disk:
+this protects against a killed process, not against a power failure.
+"""
 
 import contextlib
+import errno
 import os
+import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, write_error
+
+# A process that has just released a lock may have removed the file that this one opened; acquiring again then works.
+_LOCK_TIMEOUT = 0.2  # seconds
+# Errors of flock on file systems without locks, such as a mounted bucket.
+_NO_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.ENOSYS}
 
 
-def quoted(path: str | os.PathLike) -> str:
-    """Returns ``path`` in quotes, with any odd character escaped so that a message stays on one line."""
-    return repr(os.fspath(path))
+class PartialFile:
+    """The temporary name of a file or folder until its content is complete.
+
+    Attributes:
+        path: The final name.
+        partial: The temporary name: ``.<name>.partial`` in the same folder, or ``.<name>.partial-<hex>`` if unique.
+    """
+
+    def __init__(self, path: str | os.PathLike, unique: bool = False):
+        """Choose the temporary name; creates nothing.
+
+        Args:
+            path: The final name, in an existing folder.
+            unique: Use a new temporary name each time. Needed where several processes may write the same path.
+                Otherwise a partial file that a killed process left behind is overwritten by the next attempt.
+        """
+        self.path = Path(path)
+        self.partial = self.path.with_name(f".{self.path.name}.partial{f'-{uuid.uuid4().hex[:12]}' if unique else ''}")
+
+    def commit(self) -> None:
+        """Rename the temporary file to its final name; an existing file or empty folder is replaced."""
+        os.replace(self.partial, self.path)
+
+    def discard(self) -> None:
+        """Remove the temporary file or folder if there is one."""
+        if self.partial.is_dir() and not self.partial.is_symlink():
+            shutil.rmtree(self.partial, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                self.partial.unlink()
 
 
-def reason(error: BaseException) -> str:
-    """Returns the operating system's or decoder's own words for ``error``, on one line."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike, unique: bool = False) -> Iterator[Path]:
+    """Yield a temporary path to write a file or folder to, and rename it to ``path`` on a clean exit.
+
+    After an exception the temporary path is removed and ``path`` is left as it was. Operating system errors are raised
+    unchanged.
+
+    Args:
+        path: The final name, in an existing folder.
+        unique: See ``PartialFile``.
+    """
+    file = PartialFile(path, unique)
+    try:
+        yield file.partial
+        file.commit()
+    except BaseException:
+        file.discard()
+        raise
 
 
-def cannot_write(path: str | os.PathLike, error: BaseException) -> UserError:
-    """Returns the error to raise when the operating system refused to write ``path``."""
-    return UserError(f"cannot write {quoted(path)}: {reason(error)}.")
+def atomic_write(path: str | os.PathLike, data: bytes, unique: bool = False) -> None:
+    """Write ``data`` so that ``path`` holds either its old content or all of the new content.
+
+    Args:
+        path: The file to write; an existing file is replaced.
+        data: The whole content.
+        unique: See ``PartialFile``.
+
+    Raises:
+        UserError: The operating system refused (no such folder, no permission, disk full).
+    """
+    try:
+        with atomic_path(path, unique) as partial:
+            partial.write_bytes(data)
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
-def check_folder(path: str | os.PathLike) -> Path:
-    """Returns the path of a folder that can be made and written, or says at once why it cannot; makes nothing.
+class StreamedTextFile:
+    """A text file that is written piece by piece and appears under its name once it is finished."""
+
+    def __init__(self, path: str | os.PathLike, separator: str = "", footer: str = ""):
+        """Prepare the file; the first piece creates it.
+
+        Args:
+            path: The file to write, in an existing folder; an existing file is replaced.
+            separator: Text between two pieces.
+            footer: Text after the last piece.
+        """
+        self._target = PartialFile(path)
+        self.path = self._target.path
+        self._separator, self._footer = separator, footer
+        self._file = None
+
+    def write(self, piece: str, header: str = "") -> None:
+        """Append a piece.
+
+        Args:
+            piece: The text.
+            header: Text before the first piece; ignored for later ones.
+
+        Raises:
+            UserError: The operating system refused.
+        """
+        try:
+            if self._file is None:
+                self._file = open(self._target.partial, "w", encoding="utf-8", newline="\n")  # noqa: SIM115 - see finish()
+                self._file.write(header + piece)
+            else:
+                self._file.write(self._separator + piece)
+        except OSError as error:
+            raise write_error(self.path, error) from error
+
+    def finish(self) -> bool:
+        """Complete the file and give it its name.
+
+        Returns:
+            False if nothing was written, so that there is no file.
+
+        Raises:
+            UserError: The operating system refused; the partial file is removed.
+        """
+        if self._file is None:
+            return False
+        try:
+            self._file.write(self._footer)
+            self._file.close()
+            self._target.commit()
+        except OSError as error:
+            self.discard()
+            raise write_error(self.path, error) from error
+        return True
+
+    def discard(self) -> None:
+        """Remove what has been written."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # a full disk fails on the buffered rest
+                self._file.close()
+            self._target.discard()
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Rename the folder ``new`` to ``folder``; an existing ``folder`` is replaced.
+
+    Folders cannot be swapped in one step: the old one is first renamed to ``replaced.<name>``. If the process is killed
+    between the two renames, ``finish_replacement`` restores it.
+
+    Raises:
+        UserError: The operating system refused; the old folder is in place.
+    """
+    try:
+        if folder.exists():
+            folder.rename(_replaced_path(folder))
+        new.rename(folder)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    finally:
+        finish_replacement(folder)
+
+
+def finish_replacement(folder: Path) -> None:
+    """Complete an interrupted ``replace_folder``: remove the old folder if the new one is there, else restore it."""
+    if folder.exists():
+        shutil.rmtree(_replaced_path(folder), ignore_errors=True)
+    elif _replaced_path(folder).exists():
+        _replaced_path(folder).rename(folder)
+
+
+def _replaced_path(folder: Path) -> Path:
+    return folder.with_name(f"replaced.{folder.name}")
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: str | os.PathLike, message: str) -> Iterator[None]:
+    """Hold a lock file, so that no other process works in the same folder.
+
+    The operating system drops the lock when the process ends, however it ends: a lock file left behind by a killed
+    process blocks nobody. On file systems without locks (some mounted buckets) there is no protection.
+
+    Args:
+        path: The lock file, in an existing folder; it is created, and removed on exit.
+        message: Message of the error if another process holds the lock.
+
+    Raises:
+        UserError: Another process holds the lock, or the lock file cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    path = Path(path)
+    if not path.parent.is_dir():  # FileLock would create it
+        raise write_error(path, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
+    lock = FileLock(path, timeout=_LOCK_TIMEOUT, thread_local=False)
+    try:
+        lock.acquire(poll_interval=_LOCK_TIMEOUT / 10)
+    except Timeout:
+        raise UserError(message) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise write_error(path, error) from error
+    try:
+        yield
+    finally:
+        # Removed while the lock is held: a process that has opened this file then finds it unlinked and opens a new one.
+        with contextlib.suppress(OSError):
+            path.unlink()
+        lock.release()
+
+
+def check_output_folder(path: str | os.PathLike) -> Path:
+    """Check that a folder can be created and written; creates nothing.
 
     Args:
         path: The folder, which need not exist.
 
+    Returns:
+        The folder as a ``Path``.
+
     Raises:
-        UserError: It, or the nearest folder above it, cannot be written, or is a file.
+        UserError: The folder, or the nearest existing folder above it, is a file or not writable.
     """
     folder = Path(path)
-    # The words of the user as far as they reach.
+    # The user's own spelling of the path as far as it reaches.
     parent = next(above for above in (folder, *folder.parents[:-1], *folder.absolute().parents) if above.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        kind = "is a file"
+        problem = "is a file"
         if parent.is_dir():
             read_only = hasattr(os, "statvfs") and os.statvfs(parent).f_flag & os.ST_RDONLY
-            kind = f"cannot be written to ({'the file system is read-only' if read_only else 'permission denied'})"
-        raise UserError(f"The output '{folder}' is of no use: '{parent}' {kind}; name another folder.")
+            problem = f"is not writable ({'the file system is read-only' if read_only else 'permission denied'})"
+        raise UserError(f"The output '{folder}' cannot be used: '{parent}' {problem}. Choose another folder.")
     return folder
 
 
 def make_folder(path: str | os.PathLike) -> None:
-    """Makes a folder and those above it; an existing one is fine.
+    """Create a folder and its parents; an existing folder is fine.
 
     Raises:
         UserError: The operating system refused.
@@ -54,136 +254,22 @@ def make_folder(path: str | os.PathLike) -> None:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise write_error(path, error) from error
 
 
 @contextlib.contextmanager
-def alone(lock: str | os.PathLike, complaint: str) -> Iterator[None]:
-    """Holds a lock file, so that no other process on any machine that honours it does the same work meanwhile.
-
-    The system drops the lock with the process, however that ends, so a file that is left over hinders nobody. Where
-    there are no locks (Windows, a mounted bucket), there is no protection.
-
-    Args:
-        lock: The file, in an existing folder; it is made, and removed in the end.
-        complaint: Text of the error where another process holds it.
+def folder_unless_empty(path: str | os.PathLike) -> Iterator[None]:
+    """Create a folder and its parents; on exit remove those created here that are still empty.
 
     Raises:
-        UserError: Another process holds it, or it cannot be written.
+        UserError: The operating system refused.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    for _ in range(10):
-        try:
-            file = open(lock, "w")  # noqa: SIM115 - held open, and with it the lock, to the end
-        except OSError as error:
-            raise cannot_write(lock, error) from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The one who held it may have removed it after it was opened here: then it locks nothing.
-            if os.path.samestat(os.stat(lock), os.fstat(file.fileno())):
-                break
-        except BlockingIOError:
-            file.close()
-            raise UserError(complaint) from None
-        except FileNotFoundError:
-            pass
-        except OSError:  # a file system without locks
-            break
-        file.close()
-    else:
-        raise UserError(complaint)
+    folder = Path(path)
+    created = [above for above in (folder, *folder.parents) if not above.exists()]
+    make_folder(folder)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            os.unlink(lock)
-        file.close()
-
-
-def partial_of(path: str | os.PathLike) -> Path:
-    """Returns the hidden name beside ``path`` that its content is written under until it is whole."""
-    path = Path(path)
-    return path.with_name(f".{path.name}.partial")
-
-
-def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-    """Writes ``data`` so that ``path`` holds either its old content or all of the new one.
-
-    Args:
-        path: The file to write; an existing one is replaced.
-        data: Its whole content.
-
-    Raises:
-        UserError: The operating system refused (no such folder, no permission, disk full).
-    """
-    partial = partial_of(path)
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        if isinstance(error, OSError):
-            raise cannot_write(path, error) from error
-        raise
-
-
-class GrowingFile:
-    """A text file that is written piece by piece under a hidden name, and appears when it is finished."""
-
-    def __init__(self, path: str | os.PathLike, between: str = "", tail: str = ""):
-        """Prepares it; the hidden file is made with the first piece.
-
-        Args:
-            path: The file to write, in an existing folder; an existing file is replaced.
-            between: What stands between two pieces.
-            tail: What follows the last piece.
-        """
-        self.path = Path(path)
-        self._partial = partial_of(path)
-        self._between, self._tail = between, tail
-        self._file = None
-
-    def write(self, piece: str, head: str = "") -> None:
-        """Appends a piece; ``head`` goes before the first one and is otherwise of no use.
-
-        Raises:
-            UserError: The operating system refused.
-        """
-        try:
-            if self._file is None:
-                self._file = open(self._partial, "w", encoding="utf-8", newline="\n")  # noqa: SIM115 - see finish()
-                self._file.write(head + piece)
-            else:
-                self._file.write(self._between + piece)
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
-
-    def finish(self) -> bool:
-        """Gives the file its name if there is any piece; tells whether that is so.
-
-        Raises:
-            UserError: The operating system refused; nothing is left behind.
-        """
-        if self._file is None:
-            return False
-        try:
-            self._file.write(self._tail)
-            self._file.close()
-            os.replace(self._partial, self.path)
-        except OSError as error:
-            self.discard()
-            raise cannot_write(self.path, error) from error
-        return True
-
-    def discard(self) -> None:
-        """Drops what has been written."""
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # what is still in its buffer may not fit on the disk
-                self._file.close()
-            with contextlib.suppress(OSError):
-                self._partial.unlink()
+        with contextlib.suppress(OSError):  # not empty: neither are its parents
+            for above in created:
+                above.rmdir()

@@ -1,18 +1,35 @@
-"""The one exception that stands for a mistake in what the user gave us.
+"""The error for wrong input, and the text helpers that its messages share.
 
-The command line prints its text as one sentence and exits with code 2; library users can catch it as
-a ``ValueError``. Anything else that escapes is a defect of the library.
+The command line prints a ``UserError`` as one line and exits with code 2. Library users can catch it as a
+``ValueError``. Any other exception that escapes is a bug in this package.
 """
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used; the text says what is wrong and what to do about it."""
+    """The input cannot be used; the message says what is wrong and what to do."""
 
 
 def nearest_hint(wrong: str, known: Iterable[str]) -> str:
-    """Returns `` Did you mean 'x'?`` for the known name closest to ``wrong``, or an empty string."""
+    """Return ``" Did you mean 'x'?"`` for the known name closest to ``wrong``, or an empty string."""
     match = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def quoted(path: str | os.PathLike) -> str:
+    """Return ``path`` in quotes, with unprintable characters escaped so that a message stays on one line."""
+    return repr(os.fspath(path))
+
+
+def error_reason(error: BaseException) -> str:
+    """Return the text of an operating system or decoder error on one line, without errno and file name."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
+def write_error(path: str | os.PathLike, error: BaseException) -> UserError:
+    """Return the ``UserError`` to raise when ``path`` cannot be written because of ``error``."""
+    return UserError(f"Cannot write {quoted(path)}: {error_reason(error)}.")

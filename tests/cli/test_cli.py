@@ -118,7 +118,7 @@ def test_models_lists_what_there_is():
     (["segment", "{folder}", "--alpha", "2"], "alpha"),
     (["segment", "{folder}", "--background", "gren"], "Did you mean 'green'"),
     (["segment", "{folder}", "--cutout", "pgn"], "png"),
-    (["segment", "{folder}", "--log-file", "{folder}/no/such/folder"], "cannot write"),
+    (["segment", "{folder}", "--log-file", "{folder}/no/such/folder"], "Cannot write"),
 ])
 def test_mishaps_end_in_one_sentence_and_exit_code_2(arguments, message, folder, tmp_path):
     (tmp_path / "empty").mkdir()

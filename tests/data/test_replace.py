@@ -1,6 +1,5 @@
 """A conversion that fails, is killed or meets another one leaves what was there."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -15,7 +14,6 @@ from tests.helpers import archives
 
 pytest.importorskip("tensorflow")
 
-from uvos_jax.atomic_io import alone
 from uvos_jax.data.storage import convert as converting
 from uvos_jax.data.storage.convert import convert
 from uvos_jax.data.storage.store import open_store
@@ -137,30 +135,3 @@ def test_a_dataset_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path, monk
     with pytest.raises(UserError, match="No space left on device"):
         convert("duts", tmp_path / "source", tmp_path / "data", overwrite=True)
     assert files(tmp_path / "data") == before
-
-
-def test_a_lock_is_held_by_one_and_leaves_nothing(tmp_path):
-    pytest.importorskip("fcntl")
-    path = tmp_path / "lock"
-    path.write_text("")  # of a process that was killed
-    with alone(path, "busy"):
-        with pytest.raises(UserError, match="busy"), alone(path, "busy"):
-            pass
-        assert path.exists()
-    assert not path.exists()
-    with pytest.raises(UserError, match="cannot write"), alone(tmp_path / "nowhere/lock", "busy"):
-        pass
-
-
-def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
-    fcntl = pytest.importorskip("fcntl")
-    path, flock = tmp_path / "lock", fcntl.flock
-
-    def late(file, how):
-        monkeypatch.setattr(fcntl, "flock", flock)
-        os.unlink(path)  # its former owner, between opening and locking
-        flock(file, how)
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    with alone(path, "busy"), pytest.raises(UserError, match="busy"), alone(path, "busy"):
-        pass

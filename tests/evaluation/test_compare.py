@@ -295,7 +295,7 @@ def test_nothing_is_written_if_a_frame_cannot_be_read(tmp_path, animals, two_run
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").write_text("a file")
     broken.unlink()
-    with pytest.raises(UserError, match=r"cannot write '.*out'"):
+    with pytest.raises(UserError, match=r"Cannot write '.*out'"):
         write(comparison, tmp_path / "out")
 
 

@@ -118,7 +118,7 @@ def test_changed_predictions_give_new_scores_in_the_same_folder(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_a_users_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match="Cannot write"):
         write(result(), tmp_path / "file" / "out")
 
 

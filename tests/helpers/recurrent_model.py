@@ -108,15 +108,15 @@ def contents(folder: Path) -> dict[str, object]:
 
 def _torn(path, data):
     """Writes half of the file under the name that it has until it is whole, and waits."""
-    from uvos_jax.atomic_io import write_atomically
+    from uvos_jax.atomic_io import atomic_write
 
     path.with_name(f".{path.name}.partial").write_bytes(data[:len(data) // 2])
     time.sleep(float(os.environ["SLOW_STATE"]))
-    write_atomically(path, data)
+    atomic_write(path, data)
 
 
 if __name__ == "__main__":
     if os.environ.get("SLOW_STATE"):
-        resume.write_atomically = _torn
+        resume.atomic_write = _torn
     segment_to_folder(remembering(), open_source(sys.argv[1]), sys.argv[2], chunk=4, resume=True, save_every=0,
                       on_frame=lambda: time.sleep(float(os.environ.get("SLOW", 0))), outputs=OUTPUTS)

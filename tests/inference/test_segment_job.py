@@ -10,7 +10,8 @@ import pytest
 
 from tests.helpers.small_adnet import clip, small_segmenter
 from uvos_jax import UserError
-from uvos_jax.atomic_io import alone, cannot_write
+from uvos_jax.atomic_io import exclusive_lock
+from uvos_jax.errors import write_error
 from uvos_jax.inference.debug_figures import check_figures, write_figures
 from uvos_jax.inference.debug_figures.adnet import match, spread_points
 from uvos_jax.inference.jobs.segment import check_output, segment_to_folder
@@ -98,7 +99,7 @@ def _length(video):
 def test_a_full_disk_is_one_sentence_that_says_what_is_kept(segmenter, tmp_path, monkeypatch):
     def full_at_the_fourth(path, *labels):
         if path.name == "frame3.png":
-            raise cannot_write(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+            raise write_error(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         write_mask(path, *labels)
 
     write_mask = writing.write_mask
@@ -237,7 +238,7 @@ def test_a_second_run_into_the_same_folder_is_refused_while_the_first_one_works(
 
 def test_a_folder_that_another_run_has_claimed_without_a_result_yet_is_left_alone(segmenter, tmp_path):
     (tmp_path / "out").mkdir()
-    with (alone(tmp_path / "out/.uvos.lock", "not expected"),
+    with (exclusive_lock(tmp_path / "out/.uvos.lock", "not expected"),
           pytest.raises(UserError, match="Another run is writing into .*out")):
         segment_to_folder(segmenter, open_source(clip(2)), tmp_path / "out", overwrite=True)
     assert not list((tmp_path / "out").iterdir())

@@ -21,7 +21,7 @@ from tests.helpers.results import (
     replace_by_file,
     wait_until,
 )
-from uvos_jax.atomic_io import partial_of
+from uvos_jax.atomic_io import PartialFile
 from uvos_jax.errors import UserError
 from uvos_jax.video import Frame, ResultWriter, read_mask
 from uvos_jax.video import result_writer as output
@@ -32,7 +32,7 @@ pytest.importorskip("av")
 def test_output_below_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(UserError, match=r"cannot write .*Not a directory") as caught,
+        pytest.raises(UserError, match=r"Cannot write .*Not a directory") as caught,
         ResultWriter(tmp_path / "file" / "out", fps=10),
     ):
         pass
@@ -41,7 +41,7 @@ def test_output_below_a_file(tmp_path):
 
 def test_failure_shows_at_a_later_add(tmp_path):
     with (
-        pytest.raises(UserError, match=r"cannot write '.*00000\.png': Not a directory"),
+        pytest.raises(UserError, match=r"Cannot write '.*00000\.png': Not a directory"),
         ResultWriter(tmp_path / "out", fps=10) as writer,
     ):
         replace_by_file(tmp_path / "out" / "masks")
@@ -71,7 +71,7 @@ def test_failure_shows_although_an_older_frame_is_unfinished(tmp_path, monkeypat
 
 def test_failure_of_the_last_frame_shows_at_the_exit(tmp_path):
     with (
-        pytest.raises(UserError, match=r"cannot write '.*a\.png'"),
+        pytest.raises(UserError, match=r"Cannot write '.*a\.png'"),
         ResultWriter(tmp_path, fps=10) as writer,
     ):
         replace_by_file(tmp_path / "masks")
@@ -82,7 +82,7 @@ def test_failure_of_the_last_frame_shows_at_the_exit(tmp_path):
 def test_failure_of_the_overlay_shows(tmp_path):
     (tmp_path / "overlay.mp4").mkdir()
     with (
-        pytest.raises(UserError, match=r"cannot write '.*overlay\.mp4': Is a directory"),
+        pytest.raises(UserError, match=r"Cannot write '.*overlay\.mp4': Is a directory"),
         ResultWriter(tmp_path, fps=10) as writer,
     ):
         writer.add(frame("a"), labels())
@@ -114,10 +114,10 @@ def test_full_disk(tmp_path, name):
     noisy = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     rest = noisy[..., 0], noisy[..., 1], 0.5
     with (
-        pytest.raises(UserError, match=rf"cannot write '.*{name}': No space left on device\.") as caught,
+        pytest.raises(UserError, match=rf"Cannot write '.*{name}': No space left on device\.") as caught,
         ResultWriter(tmp_path, fps=10, outputs=EVERYTHING) as writer,
     ):
-        partial_of(tmp_path / name).symlink_to("/dev/full")
+        PartialFile(tmp_path / name).partial.symlink_to("/dev/full")
         for index in range(60):
             writer.add(Frame(f"{index:05d}", noisy), *rest)
     assert "\n" not in str(caught.value)
@@ -158,7 +158,7 @@ def test_files_that_grow_too_large(tmp_path, limit, cutout, kept):
                           capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr == ""
     message, names = done.stdout.splitlines()
-    assert message.startswith("cannot write '") and message.endswith(": File too large.")
+    assert message.startswith("Cannot write '") and message.endswith(": File too large.")
     present = names_in(tmp_path / "out")
     assert not [name for name in present if "partial" in name]
     assert sorted(names.split()) == sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -169,14 +169,14 @@ def test_files_that_grow_too_large(tmp_path, limit, cutout, kept):
 
 def test_the_folder_goes_while_it_is_written(tmp_path):
     with (
-        pytest.raises(UserError, match=r"cannot write '.*': No such file or directory\.") as caught,
+        pytest.raises(UserError, match=r"Cannot write '.*': No such file or directory\.") as caught,
         ResultWriter(tmp_path / "out", fps=10, outputs=EVERYTHING) as writer,
     ):
         for index in range(30):
             add(writer, index)
             if index == 15:
                 writer.flush()
-                wait_until(lambda: all(partial_of(tmp_path / "out" / name).exists() for name in SPANNING))
+                wait_until(lambda: all(PartialFile(tmp_path / "out" / name).partial.exists() for name in SPANNING))
                 shutil.rmtree(tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*.png"))
@@ -185,14 +185,14 @@ def test_the_folder_goes_while_it_is_written(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write into read-only folders")
 def test_read_only_folder(tmp_path):
     tmp_path.chmod(0o555)
-    with pytest.raises(UserError, match=r"cannot write '.*masks': Permission denied"), ResultWriter(tmp_path, fps=10):
+    with pytest.raises(UserError, match=r"Cannot write '.*masks': Permission denied"), ResultWriter(tmp_path, fps=10):
         pass
     tmp_path.chmod(0o755)
 
 
 def test_flush_tells_what_went_wrong(tmp_path):
     with (
-        pytest.raises(UserError, match=r"cannot write '.*a\.png': Not a directory"),
+        pytest.raises(UserError, match=r"Cannot write '.*a\.png': Not a directory"),
         ResultWriter(tmp_path, fps=10) as writer,
     ):
         replace_by_file(tmp_path / "masks")

@@ -97,7 +97,7 @@ def test_other_files_are_named_and_refused(tmp_path, name, make, words):
 
 
 def test_a_folder_that_is_not_there_cannot_be_written_to(tmp_path):
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match="Cannot write"):
         write_flow(tmp_path / "none" / "a.flo", FLOW)
 
 

@@ -152,7 +152,7 @@ def test_labels_that_cannot_be_written(tmp_path, labels):
 
 def test_refusal_to_write_keeps_nothing(tmp_path):
     (tmp_path / "x.png").mkdir()
-    with pytest.raises(UserError, match=r"cannot write '.*x\.png': Is a directory"):
+    with pytest.raises(UserError, match=r"Cannot write '.*x\.png': Is a directory"):
         write_mask(tmp_path / "x.png", tiled(0, 1))
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
     with pytest.raises(UserError, match="No such file or directory"):

@@ -256,5 +256,5 @@ def test_write_json(tmp_path):
         write_json(path, {"bad": object()})
     assert path.read_text() == text
     assert [entry.name for entry in tmp_path.iterdir()] == ["run.json"]
-    with pytest.raises(UserError, match=r"cannot write '.*run\.json': No such file"):
+    with pytest.raises(UserError, match=r"Cannot write '.*run\.json': No such file"):
         write_json(tmp_path / "missing" / "run.json", {})

@@ -80,7 +80,7 @@ def test_video_arguments_that_are_defects(tmp_path):
 
 def test_video_into_a_missing_folder(tmp_path):
     with (
-        pytest.raises(UserError, match=r"cannot write '.*x\.mp4': No such file or directory") as caught,
+        pytest.raises(UserError, match=r"Cannot write '.*x\.mp4': No such file or directory") as caught,
         VideoWriter(tmp_path / "missing" / "x.mp4", fps=24) as writer,
     ):
         writer.write(np.zeros((8, 8, 3), np.uint8))
@@ -162,7 +162,7 @@ def test_equal_frames_give_equal_bytes(tmp_path, suffix):
 
 
 def test_sides_that_the_encoder_does_not_take(tmp_path):
-    with pytest.raises(UserError, match=r"cannot write '.*x\.mp4': the encoder libx264 .* 16400x2 ") as caught, \
+    with pytest.raises(UserError, match=r"Cannot write '.*x\.mp4': the encoder libx264 .* 16400x2 ") as caught, \
             VideoWriter(tmp_path / "x.mp4", 25) as writer:
         writer.write(np.zeros((2, 16400, 3), np.uint8))
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())

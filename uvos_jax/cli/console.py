@@ -73,9 +73,9 @@ def messages(quiet: bool, log_file: Path | None) -> Iterator[Messages]:
         try:
             handler = logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
-            from uvos_jax.atomic_io import cannot_write
+            from uvos_jax.errors import write_error
 
-            raise cannot_write(log_file, error) from error
+            raise write_error(log_file, error) from error
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:

@@ -81,7 +81,7 @@ def _judge(folder: Path, network: str, seed: int, truth: "np.ndarray") -> None:
     """Scores the masks that were written and prints a table, with what needs no network; draws the picture."""
     import numpy as np
 
-    from uvos_jax.atomic_io import write_atomically
+    from uvos_jax.atomic_io import atomic_write
     from uvos_jax.evaluation.report import table_text
     from uvos_jax.video import open_source, read_mask, write_json
     from uvos_jax.weights.packaged import about
@@ -90,7 +90,7 @@ def _judge(folder: Path, network: str, seed: int, truth: "np.ndarray") -> None:
     scores = {name: score(row, truth) for name, row in ({network: masks} | trivial(truth)).items()}
     write_json(folder / "scores.json", {"seed": seed, "frames": len(truth), "scores": scores})
     frames = [frame.image for frame in open_source(folder / "frames")]
-    write_atomically(folder / "demo.jpg", picture(frames, truth, masks))
+    atomic_write(folder / "demo.jpg", picture(frames, truth, masks))
     print(f"{folder}: frames, truth (the known masks), scores.json, demo.jpg (all side by side)")
     print(f"\nThe generated clip, {truth.mean():.0%} of it object; all frames but the first and the last are scored:")
     print(table_text([{"": name} | row for name, row in scores.items()], decimals=3))
@@ -110,7 +110,7 @@ def generated_clip(seed: int) -> tuple["np.ndarray", "np.ndarray"]:
 
 def write_clip(folder: Path, frames: "np.ndarray", truth: "np.ndarray") -> None:
     """Writes ``frames/00000.jpg`` ... and ``truth/00000.png`` ..., in the place of what an earlier demo left."""
-    from uvos_jax.atomic_io import make_folder, write_atomically
+    from uvos_jax.atomic_io import atomic_write, make_folder
     from uvos_jax.video import write_mask
 
     for path in (folder / name for name in _OWN):
@@ -121,7 +121,7 @@ def write_clip(folder: Path, frames: "np.ndarray", truth: "np.ndarray") -> None:
     for name in ("frames", "truth"):
         make_folder(folder / name)
     for t, (frame, mask) in enumerate(zip(frames, truth, strict=True)):
-        write_atomically(folder / "frames" / f"{t:05d}.jpg", _jpeg(frame))
+        atomic_write(folder / "frames" / f"{t:05d}.jpg", _jpeg(frame))
         write_mask(folder / "truth" / f"{t:05d}.png", mask)
 
 

@@ -27,7 +27,7 @@ def evaluate(
     workers: Workers = None,
 ) -> None:
     """Scores masks by the rules of a benchmark: a table, scores.json and CSV files."""
-    from uvos_jax.atomic_io import check_folder
+    from uvos_jax.atomic_io import check_output_folder
     from uvos_jax.evaluation import report
     from uvos_jax.evaluation.protocols import evaluate as score
     from uvos_jax.evaluation.protocols import protocol as row
@@ -44,7 +44,7 @@ def evaluate(
     print(f"{protocol}, {split}{f', only {sequences}' if sequences else ''}: {rule}.")
     results = predictions.resolve()
     name = results.name if results.is_dir() else results.stem
-    output = check_folder(output or Path("uvos_output", f"{protocol}-{name}"))
+    output = check_output_folder(output or Path("uvos_output", f"{protocol}-{name}"))
     result = score(protocol, predictions, dataset, split, sequences=names(sequences), **shown)
     print(report.screen(result))
     written = report.write(result, output)
@@ -63,11 +63,11 @@ def compare(
     workers: Workers = None,
 ) -> None:
     """Compares result folders sequence by sequence: a table, a bar picture and the worst frames."""
-    from uvos_jax.atomic_io import check_folder
+    from uvos_jax.atomic_io import check_output_folder
     from uvos_jax.evaluation import compare as comparing
     from uvos_jax.evaluation.report import table_text
 
-    check_folder(output)
+    check_output_folder(output)
     comparison = comparing.compare(runs, dataset, protocol, split, names(sequences), workers or cores(),
                                    lambda total: progress(protocol, total, "sequences"))
     print(table_text(comparing.table(comparison)))

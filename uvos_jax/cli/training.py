@@ -83,7 +83,7 @@ def train(
     profile: Annotated[int, typer.Option("--profile", min=0, help="Trace so many steps into WORKDIR/profile.")] = 0,
 ) -> None:
     """Trains a model; the same command goes on after any interruption."""
-    from uvos_jax.atomic_io import check_folder
+    from uvos_jax.atomic_io import check_output_folder
     from uvos_jax.extras import require
     from uvos_jax.training.config import load_config, own_folder
 
@@ -95,7 +95,7 @@ def train(
                             " Values of the configuration are changed by --config.key=value.")
     overrides = [argument.removeprefix("--config.") for argument in context.args]
     settings = load_config(config, overrides)
-    check_folder(workdir)
+    check_output_folder(workdir)
     clips = own_folder(overrides)
     if clips is not None:
         if data_dir is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from uvos_jax.atomic_io import make_folder, write_atomically
+from uvos_jax.atomic_io import atomic_write, make_folder
 from uvos_jax.data.datasets import ground_truth as truth
 from uvos_jax.data.datasets import layouts
 from uvos_jax.data.datasets.layouts import Sequence
@@ -194,10 +194,10 @@ def write(comparison: Comparison, output: Path) -> list[Path]:
     pictures = {"differences.png": _bars(comparison), "worst_frames.png": _png(_grid(comparison, worst))}
     output = Path(output)
     make_folder(output)
-    write_atomically(output / "comparison.csv", table_csv(rows, 6).encode())
+    atomic_write(output / "comparison.csv", table_csv(rows, 6).encode())
     write_json(output / "comparison.json", plain(scores))
     for name, data in pictures.items():
-        write_atomically(output / name, data)
+        atomic_write(output / name, data)
     return [output / name for name in ("comparison.csv", "comparison.json", *pictures)]
 
 

@@ -14,8 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from uvos_jax.atomic_io import quoted, reason
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, error_reason, quoted
 
 UNLABELED = 255
 _LARGEST_COLOR = 0xFFFFFF
@@ -154,7 +153,7 @@ def read_definition(path: str | os.PathLike) -> Definition:
     try:
         text = Path(path).read_text(encoding="latin-1")
     except OSError as error:
-        raise UserError(f"the definition file {quoted(path)} cannot be read: {reason(error)}.") from error
+        raise UserError(f"the definition file {quoted(path)} cannot be read: {error_reason(error)}.") from error
     lines = deque(line.strip() for line in text.splitlines() if line.strip())
     try:
         return _parse(lines)

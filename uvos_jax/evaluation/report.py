@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from uvos_jax.atomic_io import make_folder, write_atomically
+from uvos_jax.atomic_io import atomic_write, make_folder
 from uvos_jax.evaluation.region_boundary import Statistics, nan_mean
 from uvos_jax.video import write_json
 
@@ -100,7 +100,7 @@ def write(result: Result, output: Path) -> list[Path]:
     make_folder(output)
     write_json(output / "scores.json", plain(head | result.scores | {"sequences": result.sequences}))
     for name, content in contents.items():
-        write_atomically(output / name, content)
+        atomic_write(output / name, content)
     return [output / name for name in ("scores.json", *contents)]
 
 

@@ -1,14 +1,12 @@
 """Packing results for the servers of DAVIS-2017 and YouTube-VOS."""
 
-import contextlib
-import os
 import zipfile
 from pathlib import Path
 
-from uvos_jax.atomic_io import cannot_write
+from uvos_jax.atomic_io import atomic_path
 from uvos_jax.data.datasets import ground_truth as truth
 from uvos_jax.data.datasets import layouts
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, write_error
 from uvos_jax.evaluation import predictions
 from uvos_jax.evaluation.predictions import Complaints
 from uvos_jax.evaluation.scoring import Request, no_progress
@@ -60,9 +58,8 @@ def pack(protocol: str, predicted: str | Path, dataset: str | Path, split: str, 
     above = "Annotations/" if protocol == "youtube-vos" else ""
     limited = protocol != "davis2017-unsup"
     jobs = [(item, files[item.name], first[item.name], limited) for item in sequences]
-    partial = archive.with_name(f".{archive.name}.partial")
     try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as packed:
+        with atomic_path(archive) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as packed:
             count = 0
             for item, masks in zip(sequences, request.each(_encode, jobs), strict=True):
                 for frame, data in masks.items():
@@ -70,12 +67,8 @@ def pack(protocol: str, predicted: str | Path, dataset: str | Path, split: str, 
                     entry.external_attr = 0o644 << 16  # readable by all once unpacked
                     packed.writestr(entry, data)
                     count += 1
-        os.replace(partial, archive)
     except OSError as error:
-        raise cannot_write(archive, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        raise write_error(archive, error) from error
     return count
 
 

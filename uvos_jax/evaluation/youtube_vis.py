@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvos_jax.atomic_io import quoted, reason
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, error_reason, quoted
 from uvos_jax.evaluation.average_precision import Group, precision_recall, summarize
 from uvos_jax.video.coco_rle import LARGEST_SIDE, is_finite, is_integer, shown, to_rle
 
@@ -58,9 +57,9 @@ def read_json(path: str | os.PathLike) -> dict | list:
     try:
         return json.loads(Path(path).read_bytes())
     except OSError as error:
-        raise UserError(f"cannot read {quoted(path)}: {reason(error)}.") from error
+        raise UserError(f"cannot read {quoted(path)}: {error_reason(error)}.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{quoted(path)} is not JSON: {reason(error)}.") from error
+        raise UserError(f"{quoted(path)} is not JSON: {error_reason(error)}.") from error
 
 
 def evaluate_tracks(truth: dict, results: list, class_agnostic: bool = False) -> dict:

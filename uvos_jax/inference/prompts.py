@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from uvos_jax.atomic_io import quoted
-from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.errors import UserError, nearest_hint, quoted
 from uvos_jax.labels import VOID
 from uvos_jax.video import Frame, Source, read_mask
 from uvos_jax.video.image_io import list_images

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from uvos_jax.atomic_io import cannot_write, write_atomically
+from uvos_jax.atomic_io import atomic_write
+from uvos_jax.errors import write_error
 
 
 class RunLog:
@@ -28,7 +29,7 @@ class RunLog:
         self.path = Path(workdir) / "log.jsonl"
         if self.path.exists():
             kept = [line for line in self.path.read_bytes().splitlines(keepends=True) if _stays(line, resumed_at)]
-            write_atomically(self.path, b"".join(kept))
+            atomic_write(self.path, b"".join(kept))
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._board = _tensorboard(Path(workdir) / "tensorboard", resumed_at)
 
@@ -44,7 +45,7 @@ class RunLog:
             self._file.flush()
             os.fsync(self._file.fileno())  # no checkpoint may outlive the lines before it
         except OSError as error:
-            raise cannot_write(self.path, error) from error
+            raise write_error(self.path, error) from error
         if self._board is not None:
             for name, value in _scalars(values):
                 self._board.add_scalar(name, value, step)

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from uvos_jax.atomic_io import alone, make_folder, write_atomically
+from uvos_jax.atomic_io import atomic_write, exclusive_lock, make_folder
 from uvos_jax.errors import UserError
 from uvos_jax.inference import Segmenter
 from uvos_jax.inference.flow.estimators import cached_estimator, dis_estimator
@@ -112,7 +112,7 @@ class _Run:
 
     def go(self, stack):
         if self.is_main:
-            stack.enter_context(alone(self.workdir / ".lock", f"Another run is at work in '{self.workdir}'; choose"
+            stack.enter_context(exclusive_lock(self.workdir / ".lock", f"Another run is at work in '{self.workdir}'; choose"
                                                               " another --workdir, or wait."))
         step, state = self._resume()
         self.first = step
@@ -168,7 +168,7 @@ class _Run:
                     withdraw(self.workdir / name)
             else:
                 self._say(f"Goes on after step {step} of {self.total}.")
-            write_atomically(stored, (json.dumps(self.config, indent=2) + "\n").encode())
+            atomic_write(stored, (json.dumps(self.config, indent=2) + "\n").encode())
         return step, state
 
     def _run_phase(self, phase, parts, step, host):

@@ -7,8 +7,7 @@ import os
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from uvos_jax.atomic_io import quoted, reason
-from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.errors import UserError, error_reason, nearest_hint, quoted
 from uvos_jax.video.coco_rle import is_finite, is_integer, shown
 from uvos_jax.video.image_io import natural_sort
 
@@ -99,11 +98,11 @@ def read_detections(path: str | os.PathLike) -> Detections:
     try:
         content = Path(path).read_bytes()
     except (OSError, ValueError) as error:
-        raise UserError(f"The detections {where} cannot be read: {reason(error)}.") from error
+        raise UserError(f"The detections {where} cannot be read: {error_reason(error)}.") from error
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"The detections {where} are no JSON: {reason(error)}.") from error
+        raise UserError(f"The detections {where} are no JSON: {error_reason(error)}.") from error
     identity = hashlib.sha256(content).hexdigest()
     if isinstance(found, dict) and isinstance(found.get("frames"), list):
         size = found.get("size")

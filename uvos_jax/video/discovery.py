@@ -5,8 +5,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from uvos_jax.atomic_io import quoted, reason
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, error_reason, quoted
 from uvos_jax.video.image_io import IMAGE_SUFFIXES, is_image, list_images, natural_sort
 from uvos_jax.video.result_writer import RESULTS
 
@@ -143,7 +142,7 @@ def _entries(folder: Path) -> Iterable[Path]:
         own = RESULTS if (folder / "run.json").is_file() else ()
         return [path for path in entries if path.name not in own]
     except OSError as error:
-        raise UserError(f"cannot list the folder {quoted(folder)}: {reason(error)}.") from error
+        raise UserError(f"cannot list the folder {quoted(folder)}: {error_reason(error)}.") from error
 
 
 def _where_videos_are(folder: Path) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from uvos_jax.atomic_io import quoted, reason, write_atomically
+from uvos_jax.atomic_io import atomic_write
 from uvos_jax.color_wheel import color_wheel
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, error_reason, quoted
 from uvos_jax.video.frames import LARGEST_FRAME
 from uvos_jax.video.image_io import is_cut_off_png
 
@@ -42,7 +42,7 @@ def read_flow(path: str | os.PathLike) -> np.ndarray:
     except UserError:
         raise
     except Exception as error:  # on broken headers NumPy's reader raises whatever it stumbles over
-        raise UserError(f"{quoted(path)} cannot be read as flow: {reason(error).removesuffix('.')}.") from error
+        raise UserError(f"{quoted(path)} cannot be read as flow: {error_reason(error).removesuffix('.')}.") from error
     if flow.ndim != 3 or flow.shape[2] != 2 or flow.dtype.kind not in "fiu" or 0 in flow.shape:
         raise UserError(f"{quoted(path)} is not flow [h, w, 2] but {flow.dtype} {list(flow.shape)}.")
     if not (np.abs(flow) < _LONGEST).all():
@@ -77,12 +77,12 @@ def write_flow(path: str | os.PathLike, flow: np.ndarray) -> None:
         data = _png(np.dstack([np.ones(flow.shape[:2], np.uint16), steps[..., ::-1].astype(np.uint16)]))
     else:
         raise ValueError(f"no form of flow is called {suffix}")
-    write_atomically(path, data)
+    atomic_write(path, data)
 
 
 def write_flow_picture(path: str | os.PathLike, flow: np.ndarray) -> None:
     """Writes :func:`flow_picture` as PNG, in one step; raises ``UserError`` if the operating system refuses."""
-    write_atomically(path, _png(flow_picture(flow)[..., ::-1]))
+    atomic_write(path, _png(flow_picture(flow)[..., ::-1]))
 
 
 def resize_flow(flow: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -13,8 +13,7 @@ from types import ModuleType
 import cv2
 import numpy as np
 
-from uvos_jax.atomic_io import quoted, reason
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, error_reason, quoted
 from uvos_jax.video.frames import LARGEST_FRAME, FrameError
 
 # What is wrong with a picture is said by an exception; OpenCV would put its own words beside it.
@@ -38,7 +37,7 @@ def list_images(folder: Path) -> list[Path]:
         # A broken link stays in the list: reading it says so, where leaving it out would lose a frame.
         return natural_sort(path for path in folder.iterdir() if is_image(path) and not path.is_dir())
     except OSError as error:
-        raise UserError(f"cannot list the folder {quoted(folder)}: {reason(error)}.") from error
+        raise UserError(f"cannot list the folder {quoted(folder)}: {error_reason(error)}.") from error
 
 
 def natural_sort(paths: Iterable[Path]) -> list[Path]:
@@ -74,8 +73,8 @@ def read_image(path: Path) -> np.ndarray:
         data = np.fromfile(path, np.uint8)
     except (OSError, ValueError) as error:
         raise FrameError(
-            f"cannot read the frame {quoted(path)}: {reason(error)}; make sure that it is there and may be read.",
-            reason(error),
+            f"cannot read the frame {quoted(path)}: {error_reason(error)}; make sure that it is there and may be read.",
+            error_reason(error),
         ) from error
     if _is_too_large(data):
         why = f"it has more than {LARGEST_FRAME >> 20} megapixels"

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from uvos_jax.atomic_io import write_atomically
+from uvos_jax.atomic_io import atomic_write
 from uvos_jax.video.frames import Frame
 from uvos_jax.video.image_io import list_images
 from uvos_jax.video.mask_io import VOID, read_mask
@@ -76,7 +76,7 @@ def write_tracks(folder: Path, video: str, scores: Sequence[Sequence[float]],
     files = list_images(folder / "masks")
     frames = ((file.stem, read_mask(file, numbered=True)) for file in files)
     tracks = tracks_of(video, frames, scores, categories)
-    write_atomically(folder / NAME, ("[" + ",\n".join(map(json.dumps, tracks)) + "]\n").encode())
+    atomic_write(folder / NAME, ("[" + ",\n".join(map(json.dumps, tracks)) + "]\n").encode())
 
 
 def tracks_of(video: str, frames: Iterable[tuple[str, np.ndarray]], scores: Sequence[Sequence[float]],

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from uvos_jax.atomic_io import quoted, reason, write_atomically
-from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.atomic_io import atomic_write
+from uvos_jax.errors import UserError, error_reason, nearest_hint, quoted
 
 VOID = 255
 # Gray levels from 1 up to this one are taken as object numbers; DAVIS and YouTube-VOS stay below.
@@ -114,7 +114,7 @@ def write_mask(path: str | os.PathLike, labels: np.ndarray, palette: np.ndarray 
         ValueError: The labels are of another shape, dtype or range.
         UserError: The operating system refused to write the file.
     """
-    write_atomically(path, encode_mask(labels, palette))
+    atomic_write(path, encode_mask(labels, palette))
 
 
 def encode_mask(labels: np.ndarray, palette: np.ndarray = PALETTE) -> bytes:
@@ -162,7 +162,7 @@ def _decode(path: Path) -> tuple[np.ndarray, str, str]:
     except Image.UnidentifiedImageError as error:
         raise UserError(f"the mask {quoted(path)} is not an image file.") from error
     except Exception as error:  # on broken files Pillow's decoders raise whatever they stumble over
-        raise UserError(f"the mask {quoted(path)} cannot be read: {reason(error)}.") from error
+        raise UserError(f"the mask {quoted(path)} cannot be read: {error_reason(error)}.") from error
 
 
 def check_palette(image, pixels: np.ndarray, path: str | os.PathLike) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from uvos_jax.atomic_io import quoted, reason
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, error_reason, quoted
 from uvos_jax.video.frames import LARGEST_FRAME, FrameError, Picture
 from uvos_jax.video.image_io import import_pillow
 
@@ -97,7 +96,7 @@ def read_gif(path: Path) -> Iterator[Picture]:
                     image.load()
                     shown = image.info.get("duration", 0) / 1000
                 except Exception as error:  # what Pillow raises for damage is of any kind
-                    why = reason(error)
+                    why = error_reason(error)
                     damage, count = _damaged(path, index, why), max(index + 1, stated)
             yield Picture(f"{index:05d}", partial(_page, image, index, path), time, damage)
             time += shown if shown >= _GIF_SHORTEST else _GIF_DEFAULT
@@ -139,11 +138,11 @@ def _page(image, index: int, path: Path) -> np.ndarray:
             return np.dstack([(np.asarray(image) >> 8).astype(np.uint8)] * 3)
         return np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise _damaged(path, index, reason(error)) from error
+        raise _damaged(path, index, error_reason(error)) from error
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"cannot read {quoted(path)}: {reason(error)}.")
+    return UserError(f"cannot read {quoted(path)}: {error_reason(error)}.")
 
 
 def _damaged(path: Path, index: int, why: str) -> FrameError:

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from uvos_jax.atomic_io import GrowingFile, make_folder, partial_of, write_atomically
+from uvos_jax.atomic_io import PartialFile, StreamedTextFile, atomic_write, make_folder
 from uvos_jax.errors import UserError, nearest_hint
 from uvos_jax.video import json_results as objects_json
 from uvos_jax.video.frames import Frame
@@ -120,8 +120,9 @@ class ResultWriter:
         """
         for name in self._folders:
             make_folder(self._folder / name)
-        for path in (*map(partial_of, map(self._folder.joinpath, RESULTS)),
-                     *(path for name in self._folders for path in (self._folder / name).glob(".*.partial"))):
+        for name in RESULTS:
+            PartialFile(self._folder / name).discard()
+        for path in (path for name in self._folders for path in (self._folder / name).glob(".*.partial")):
             with contextlib.suppress(OSError):
                 path.unlink()
         self._entered = True
@@ -208,14 +209,14 @@ class ResultWriter:
             cut_out(frame.image, labels, probability, _SEAM), frame.time)))
 
     def _add_confidences(self) -> None:
-        table = GrowingFile(self._folder / "confidence.csv")
+        table = StreamedTextFile(self._folder / "confidence.csv")
         self._spanning.append(_Spanning(table, lambda frame, labels, probability, confidence, _: table.write(
-            _csv_line(frame.name, f"{confidence:.6f}"), head=_csv_line("name", "confidence"))))
+            _csv_line(frame.name, f"{confidence:.6f}"), header=_csv_line("name", "confidence"))))
 
     def _add_objects(self, fps: float) -> None:
-        file = GrowingFile(self._folder / "objects.json", between=",\n", tail=objects_json.TAIL)
+        file = StreamedTextFile(self._folder / "objects.json", separator=",\n", footer=objects_json.TAIL)
         self._spanning.append(_Spanning(file, lambda frame, labels, probability, confidence, notes: file.write(
-            objects_json.line(frame, labels, notes), head=objects_json.head(labels.shape, fps))))
+            objects_json.line(frame, labels, notes), header=objects_json.head(labels.shape, fps))))
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ class _Waiting:
 class _Spanning:
     """A file over the whole video, written by one thread, which keeps the frames in order; dropped once it fails."""
 
-    def __init__(self, file: VideoWriter | GrowingFile, write: Callable[..., None]):
+    def __init__(self, file: VideoWriter | StreamedTextFile, write: Callable[..., None]):
         self.name = file.path.name
         self.made = False
         self._file = file
@@ -277,7 +278,7 @@ def write_json(path: str | os.PathLike, obj: object) -> None:
         TypeError: The object holds something JSON has no form for.
         UserError: The operating system refused to write the file.
     """
-    write_atomically(path, (json_text.dumps(obj, indent=2) + "\n").encode())
+    atomic_write(path, (json_text.dumps(obj, indent=2) + "\n").encode())
 
 
 def _raise_failure(jobs: Iterable[Future]) -> None:
@@ -292,7 +293,7 @@ def _write_cutout(path: Path, frame: Frame, labels: np.ndarray, probability: np.
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
     """Writes gray [h, w] or blue, green, red and opacity [h, w, 4], uint8, in one step."""
-    write_atomically(path, cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, _COMPRESS_LEVEL])[1].tobytes())
+    atomic_write(path, cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, _COMPRESS_LEVEL])[1].tobytes())
 
 
 def _csv_line(*values: str) -> str:

@@ -14,8 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from uvos_jax.atomic_io import quoted, reason
-from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.errors import UserError, error_reason, nearest_hint, quoted
 from uvos_jax.video.discovery import KINDS_OF_IMAGES, folder_frames, is_pattern, is_video_name
 from uvos_jax.video.frames import DEFAULT_FPS, FrameRange, Picture, Source, frame_range, frames_of
 from uvos_jax.video.image_io import is_image, natural_sort, read_image
@@ -153,7 +152,7 @@ def _mode(text: str) -> int | None:
             raise UserError(f"{quoted(text)} is a link to {quoted(os.readlink(text))}, which does not exist.") from None
     except (OSError, ValueError) as error:
         if getattr(error, "errno", None) != errno.ENAMETOOLONG or not is_pattern(text):
-            raise UserError(f"{quoted(text)} cannot be read: {reason(error)}.") from error
+            raise UserError(f"{quoted(text)} cannot be read: {error_reason(error)}.") from error
     return None
 
 

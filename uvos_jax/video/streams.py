@@ -15,8 +15,7 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
-from uvos_jax.atomic_io import reason
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, error_reason
 from uvos_jax.video.frames import DEFAULT_FPS, Picture, Source
 from uvos_jax.video.video_reader import LOCAL, decode_pictures, open_video, rate_of
 
@@ -155,7 +154,7 @@ def _copy(head: bytes, rest: BinaryIO) -> BinaryIO:
     except OSError as error:
         raise UserError(
             "what comes in on stdin must be copied before it can be read, since its index comes last, and the copy "
-            f"cannot be written to {tempfile.gettempdir()!r} ({reason(error)}); name the file instead, or set TMPDIR "
+            f"cannot be written to {tempfile.gettempdir()!r} ({error_reason(error)}); name the file instead, or set TMPDIR "
             "to a folder with room."
         ) from error
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from uvos_jax.atomic_io import quoted, reason
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, error_reason, quoted
 from uvos_jax.video.frames import LARGEST_FRAME, FrameError, Picture
 
 # Beyond this a rate is the unit of a clock, which some streams state in its place.
@@ -211,7 +210,7 @@ def _decoded(container, stream, threads: bool) -> Iterator[tuple[int | None, Any
         try:
             frames = stream.decode(packet)  # None stands for the end: what the decoder still holds
         except errors as error:
-            why = reason(error)
+            why = error_reason(error)
         if why and threads:  # it is about an earlier packet
             yield None, None, why
             return
@@ -276,7 +275,7 @@ def _opened_file(path: Path) -> Iterator[tuple]:
 def _why(error: Exception) -> str:
     """Returns what is wrong in a few words; FFmpeg's for a time limit would puzzle."""
     silent = isinstance(error, import_av("reading a video").error.ExitError)
-    return "nothing came within the time limit" if silent else reason(error)
+    return "nothing came within the time limit" if silent else error_reason(error)
 
 
 def _no_video(label: str, why: str, advice: str) -> UserError:

@@ -10,8 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from uvos_jax.atomic_io import cannot_write, partial_of, quoted, reason
-from uvos_jax.errors import UserError
+from uvos_jax.atomic_io import PartialFile
+from uvos_jax.errors import UserError, error_reason, quoted, write_error
 from uvos_jax.video.video_reader import av_path, container_errors, import_av
 
 
@@ -82,7 +82,7 @@ class VideoWriter:
             raise ValueError(f"a video ends in {', '.join(_FORMATS)}, not {self.path.suffix!r}")
         self._format = _FORMATS[self.path.suffix]
         _check_encoder(self._format.encoder)
-        self._partial = partial_of(path)
+        self._target = PartialFile(path)
         # 1001 lets the television rates, such as 30000/1001, be stated exactly.
         # A time lapse of a frame an hour is shown at a frame a second.
         self._rate = Fraction(max(fps, 1.0)).limit_denominator(1001)
@@ -140,7 +140,7 @@ class VideoWriter:
             with self._told():
                 self._container.mux(self._stream.encode(None))
                 self._container.close()
-                os.replace(self._partial, self.path)
+                self._target.commit()
         except BaseException:
             self.discard()
             raise
@@ -151,8 +151,7 @@ class VideoWriter:
         if self._container is not None:
             with contextlib.suppress(*container_errors()):
                 self._container.close()
-            with contextlib.suppress(OSError):
-                self._partial.unlink()
+            self._target.discard()
 
     @contextlib.contextmanager
     def _told(self):
@@ -161,17 +160,17 @@ class VideoWriter:
         try:
             yield
         except OSError as error:
-            raise cannot_write(self.path, error) from error
+            raise write_error(self.path, error) from error
         except av.FFmpegError as error:
             height, width = self._shape[:2]
             raise UserError(f"cannot write {quoted(self.path)}: the encoder {self._format.encoder} failed on frames of "
-                            f"{width}x{height} ({reason(error)}); do without that file, or crop the frames.") from error
+                            f"{width}x{height} ({error_reason(error)}); do without that file, or crop the frames.") from error
 
     def _open(self) -> None:
         av = import_av("writing a video")
         height, width, channels = self._shape
         # Bit-exact: without random numbers or versions of programs in the file.
-        self._container = av.open(av_path(self._partial), "w", format=self.path.suffix[1:],
+        self._container = av.open(av_path(self._target.partial), "w", format=self.path.suffix[1:],
                                   options={"fflags": "+bitexact"} | self._format.container_options)
         self._stream = stream = self._container.add_stream(self._format.encoder, rate=self._rate,
                                                            options=dict(self._format.options))

@@ -12,8 +12,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
-import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -25,6 +23,7 @@ import jax
 import numpy as np
 
 import uvos_jax
+from uvos_jax.atomic_io import atomic_path
 from uvos_jax.errors import UserError
 from uvos_jax.models import build, hyper_parameters
 from uvos_jax.weights import compatibility
@@ -58,7 +57,6 @@ def save(directory: str | Path, name: str, model: nn.Module, variables: dict, or
     directory = Path(directory).absolute()
     if directory.exists():
         raise UserError(f"'{directory}' exists already; choose a directory that does not.")
-    partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
     variables = jax.tree.map(np.asarray, variables)
     meta = {"format": _FORMAT, "model": name, "variant": model.variant, "hyper_parameters": hyper_parameters(model),
             # Networks that take frames as they are have none.
@@ -66,16 +64,14 @@ def save(directory: str | Path, name: str, model: nn.Module, variables: dict, or
             "origin": origin,
             "sha256": digest(variables), "uvos_jax": uvos_jax.__version__}
     try:
-        partial.mkdir(parents=True)
-        with checkpointer() as writer:
-            writer.save(partial / "weights", variables)
-        (partial / "uvos.json").write_text(json.dumps(meta, indent=2) + "\n")
-        partial.rename(directory)
+        with atomic_path(directory, unique=True) as partial:
+            partial.mkdir(parents=True)
+            with checkpointer() as writer:
+                writer.save(partial / "weights", variables)
+            (partial / "uvos.json").write_text(json.dumps(meta, indent=2) + "\n")
     except (OSError, ValueError) as error:  # of a full disk Orbax says ValueError
         why = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
         raise UserError(f"'{directory}' cannot be written: {why}.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def load(directory: str | Path, **overrides) -> tuple[str, nn.Module, dict]:

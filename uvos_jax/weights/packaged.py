@@ -7,7 +7,6 @@ variances exceed float16.
 
 import contextlib
 import json
-import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 import uvos_jax
+from uvos_jax.atomic_io import atomic_write
 from uvos_jax.errors import UserError
 from uvos_jax.models import hyper_parameters
 from uvos_jax.weights import checkpoints, compatibility
@@ -123,14 +123,7 @@ def pack(directory: str | Path, file: str | Path, *, origin: str, license: str, 
     meta = {"model": name, "variant": model.variant, "hyper_parameters": hyper_parameters(model), "origin": origin,
             "license": license, "scores": scores, "sha256": checkpoints.digest(loaded),
             "uvos_jax": uvos_jax.__version__}
-    file = Path(file)
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        partial.write_bytes(save(stored, metadata={_KEY: json.dumps(meta)}))
-        os.replace(partial, file)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
+    atomic_write(file, save(stored, metadata={_KEY: json.dumps(meta)}))
 
 
 def _read(weights: str, arrays: bool = True) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -10,7 +10,6 @@ moment leaves none that is half there. Only the first process writes; all of the
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from uvos_jax.atomic_io import atomic_path
 from uvos_jax.errors import UserError
 from uvos_jax.weights.checkpoints import checkpointer, digest
 
@@ -128,8 +128,7 @@ class RunCheckpoints:
             self._thread.shutdown()
 
     def _write(self, step, flat, score):
-        partial = self.folder / f".{step:08d}.partial-{os.getpid()}"
-        try:
+        with atomic_path(self._path(step), unique=True) as partial:
             partial.mkdir(parents=True)
             with checkpointer() as writer:
                 writer.save(partial / "state", flat)
@@ -137,9 +136,6 @@ class RunCheckpoints:
                     "sha256": digest(flat)}
             (partial / "run.json").write_text(json.dumps(meta, indent=2) + "\n")
             shutil.rmtree(self._path(step), ignore_errors=True)
-            partial.rename(self._path(step))
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         best = self.best()
         for old in self.steps()[: -self.keep]:
             if best is None or old != best[0]:
@@ -204,9 +200,8 @@ def publish(link: Path, step: int, write: Callable[[Path], None]) -> None:
         shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
     if not target.exists():
         write(target)
-    partial = link.with_name(f".{link.name}.partial-{os.getpid()}")
-    partial.symlink_to(target.relative_to(link.parent))
-    os.replace(partial, link)
+    with atomic_path(link, unique=True) as partial:
+        partial.symlink_to(target.relative_to(link.parent))
     for old in folder.glob(f"{link.name}-*"):
         if old != target:
             shutil.rmtree(old, ignore_errors=True)

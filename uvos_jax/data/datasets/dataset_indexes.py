@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uvos_jax.atomic_io import quoted
 from uvos_jax.data.datasets import ground_truth as truth
 from uvos_jax.data.datasets import layouts
 from uvos_jax.data.datasets.index import (
@@ -29,7 +28,7 @@ from uvos_jax.data.datasets.index import (
 )
 from uvos_jax.data.datasets.mask_conventions import meaning_of, read_own
 from uvos_jax.data.datasets.youtube_vis import list_youtube_vis
-from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.errors import UserError, nearest_hint, quoted
 from uvos_jax.video.flow_io import FLOW_SUFFIXES
 from uvos_jax.video.mask_io import VOID
 

@@ -7,8 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from uvos_jax.atomic_io import reason
-from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.errors import UserError, error_reason, nearest_hint
 from uvos_jax.video.image_io import natural_sort
 
 IMAGES = (".png", ".bmp", ".jpg", ".jpeg", ".pgm", ".ppm", ".tif", ".tiff", ".gif", ".webp")
@@ -356,7 +355,7 @@ def _lines(listing):
     try:
         text = listing.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
-        raise UserError(f"The list '{listing}' cannot be read: {reason(error)}.") from error
+        raise UserError(f"The list '{listing}' cannot be read: {error_reason(error)}.") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

@@ -6,11 +6,17 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-from uvos_jax.atomic_io import alone, cannot_write, check_folder, make_folder
+from uvos_jax.atomic_io import (
+    check_output_folder,
+    exclusive_lock,
+    finish_replacement,
+    folder_unless_empty,
+    replace_folder,
+)
 from uvos_jax.data.datasets.dataset_indexes import SOURCES, davis2017_configs
 from uvos_jax.data.datasets.index import FrameFiles, Listing, named
 from uvos_jax.data.storage.records import PREFIX, VERSION, FlowMethod, check_record
@@ -87,12 +93,12 @@ def convert(name: str, source: str | os.PathLike | None, data_dir: str | os.Path
     if root and not root.is_dir():
         raise UserError(f"The source '{root}' is not a folder; unpack the dataset and give its folder.")
     configs = _configs(dataset, config, root)
-    data_dir = check_folder(data_dir)
+    data_dir = check_output_folder(data_dir)
     require("train", "Conversion", "tensorflow", "tensorflow_datasets", "array_record")
     places = [Path(f"{PREFIX}{dataset}", config or "", VERSION) for config in configs]
     with _workplace(data_dir, dataset) as workplace:
         for place in places:
-            _settle(data_dir / place)  # a replacement that was killed
+            finish_replacement(data_dir / place)  # of a conversion that was killed
             if (data_dir / place).exists() and not overwrite:
                 raise UserError(f"'{data_dir / place}' exists already; give --overwrite to replace it, or another"
                                 " --data-dir.")
@@ -104,7 +110,8 @@ def convert(name: str, source: str | os.PathLike | None, data_dir: str | os.Path
         tables = [builders.write(dataset, config, listing, workplace, progress, flow, clips)
                   for config, listing in zip(configs, listings, strict=True)]
         for place in places:
-            _put_in_place(workplace / place, data_dir / place)
+            with folder_unless_empty((data_dir / place).parent):
+                replace_folder(workplace / place, data_dir / place)
     rows = []
     for config, listing, place, table in zip(configs, listings, places, tables, strict=True):
         splits = {split: (len(videos), sum(video["length"] for video in videos),
@@ -205,50 +212,12 @@ def _import_builders():
 def _workplace(data_dir: Path, dataset: str) -> Iterator[Path]:
     """An empty folder to write a dataset in, of which nothing stays; no other process gets it meanwhile."""
     folder = data_dir / f".{PREFIX}{dataset}.partial"
-    with _made(data_dir), alone(data_dir / f".{PREFIX}{dataset}.lock",
-                                f"Another conversion of {dataset} is at work in '{data_dir}'; wait until it has ended,"
-                                " or choose another --data-dir."):
+    with folder_unless_empty(data_dir), exclusive_lock(
+            data_dir / f".{PREFIX}{dataset}.lock",
+            f"Another conversion of {dataset} is at work in '{data_dir}'; wait until it has ended, or choose another"
+            " --data-dir."):
         try:
             shutil.rmtree(folder, ignore_errors=True)  # of a conversion that was killed
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Makes a folder and those above it; those that nothing was put into are removed in the end."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    make_folder(folder)
-    try:
-        yield
-    finally:
-        for path in made:
-            with suppress(OSError):  # it is in use
-                path.rmdir()
-
-
-def _put_in_place(new: Path, folder: Path) -> None:
-    """Renames a new dataset, replacing the old one."""
-    with _made(folder.parent):
-        try:
-            if folder.exists():
-                folder.rename(_aside(folder))
-            new.rename(folder)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
-        finally:
-            _settle(folder)
-
-
-def _settle(folder: Path) -> None:
-    """Ends a replacement: removes the old dataset if the new one is there, or puts it back."""
-    if folder.exists():
-        shutil.rmtree(_aside(folder), ignore_errors=True)
-    elif _aside(folder).exists():
-        _aside(folder).rename(folder)
-
-
-def _aside(folder: Path) -> Path:
-    """Where an old dataset is for the moment in which the new one is put into its place."""
-    return folder.with_name(f"replaced.{folder.name}")

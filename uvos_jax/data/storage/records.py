@@ -9,10 +9,9 @@ from typing import NamedTuple, Protocol
 import cv2
 import numpy as np
 
-from uvos_jax.atomic_io import quoted, reason
 from uvos_jax.data.datasets.index import FrameFiles, VideoFiles
 from uvos_jax.data.storage.store import decode_image
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, error_reason, quoted
 from uvos_jax.video.flow_io import read_flow
 from uvos_jax.video.image_io import read_image
 from uvos_jax.video.mask_io import VOID
@@ -123,7 +122,7 @@ def read_image_bytes(path: Path, decode: bool = False) -> tuple[bytes, tuple[int
     except Exception as error:  # on broken files Pillow's decoders raise whatever they stumble over
         if isinstance(error, Image.UnidentifiedImageError):
             raise UserError(f"the image {quoted(path)} is not an image file.") from error
-        raise UserError(f"the image {quoted(path)} cannot be read: {reason(error)}.") from error
+        raise UserError(f"the image {quoted(path)} cannot be read: {error_reason(error)}.") from error
     pixels = read_image(path)
     return encode_png(pixels), pixels.shape[:2]
 

@@ -28,7 +28,6 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from uvos_jax.atomic_io import reason
 from uvos_jax.data.datasets.dataset_indexes import SOURCES
 from uvos_jax.data.datasets.index import Listing
 from uvos_jax.data.storage.records import (
@@ -43,7 +42,7 @@ from uvos_jax.data.storage.records import (
     read_records,
     synthetic_records,
 )
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, error_reason
 from uvos_jax.video.mask_io import VOID
 
 _UNPACK = "Unpack the archives of the dataset, from its homepage, into this folder."
@@ -328,5 +327,5 @@ def write(dataset: str, config: str | None, listing: Listing | None, data_dir: P
                                          download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     except (OSError, RuntimeError, tf.errors.OpError) as error:
         raise UserError(f"{name} cannot be written to '{data_dir.parent}', and nothing of it stays there: "
-                        f"{reason(error).partition('; writing ')[0]}.") from error
+                        f"{error_reason(error).partition('; writing ')[0]}.") from error
     return builder.info.metadata["splits"]

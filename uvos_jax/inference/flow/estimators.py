@@ -10,7 +10,6 @@ import hashlib
 import io
 import os
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvos_jax.atomic_io import make_folder, write_atomically
+from uvos_jax.atomic_io import atomic_write, make_folder
 from uvos_jax.models.raft.model import pad_to_eight, unpad
 from uvos_jax.video import Frame
 from uvos_jax.video.flow_io import resize_flow
@@ -280,7 +279,4 @@ def _read_cached(path, size):
 def _write_cached(path, flow):
     buffer = io.BytesIO()
     np.savez(buffer, flow=flow)
-    # A name of its own: another process may be writing the same pair.
-    own = path.with_name(f"{path.stem}.{uuid.uuid4().hex}")
-    write_atomically(own, buffer.getvalue())
-    own.replace(path)
+    atomic_write(path, buffer.getvalue(), unique=True)  # another process may be writing the same pair

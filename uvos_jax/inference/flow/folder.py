@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from uvos_jax.atomic_io import quoted, reason
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, error_reason, quoted
 from uvos_jax.inference.flow.estimators import FlowEstimator, estimate_flow, flow_size
 from uvos_jax.video import Frame
 from uvos_jax.video.flow_io import FLOW_SUFFIXES, read_flow, resize_flow
@@ -25,7 +24,7 @@ def list_flow_files(folder: Path) -> dict[str, Path]:
     try:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
     except OSError as error:
-        raise UserError(f"the flow {quoted(folder)} cannot be listed: {reason(error)}; give a folder of flow files, or"
+        raise UserError(f"the flow {quoted(folder)} cannot be listed: {error_reason(error)}; give a folder of flow files, or"
                         " one of the names dis and raft.") from error
     found: dict[str, Path] = {}
     for path in paths:

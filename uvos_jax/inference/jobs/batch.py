@@ -12,8 +12,7 @@ from typing import Any
 
 import jax
 
-from uvos_jax.atomic_io import reason
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, error_reason
 from uvos_jax.inference.prompts import AUTO
 from uvos_jax.inference.segmenter import Segmenter
 from uvos_jax.interrupts import Interrupted
@@ -147,7 +146,7 @@ def segment_batch(segmenter: Segmenter, items: Sequence[BatchItem], segment_one:
                 result = BatchResult(item, error=str(error))
             except OSError as error:
                 what = f"'{error.filename}' cannot be used: " if error.filename else ""
-                result = BatchResult(item, error=f"{what}{reason(error)}.")
+                result = BatchResult(item, error=f"{what}{error_reason(error)}.")
             with lock:
                 results.append(result)
                 on_result(result)

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 import uvos_jax
-from uvos_jax.atomic_io import alone, check_folder, make_folder, reason
-from uvos_jax.errors import UserError
+from uvos_jax.atomic_io import check_output_folder, exclusive_lock, make_folder
+from uvos_jax.errors import UserError, error_reason
 from uvos_jax.inference.flow.estimators import FlowEstimator, estimate_flow, flow_direction
 from uvos_jax.video import Source, write_json
 from uvos_jax.video.flow_io import resize_flow, write_flow, write_flow_picture
@@ -34,7 +34,7 @@ def check_flow_output(output: str | Path, overwrite: bool, source: Source) -> Pa
     Raises:
       UserError: if it cannot be made or written, or holds something that may not be replaced.
     """
-    output = check_folder(output)
+    output = check_output_folder(output)
     there = sorted(path.name for path in output.iterdir() if not path.name.startswith(".")) if output.is_dir() else []
     if there and _ABOUT not in there:
         raise UserError(f"'{output}' holds '{there[0]}', which 'uvos flow' has not made; choose another --output.")
@@ -80,7 +80,7 @@ def flow_to_folder(method: FlowEstimator, source: Source, output: str | Path, *,
                  | {module.__name__: module.__version__ for module in (uvos_jax, jax, flax, np, cv2)},
                  "options": options or {}}
         make_folder(output)
-        with alone(output / _LOCK, f"Another run is writing into '{output}'; choose another --output."):
+        with exclusive_lock(output / _LOCK, f"Another run is writing into '{output}'; choose another --output."):
             check_flow_output(output, overwrite, source)  # once more, now that nobody else can write
             earlier = _files_of_earlier(output)
             write_json(output / _ABOUT, about)
@@ -122,4 +122,4 @@ def _remove(paths):
         for path in paths:
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"Earlier flow in '{paths[0].parent}' cannot be removed: {reason(error)}.") from error
+        raise UserError(f"Earlier flow in '{paths[0].parent}' cannot be removed: {error_reason(error)}.") from error

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 import uvos_jax
-from uvos_jax.atomic_io import write_atomically
+from uvos_jax.atomic_io import atomic_write
 from uvos_jax.errors import UserError
 from uvos_jax.inference.engine import StreamState
 from uvos_jax.inference.flow.estimators import FlowEstimator, flow_direction, flow_size
@@ -159,7 +159,7 @@ def save(folder: Path, point: ResumePoint, now: dict[str, Any]) -> None:
         arrays[f"leaf{i}"] = np.frombuffer(np.asarray(leaf).tobytes(), np.uint8)
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    write_atomically(folder / STATE, buffer.getvalue())
+    atomic_write(folder / STATE, buffer.getvalue())
 
 
 class ResumeSaver:

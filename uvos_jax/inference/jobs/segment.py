@@ -9,15 +9,15 @@ import json as json_text
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import cv2
 
-from uvos_jax.atomic_io import alone, check_folder, make_folder, partial_of, quoted, reason
-from uvos_jax.errors import UserError
+from uvos_jax.atomic_io import PartialFile, check_output_folder, exclusive_lock, folder_unless_empty
+from uvos_jax.errors import UserError, error_reason, quoted
 from uvos_jax.inference.flow.estimators import FlowEstimator
 from uvos_jax.inference.flow.folder import check_flow_folder
 from uvos_jax.inference.instance_pruning import PruneInput, extra_stages, make_pruner
@@ -45,7 +45,7 @@ def check_output(output: str | Path, overwrite: bool, source: Source | None = No
       UserError: if it cannot be made or written, holds results that may not be replaced, or replacing them would
         delete the source.
     """
-    output = check_folder(output)
+    output = check_output_folder(output)
     there = [output / name for name in _RESULTS if (output / name).exists()]
     names = ", ".join(path.name for path in there)
     if there and not (output / "run.json").exists():
@@ -122,7 +122,8 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
     started, progress = time.perf_counter(), _Progress(None if outputs.json else {*segmenter.model.notes, *TOLD})
     if isinstance(segmenter.flow, Path) and source.rereadable:
         check_flow_folder(segmenter.flow, source)
-    with _own(output):
+    busy = f"Another run is writing into '{output}'; choose another --output."
+    with folder_unless_empty(output), exclusive_lock(output / _LOCK, busy):
         check_output(output, overwrite, source, resume)  # once more, now that nobody else can write
 
         def facts_from(first: Frame) -> dict[str, Any]:
@@ -199,20 +200,6 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
     return run
 
 
-@contextlib.contextmanager
-def _own(output: Path) -> Iterator[None]:
-    """Has a folder for this run alone; an empty one disappears again."""
-    made = [path for path in (output, *output.parents) if not path.exists()]
-    make_folder(output)
-    try:
-        with alone(output / _LOCK, f"Another run is writing into '{output}'; choose another --output."):
-            yield
-    finally:
-        with contextlib.suppress(OSError):  # it stays if something is in it
-            for path in made:
-                path.rmdir()
-
-
 def _read_run(output: Path) -> dict[str, Any]:
     """What an earlier run says about itself; nothing if its file is damaged."""
     try:
@@ -256,14 +243,14 @@ def _begin(output: Path, keep: bool) -> None:
             else:
                 path.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"Earlier results in '{output}' cannot be removed: {reason(error)}.") from error
+        raise UserError(f"Earlier results in '{output}' cannot be removed: {error_reason(error)}.") from error
 
 
 def _remove_state(output: Path) -> None:
     state = output / resuming.STATE
-    for path in (state, partial_of(state)):  # the second one is left where a kill came while it was written
-        with contextlib.suppress(OSError):
-            path.unlink()
+    with contextlib.suppress(OSError):
+        state.unlink()
+    PartialFile(state).discard()  # left by a process that was killed while it wrote the state
 
 
 def _add(writer: ResultWriter, answer: FrameResult, progress: _Progress) -> None:
@@ -324,7 +311,7 @@ def _why(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, OSError):
-        return f"The video cannot be read any further: {reason(error)}."
+        return f"The video cannot be read any further: {error_reason(error)}."
     return str(error) or type(error).__name__
 
 
