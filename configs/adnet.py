@@ -9,7 +9,7 @@ recipe: not measured here. ``configs/adnet.py:tiny`` is a small network for a CP
 README.md has its table.
 """
 
-from configs import common
+from . import common
 
 
 def get_config(arg: str = ""):

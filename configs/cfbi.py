@@ -27,7 +27,7 @@ Rows of Tables 4 and 5, on any preset without phases that say otherwise:
     uvos train --config configs/cfbi.py:tiny --workdir runs/cfbi_tiny --data-dir data
 """
 
-from configs import common
+from . import common
 
 _STEPS = 100_000
 

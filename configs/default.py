@@ -16,7 +16,7 @@ network in the package what you film, in minutes:
     uvos train --config configs/default.py --workdir runs/mine --config.data=folder:clips
 """
 
-from configs import common, dpa
+from . import common, dpa
 
 SEQUENCES = [
     "bear", "bmx-bumps", "boat", "breakdance-flare", "bus", "car-turn", "dance-jump", "dog-agility", "drift-turn",

@@ -17,7 +17,7 @@ recipe: not measured here. ``configs/dpa.py:tiny`` is a small network for a CPU,
 ``--config.model.ima=False``, ``--config.model.ifa=False`` and so on, on any preset.
 """
 
-from configs import common
+from . import common
 
 # Paper: the appearance stream, trained on stills, also starts the motion stream.
 START_MOTION = [{"from": "appearance_", "to": "motion_"}]

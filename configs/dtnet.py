@@ -23,7 +23,7 @@ Rows of Table 3, on any preset: without guidance ``--config.model.guidance=False
     uvos train --config configs/dtnet.py:tiny --workdir runs/dtnet_tiny --data-dir data
 """
 
-from configs import common
+from . import common
 
 _EMBEDDING, _DISCOVERY = "reid/.*", "dnet/.*"
 _CLIPS_APART = 1_000_000  # seeds of generated clips that no training has

@@ -15,7 +15,7 @@ authors published, where the paper is silent. Hardware and time of the full reci
 examples for as many steps. Any other row of the paper's Table 1 is ``--config.model.net=ca`` and so on, on any preset.
 """
 
-from configs import adnet, common
+from . import adnet, common
 
 # 2,079 frames of DAVIS in batches of 16 are 130 steps; with the stills between them an epoch has 195.
 EPOCH = 195

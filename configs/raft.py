@@ -12,7 +12,7 @@ benchmarks/raft_tiny.py.
     uvos train --config configs/raft.py:tiny --workdir runs/raft_tiny --data-dir exact
 """
 
-from configs import common
+from . import common
 
 _SCENES_APART = 1_000_000  # seeds of the held-back scenes begin here
 

@@ -53,8 +53,9 @@ def installed(tmp_path_factory):
     pytest.importorskip("setuptools", minversion="77")
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # building writes beside what it builds
-    shutil.copytree(ROOT / "uvos_jax", source / "uvos_jax", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+    for name in ("uvos_jax", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "requirements.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     done = subprocess.run([sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index",
                            "--quiet", "--wheel-dir", str(folder), str(source)], capture_output=True, text=True)
@@ -79,6 +80,14 @@ def _run(installed, folder, *arguments):
     assert done.returncode == 0, done.stderr
     assert f"library {installed}" in done.stdout  # and not the one that the tests import
     return done.stdout
+
+
+def test_the_wheel_contains_the_recipes(installed, tmp_path):
+    code = ("import uvos_jax.configs.default; from uvos_jax.training.config import load_config;"
+            " print(load_config('default:fold0') == load_config(uvos_jax.configs.default.__file__ + ':fold0'))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(installed), "JAX_PLATFORMS": "cpu"})
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_nothing_of_a_run_is_stored():

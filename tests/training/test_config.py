@@ -62,6 +62,28 @@ def test_neighbors_are_imported_from_the_files_own_folder(file, tmp_path):
     assert sys.path == path and "configs" not in set(sys.modules) - modules
 
 
+def test_recipes_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("default:fold0") == load_config(f"{CONFIGS / 'default.py'}:fold0")
+    assert load_config("raft") == load_config(str(CONFIGS / "raft.py"))
+    (tmp_path / "raft").mkdir()  # a folder of that name is no configuration
+    assert load_config("raft:tiny") == load_config(f"{CONFIGS / 'raft.py'}:tiny")
+    with pytest.raises(UserError, match=r"no configuration file or recipe 'defalt'. Recipes: adnet, cfbi, default, .*"
+                                        r"Did you mean 'default'"):
+        load_config("defalt:fold0")
+    with pytest.raises(UserError, match="no configuration file or recipe 'common'"):
+        load_config("common")
+
+
+def test_relative_imports_and_the_package_file_work_by_path(tmp_path):
+    folder = tmp_path / "my-configs"  # not an identifier
+    folder.mkdir()
+    (folder / "__init__.py").write_text("BATCH = 5\n")
+    (folder / "common.py").write_text("from . import BATCH\n")
+    (folder / "mine.py").write_text(FILE.replace("from configs import common", "from . import common"))
+    assert load_config(str(folder / "mine.py"))["batch_size"] == 5
+
+
 @pytest.mark.parametrize(("entry", "where", "value"), [
     ("batch_size=12", ("batch_size",), 12),
     ("optimizer.clip_norm=1", ("optimizer", "clip_norm"), 1),
@@ -300,7 +322,8 @@ def test_the_shipped_recipe_of_cfbi_is_the_papers():
     assert config["data"]["geometry"]["balanced"] and config["data"]["recipe"]["length"] == 1 + 3
     for settings, peak, steps in ((config, 0.01, 100_000), (alone, 0.006, 50_000)):
         (phase,) = phases(settings)
-        assert phase.stop == steps and "use_predicted_masks" not in phase.model and "bootstrap_steps" not in phase.model  # its defaults
+        assert phase.stop == steps
+        assert not {"use_predicted_masks", "bootstrap_steps"} & phase.model.keys()  # the model's defaults
         rate = make_schedule(phase.schedule, steps)
         middle = 1_000 + (steps - 1_000) // 2
         np.testing.assert_allclose([rate(0), rate(500), rate(1_000), rate(middle)],

@@ -77,10 +77,11 @@ def test_other_values_change_what_the_recipe_makes_of_it(file):
 @pytest.mark.parametrize(("config", "source", "more", "message"), [
     ("{file}", "{tmp}/none", [], "There is no folder"),
     ("{file}", "{tmp}", [], "has no JPEGImages"),
-    ("{file}:tiny", "{clips}", [], "The preset 'tiny' of 'recipe.py' does not say how to learn"),
-    ("{other}", "{clips}", [], "'other.py' does not say how to learn"),
+    ("{file}:tiny", "{clips}", [], "The preset 'tiny' of 'recipe.py' cannot train on a folder of clips"),
+    ("{other}", "{clips}", [], "'other.py' cannot train on a folder of clips"),
     ("{file}", "{clips}", ["--data-dir", "{tmp}"], "leave out --data-dir"),
-    ("{file}", "{clips}", ["--config.schedule.warmup=9"], "Phase 'own': schedule.warmup=9 does not end within the 2 steps"),
+    ("{file}", "{clips}", ["--config.schedule.warmup=9"],
+     "Phase 'own': schedule.warmup=9 does not end within the 2 steps"),
 ])
 def test_mistakes_are_one_sentence_and_leave_nothing(file, clips, tmp_path, config, source, more, message):
     other = tmp_path / "other.py"
