@@ -23,7 +23,7 @@ import numpy as np
 
 from uvos_jax.inference.loading import random_variables
 from uvos_jax.models import build
-from uvos_jax.models.raft.model import pad_to_eight
+from uvos_jax.models.raft.padding import pad_to_eight
 
 
 def pair(size: tuple[int, int]) -> dict[str, jax.Array]:

@@ -7,13 +7,13 @@ import numpy as np
 
 from uvos_jax.inference import Segmenter
 from uvos_jax.inference.flow.estimators import FlowEstimator, flow_size
-from uvos_jax.models import System
+from uvos_jax.models import Model, System
 from uvos_jax.ops.preprocess import Preprocess
 
 SIZE = (24, 32)
 
 
-class Moving(nn.Module):
+class Moving(Model):
     """Its probability, in 255ths, is 128 and one component of the flow: of the frame, or the references' mean."""
 
     variant: str = "paper"
@@ -38,9 +38,6 @@ class Moving(nn.Module):
     def predict(self, state, features):
         return state["mean"] if self.of_references else features["flow"], {}
 
-    def commit(self, state, features, labels, aux, new_labels=None):
-        return state
-
     @nn.nowrap
     def flow_input(self, flow, size):
         flow = jax.image.resize(flow, (len(flow), *size, 2), "linear")
@@ -49,10 +46,6 @@ class Moving(nn.Module):
     @nn.nowrap
     def to_native(self, raw, size):
         return (raw + 128) / 255
-
-    @nn.nowrap
-    def to_probability(self, score):
-        return score
 
     @nn.nowrap
     def reference_frames(self, length):
@@ -67,15 +60,11 @@ class Moving(nn.Module):
     def frame_size(self, native_size, scale=1.0):
         return native_size
 
-    threshold = 0.5
-    preprocess = Preprocess("RGB", 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    postprocess = ()
-    follows = False
-    notes = property(lambda self: {})
+    PREPROCESS = Preprocess("RGB", 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     inputs = ("frame", "flow")
 
 
-ROW = System(Moving, "Moving", "tests", "frames and flow", ("paper",), {}, lambda model: ())
+ROW = System(Moving, "Moving", "tests", "frames and flow")
 
 
 def moving(flow=None, scales=(1.0,), flip=False, **fields) -> Segmenter:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tests.helpers.recurrent_model import Remembering
 from uvos_jax.inference import Segmenter
-from uvos_jax.models import System
+from uvos_jax.models import Model, System
 from uvos_jax.ops.preprocess import Preprocess
 
 SIZE = (32, 48)
@@ -26,7 +26,7 @@ class State:
     count: jax.Array
 
 
-class Following(nn.Module):
+class Following(Model):
     """A pixel has the place whose color is nearest, with an advantage for the one it had in the last frame."""
 
     variant: str = "paper"
@@ -88,15 +88,12 @@ class Following(nn.Module):
     def example_batch(self):
         return {"frame": jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)}
 
-    follows = True
-    threshold = 0.5
-    preprocess = Preprocess("RGB", 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    postprocess = ()
-    notes = property(lambda self: {})
-    inputs = ("frame",)
+    task = "prompted"
+    CHANGEABLE = ("max_objects",)
+    PREPROCESS = Preprocess("RGB", 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
-ROW = System(Following, "Following", "tests", "frames and masks", ("paper",), {}, lambda model: ())
+ROW = System(Following, "Following", "tests", "frames and masks")
 
 
 class Bright(Remembering):
@@ -113,7 +110,7 @@ class Bright(Remembering):
         return {"frame": jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)}
 
 
-BRIGHT_ROW = System(Bright, "Bright", "tests", "frames", ("paper",), {}, lambda model: ())
+BRIGHT_ROW = System(Bright, "Bright", "tests", "frames")
 
 
 def bright() -> Segmenter:

@@ -17,6 +17,7 @@ import numpy as np
 from uvos_jax.inference import Segmenter
 from uvos_jax.inference.jobs import resume
 from uvos_jax.inference.jobs.segment import segment_to_folder
+from uvos_jax.models import Model
 from uvos_jax.ops.preprocess import Preprocess
 from uvos_jax.video import OutputOptions, open_source
 
@@ -25,7 +26,7 @@ SIZE = (24, 32)
 OUTPUTS = OutputOptions(soft=True, json=True, cutout="png")
 
 
-class Remembering(nn.Module):
+class Remembering(Model):
     """Foreground is what is brighter, by a margin, than a running mean of all frames and masks so far."""
 
     variant: str = "paper"
@@ -53,10 +54,6 @@ class Remembering(nn.Module):
         return nn.sigmoid(raw.astype(jnp.float32))
 
     @nn.nowrap
-    def to_probability(self, score):
-        return score
-
-    @nn.nowrap
     def reference_frames(self, length):
         """Spread over the video; without looking ahead, the first one."""
         if self.references == 1 or length is None:
@@ -67,12 +64,7 @@ class Remembering(nn.Module):
     def frame_size(self, native_size, scale=1.0):
         return native_size
 
-    threshold = 0.5
-    preprocess = Preprocess("RGB", 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    postprocess = ()
-    follows = False
-    notes = property(lambda self: {})
-    inputs = ("frame",)
+    PREPROCESS = Preprocess("RGB", 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def remembering(**fields) -> Segmenter:

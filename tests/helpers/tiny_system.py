@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from uvos_jax.models import SYSTEMS, System
+from uvos_jax.models import SYSTEMS, Model, System
 from uvos_jax.nn.layers import BatchNorm, Conv, Policy
 from uvos_jax.ops.losses import binary_cross_entropy
 from uvos_jax.ops.preprocess import Preprocess, preprocess
@@ -34,7 +34,7 @@ class Encoder(nn.Module):
         return nn.relu(BatchNorm(policy=Policy(axis_name=self.axis_name), name="bn")(Conv(4, name="conv")(x), train))
 
 
-class Tiny(nn.Module):
+class Tiny(Model):
     """Two encoders of the frame (the second one if ``two``), dropout, one convolution."""
 
     variant: str = "paper"
@@ -67,9 +67,6 @@ class Tiny(nn.Module):
     def predict(self, state, features):
         return features["logits"], {}
 
-    def commit(self, state, features, labels, aux, new_labels=None):
-        return state
-
     @nn.nowrap
     def training_batch(self, clip):
         frame = preprocess(clip["frames"][:, 0], clip["frames"].shape[2:4], self.preprocess)
@@ -84,16 +81,7 @@ class Tiny(nn.Module):
     def to_native(self, logits, size):
         return jax.nn.sigmoid(jax.image.resize(logits, (logits.shape[0], *size, 1), "nearest"))
 
-    threshold = 0.5
-    preprocess = Preprocess("RGB", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    postprocess = ()
-    follows = False
-    notes = property(lambda self: {})
-    inputs = ("frame",)
-
-    @nn.nowrap
-    def reference_frames(self, length):
-        return (0,)
+    PREPROCESS = Preprocess("RGB", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
     @nn.nowrap
     def example_batch(self):
@@ -104,7 +92,7 @@ class Tiny(nn.Module):
         return native_size
 
 
-ROW = System(Tiny, "Tiny", "tests", "frames", ("paper",), {}, lambda model: ())
+ROW = System(Tiny, "Tiny", "tests", "frames")
 
 
 def config(**changes) -> dict:

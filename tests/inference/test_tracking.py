@@ -16,8 +16,7 @@ from uvos_jax.data.storage.store import MemoryStore
 from uvos_jax.inference import Segmenter
 from uvos_jax.inference.jobs.segment import segment_to_folder
 from uvos_jax.interrupts import Interrupted
-from uvos_jax.models.dtnet import DTNet
-from uvos_jax.models.dtnet.model import Proposals, State
+from uvos_jax.models.dtnet.model import DTNet, Proposals, State
 from uvos_jax.training.validation import choose, validate
 from uvos_jax.video import OutputOptions, open_source, read_mask
 
@@ -51,7 +50,7 @@ class Colors(DTNet):
         near = -jnp.square(frames[..., None, :] - self._known()).sum(-1)
         return jnp.exp(near).reshape(b, h // 8, 8, w // 8, 8, -1).mean((2, 4))
 
-    def discover(self, state, features):
+    def propose(self, state, features):
         frame = features["frame"]
         masks = jnp.square(frame[..., None, :] - self._known()).sum(-1) < 0.1
         blind = (frame[:, 0, 0] < -1.5).all(-1)
@@ -69,7 +68,7 @@ class Colors(DTNet):
                       (labels > 0).astype(jnp.float32), jax.nn.one_hot(kinds, len(COLORS)))
         return State(frame, found.saliency[..., None]), found
 
-    def describe(self, frames, labels):
+    def embed_proposals(self, frames, labels):
         inside = jax.nn.one_hot(labels, self.max_proposals + 1)[..., 1:]
         mean = jnp.einsum("bhwp,bhwc->bpc", inside, frames) / jnp.maximum(inside.sum((1, 2)), 1)[..., None]
         return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-6)

@@ -341,7 +341,7 @@ def test_loss_gradients_equal_torch(torch, net):
             is_norm = key.endswith(".weight") and parameter.ndim == 1
             moved[key] = gradient * np.sign(arrays[key]) if is_norm else gradient
     rules = [
-        (ours, key, "norm" if layout == "abn" else layout) for ours, key, layout in adnet.torch_rules(model)
+        (ours, key, "norm" if layout == "abn" else layout) for ours, key, layout in model.torch_rules()
     ]
     expected_gradients = convert(variables, moved, rules, "the gradients")["params"]
     largest = 0.0

@@ -190,4 +190,4 @@ def test_paper_frames_are_rgb():
 
 def test_it_wants_masks_and_the_first_frame():
     model = build("cfbi")
-    assert model.follows and model.inputs == ("frame",) and model.reference_frames(None) == (0,)
+    assert model.task == "prompted" and model.inputs == ("frame",) and model.reference_frames(None) == (0,)

@@ -13,9 +13,9 @@ from tests.helpers.paths import GOLDEN
 from tests.helpers.small_cfbi import SIZE, SMALL, boxes, clip, published
 from uvos_jax.errors import UserError
 from uvos_jax.models import build
+from uvos_jax.models.cfbi.model import CFBI
 from uvos_jax.weights import from_torch, parity
 from uvos_jax.weights.convert import expected_torch_shapes
-from uvos_jax.weights.traces import TRACES
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -113,8 +113,8 @@ def test_torch_network_makes_the_reference_file(torch, golden, published_arrays)
     with np.load(golden / "cfbi_a_2obj.npz") as file:
         tensors = dict(file)
     with torch.no_grad():
-        made = network.evaluate(*(tensors[name] for name in TRACES["cfbi"].inputs))
-    for name in tensors.keys() - {*TRACES["cfbi"].inputs, "system", "variant", "tolerance"}:
+        made = network.evaluate(*(tensors[name] for name in CFBI.TRACES["cfbi"].inputs))
+    for name in tensors.keys() - {*CFBI.TRACES["cfbi"].inputs, "system", "variant", "tolerance"}:
         _close(made[name.removesuffix("_c8")][:, :8 if name.endswith("_c8") else None], tensors[name], name, 2e-5)
 
 
@@ -199,7 +199,7 @@ def test_a_reference_file_of_another_kind_made_by_torch(torch, tmp_path, monkeyp
              **{name: made[name].numpy() for name in names})
     (tmp_path / "cfbi_manifest.json").write_text(json.dumps({"keys": {key: x.shape for key, x in arrays.items()}}))
     monkeypatch.setattr(parity, "weights_of", lambda manifest: arrays)
-    monkeypatch.setitem(TRACES, "cfbi", TRACES["cfbi"]._replace(overrides=WIDE))
+    monkeypatch.setitem(CFBI.TRACES, "cfbi", CFBI.TRACES["cfbi"]._replace(overrides=WIDE))
     results = parity.check(tmp_path / "b.npz")
     assert len(results) == len(names)
     assert not [result for result in results if not result.ok]

@@ -335,8 +335,9 @@ def test_a_vgg_classifier_becomes_both_encoders():
         c_in = c
     rng = np.random.default_rng(0)
     theirs = {key: rng.standard_normal(shape).astype(np.float32) for key, shape in shapes.items()}
-    before = _variables(build("dpa", **TINY))
-    after = backbone_from_torch(before, theirs)
+    model = build("dpa", **TINY)
+    before = _variables(model)
+    after = backbone_from_torch(before, theirs, *model.backbones)
     for stream in ("appearance", "motion"):
         np.testing.assert_array_equal(after["params"][f"{stream}_encoder"]["conv3_2"]["kernel"],
                                       theirs["features.12.weight"].transpose(2, 3, 1, 0))

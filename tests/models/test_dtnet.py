@@ -14,7 +14,8 @@ from tests.helpers.small_dtnet import SIZE, pairs, small
 from uvos_jax.data.examples.sampling import RECIPES
 from uvos_jax.errors import UserError
 from uvos_jax.models import build
-from uvos_jax.models.dtnet import DTNet, dnet
+from uvos_jax.models.dtnet import dnet
+from uvos_jax.models.dtnet.model import DTNet
 from uvos_jax.models.dtnet.modules import Excitation
 from uvos_jax.training.config import load_config
 from uvos_jax.training.loop import train

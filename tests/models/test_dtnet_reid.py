@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uvos_jax.models.dtnet import DTNet
+from uvos_jax.models.dtnet.model import DTNet
 from uvos_jax.models.dtnet.reid import (
     CROP,
     Embedding,
@@ -308,7 +308,7 @@ def test_the_model_describes_the_proposals_of_every_frame(small):
     variables = {kind: {"reid": values} for kind, values in small.items()}
     frames, labels = _noise(3, 40, 60, 3), np.zeros((3, 40, 60), np.uint8)
     labels[0, 5:20, 8:30], labels[0, 25:38, 30:50], labels[2, 10:30, 20:50] = 1, 4, 3
-    found = np.asarray(jax.jit(functools.partial(model.apply, method="describe"))(variables, frames, labels))
+    found = np.asarray(jax.jit(functools.partial(model.apply, method="embed_proposals"))(variables, frames, labels))
     assert found.shape == (3, 5, 8)
     assert np.argwhere(found.any(-1)).tolist() == [[0, 0], [0, 3], [2, 2]]
     for frame, place in ((0, 0), (0, 3), (2, 2)):

@@ -251,7 +251,7 @@ def test_fusion_and_its_gradient_equal_torch(torch, net, train):
     weight = rng.standard_normal((3, 5, 7, c)).astype(np.float32)
     ours = Fusion(net, c)
     shapes = jax.eval_shape(functools.partial(ours.init, train=False), jax.random.key(0), maps)
-    rules = [(pattern.removeprefix("fusion/"), *rest) for pattern, *rest in f2net.torch_rules(build("f2net"))
+    rules = [(pattern.removeprefix("fusion/"), *rest) for pattern, *rest in build("f2net").torch_rules()
              if pattern.startswith("fusion/")]
 
     def converted(arrays):

@@ -12,8 +12,8 @@ import pytest
 from tests.helpers.command_line import uvos
 from uvos_jax.errors import UserError
 from uvos_jax.models import build, hyper_parameters
-from uvos_jax.models.raft import model as raft
-from uvos_jax.models.raft.model import convex_upsample, pad_to_eight, unpad, warm_start
+from uvos_jax.models.raft.model import convex_upsample, warm_start
+from uvos_jax.models.raft.padding import pad_to_eight, unpad
 from uvos_jax.weights import from_torch, parity
 from uvos_jax.weights.convert import convert
 
@@ -330,7 +330,7 @@ def _compare_gradients(theirs, model, variables, gradients, at_least="", toleran
     for key, parameter in theirs.named_parameters(remove_duplicate=False):
         if parameter.grad is not None:
             moved[key] = parameter.grad.numpy()
-    expected = convert(variables, moved, raft.torch_rules(model), "the gradients")["params"]
+    expected = convert(variables, moved, model.torch_rules(), "the gradients")["params"]
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(expected), strict=True):
         name = jax.tree_util.keystr(path)

@@ -14,7 +14,7 @@ from uvos_jax.data.examples.pipeline import from_config
 from uvos_jax.data.storage.store import MemoryStore, SyntheticStore
 from uvos_jax.data.synthetic.clip import make_clip
 from uvos_jax.errors import UserError
-from uvos_jax.models import SYSTEMS, System, build
+from uvos_jax.models import SYSTEMS, Model, System, build
 from uvos_jax.training.config import load_config
 from uvos_jax.training.flow_validation import choose, estimator, validate
 from uvos_jax.training.loop import train
@@ -25,8 +25,11 @@ CONFIG = CONFIGS / "raft.py"
 SIZE = (40, 56)
 
 
-class Drift(nn.Module):
+class Drift(Model):
     """One vector for all pixels of all pairs, which training must find."""
+
+    task = "flow"
+    VARIANTS = ("official",)
 
     variant: str = "official"
     axis_name: str | None = None
@@ -125,7 +128,7 @@ def test_what_cannot_be_validated_on_is_named():
 
 
 def test_the_loop_validates_by_endpoint_error_and_keeps_the_lowest(tmp_path, monkeypatch, capsys):
-    row = System(Drift, "Drift", "tests", "frames", ("official",), {}, lambda model: ())
+    row = System(Drift, "Drift", "tests", "frames")
     monkeypatch.setitem(SYSTEMS, "drift", row)
     # Step 2 lands close to the truth, step 4 far beyond it.
     config = tiny_system.config(

@@ -78,7 +78,7 @@ def compiled_once(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setitem(SYSTEMS, "tiny", System(Flowing, "Tiny", "tests", "frames", ("paper",), {}, lambda model: ()))
+    monkeypatch.setitem(SYSTEMS, "tiny", System(Flowing, "Tiny", "tests", "frames"))
 
 
 def lines(workdir: Path) -> list[dict]:

@@ -10,7 +10,7 @@ from tests.helpers.small_adnet import SMALL, clip
 from tests.helpers.tiny_training import TinyNet, clips, parts
 from uvos_jax import weights
 from uvos_jax.errors import UserError
-from uvos_jax.models import build, system
+from uvos_jax.models import build
 from uvos_jax.training.state import create_state
 from uvos_jax.training.step import make_train_step
 from uvos_jax.weights.convert import convert, expected_variables
@@ -68,7 +68,7 @@ def test_three_steps_of_adnet_follow_torch(torch):
         net, [(*((b["frames"][:, i, ..., ::-1] - BGR_MEAN) for i in (0, 1)),
                b["labels"][:, 1, ..., None].astype(np.float32)) for b in batches], LR, 4)
     np.testing.assert_allclose(losses, theirs, rtol=1e-5)
-    rules = [(path, key, layout.replace("abn", "norm")) for path, key, layout in system("adnet").torch_rules(model)]
+    rules = [(path, key, layout.replace("abn", "norm")) for path, key, layout in model.torch_rules()]
     theirs = convert(expected_variables(model), net.published_state_dict(), rules, "adnet")
     _assert_close(state.params, theirs["params"], 1e-5)
     _assert_close(state.batch_stats, theirs["batch_stats"], 1e-5)

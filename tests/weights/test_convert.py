@@ -312,9 +312,10 @@ def test_a_vgg_classifier_becomes_the_backbone():
 def test_d_net_and_t_net_have_three_backbones():
     small = {"depths": (1, 2, 1, 1), "width": 4, "features": 8, "decoder": 16, "reid_width": 2, "reid_hidden": 4,
              "reid_depths": (1,) * 6, "target_depths": (1, 1, 1, 1), "target_width": 4}
-    before = _zeros(expected_variables(build("dtnet", **small)))
+    model = build("dtnet", **small)
+    before = _zeros(expected_variables(model))
     theirs, other = _classifier((1, 2, 1, 1), False), _classifier((1, 1, 1, 1), False)
-    after = backbone_from_torch(before, theirs)
+    after = backbone_from_torch(before, theirs, *model.backbones)
     stem = theirs["conv1.weight"].transpose(2, 3, 1, 0)
     dnet = after["params"]["dnet"]
     np.testing.assert_array_equal(dnet["backbone"]["conv1"]["kernel"], stem)
@@ -343,7 +344,7 @@ def test_a_backbone_that_does_not_fit_is_refused():
         backbone_from_torch, resnet50, _classifier((3, 4, 6, 3), True))
     assert "misshapen" in _refusal(backbone_from_torch, resnet50, _classifier((3, 4, 6, 3), False, width=8))
     assert "'encoder'" in _refusal(
-        backbone_from_torch, resnet50, _classifier((3, 4, 6, 3), False), backbone="encoder"
+        backbone_from_torch, resnet50, _classifier((3, 4, 6, 3), False), "encoder"
     )
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from tests.helpers.paths import GOLDEN
 from uvos_jax.errors import UserError
+from uvos_jax.models.adnet.model import ADNet
 from uvos_jax.weights import parity
-from uvos_jax.weights.traces import TRACES
 
 ADNET = "adnet_a.npz"
 
@@ -20,24 +20,24 @@ def ran(request):
     """One real run on the golden file: its comparisons, and every tensor that our model made."""
     folder = GOLDEN
     seen, reported = {}, []
-    trace = TRACES["adnet"]
+    trace = ADNet.TRACES["adnet"]
 
     def run(*args):
         seen.update(trace.run(*args))
         return seen
 
-    TRACES["adnet"] = trace._replace(run=run)
+    ADNet.TRACES["adnet"] = trace._replace(run=run)
     try:
         results = parity.check(folder / ADNET, report=reported.append)
     finally:
-        TRACES["adnet"] = trace
+        ADNet.TRACES["adnet"] = trace
     return results, reported, seen
 
 
 @pytest.fixture
 def rerun(ran, monkeypatch, tmp_path, golden):
     """Checks a changed copy of the golden file, with the tensors of the one real run."""
-    monkeypatch.setitem(TRACES, "adnet", TRACES["adnet"]._replace(run=lambda *_: ran[2]))
+    monkeypatch.setitem(ADNet.TRACES, "adnet", ADNet.TRACES["adnet"]._replace(run=lambda *_: ran[2]))
     monkeypatch.setattr(parity, "weights_of", lambda manifest: {})
     monkeypatch.setattr(parity, "from_torch", lambda name, weights, **options: {})
     with np.load(golden / ADNET) as file:

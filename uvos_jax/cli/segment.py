@@ -163,7 +163,7 @@ def _first_mask(segmenter, first_mask, first_model, first_weights):
         for option, value in (("--first-model", first_model), ("--first-weights", first_weights)):
             if value is not None:
                 raise UserError(f"{option} is for --first-mask auto, where a model finds what is to be followed.")
-    elif segmenter.model.follows:
+    elif segmenter.model.task == "prompted":
         if first_model is not None and first_weights is None:
             raise UserError(f"No weights of {first_model} ship with the package: give --first-weights too, or leave"
                             " --first-model out, and the default network looks.")

@@ -104,7 +104,7 @@ def benchmark(
     native_size = size_of(size)
     segmenter = load(model, weights, scales=scales_of(scales), flip=flip, precision=precision, variant=variant,
                      flow=flow, flow_weights=flow_weights, **hyper_parameters_of(hyper))
-    counted = segmenter.model.follows or (parts and hasattr(segmenter.model, "discover"))
+    counted = segmenter.model.task == "prompted" or (parts and segmenter.model.task == "tracks")
     if objects and not counted:
         raise UserError(f"--objects is for models that follow given objects; {segmenter.name} finds its own.")
     network = segmenter.model.frame_size(native_size)
@@ -149,9 +149,9 @@ def models() -> None:
 
     packaged = {weights: about(weights) for weights in packaged_names()}
     for name, row in SYSTEMS.items():
-        lines = [("paper", row.paper), ("task", row.task), ("inputs", row.inputs),
-                 ("variants", ", ".join(row.variants)),
-                 *((key, ", ".join(values)) for key, values in row.choices.items()),
+        lines = [("paper", row.paper), ("task", row.summary), ("inputs", row.needs),
+                 ("variants", ", ".join(row.model.VARIANTS)),
+                 *((key, ", ".join(values)) for key, values in row.model.CHOICES.items()),
                  ("options", ", ".join(f"{key}={value}" for key, value in hyper_parameters(build(name)).items())),
                  ("parameters", f"{parameter_count(expected_variables(build(name))):,}"),
                  *([("weights", _packaged(weights, row)) for weights, row in packaged.items() if row["model"] == name]

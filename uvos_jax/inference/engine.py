@@ -109,7 +109,7 @@ class Engine:
 
     def _start(self, variables, frames, flows=None, labels=None):
         features = self._encode(variables, frames, flows)
-        if self.model.follows:
+        if self.model.task == "prompted":
             labels = jnp.where(labels == VOID, -1, labels.astype(jnp.int32))
             states = tuple(self._apply(variables, "init_state", f, _mirrored_labels(labels, mirrored), self.native_size,
                                        self.model.max_objects) for f, mirrored in zip(features, self._mirrored, strict=True))
@@ -131,7 +131,7 @@ class Engine:
                 for name, note in aux["notes"].items()}
 
     def _step(self, variables, carry, frames, valid, flows=None, given=None, whole=None, keep=None):
-        if self.model.follows:
+        if self.model.task == "prompted":
             if given is None:
                 given, whole = jnp.zeros(frames.shape[:3], jnp.uint8), jnp.zeros(len(frames), bool)
             return jax.lax.scan(functools.partial(self._follow, variables), carry,

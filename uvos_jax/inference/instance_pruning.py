@@ -306,7 +306,7 @@ def make_pruner(prune: PruneInput, source: Source, segmenter: Any, say: Callable
 
 def check_prunable(segmenter: Any) -> None:
     """Raises ``UserError`` for a model that tells objects apart, where no instance is one too many."""
-    if segmenter.model.follows or hasattr(segmenter.model, "discover"):
+    if segmenter.model.task != "foreground":
         raise UserError(f"{segmenter.name} tells objects apart, and pruning is for models with one foreground, such as"
                         " adnet; leave out --prune.")
 

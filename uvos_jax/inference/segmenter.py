@@ -32,7 +32,7 @@ from uvos_jax.inference.prefetch import iter_chunks, prefetch, stack_chunk
 from uvos_jax.inference.prompts import AUTO, MAX_OBJECTS, FirstMask
 from uvos_jax.inference.reference_frames import ReferenceFrames, read_reference_frames, select_reference_frames
 from uvos_jax.inference.tracking.engine import TrackingEngine
-from uvos_jax.models import SYSTEMS, build, segments, system
+from uvos_jax.models import system, systems_for
 from uvos_jax.video import Frame, Source, open_source
 from uvos_jax.weights import checkpoints
 from uvos_jax.weights.packaged import DEFAULT, load_packaged, packaged_names
@@ -88,9 +88,9 @@ class Segmenter:
             raise UserError(f"{name} looks at frames alone; leave the flow out.")
         if isinstance(flow, Path):
             list_flow_files(flow)
-        if getattr(model, "max_objects", 1) > MAX_OBJECTS:
+        if model.task == "prompted" and model.max_objects > MAX_OBJECTS:
             raise UserError(f"{name} follows {MAX_OBJECTS} objects in one run at most; got max_objects={model.max_objects}.")
-        if hasattr(model, "discover") and (scales != (1,) or flip):
+        if model.task == "tracks" and (scales != (1,) or flip):
             raise UserError(f"{name} runs once a frame; leave out --scales and --flip.")
         self.name = name
         self.model = model
@@ -113,11 +113,13 @@ class Segmenter:
             raise UserError(f"Frames of {native_size[1]}x{native_size[0]} (width x height) would run through the"
                             f" network at {largest[1]}x{largest[0]}; its sides may have {_LARGEST_SIDE} pixels at"
                             " most: crop the frames or lower --size.")
-        model = self.model if max_objects in (None, getattr(self.model, "max_objects", None)) else self.model.clone(max_objects=max_objects)
-        if hasattr(model, "discover"):
-            return self._engines.setdefault((native_size, soft, None), TrackingEngine(model, native_size, soft))
+        model = self.model
+        if max_objects is not None and max_objects != model.max_objects:
+            model = model.clone(max_objects=max_objects)
+        if model.task == "tracks":
+            return self._engines.setdefault((model, native_size, soft), TrackingEngine(model, native_size, soft))
         # In one step, so that threads which segment videos of one size share what is compiled.
-        return self._engines.setdefault((native_size, soft, getattr(model, "max_objects", None), pruned, causal), Engine(
+        return self._engines.setdefault((model, native_size, soft, pruned, causal), Engine(
             model, native_size, self.scales, self.flip, soft, extra_stages(model.variant) if pruned else (), causal))
 
     def on(self, device: jax.Device) -> "Segmenter":
@@ -179,15 +181,15 @@ class Segmenter:
 
     def check_first_mask(self, first_mask: FirstMask) -> None:
         """Raises ``UserError`` if this model needs a first mask and there is none, or the other way round."""
-        if self.model.follows and first_mask is None:
+        if self.model.task == "prompted" and first_mask is None:
             raise UserError(f"{self.name} follows objects that it is given: name a mask of the first frame, a folder of"
                             " masks, or auto (--first-mask; first_mask= in Python).")
-        if not self.model.follows and first_mask is not None:
+        if self.model.task != "prompted" and first_mask is not None:
             raise UserError(f"{self.name} finds its object itself: leave out --first-mask, or choose a model that"
-                            f" follows what it is given ({', '.join(_models(follows=True))}).")
-        if isinstance(first_mask, Segmenter) and first_mask.model.follows:
+                            f" follows what it is given ({', '.join(systems_for('prompted'))}).")
+        if isinstance(first_mask, Segmenter) and first_mask.model.task == "prompted":
             raise UserError(f"{first_mask.name} needs a first mask itself; models that find an object are"
-                            f" {', '.join(_models(follows=False))}.")
+                            f" {', '.join(systems_for('foreground', 'tracks'))}.")
 
     def objects(self, source: Source, first_mask: FirstMask) -> ObjectRegistry | None:
         """What is to be followed through a video, judged (see :meth:`stream`); None of a model that needs no mask.
@@ -196,7 +198,7 @@ class Segmenter:
           UserError: if the masks cannot be used, or there are none and this model needs some, or the other way round.
         """
         self.check_first_mask(first_mask)
-        if not self.model.follows:
+        if self.model.task != "prompted":
             return None
         if isinstance(first_mask, str) and first_mask == AUTO:
             first_mask = load()
@@ -364,7 +366,7 @@ def load(name: str | None = None, weights: str | Path | None = None, *, scales: 
     else:
         loaded = load_model(name, weights, **overrides)
         _check_segments(loaded[0])
-    if hasattr(loaded[1], "max_objects") and "max_objects" not in overrides:
+    if loaded[1].task == "prompted" and "max_objects" not in overrides:
         # A training needs few places; what is saved of it is no reason to have as few.
         loaded = (loaded[0], loaded[1].clone(max_objects=max(loaded[1].max_objects, type(loaded[1]).max_objects)), loaded[2])
     given = [option for option, value in (("--flow", flow), ("--flow-weights", flow_weights),
@@ -379,7 +381,7 @@ def load(name: str | None = None, weights: str | Path | None = None, *, scales: 
 
 
 def _check_segments(name):
-    if not segments(system(name).model):
+    if system(name).model.task == "flow":
         raise UserError(f"{name} computes optical flow and segments nothing: 'uvos flow' runs it, and --flow {name} has"
                         " another model use its flow.")
 
@@ -387,10 +389,6 @@ def _check_segments(name):
 def parameter_count(variables: dict) -> int:
     """Number of learned values: all of ``params``, no running statistics."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables["params"]))
-
-
-def _models(follows):
-    return [name for name, row in SYSTEMS.items() if segments(row.model) and build(name).follows is follows]
 
 
 def _warn(sentence):

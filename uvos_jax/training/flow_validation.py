@@ -13,7 +13,7 @@ import numpy as np
 from uvos_jax.data.examples.sampling import choose_videos
 from uvos_jax.errors import UserError
 from uvos_jax.evaluation.flow import flow_scores
-from uvos_jax.models.raft.model import pad_to_eight, unpad
+from uvos_jax.models.raft.padding import pad_to_eight, unpad
 from uvos_jax.ops.optical_flow import flow_to_rgb
 from uvos_jax.training.distributed import sum_over_processes
 

@@ -23,7 +23,7 @@ from uvos_jax.errors import UserError
 from uvos_jax.inference import Segmenter
 from uvos_jax.inference.flow.estimators import cached_estimator, dis_estimator
 from uvos_jax.interrupts import Interrupted, graceful_stop
-from uvos_jax.models import build, segments
+from uvos_jax.models import build
 from uvos_jax.progress import progress
 from uvos_jax.training import distributed, flow_validation
 from uvos_jax.training.config import changed_keys, check, config_hash
@@ -100,7 +100,7 @@ class _Run:
         self.every = (config["validate"] or {}).get("every", 0)
         if self.every:
             self.store = held_back if held_back is not None else _held_back(config["validate"], data_dir)
-            finds_masks = segments(self.setups[-1].model)
+            finds_masks = self.setups[-1].model.task != "flow"
             chooser = choose if finds_masks else flow_validation.choose
             self.videos = chooser(self.store, config["validate"].get("only"))
         self.checkpoints = RunCheckpoints(workdir / "checkpoints", config["keep"], config_hash(config))
@@ -272,7 +272,7 @@ class _Run:
     def _scores(self, phase, parts, variables):
         """Means and a picture of the held-back sequences, by masks or by flow, whichever the model finds."""
         processes = jax.process_index(), jax.process_count()
-        if not segments(parts.model):
+        if parts.model.task == "flow":
             return flow_validation.validate(flow_validation.estimator(parts.model, variables), self.store, self.videos,
                                             *processes)
         if self.segmenter is None or self.segmenter[0] != phase.index:
@@ -336,7 +336,7 @@ def _from_data(config, recipe: tuple[Phase, ...], setups: list[Setup], data_dir)
                                   data_dir or None)
              for phase in recipe]
     for parts, clip in zip(setups, clips, strict=True):
-        kinds = getattr(parts.model, "categories", 1)
+        kinds = parts.model.categories
         if kinds > 1 and len(clip.categories) != kinds:
             raise UserError(f"The model tells {kinds} categories apart (model.categories), and data.categories names"
                             f" {len(clip.categories) or 'none'}.")

@@ -75,7 +75,7 @@ def first_state(config: dict[str, Any], parts: Setup) -> TrainState:
     if start["weights"]:
         variables = _pretrained(start["weights"], config, variables)
     if start["backbone"]:
-        variables = backbone_from_torch(variables, read_state_dict(start["backbone"]))
+        variables = backbone_from_torch(variables, read_state_dict(start["backbone"]), *parts.model.backbones)
     if start["target_backbone"]:
         variables = backbone_from_torch(variables, read_state_dict(start["target_backbone"]), "target_backbone")
     return _state(config, parts, variables)

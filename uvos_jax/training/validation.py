@@ -60,11 +60,11 @@ def validate(segmenter: Segmenter, store: Any, videos: Sequence[int], process_in
     sums, panel = np.zeros((len(videos), 3)), None
     for place in range(process_index, len(videos), process_count):
         v = videos[place]
-        if segmenter.model.follows:
+        if segmenter.model.task == "prompted":
             given = first_masks(store, v)
             labels = segmenter.segment(_frames(store, v), first_mask=given)
             scores = _score_objects(store, v, labels, given)
-        elif hasattr(segmenter.model, "discover"):
+        elif segmenter.model.task == "tracks":
             labels = segmenter.segment(_frames(store, v))
             scores = score_found(store, v, labels)
         else:

@@ -15,12 +15,8 @@ from uvos_jax.weights.convert import convert, unwrap
 _HEADS = re.compile(r"(fc|classifier(\.\d+)?)\.(weight|bias)")
 
 
-# What models call their backbones.
-_BACKBONES = ("backbone", "appearance_encoder", "motion_encoder", "dnet/backbone", "dnet/guide_backbone")
-
-
-def backbone_from_torch(variables: dict, state_dict: Mapping[str, np.ndarray], backbone: str | None = None) -> dict:
-    """Replaces a backbone in a model's variables by a pretrained one; everything else stays.
+def backbone_from_torch(variables: dict, state_dict: Mapping[str, np.ndarray], *backbones: str) -> dict:
+    """Replaces backbones in a model's variables by a pretrained one; everything else stays.
 
     Understood are torchvision's layouts of ResNets with bottlenecks (``conv1``, ``layer1.0.conv1``, ...) and of
     VGG-16 (``features.0``, ...), and the layout of ResNets with a deep stem (``conv1`` to ``conv3``). The depth and
@@ -29,8 +25,8 @@ def backbone_from_torch(variables: dict, state_dict: Mapping[str, np.ndarray], b
     Args:
       variables: ``{"params": ..., "batch_stats": ...}`` of any model.
       state_dict: arrays by PyTorch name, wrapped or not.
-      backbone: path of the ``ResNet`` or ``VGG16`` in the variables, ``/`` between modules; None takes the model's
-        backbone, both encoders where a model has two streams, and of D-Net and T-Net those of D-Net.
+      *backbones: paths of the ``ResNet`` or ``VGG16`` modules in the variables, ``/`` between modules, such as
+        ``*model.backbones``; "backbone" if there are none.
 
     Returns:
       A new tree of variables.
@@ -39,11 +35,12 @@ def backbone_from_torch(variables: dict, state_dict: Mapping[str, np.ndarray], b
       UserError: if there is no such backbone, or keys are missing, extra or misshapen.
     """
     state_dict = {key: value for key, value in unwrap(state_dict).items() if not _HEADS.fullmatch(key)}
-    if backbone is None:
-        paths = {"/".join(path[:2]) for path in flatten_dict(variables["params"])}
-        for name in [name for name in _BACKBONES if name in variables["params"] or name in paths] or ["backbone"]:
-            variables = backbone_from_torch(variables, state_dict, name)
-        return variables
+    for backbone in backbones or ("backbone",):
+        variables = _replace(variables, state_dict, backbone)
+    return variables
+
+
+def _replace(variables, state_dict, backbone):
     flat = flatten_dict(variables)
     inside = tuple(backbone.split("/"))
     part = {path: leaf for path, leaf in flat.items() if path[1:1 + len(inside)] == inside}

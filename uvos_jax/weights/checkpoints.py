@@ -34,11 +34,6 @@ if TYPE_CHECKING:
 
 _FORMAT = 1
 _orbax = threading.Lock()
-# Hyper-parameters that say how weights are used, not what they are; all others are fixed by the weights.
-_CHANGEABLE = ("variant", "short_side", "dropout", "axis_name", "dtype", "remat", "background_weight", "selection",
-               "history", "candidates", "lost_below", "prior_from", "max_objects", "references", "atrous", "use_predicted_masks",
-               "bootstrap_steps", "embedding_scale", "max_tracks", "max_proposals", "memory", "verification", "memory_update",
-               "refine")
 
 
 def save(directory: str | Path, name: str, model: nn.Module, variables: dict, origin: str) -> None:
@@ -60,7 +55,7 @@ def save(directory: str | Path, name: str, model: nn.Module, variables: dict, or
     variables = jax.tree.map(np.asarray, variables)
     meta = {"format": _FORMAT, "model": name, "variant": model.variant, "hyper_parameters": hyper_parameters(model),
             # Networks that take frames as they are have none.
-            "preprocess": dataclasses.asdict(model.preprocess) if hasattr(model, "preprocess") else None,
+            "preprocess": dataclasses.asdict(model.preprocess) if model.preprocess else None,
             "origin": origin,
             "sha256": digest(variables), "uvos_jax": uvos_jax.__version__}
     try:
@@ -141,8 +136,9 @@ def rebuild(name: str, hyper: dict, overrides: dict, what: str) -> nn.Module:
     """
     model = build(name, **(hyper | overrides))
     stored = hyper_parameters(build(name, **hyper))
+    changeable = model.ALWAYS_CHANGEABLE + model.CHANGEABLE
     for key, value in hyper_parameters(model).items():
-        if key not in _CHANGEABLE and value != stored[key]:
+        if key not in changeable and value != stored[key]:
             raise UserError(f"{what[0].upper()}{what[1:]} were made with {key}={stored[key]}, not {value}.")
     return model
 

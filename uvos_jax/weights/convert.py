@@ -20,13 +20,12 @@ A rule is ``(pattern, key, layout)``. The pattern matches the whole path of one 
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from uvos_jax.errors import UserError
-from uvos_jax.models import build, system
+from uvos_jax.models import Model, build
 
 Rules = Sequence[tuple[str, str, str]]
 _ABN_EPSILON = np.float32(1e-5)
@@ -78,14 +77,15 @@ def from_torch(name: str, state_dict: Mapping[str, np.ndarray], **overrides) -> 
     Raises:
       UserError: listing every kind of disagreement: missing, extra and misshapen keys, at most ten of each.
     """
-    model, rules = build(name, **overrides), system(name).torch_rules
+    model = build(name, **overrides)
+    rules = model.torch_rules()
     if rules is None:
         raise UserError(f"The authors of {name} have published no weights, so that there is nothing to convert; give a"
                         " checkpoint directory of this library.")
-    return convert(expected_variables(model), unwrap(state_dict), rules(model), what=name)
+    return convert(expected_variables(model), unwrap(state_dict), rules, what=name)
 
 
-def expected_variables(model: nn.Module) -> dict:
+def expected_variables(model: Model) -> dict:
     """Shapes of a model's variables as ``ShapeDtypeStruct``s, without computing anything."""
     return jax.eval_shape(model.init, jax.random.key(0), model.example_batch())
 
@@ -151,7 +151,7 @@ def unwrap(state_dict: Mapping) -> dict[str, np.ndarray]:
 def expected_torch_shapes(name: str, **overrides) -> dict[str, tuple[int, ...]]:
     """The keys and shapes that :func:`from_torch` wants for ``name`` with these hyper-parameters."""
     model = build(name, **overrides)
-    rules = system(name).torch_rules(model)
+    rules = model.torch_rules()
     wanted = {}
     for path, leaf in flatten_dict(expected_variables(model)).items():
         key, layout = _their_key(path, rules)

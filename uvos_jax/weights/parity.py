@@ -20,9 +20,8 @@ import jax
 import numpy as np
 
 from uvos_jax.errors import UserError
-from uvos_jax.models import build
+from uvos_jax.models import build, parity_traces
 from uvos_jax.weights.convert import from_torch
-from uvos_jax.weights.traces import TRACES
 
 _MOST_WEIGHTS = 2**27
 _META = ("system", "variant", "tolerance")
@@ -119,13 +118,14 @@ def check(reference: str | Path, manifest: str | Path | None = None, variant: st
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError, re.error) as error:
         raise UserError(f"The manifest for '{reference}' breaks its rule ({type(error).__name__}: {error}).") from error
     variant = variant or meta["variant"]
-    trace = TRACES.get(meta["system"])
-    if trace is None:
+    traces = parity_traces()
+    if meta["system"] not in traces:
         raise UserError(f"'{reference}' is of system '{meta['system']}', which has no reference run here; known:"
-                        f" {', '.join(TRACES)}.")
+                        f" {', '.join(traces)}.")
+    name, trace = traces[meta["system"]]
     overrides = {**trace.overrides, "variant": variant}
-    model = build(trace.model, **overrides)
-    variables = from_torch(trace.model, weights, **overrides)
+    model = build(name, **overrides)
+    variables = from_torch(name, weights, **overrides)
     inputs = {name: tensors[name] for name in trace.inputs if name in tensors}
     if len(inputs) < len(trace.inputs):
         lacking = ", ".join(name for name in trace.inputs if name not in inputs)

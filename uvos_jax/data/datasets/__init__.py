@@ -1,0 +1,1 @@
+"""Layouts of the published datasets and their ground truth."""

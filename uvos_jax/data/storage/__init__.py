@@ -1,0 +1,1 @@
+"""Converted datasets: records, TFDS builders and random access."""

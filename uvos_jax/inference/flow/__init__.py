@@ -1,0 +1,1 @@
+"""Optical flow estimators and folders of stored flow."""

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uvos_jax.atomic_io import atomic_write, make_folder
-from uvos_jax.models.raft.model import pad_to_eight, unpad
+from uvos_jax.models.raft.padding import pad_to_eight, unpad
 from uvos_jax.video import Frame
 from uvos_jax.video.flow_io import resize_flow
 from uvos_jax.weights import checkpoints

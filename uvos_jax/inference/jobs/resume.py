@@ -244,7 +244,7 @@ def _restore_state(arrays, segmenter, first, references, soft, pruned):
     shape = jax.ShapeDtypeStruct((count, *image.shape), image.dtype)
     flow = segmenter.flow and jax.ShapeDtypeStruct((count, *flow_size(image.shape[:2]), 2), np.float32)
     engine = segmenter.engine(image.shape[:2], soft, pruned=pruned)
-    labels = [jax.ShapeDtypeStruct(shape.shape[:3], np.uint8)] * segmenter.model.follows
+    labels = [jax.ShapeDtypeStruct(shape.shape[:3], np.uint8)] * (segmenter.model.task == "prompted")
     leaves, form = jax.tree.flatten(jax.eval_shape(engine.start, segmenter.variables, shape, flow, *labels))
     if len(arrays) != len(leaves):
         raise ValueError("other arrays")

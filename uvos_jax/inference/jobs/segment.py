@@ -171,7 +171,7 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
             if told is None:
                 raise
             raise told from error
-        finds_many = hasattr(segmenter.model, "discover")
+        finds_many = segmenter.model.task == "tracks"
         if finds_many:
             write_tracks(output, source.name, *(progress.notes[name] for name in TOLD if name in progress.notes))
         run = {"finished": True, **facts, **_description(segmenter, first.frame, references),

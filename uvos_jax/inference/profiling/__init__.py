@@ -1,0 +1,1 @@
+"""Speed, FLOPs and the time of a model's components."""

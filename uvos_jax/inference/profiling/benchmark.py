@@ -75,9 +75,9 @@ def benchmark(segmenter: Segmenter, native_size: tuple[int, int], *, chunk: int 
       report: called with what is being done.
     """
     chunk = chunk or default_chunk()
-    follows = segmenter.model.follows
-    mask = synthetic_mask(native_size, objects) if follows else None
-    engine = segmenter.engine(native_size, max_objects=max(segmenter.model.max_objects, objects) if follows else None)
+    prompted = segmenter.model.task == "prompted"
+    mask = synthetic_mask(native_size, objects) if prompted else None
+    engine = segmenter.engine(native_size, max_objects=max(segmenter.model.max_objects, objects) if prompted else None)
     method = segmenter.flow
     if isinstance(method, Path):
         raise UserError(f"The flow in '{method}' belongs to a video, and the benchmark makes up one; choose a method.")
@@ -93,7 +93,7 @@ def benchmark(segmenter: Segmenter, native_size: tuple[int, int], *, chunk: int 
     first = np.zeros(len(segmenter.model.reference_frames(2 * chunk)), int)
     report("compiling")
     started = time.perf_counter()
-    given = [jnp.asarray(mask)[None]] if follows else []
+    given = [jnp.asarray(mask)[None]] if prompted else []
     carry = jax.block_until_ready(engine.start(segmenter.variables, frames[first], flow[first] if method else None,
                                                *given))
     step = segmenter.variables, carry, frames, valid, flow
@@ -102,7 +102,7 @@ def benchmark(segmenter: Segmenter, native_size: tuple[int, int], *, chunk: int 
     report("timing the network")
     network = _time(lambda: engine.step(*step), at_least=3)
     # The references' encoding is paid once per video; the step is what a frame costs.
-    by_parts = follows or hasattr(segmenter.model, "discover")
+    by_parts = segmenter.model.task in ("prompted", "tracks")
     flops = frame_flops(segmenter, native_size, objects) if by_parts else count_flops(engine.step, *step) // chunk
     report("timing disk to disk")
     with tempfile.TemporaryDirectory() as folder:

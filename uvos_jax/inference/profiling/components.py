@@ -66,7 +66,7 @@ def time_components(segmenter: Segmenter, native_size: tuple[int, int], objects:
     """
     if segmenter.flip or segmenter.scales != (1.0,):
         raise UserError("Parts are timed in one view of each frame; leave out --scales and --flip.")
-    finds = hasattr(segmenter.model, "discover")
+    finds = segmenter.model.task == "tracks"
     forms = _components(segmenter, native_size, objects)
     if not finds:
         forms["whole frame"] = _whole_frame(segmenter, native_size, objects)
@@ -107,10 +107,10 @@ def synthetic_mask(native_size: tuple[int, int], objects: int) -> np.ndarray:
 def _components(segmenter, native_size, objects, scale=1.0, only_shapes=False) -> dict[str, _Form]:
     """Every part by its name; with ``only_shapes`` nothing is computed."""
     model, variables = segmenter.model, segmenter.variables
-    if hasattr(model, "discover"):
+    if model.task == "tracks":
         return _dtnet(segmenter.engine(native_size), variables, objects)
     size, labels, max_objects = model.frame_size(native_size, scale), None, 1
-    if model.follows:
+    if model.task == "prompted":
         max_objects = max(model.max_objects, objects)
         model, labels = model.clone(max_objects=max_objects), jnp.asarray(synthetic_mask(native_size, objects)[None], jnp.int32)
 
@@ -126,7 +126,7 @@ def _components(segmenter, native_size, objects, scale=1.0, only_shapes=False) -
 
     def decide(raw):
         score = model.to_native(raw, native_size)
-        return score.argmax(-1) if model.follows else (score[..., 0] > model.threshold).astype(jnp.uint8)
+        return score.argmax(-1) if model.task == "prompted" else (score[..., 0] > model.threshold).astype(jnp.uint8)
 
     evaluate = jax.eval_shape if only_shapes else lambda function, *arguments: function(*arguments)
     encode, predict, decide = call("encode"), call("predict"), jax.jit(decide)
@@ -151,11 +151,11 @@ def _zeros(function, *arguments):
 def _whole_frame(segmenter, native_size, objects):
     """The engine's step, one frame at a time."""
     model = segmenter.model
-    engine = segmenter.engine(native_size, max_objects=max(model.max_objects, objects) if model.follows else None)
+    engine = segmenter.engine(native_size, max_objects=max(model.max_objects, objects) if model.task == "prompted" else None)
     frames = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, *native_size, 3), np.uint8))
     flow = jnp.zeros((1, *native_size, 2)) if "flow" in model.inputs else None
     first = np.zeros(len(model.reference_frames(2)), int)
-    given = [jnp.asarray(synthetic_mask(native_size, objects)[None])] if model.follows else []
+    given = [jnp.asarray(synthetic_mask(native_size, objects)[None])] if model.task == "prompted" else []
     carry = engine.start(segmenter.variables, frames[first], None if flow is None else flow[first], *given)
     return _Form(engine.step, (segmenter.variables, carry, frames, jnp.ones(1, bool), flow))
 
@@ -203,7 +203,7 @@ def _dtnet(engine, variables, objects) -> dict[str, _Form]:
     def zeros(shapes):
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    encode, discover, frame = call("encode"), call("discover"), jnp.zeros((1, *engine.size, 3))
+    encode, discover, frame = call("encode"), call("propose"), jnp.zeros((1, *engine.size, 3))
     inputs = {"frame": frame}
     state = jax.eval_shape(engine.start, variables, jnp.zeros((1, *engine.native_size, 3), jnp.uint8)).states[0]
     features = zeros(jax.eval_shape(encode, variables, inputs))
@@ -220,7 +220,7 @@ def _dtnet(engine, variables, objects) -> dict[str, _Form]:
 
     return {"encoders": _Form(encode, (variables, inputs)),
             "discovery": _Form(discover, (variables, discovery, features)),
-            "embeddings": _Form(call("describe"), (variables, frame, places[None]), counted=embed),
+            "embeddings": _Form(call("embed_proposals"), (variables, frame, places[None]), counted=embed),
             "target scores": _Form(engine.follow, (targets, its)),
             "target memories": _Form(engine.remember, (targets, its, places, due, due)),
             f"target fits, {objects} x": _Form(engine.update, (targets, *one), objects)}

@@ -1,0 +1,1 @@
+"""Inference of D-Net and T-Net: discovery, association and target models."""

@@ -17,8 +17,8 @@ import numpy as np
 from uvos_jax.inference.engine import StepOutput, StreamState
 from uvos_jax.inference.tracking import association
 from uvos_jax.inference.tracking.augmentation import samples
-from uvos_jax.models.dtnet import DTNet
 from uvos_jax.models.dtnet import target_model as target
+from uvos_jax.models.dtnet.model import DTNet
 from uvos_jax.ops.preprocess import preprocess
 from uvos_jax.ops.resize import resize_bilinear
 
@@ -124,12 +124,12 @@ class TrackingEngine:
 
         def one(state, xs):
             its, is_valid = xs
-            new, found = self._apply(variables, "discover", state, jax.tree.map(lambda x: x[None], its))
+            new, found = self._apply(variables, "propose", state, jax.tree.map(lambda x: x[None], its))
             state = jax.tree.map(lambda x, y: jnp.where(is_valid, x, y), new, state)
             return state, jax.tree.map(lambda x: x[0], found)
 
         discovery, found = jax.lax.scan(one, discovery, (features, valid))
-        embeddings = self._apply(variables, "describe", features["frame"], found.labels)
+        embeddings = self._apply(variables, "embed_proposals", features["frame"], found.labels)
         return discovery, {"frame": features["frame"], "target": features["target"], "found": found,
                            "embeddings": embeddings}
 

@@ -1,0 +1,1 @@
+"""AD-Net: Anchor Diffusion for Unsupervised Video Object Segmentation (Yang et al., ICCV 2019)."""

@@ -16,12 +16,15 @@ both variants compute a plain batch norm.
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from uvos_jax.models.adnet import official
+from uvos_jax.models.base import Model, ParityTrace, Rules, flatten_pixels
 from uvos_jax.nn import resnet
 from uvos_jax.nn.aspp import ASPP
 from uvos_jax.nn.layers import BatchNorm, Conv, Policy, leaky_relu, torch_default
@@ -30,7 +33,6 @@ from uvos_jax.ops.losses import binary_cross_entropy
 from uvos_jax.ops.preprocess import Preprocess, preprocess
 from uvos_jax.ops.resize import resize_bilinear
 
-VARIANTS = ("paper", "official")
 # Rows of the paper's Table 1, with what is put beside the frame's embedding. The published code calls "anchor" inter.
 NETS = {"base": (), "concat": ("anchor_embed",), "intra": ("diffused_intra",), "anchor": ("diffused_anchor",),
         "full": ("diffused_anchor", "diffused_intra")}
@@ -50,7 +52,7 @@ class State:
     anchor: jax.Array
 
 
-class ADNet(nn.Module):
+class ADNet(Model):
     """AD-Net and the ablation nets of Table 1.
 
     Attributes:
@@ -85,7 +87,11 @@ class ADNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
-    follows = False  # no mask is needed: it finds its object itself
+    VARIANTS = ("paper", "official")
+    CHOICES: ClassVar = {"net": tuple(NETS)}
+    CHANGEABLE = ("background_weight",)
+    BACKBONES = ("backbone",)
+    TRACES: ClassVar = {"adnet": ParityTrace(("ref", "cur"), official.trace)}
     # Means of the Caffe ImageNet models, as the published code subtracts them.
     PREPROCESS = Preprocess("BGR", 1.0, (104.00698793, 116.66876762, 122.67891434), (1.0, 1.0, 1.0))
 
@@ -142,12 +148,6 @@ class ADNet(nn.Module):
           ``[b, h, w, 1]`` logits (bring them to size by :meth:`to_native`), and nothing to commit.
         """
         return self._classify(state.anchor, features["embed"], train=False)[0], {}
-
-    def commit(self, state: State, features: Features, labels: jax.Array, aux: dict,
-               new_labels: jax.Array | None = None) -> State:
-        """The state stays as it is: the anchor never moves (Sec. 3)."""
-        del features, labels, aux, new_labels
-        return state
 
     def __call__(self, batch: Mapping[str, jax.Array], train: bool = False):
         """The training forward of a pair of frames.
@@ -221,24 +221,9 @@ class ADNet(nn.Module):
         return jax.nn.sigmoid(score) if self.variant == "official" else score
 
     @property
-    def inputs(self) -> tuple[str, ...]:
-        """What ``encode`` wants of a frame."""
-        return ("frame",)
-
-    @property
-    def threshold(self) -> float:
-        """Averaged scores above it are foreground."""
-        return 0.5
-
-    @property
     def preprocess(self) -> Preprocess:
         """The frame transform of this variant: the published code resizes with OpenCV."""
         return self.PREPROCESS.replace(resize="opencv" if self.variant == "official" else "smooth")
-
-    @property
-    def notes(self) -> dict[str, str]:
-        """Nothing is said of single frames."""
-        return {}
 
     @property
     def postprocess(self) -> tuple[str, ...]:
@@ -246,10 +231,9 @@ class ADNet(nn.Module):
         return ("temporal_gate",) if self.variant == "official" else ()
 
     @nn.nowrap
-    def reference_frames(self, length: int | None) -> tuple[int, ...]:
-        """Indices of the frames that ``init_state`` wants: the first one, however long the video is."""
-        del length
-        return (0,)
+    def torch_rules(self) -> Rules:
+        """Returns the name rules for the published checkpoints."""
+        return official.torch_rules(self)
 
     @nn.nowrap
     def example_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -285,38 +269,11 @@ class ADNet(nn.Module):
         wanted = [name for name in NETS[self.net] if name.startswith("diffused")]
         if wanted:
             # Both diffusions mix the same values of the current frame: one pass over its pixels serves both.
-            pixels = {"diffused_anchor": _pixels(anchor), "diffused_intra": _pixels(frame)}
+            pixels = {"diffused_anchor": flatten_pixels(anchor), "diffused_intra": flatten_pixels(frame)}
             queries = jnp.concatenate([pixels[name] for name in wanted], 1)
-            mixed = tiled_attention(queries, _pixels(frame), _pixels(frame), scale=frame.shape[-1] ** -0.5)
+            mixed = tiled_attention(queries, flatten_pixels(frame), flatten_pixels(frame), scale=frame.shape[-1] ** -0.5)
             for name, rows in zip(wanted, jnp.split(mixed, len(wanted), 1), strict=True):
                 parts[name] = rows.reshape(frame.shape)  # a row's place is its query's place
         x = jnp.concatenate([*(parts[name] for name in NETS[self.net]), frame], -1)
         x = self.drop(leaky_relu(self.cls_bn(self.cls_conv1(x), train)), deterministic=not train)
         return self.cls_conv2(x), {name: parts[name] for name in wanted}
-
-
-def _pixels(x):
-    return x.reshape(x.shape[0], -1, x.shape[-1])
-
-
-def torch_rules(model: ADNet) -> tuple[tuple[str, str, str], ...]:
-    """Name rules for the published checkpoints: ``ad`` (577 keys), ``inter``, ``intra``, ``concat``, ``base``."""
-    prefix = "" if model.net == "base" else "features."
-    aspp = (
-        *((rf"aspp/branch{i}/conv", rf"{prefix}head.0.conv{i + 1}.0", "conv") for i in range(4)),
-        *((rf"aspp/branch{i}/bn", rf"{prefix}head.0.conv{i + 1}.1", "abn") for i in range(4)),
-        ("aspp/pool/conv", f"{prefix}head.0.image_pooling.1", "conv"),
-        ("aspp/pool/bn", f"{prefix}head.0.image_pooling.2", "abn"),
-        ("aspp/project/conv", f"{prefix}head.0.conv_bn_dropout.0", "conv"),
-        ("aspp/project/bn", f"{prefix}head.0.conv_bn_dropout.1", "abn"),
-    )
-    heads = (
-        ("embed", f"{prefix}head.1", "conv"),
-        ("aux_conv", f"{prefix}dsn.0", "conv"),
-        ("aux_bn", f"{prefix}dsn.1", "abn"),
-        ("aux_embed", f"{prefix}dsn.3", "conv"),
-        ("cls_conv1", "cls.0", "conv"),
-        ("cls_bn", "cls.1", "abn"),
-        ("cls_conv2", "cls.3", "conv"),
-    )
-    return resnet.torch_rules("backbone", prefix, norm="abn") + aspp + heads

@@ -16,6 +16,7 @@ Variants share every parameter:
 """
 
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import flax.linen as nn
 import flax.struct
@@ -23,7 +24,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from uvos_jax.models.cfbi import official as cfbi_official
+from uvos_jax.models.base import Model, ParityTrace, Rules
+from uvos_jax.models.cfbi import official
 from uvos_jax.models.cfbi.modules import DeepLabHead, MatchBias, ObjectHead, combine, group_norm
 from uvos_jax.nn import resnet
 from uvos_jax.nn.layers import Conv, Policy
@@ -39,14 +41,11 @@ from uvos_jax.ops.matching import (
 from uvos_jax.ops.preprocess import Preprocess, preprocess
 from uvos_jax.ops.resize import resize_bilinear, resize_nearest
 
-VARIANTS = ("paper", "official")
 # Of local matching, in pixels of stride 8, in the order of the published maps.
 WINDOWS = (12, 2, 4, 6, 8, 10)
 VOID = 255
 _HARD = 0.15  # share of the pixels that are learned from, at last
 _NOWHERE = -1  # label of a pixel of no object
-
-torch_rules = cfbi_official.torch_rules
 
 
 @flax.struct.dataclass
@@ -70,7 +69,7 @@ class State:
     count: jax.Array
 
 
-class CFBI(nn.Module):
+class CFBI(Model):
     """CFBI and the rows of its Tables 4 and 5.
 
     Attributes:
@@ -121,6 +120,11 @@ class CFBI(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
+    task = "prompted"
+    VARIANTS = ("paper", "official")
+    CHANGEABLE = ("max_objects", "references", "atrous", "use_predicted_masks", "bootstrap_steps", "embedding_scale")
+    BACKBONES = ("backbone",)
+    TRACES: ClassVar = {"cfbi": ParityTrace(("ref", "ref_label", "prev", "prev_label", "cur", "obj_num"), official.trace)}
     # Of ImageNet, in this order whatever the order of the channels: so published.
     PREPROCESS = Preprocess("RGB", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -304,40 +308,14 @@ class CFBI(nn.Module):
         return 1 - score[..., 0]
 
     @property
-    def follows(self) -> bool:
-        """Whether objects are followed whose masks are given."""
-        return True
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """What ``encode`` wants of a frame."""
-        return ("frame",)
-
-    @property
-    def threshold(self) -> float:
-        """Of the probability of any object; labels are those of the likeliest place."""
-        return 0.5
-
-    @property
-    def notes(self) -> dict[str, str]:
-        """Nothing is said of frames."""
-        return {}
-
-    @property
     def preprocess(self) -> Preprocess:
         """The frame transform of this variant."""
         return self.PREPROCESS.replace(channels="BGR", resize="cubic") if self._official else self.PREPROCESS
 
-    @property
-    def postprocess(self) -> tuple[str, ...]:
-        """No stage follows the fused scores."""
-        return ()
-
     @nn.nowrap
-    def reference_frames(self, length: int | None) -> tuple[int, ...]:
-        """Indices of the frames that ``init_state`` wants: the first one; others come as their masks do."""
-        del length
-        return (0,)
+    def torch_rules(self) -> Rules:
+        """Returns the name rules for the published checkpoints."""
+        return official.torch_rules(self)
 
     @nn.nowrap
     def example_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -352,7 +330,7 @@ class CFBI(nn.Module):
     def frame_size(self, native_size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
         """The network's ``(height, width)`` for a video of ``native_size``, both sides ``16 k + 1``."""
         if self._official and not self.short_side:
-            return cfbi_official.frame_size(native_size, scale)
+            return official.frame_size(native_size, scale)
         ratio = (self.short_side or 480) * scale / min(native_size)
         return tuple(16 * max(1, round((n * ratio - 1) / 16)) + 1 for n in native_size)
 

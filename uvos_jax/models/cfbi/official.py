@@ -1,7 +1,11 @@
 """What CFBI's published code has of its own: the size of its frames, and the names of its parameters."""
 
-import flax.linen as nn
+from collections.abc import Mapping
 
+import jax
+import jax.numpy as jnp
+
+from uvos_jax.models.base import Model, Rules, nchw, nhwc
 from uvos_jax.nn import resnet
 
 _LARGEST = 1040  # pixels of a side at scale 1
@@ -16,7 +20,7 @@ def frame_size(native_size: tuple[int, int], scale: float) -> tuple[int, int]:
     return tuple(16 * max(1, round((int(n * ratio) - 1) / 16)) + 1 for n in native_size)
 
 
-def torch_rules(model: nn.Module) -> tuple[tuple[str, str, str], ...]:
+def torch_rules(model: Model) -> Rules:
     """Name rules for the published checkpoints (761 keys, of which 8 name an array for the second time)."""
     del model
     deeplab, head = "feature_extracter.", "dynamic_seghead."
@@ -64,3 +68,36 @@ def torch_rules(model: nn.Module) -> tuple[tuple[str, str, str], ...]:
         ("head/foreground", f"{head}IA_final_fg", "linear"),
         ("head/background", f"{head}IA_final_bg", "linear"),
     )
+
+
+def trace(model: Model, variables: dict, inputs: Mapping, expected: Mapping) -> dict:
+    """Runs CFBI on the inputs of a reference file; see ``ParityTrace``."""
+    references, objects = len(inputs["ref"]), int(inputs["obj_num"]) + 1
+    model = model.clone(max_objects=max(1, objects - 1), references=references)
+    frames = jnp.concatenate([nhwc(inputs[name]) for name in ("ref", "prev", "cur")])
+    labels = [jnp.asarray(x, jnp.int32) for x in (*inputs["ref_label"], *inputs["prev_label"])]  # each [1, h, w]
+
+    def step(model, frames):
+        stages = model._embed(frames, False)
+        features = [{"embed": x[None], "low": y[None]} for x, y in zip(stages["embed"], stages["layer1"], strict=True)]
+        state = model.init_state(features[0], labels[0])
+        for its, given in zip(features[1:references], labels[1:references], strict=True):
+            state = model.commit(state, its, given, {}, given)
+        state = model.commit(state, features[references], labels[-1], {})
+        state = state.replace(count=jnp.full(1, objects - 1))
+        return stages, model.predict(state, features[-1])[0], model.predict_train(state, features[-1])[1]
+
+    stages, logits, inner = jax.jit(lambda *args: model.apply(*args, method=step))(variables, frames)
+    logits = logits[..., :objects]
+    names = {"low": "layer1", "l2": "layer2", "l3": "layer3", "l4": "layer4", "aspp": "aspp", "dec": "decoded",
+             "emb": "embed"}
+    places = {"ref": slice(0, references), "prev": slice(references, -1), "cur": slice(-1, None)}
+    made = {f"{frame}_{theirs}": nchw(stages[ours][place]) for frame, place in places.items()
+            for theirs, ours in names.items()}
+    names = {"prehead_in": "matches", "prehead_out": "prehead", "ce_aspp": "ensembler_aspp"}
+    names |= {f"ce_layer{i}": f"block{i}" for i in range(1, 9)}
+    made |= {theirs: nchw(inner[ours][:objects]) for theirs, ours in names.items()}
+    made |= {"att_head": inner["instance"][:objects], "logits_s4": nchw(logits)}
+    if "prob" in expected:
+        made["prob"] = nchw(model.to_native(logits, expected["prob"].shape[-2:]))
+    return made

@@ -11,12 +11,13 @@ Variants:
 - ``official``: the published code as it stands: IFA only, other reference frames, keys for values, similarities over
   ``sqrt(C')``, a soft-IoU loss, 512x512 input as Pillow resizes it, and the map of every frame stretched to 0..1 before
   it is compared with 0.5. The code does that at width x height instead of height x width; this is not copied.
-- ``official_full``: the same with its commented-out IMA, see ``dpa_official``.
+- ``official_full``: the same with its commented-out IMA, see ``official``.
 
 The two official variants share their parameters. ``paper`` has its own IMA and hence checkpoints of its own.
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -24,7 +25,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from uvos_jax.errors import UserError
-from uvos_jax.models.dpa import official as dpa_official
+from uvos_jax.models.base import Model, ParityTrace, Rules
+from uvos_jax.models.dpa import official
 from uvos_jax.models.dpa.attention import Stream
 from uvos_jax.models.dpa.memory import State, begin, update_memory
 from uvos_jax.models.dpa.modules import Decoder
@@ -35,15 +37,12 @@ from uvos_jax.ops.optical_flow import flow_to_rgb, percentile, resize_flow, subt
 from uvos_jax.ops.preprocess import Preprocess, preprocess
 from uvos_jax.ops.resize import resize_bilinear
 
-VARIANTS = ("paper", "official", "official_full")
 STREAMS = {"both": ("appearance", "motion"), "appearance": ("appearance",), "motion": ("motion",)}
 _SHORT_SIDE, _OFFICIAL_SIDE = 384, 512
 _RADIUS_STEP = 2  # of the grid of vectors that say how long a long one is
 
-torch_rules = dpa_official.torch_rules
 
-
-class DPA(nn.Module):
+class DPA(Model):
     """DPA and every row of its Table 1.
 
     Attributes:
@@ -88,7 +87,10 @@ class DPA(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
-    follows = False  # no mask is needed: it finds its object itself
+    VARIANTS = ("paper", "official", "official_full")
+    CHOICES: ClassVar = {"streams": tuple(STREAMS)}
+    CHANGEABLE = ("references", "refine")
+    TRACES: ClassVar = {"dpa": ParityTrace(("image", "flow", "ref_images", "ref_flows"), official.trace)}
     # Means and deviations of torchvision's ImageNet models; the picture of the flow is only brought to 0..1.
     PREPROCESS = Preprocess("RGB", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -102,7 +104,7 @@ class DPA(nn.Module):
             setattr(self, f"{stream}_stream", Stream(
                 8 * self.width, self.embedding, modal * self._has_ima, frame * self._has_ifa, policy=policy))
         if self._has_ima and self._official:
-            self.mutual4, self.mutual5 = (dpa_official.MutualRefinement(policy=policy) for _ in range(2))
+            self.mutual4, self.mutual5 = (official.MutualRefinement(policy=policy) for _ in range(2))
         self.head = Decoder(self.embedding, self.decoder, policy=policy)
 
     @property
@@ -250,16 +252,6 @@ class DPA(nn.Module):
         low, high = x.min((1, 2, 3), keepdims=True), x.max((1, 2, 3), keepdims=True)
         return (x - low) / (high - low + 1e-8)
 
-    @nn.nowrap
-    def to_probability(self, score: jax.Array) -> jax.Array:
-        """An averaged score of any shape as the probability of foreground, float32 in [0, 1]: it is one."""
-        return score
-
-    @property
-    def threshold(self) -> float:
-        """Averaged scores above it are foreground."""
-        return 0.5
-
     @property
     def preprocess(self) -> Preprocess:
         """The frame transform of this variant: the published code resizes with Pillow."""
@@ -289,11 +281,6 @@ class DPA(nn.Module):
         return preprocess(flow_to_rgb(flow, radius), size, rule)
 
     @property
-    def notes(self) -> dict[str, str]:
-        """Nothing is said of single frames."""
-        return {}
-
-    @property
     def postprocess(self) -> tuple[str, ...]:
         """Stages that follow the fused score: none of the paper's."""
         return ("follow_flow",) * ("flow" in self.inputs and self.refine) + (
@@ -312,6 +299,16 @@ class DPA(nn.Module):
         if self._official:
             return tuple(i * (length // count) for i in range(count))
         return tuple(i * (length - 1) // (count - 1) for i in range(count))
+
+    @nn.nowrap
+    def torch_rules(self) -> Rules:
+        """Returns the name rules for the published checkpoints."""
+        return official.torch_rules(self)
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        """Paths of the VGG-16 encoders, one per stream."""
+        return tuple(f"{stream}_encoder" for stream in self._streams)
 
     @nn.nowrap
     def example_batch(self) -> dict[str, jax.ShapeDtypeStruct]:

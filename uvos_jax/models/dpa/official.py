@@ -5,16 +5,20 @@ maps of both modalities then attend to each other pixel by pixel. All of this is
 pass; its parameters are in the checkpoints nevertheless.
 """
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from uvos_jax.errors import UserError
+from uvos_jax.models.base import Model, Rules, nchw, nhwc
 from uvos_jax.models.dpa.modules import ConvBNReLU, pixels
 from uvos_jax.nn import vgg
 from uvos_jax.nn.layers import BatchNorm, Policy
 from uvos_jax.ops.attention import tiled_attention
 from uvos_jax.ops.prototypes import cosine_maps, nearest_neighbors, prototypes
+from uvos_jax.ops.resize import resize_bilinear
 
 _NEIGHBORS = 10
 
@@ -128,7 +132,7 @@ class MutualRefinement(nn.Module):
                 for name, other in (("appearance", "motion"), ("motion", "appearance"))}
 
 
-def torch_rules(model: nn.Module) -> tuple[tuple[str, str, str], ...]:
+def torch_rules(model: Model) -> Rules:
     """Name rules for the published checkpoints, 588 keys, for the official variants with both streams.
 
     Raises:
@@ -188,3 +192,26 @@ def _attention_rules(ours, theirs):
     return [(f"{ours}/norm/bn", f"{theirs}.bn_relu.0", "norm"), (f"{ours}/theta", f"{theirs}.theta", "linear"),
             (f"{ours}/phi", f"{theirs}.phi", "linear"), (f"{ours}/g", f"{theirs}.g", "linear"),
             (f"{ours}/out", f"{theirs}.W", "linear")]
+
+
+def trace(model: Model, variables: dict, inputs: Mapping, expected: Mapping) -> dict:
+    """Runs DPA on the inputs of a reference file; see ``ParityTrace``."""
+    del expected
+    batch = {"frame": nhwc(inputs["image"]), "flow": nhwc(inputs["flow"])}
+    for name, theirs in (("frame", "ref_images"), ("flow", "ref_flows")):  # references lie side by side in the channels
+        references = inputs[theirs].reshape(len(inputs[theirs]), -1, 3, *inputs[theirs].shape[2:])
+        batch[f"reference_{name}"] = jnp.moveaxis(jnp.asarray(references), 2, -1)
+    outputs, inner = jax.jit(model.apply)(variables, batch)
+    names = {"fuse6": "fused6", "fuse5": "fused5", "fuse4": "fused4", "m56": "merged5", "m45": "merged4"}
+    for ours, theirs in (("appearance", "rgb"), ("motion", "flow")):
+        names |= {f"{theirs}_sq4": f"{ours}_query4", f"{theirs}_sq5": f"{ours}_query5",
+                  f"dam4_{theirs}": f"{ours}_ima4", f"dam5_{theirs}": f"{ours}_ima5", f"{theirs}_tam": f"{ours}_ifa",
+                  f"{theirs}_comp6": f"{ours}_coarse", f"{theirs}_aspp": f"{ours}_context"}
+    # "_c": the first 16 channels, or all where there are no more than 32.
+    made = {f"{theirs}_c": nchw(inner[ours]) for theirs, ours in names.items() if ours in inner}
+    made = {name: x if x.shape[1] <= 32 else x[:, :16] for name, x in made.items()}
+    size = batch["frame"].shape[1:3]
+    for i, logits in zip((4, 3, 2, 1), outputs["logits"], strict=True):
+        whole = nchw(resize_bilinear(jax.nn.sigmoid(logits), size, align_corners=True))
+        made[f"pred{i}"] = whole if i == 1 else whole[..., ::2, ::2]
+    return made

@@ -10,12 +10,14 @@ This file is the learned part of all three as one Flax module. T-Net's targets a
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from uvos_jax.models.base import Model
 from uvos_jax.models.dtnet import dnet, reid
 from uvos_jax.nn import resnet
 from uvos_jax.nn.layers import Policy
@@ -23,7 +25,6 @@ from uvos_jax.ops.crops import object_crops
 from uvos_jax.ops.instance_grouping import group
 from uvos_jax.ops.preprocess import Preprocess, preprocess
 
-VARIANTS = ("paper",)
 TRAINED_PARTS = ("discovery", "embedding")
 _SMALLEST = 2e-3  # share of the frame; ours
 _SALIENT = 0.5
@@ -61,7 +62,7 @@ class Proposals:
     categories: jax.Array
 
 
-class DTNet(nn.Module):
+class DTNet(Model):
     """D-Net, the features of T-Net, and the embedding that tells objects apart.
 
     Attributes:
@@ -123,6 +124,9 @@ class DTNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
+    task = "tracks"
+    CHOICES: ClassVar = {"trained_part": TRAINED_PARTS, "squeeze": dnet.SQUEEZES}
+    CHANGEABLE = ("max_tracks", "max_proposals", "memory", "verification", "memory_update")
     PREPROCESS = Preprocess("RGB", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
     def setup(self):
@@ -150,7 +154,7 @@ class DTNet(nn.Module):
         frame = features["frame"]
         return State(frame, jnp.zeros((*frame.shape[:3], 1), jnp.float32))
 
-    def discover(self, state: State, features: Mapping[str, jax.Array]) -> tuple[State, Proposals]:
+    def propose(self, state: State, features: Mapping[str, jax.Array]) -> tuple[State, Proposals]:
         """D-Net's answer to one frame, grouped into proposals."""
         guided = self.dnet.guide(state.frame, state.probability) if self.guidance else None
         made = self.dnet.decode(features["discovery"], guided, features["frame"].shape[1:3])
@@ -165,7 +169,7 @@ class DTNet(nn.Module):
         # Heat has no bounds, scores have.
         return state, Proposals(labels.astype(jnp.uint8), jnp.minimum(score, 1), dropped, saliency, categories)
 
-    def describe(self, frames: jax.Array, labels: jax.Array) -> jax.Array:
+    def embed_proposals(self, frames: jax.Array, labels: jax.Array) -> jax.Array:
         """Embeddings of what ``labels``, ``[b, h, w]``, mark in frames ``[b, h, w, 3]``.
 
         Returns:
@@ -230,16 +234,6 @@ class DTNet(nn.Module):
                 "crops": jax.ShapeDtypeStruct((2, *reid.CROP, 3), jnp.float32)}
 
     @property
-    def follows(self) -> bool:
-        """Whether objects are followed whose masks are given: no, they are found."""
-        return False
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """What ``encode`` wants of a frame."""
-        return ("frame",)
-
-    @property
     def threshold(self) -> float:
         """Of the probability that a pixel belongs to any object."""
         return _SALIENT
@@ -252,19 +246,9 @@ class DTNet(nn.Module):
                            f" max_tracks={self.max_tracks}), and the weakest left out"}
 
     @property
-    def preprocess(self) -> Preprocess:
-        """The frame transform."""
-        return self.PREPROCESS
-
-    @property
-    def postprocess(self) -> tuple[str, ...]:
-        """No stage of the driver follows."""
-        return ()
-
-    @nn.nowrap
-    def reference_frames(self, length: int | None) -> tuple[int, ...]:
-        """The first frame, which stands for the one before it."""
-        return (0,)
+    def backbones(self) -> tuple[str, ...]:
+        """Paths of D-Net's backbones; that of T-Net, ``target_backbone``, starts from weights of its own."""
+        return ("dnet/backbone", *(("dnet/guide_backbone",) if self.guidance else ()))
 
     @nn.nowrap
     def frame_size(self, native_size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:

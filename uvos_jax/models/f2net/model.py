@@ -18,6 +18,7 @@ second best peak counts if a coordinate of the best one is 0.
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import flax.linen as nn
 import flax.struct
@@ -25,8 +26,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from uvos_jax.models.f2net import modules as f2net_blocks
-from uvos_jax.models.f2net import official as f2net_official
+from uvos_jax.models.base import Model, ParityTrace, Rules, flatten_pixels
+from uvos_jax.models.f2net import modules, official
 from uvos_jax.models.f2net.modules import SIDE, STRIDE, CenterBranch, Fusion
 from uvos_jax.nn import resnet
 from uvos_jax.nn.aspp import ASPP
@@ -37,13 +38,10 @@ from uvos_jax.ops.losses import binary_cross_entropy, focal_loss
 from uvos_jax.ops.preprocess import Preprocess, preprocess
 from uvos_jax.ops.resize import resize_bilinear, resize_nearest
 
-VARIANTS = ("paper", "official", "official_full")
 # Rows of the paper's Table 1: AD is appearance diffusion, CG guides it by the center, the others name the fusion.
 NETS = ("baseline", "ad", "cgad", "sa", "ca", "sca", "csa")
 SELECTIONS = RULES  # Table 2
 PRIORS = ("predicted", "truth")
-
-torch_rules = f2net_official.torch_rules
 
 
 @flax.struct.dataclass
@@ -61,7 +59,7 @@ class State:
     track: Track | None = None
 
 
-class F2Net(nn.Module):
+class F2Net(Model):
     """F2Net and the rows of its Tables 1 and 2.
 
     Attributes:
@@ -104,7 +102,12 @@ class F2Net(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
-    follows = False  # no mask is needed: it finds its object itself
+    VARIANTS = ("paper", "official", "official_full")
+    CHOICES: ClassVar = {"net": NETS, "selection": SELECTIONS, "prior_from": PRIORS}
+    CHANGEABLE = ("background_weight", "selection", "history", "candidates", "lost_below", "prior_from")
+    BACKBONES = ("backbone",)
+    TRACES: ClassVar = {
+        "f2net": ParityTrace(("seeds", "ct", "prev_gauss"), official.trace, {"prior_from": "truth"})}
     # Means of the Caffe ImageNet models, as the published code subtracts them.
     PREPROCESS = Preprocess("BGR", 1.0, (104.00699, 116.66877, 122.67892), (1.0, 1.0, 1.0))
 
@@ -298,21 +301,6 @@ class F2Net(nn.Module):
         return resize_bilinear(nn.sigmoid(resize_bilinear(logits, whole, align_corners=False)), size,
                                align_corners=False)
 
-    @nn.nowrap
-    def to_probability(self, score: jax.Array) -> jax.Array:
-        """An averaged score of any shape as the probability of foreground, float32 in [0, 1]: it is one."""
-        return score
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """What ``encode`` wants of a frame."""
-        return ("frame",)
-
-    @property
-    def threshold(self) -> float:
-        """Averaged scores above it are foreground."""
-        return 0.5
-
     @property
     def notes(self) -> dict[str, str]:
         """What is said of frames for which a flag among the notes is true."""
@@ -326,16 +314,10 @@ class F2Net(nn.Module):
         """The frame transform of this variant: the published code resizes with Pillow."""
         return self.PREPROCESS.replace(resize="pillow" if self._official else "smooth")
 
-    @property
-    def postprocess(self) -> tuple[str, ...]:
-        """No stage follows the fused score."""
-        return ()
-
     @nn.nowrap
-    def reference_frames(self, length: int | None) -> tuple[int, ...]:
-        """Indices of the frames that ``init_state`` wants: the first one, however long the video is."""
-        del length
-        return (0,)
+    def torch_rules(self) -> Rules:
+        """Returns the name rules for the published checkpoints."""
+        return official.torch_rules(self)
 
     @nn.nowrap
     def example_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -389,7 +371,7 @@ class F2Net(nn.Module):
         return candidates[:, 0], scores[:, 0] >= self.lost_below
 
     def _prior(self, center, found, map_size, size):
-        draw = f2net_official.drawn_prior if self._official else f2net_blocks.prior
+        draw = official.drawn_prior if self._official else modules.prior
         return jnp.where(found[:, None, None, None], draw(center, map_size, size), 1.0)
 
     def _segment(self, anchor, embed, prior, train):
@@ -398,7 +380,7 @@ class F2Net(nn.Module):
             return self._classify(embed, train), {}
         # Both diffusions mix the same values of the current frame: one pass over its pixels serves both.
         keys = embed if prior is None or self._official else (embed * prior).astype(embed.dtype)
-        mixed = tiled_attention(jnp.concatenate([_pixels(anchor), _pixels(embed)], 1), _pixels(keys), _pixels(embed),
+        mixed = tiled_attention(jnp.concatenate([flatten_pixels(anchor), flatten_pixels(embed)], 1), flatten_pixels(keys), flatten_pixels(embed),
                                 scale=embed.shape[-1] ** -0.5)
         inter, intra = (x.reshape(embed.shape) for x in jnp.split(mixed, 2, 1))
         if self.variant == "official_full":
@@ -416,8 +398,4 @@ class F2Net(nn.Module):
         if not self._official:
             weight = jnp.where(mask, 1.0, self.background_weight) * valid if self.background_weight != 1 else valid
             return binary_cross_entropy(logits, mask, weight)
-        return f2net_official.mask_loss(logits, mask, valid)
-
-
-def _pixels(x):
-    return x.reshape(x.shape[0], -1, x.shape[-1])
+        return official.mask_loss(logits, mask, valid)

@@ -1,9 +1,13 @@
 """What F2Net's published code has of its own: the loss of a mask, and the names of its parameters."""
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from uvos_jax.models.base import Model, Rules, nchw, nhwc
 from uvos_jax.models.f2net.modules import SIDE, SIGMA, STRIDE
 from uvos_jax.nn import resnet
 from uvos_jax.ops.center_heatmaps import center_prior
@@ -45,7 +49,7 @@ def mask_loss(logits: jax.Array, mask: jax.Array, valid: jax.Array) -> jax.Array
     return binary_cross_entropy(logits, mask, valid) * pixels / jnp.maximum(foreground, 1) + 0.8 * error
 
 
-def torch_rules(model: nn.Module) -> tuple[tuple[str, str, str], ...]:
+def torch_rules(model: Model) -> Rules:
     """Name rules for the published code's checkpoints (742 keys); nets without a part of it leave that unread."""
     parts = {"center": r"(upsample|fc|motion_conv_[wb])\b.*", "ca": "channel_attention_.*",
              "sa": "spatial_attention_conv.*"}
@@ -81,3 +85,47 @@ def torch_rules(model: nn.Module) -> tuple[tuple[str, str, str], ...]:
         ("cls_conv2", "cls.3", "conv"),
         *((pattern, "", "unused") for part, pattern in parts.items() if part not in has),
     )
+
+
+def trace(model: Model, variables: dict, inputs: Mapping, expected: Mapping) -> dict:
+    """Runs F2Net on the inputs of a reference file; see ``ParityTrace``."""
+    side, means = 473, jnp.asarray(model.preprocess.mean)
+    frames = [jnp.asarray(smooth_noise(int(seed), side, side) * 255) - means for seed in inputs["seeds"]]
+    anchor, frame = frames[0][None], frames[2][None]  # the published network takes the second and ignores it
+    batch = {"anchor": anchor, "frame": frame, "previous": nhwc(inputs["prev_gauss"]),
+             "center": jnp.asarray(inputs["ct"]) / 4}  # pixels of the frame there, of the heat map here
+    outputs, inner = jax.jit(model.apply)(variables, batch)
+    maps = {"maxpool": "stem", "l1": "layer1", "l2": "layer2", "l3": "layer3", "l4": "layer4"}
+    made = {f"cur_{theirs}": nchw(inner[ours])[1:, :8, ::4, ::4] for theirs, ours in maps.items()}
+    made |= {"ref_s16": nchw(anchor)[..., ::16, ::16], "cur_s16": nchw(frame)[..., ::16, ::16]}
+    half = {"ref_aspp_c32": inner["embed"][:1, ..., :32], "cur_aspp_c32": inner["embed"][1:, ..., :32],
+            "cls_in_c32": inner["fused"][..., :32], "up_c16": inner["up"][..., :16]}
+    made |= {name: nchw(x)[..., ::2, ::2] for name, x in half.items()}
+    made |= {"heat_fc": nchw(inner["fresh"]), "heat": nchw(outputs["heat_logits"]),
+             "ca_logits": nchw(inner["channel_logits"])}
+    for name, logits in (("pred", outputs["logits"]), ("temp", outputs["static_logits"])):
+        made[name] = nchw(jax.nn.sigmoid(resize_bilinear(logits, (side, side), align_corners=False)))
+    return made
+
+
+def smooth_noise(seed: int, height: int, width: int, cell: int = 16) -> np.ndarray:
+    """The pictures from which some reference files were made: smooth random colors with a little noise.
+
+    Args:
+      seed: of ``PCG64``.
+      height: in pixels.
+      width: in pixels.
+      cell: distance of the random colors between which it is interpolated, in pixels.
+
+    Returns:
+      ``[height, width, 3]`` float32 in 0..1.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    x = rng.random((3, height // cell + 2, width // cell + 2))
+    for axis, size in ((1, height), (2, width)):
+        place = np.linspace(0, x.shape[axis] - 1, size)
+        below = np.minimum(np.floor(place), x.shape[axis] - 2).astype(int)
+        part = (place - below).reshape((-1, 1) if axis == 1 else (-1,))
+        x = x.take(below, axis) * (1 - part) + x.take(below + 1, axis) * part
+    x = np.clip(x + 0.02 * rng.standard_normal((3, height, width)), 0, 1)
+    return np.moveaxis(x, 0, -1).astype(np.float32)

@@ -9,6 +9,7 @@ have learned (see ``ops/correlation.py``).
 
 from collections.abc import Mapping
 from functools import partial
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -17,14 +18,14 @@ import numpy as np
 from jax import lax
 
 from uvos_jax.errors import UserError
-from uvos_jax.models.raft import encoder as raft_encoder
+from uvos_jax.models.base import Model, ParityTrace, Rules
+from uvos_jax.models.raft import official
 from uvos_jax.models.raft.encoder import Encoder
 from uvos_jax.nn.layers import Conv, torch_default
 from uvos_jax.ops.conv import conv2d
 from uvos_jax.ops.correlation import correlation_volumes, feature_pyramid, lookup, lookup_on_demand
 from uvos_jax.ops.resize import resize_bilinear
 
-VARIANTS = ("official",)
 NETS = ("large", "small")
 CORRELATIONS = ("stored", "on_demand")
 _LEVELS = 4
@@ -169,7 +170,7 @@ class Update(nn.Module):
         return convex_upsample(flow, weights)
 
 
-class RAFT(nn.Module):
+class RAFT(Model):
     """RAFT, large or small.
 
     Attributes:
@@ -191,6 +192,12 @@ class RAFT(nn.Module):
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+
+    task = "flow"
+    VARIANTS = ("official",)
+    CHOICES: ClassVar = {"net": NETS, "correlation": CORRELATIONS}
+    TRACES: ClassVar = {f"raft_{net}": ParityTrace(("image1", "image2", "iters"), official.trace, {"net": net})
+                        for net in NETS}
 
     def setup(self):
         small = self.net == "small"
@@ -312,6 +319,11 @@ class RAFT(nn.Module):
         return weights @ distance, parts
 
     @nn.nowrap
+    def torch_rules(self) -> Rules:
+        """Returns the name rules for the published checkpoints."""
+        return official.torch_rules(self)
+
+    @nn.nowrap
     def example_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a smallest batch for ``__call__``, enough to know the variables."""
         frame = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
@@ -334,29 +346,6 @@ def convex_upsample(flow: jax.Array, weights: jax.Array) -> jax.Array:
     near = jnp.stack([padded[:, i:i + h, j:j + w] for i in range(3) for j in range(3)], 3)
     fine = jnp.einsum("bhwkij,bhwkc->bhiwjc", weights, near, precision=lax.Precision.HIGHEST)
     return fine.reshape(b, 8 * h, 8 * w, 2)
-
-
-def pad_to_eight(images: jax.Array, mode: str = "sintel") -> tuple[jax.Array, tuple[int, int, int, int]]:
-    """Repeats border pixels until both sides are multiples of 8.
-
-    Args:
-      images: ``[b, h, w, c]``.
-      mode: ``"sintel"``: half of the padding on either side, the odd pixel behind; ``"kitti"``: as that in width, all
-        of the height's at the bottom.
-
-    Returns:
-      The padded images, and what was added ``(top, bottom, left, right)``, for :func:`unpad`.
-    """
-    high, wide = (-n % 8 for n in images.shape[1:3])
-    top, left = 0 if mode == "kitti" else high // 2, wide // 2
-    padding = (top, high - top, left, wide - left)
-    return jnp.pad(images, ((0, 0), padding[:2], padding[2:], (0, 0)), mode="edge"), padding
-
-
-def unpad(images: jax.Array, padding: tuple[int, int, int, int]) -> jax.Array:
-    """Takes the padding of :func:`pad_to_eight` off ``[b, h, w, c]``."""
-    top, bottom, left, right = padding
-    return images[:, top:images.shape[1] - bottom, left:images.shape[2] - right]
 
 
 def warm_start(low_flow: jax.Array) -> jax.Array:
@@ -383,17 +372,3 @@ def warm_start(low_flow: jax.Array) -> jax.Array:
         return jnp.where(inside.any(), flow[nearest], 0)
 
     return lax.map(carry, low_flow.astype(jnp.float32))
-
-
-def torch_rules(model: RAFT) -> tuple[tuple[str, str, str], ...]:
-    """Name rules for the published checkpoints, large (179 keys) and small (106 keys)."""
-    del model
-    return (
-        *raft_encoder.torch_rules("fnet"),
-        *raft_encoder.torch_rules("cnet"),
-        (r"update/motion/(\w+)", r"update_block.encoder.\1", "conv"),
-        (r"update/gru/(\w+)", r"update_block.gru.\1", "conv"),
-        (r"update/flow_conv(\d)", r"update_block.flow_head.conv\1", "conv"),
-        ("update/mask_conv1", "update_block.mask.0", "conv"),
-        ("update/mask_conv2", "update_block.mask.2", "conv"),
-    )
