@@ -31,13 +31,13 @@ from uvos_jax.data.synthetic.clip import render
 from uvos_jax.data.synthetic.scene import draw_scene
 from uvos_jax.inference import load
 from uvos_jax.ops.center_heatmaps import (
-    RULES,
+    SELECTION_RULES,
     choose_center,
     extend_track,
+    find_peaks,
     foreground_box,
     gaussian_map,
     new_track,
-    peaks,
 )
 from uvos_jax.video import open_source
 
@@ -82,7 +82,7 @@ def find(places, height, key, count):
         place, high, key = xs
         bells = [gaussian_map(p, 2.5, _MAP, 8.0) * h[:, None, None, None] for p, h in zip(place, high, strict=True)]
         heat = jnp.maximum(jnp.stack(bells).max(0), 0.03) + 0.01 * jax.random.uniform(key, (len(high[0]), *_MAP, 1))
-        return None, peaks(heat, count)
+        return None, find_peaks(heat, count)
 
     keys = jax.random.split(key, places.shape[1])
     return jax.lax.scan(frame, None, (places.swapaxes(0, 1), height.swapaxes(0, 1), keys))[1]
@@ -171,15 +171,15 @@ def measured(segmenter, frames, truth):
 
 def with_weights(weights, clips: int) -> None:
     """Prints the table of the network's own heat maps."""
-    segmenters = {rule: load("f2net", weights, selection=rule) for rule in RULES}
-    rows = {(alone, rule): [] for alone in (True, False) for rule in RULES}
+    segmenters = {rule: load("f2net", weights, selection=rule) for rule in SELECTION_RULES}
+    rows = {(alone, rule): [] for alone in (True, False) for rule in SELECTION_RULES}
     for i, (frames, labels) in enumerate(clips_of(clips)):
         alone = i % 2 == 1
         if not alone:
             truth = box_middles(labels)
         for rule, segmenter in segmenters.items():
             rows[alone, rule].append(measured(segmenter, frames, truth))
-    counted = sum(map(len, rows[True, RULES[0]]))
+    counted = sum(map(len, rows[True, SELECTION_RULES[0]]))
     print(f"{clips} generated clips of {_LENGTH} frames, {_SIZE[0]}x{_SIZE[1]}; the {counted} frames with both objects")
     print(f"{'':<24}{'distance, % of the side':>26}{'median':>10}{'nearer the other':>18}{'lost':>8}")
     for (alone, rule), parts in rows.items():

@@ -11,9 +11,9 @@ from uvos_jax.ops.resize import resize_bilinear
 
 # As they are used: compiled.
 gaussian_map = jax.jit(ops.gaussian_map, static_argnums=2)
-center_prior = jax.jit(ops.center_prior, static_argnums=1)
+gaussian_prior = jax.jit(ops.gaussian_prior, static_argnums=1)
 foreground_box, center_map = jax.jit(ops.foreground_box), jax.jit(ops.center_map)
-peaks = jax.jit(ops.peaks, static_argnums=(1, 2))
+find_peaks = jax.jit(ops.find_peaks, static_argnums=(1, 2))
 expected_center, extend_track = jax.jit(ops.expected_center), jax.jit(ops.extend_track)
 choose_center = jax.jit(ops.choose_center, static_argnums=4)
 
@@ -74,7 +74,7 @@ def test_maps_equal_the_published_codes(golden):
 
 def test_the_prior_equals_the_published_codes(golden):
     with np.load(golden / "f2net_units.npz") as file:
-        prior = resize_bilinear(center_prior(jnp.array([[200.0, 310.0]]), (473, 473), 15.0), (60, 60),
+        prior = resize_bilinear(gaussian_prior(jnp.array([[200.0, 310.0]]), (473, 473), 15.0), (60, 60),
                                 align_corners=False)
         np.testing.assert_allclose(prior[0, ..., 0], file["center_gauss_60"][0, 0], atol=1e-5)
 
@@ -161,7 +161,7 @@ def _peaks_by_hand(heat, count):
 
 def test_peaks_equal_the_published_decoder(golden):
     with np.load(golden / "f2net_units.npz") as file:
-        scores, centers = peaks(file["decode_heat"].transpose(0, 2, 3, 1), 5)
+        scores, centers = find_peaks(file["decode_heat"].transpose(0, 2, 3, 1), 5)
         np.testing.assert_allclose(scores, file["decode_score"][..., 0], rtol=1e-6)
         np.testing.assert_array_equal(centers[..., 0], file["decode_x"])
         np.testing.assert_array_equal(centers[..., 1], file["decode_y"])
@@ -170,7 +170,7 @@ def test_peaks_equal_the_published_decoder(golden):
 @pytest.mark.parametrize("levels", [3, 40, 10**6])  # few levels make plateaus, also along borders
 def test_peaks_equal_brute_force(levels):
     heat = np.random.default_rng(levels).integers(0, levels, (6, 7, 5)).astype(np.float32) / levels
-    scores, centers = (np.asarray(x) for x in peaks(heat[..., None], 4))
+    scores, centers = (np.asarray(x) for x in find_peaks(heat[..., None], 4))
     assert scores.shape == (6, 4) and centers.shape == (6, 4, 2)
     for i in range(6):
         expected = _peaks_by_hand(heat[i], 4)
@@ -181,23 +181,23 @@ def test_peaks_equal_brute_force(levels):
 
 
 def test_a_single_peak_leaves_the_other_places_at_zero():
-    scores, centers = peaks(gaussian_map(jnp.array([[4.0, 0.0]]), 3.0, (6, 9)), 5)
+    scores, centers = find_peaks(gaussian_map(jnp.array([[4.0, 0.0]]), 3.0, (6, 9)), 5)
     assert scores[0].tolist() == [1, 0, 0, 0, 0] and centers[0, 0].tolist() == [4, 0]
 
 
 def test_a_wider_window_suppresses_further():
     heat = np.zeros((1, 1, 9, 1), np.float32)
     heat[0, 0, [1, 3, 7], 0] = 0.9, 0.8, 0.7
-    assert peaks(heat, 3)[1][0, :, 0].tolist() == [1, 3, 7]
-    scores, centers = peaks(heat, 3, 5)
+    assert find_peaks(heat, 3)[1][0, :, 0].tolist() == [1, 3, 7]
+    scores, centers = find_peaks(heat, 3, 5)
     assert centers[0, :2, 0].tolist() == [1, 7] and scores[0, 2] == 0
 
 
 def test_peaks_of_a_computed_heat_are_not_lost():
     """What the compiler fuses with a sigmoid must still equal its own maximum."""
     logits = np.random.default_rng(0).standard_normal((2, 33, 31, 1)).astype(np.float32)
-    _, centers = jax.jit(lambda x: peaks(jax.nn.sigmoid(x) * jax.nn.sigmoid(x + 0.3), 8))(logits)
-    np.testing.assert_array_equal(centers, peaks(np.exp(logits) / 100, 8)[1])  # any rising function of the logits
+    _, centers = jax.jit(lambda x: find_peaks(jax.nn.sigmoid(x) * jax.nn.sigmoid(x + 0.3), 8))(logits)
+    np.testing.assert_array_equal(centers, find_peaks(np.exp(logits) / 100, 8)[1])  # any rising function of the logits
 
 
 # Tracks
@@ -267,7 +267,7 @@ def test_without_a_peak_the_object_goes_on_as_before(rule):
 
 
 def test_an_unknown_rule_is_refused():
-    with pytest.raises(ValueError, match="maximum.*'best'"):
+    with pytest.raises(ValueError, match="Unknown rule 'best'.*maximum"):
         choose_center(new_track(1, 2), jnp.ones((1, 1)), jnp.ones((1, 1, 2)), 0.1, "best")
 
 
@@ -283,7 +283,7 @@ def _crossing(frames=24):
 def _follow(heat, rule):
     """Centers chosen in a film, one jitted scan."""
     def step(track, heat):
-        scores, centers = peaks(heat[None], 5)
+        scores, centers = find_peaks(heat[None], 5)
         center, _, found = choose_center(track, scores, centers, 0.1, rule)
         return extend_track(track, center, found), (center[0], found[0])
     return jax.jit(lambda heat: jax.lax.scan(step, new_track(1, 10), heat))(heat.astype(np.float32))
@@ -314,7 +314,7 @@ def test_a_scan_equals_a_loop_and_a_batch_its_members():
 
     @jax.jit
     def step(track, heat):
-        scores, centers = peaks(heat, 3)
+        scores, centers = find_peaks(heat, 3)
         center, score, found = choose_center(track, scores, centers, 0.1, "motion")
         return extend_track(track, center, found), (center, score, found)
 

@@ -144,7 +144,7 @@ def test_conv_keeps_bfloat16():
 
 @pytest.mark.parametrize("shape", [(2, 3), (3, 2), (2, 2)])
 def test_even_kernels_are_refused(shape):
-    with pytest.raises(ValueError, match="odd kernel"):
+    with pytest.raises(ValueError, match="Use odd sides"):
         conv2d(np.zeros((1, 4, 4, 1), np.float32), np.zeros((*shape, 1, 1), np.float32))
 
 

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uvos_jax.ops.crops import boxes_of, crop_and_resize, object_crops, with_context
+from uvos_jax.ops.crops import bounding_boxes, crop_and_resize, expand_boxes, object_crops
 
 # y0, x0, y1, x1: enlarged, shrunk in both or in one direction, a row, a pixel, the whole image.
 BOXES = np.array([[3, 5, 20, 31], [0, 2, 60, 90], [10, 40, 12, 88], [59, 0, 60, 90], [7, 9, 8, 10], [0, 0, 60, 90]])
 
 _crops = jax.jit(crop_and_resize, static_argnums=2)
-_context = jax.jit(with_context, static_argnums=(1, 2))
+_context = jax.jit(expand_boxes, static_argnums=(1, 2))
 
 
 def _noise(*shape, seed=0):
@@ -33,7 +33,7 @@ def test_boxes_equal_brute_force(count, dtype):
     labels[20:, :7] = 255  # no object: of uint8 labels void, else a number beyond the last object
     if dtype == np.int32:
         labels[:4, 30:] = -1
-    boxes, present = jax.jit(boxes_of, static_argnums=1)(labels, count)
+    boxes, present = jax.jit(bounding_boxes, static_argnums=1)(labels, count)
     assert boxes.shape == (count, 4) and boxes.dtype == jnp.float32
     for k in range(count):
         y, x = np.nonzero(labels == k + 1)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from uvos_jax.ops import guided_filter as module
-from uvos_jax.ops.guided_filter import window_means
+from uvos_jax.ops.guided_filter import box_filter
 
 guided_filter = jax.jit(module.guided_filter, static_argnames=("radius", "step"))
 
@@ -63,7 +63,7 @@ def test_a_coarse_copy_finds_nearly_the_same_functions():
 @pytest.mark.parametrize("radius", [0, 1, 3, 9])
 def test_windows_are_cut_off_at_the_border(radius):
     maps = np.random.default_rng(radius).random((2, 5, 8), np.float32)
-    found = np.asarray(jax.jit(window_means, static_argnums=1)(maps, radius))
+    found = np.asarray(jax.jit(box_filter, static_argnums=1)(maps, radius))
     for i, j in np.ndindex(5, 8):
         window = np.s_[:, max(0, i - radius):i + radius + 1, max(0, j - radius):j + radius + 1]
         np.testing.assert_allclose(found[:, i, j], maps[window].mean((1, 2)), rtol=1e-5)

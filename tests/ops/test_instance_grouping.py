@@ -11,10 +11,11 @@ from uvos_jax.ops import instance_grouping as grouping
 
 # As they are used: compiled.
 center_targets = jax.jit(grouping.center_targets, static_argnums=(1, 2))
-peaks = jax.jit(grouping.peaks, static_argnums=(1, 2, 3))
-nearest_center = jax.jit(grouping.nearest_center)
-proposals = jax.jit(grouping.proposals, static_argnums=(3, 4))
-group = jax.jit(grouping.group, static_argnums=3, static_argnames=("threshold", "window", "most", "smallest"))
+detect_centers = jax.jit(grouping.detect_centers, static_argnums=(1, 2, 3))
+assign_to_centers = jax.jit(grouping.assign_to_centers)
+select_proposals = jax.jit(grouping.select_proposals, static_argnums=(3, 4))
+group_instances = jax.jit(grouping.group_instances, static_argnums=3,
+                          static_argnames=("threshold", "window", "most", "smallest"))
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_means_of_large_objects_are_exact():
 
 @pytest.mark.parametrize(("most", "name"), [(200, "centers_thr0p1_nms7"), (3, "centers_top3")])
 def test_centers_equal_the_published_codes(published, most, name):
-    yx, score, found = peaks(published["heatmap"][0], 0.1, 7, most)
+    yx, score, found = detect_centers(published["heatmap"][0], 0.1, 7, most)
     assert _places(yx, found) == sorted(map(tuple, published[name].tolist()))
     count = found.sum()
     y, x = np.asarray(yx[0, :count], int).T
@@ -91,7 +92,7 @@ def test_centers_equal_the_published_codes(published, most, name):
 def test_centers_by_brute_force(window, most):
     # Few different values, so that there are plateaus, and ties at the end of the list.
     heat = np.random.default_rng(window).integers(-3, 12, (3, 7, 9)).astype(np.float32) / 10
-    yx, score, found = peaks(heat, 0.3, window, most)
+    yx, score, found = detect_centers(heat, 0.3, window, most)
     for i, frame in enumerate(heat):
         r, highest = window // 2, []
         for y, x in np.ndindex(frame.shape):
@@ -107,7 +108,7 @@ def test_centers_by_brute_force(window, most):
 
 
 def test_there_may_be_fewer_pixels_than_places():
-    yx, score, found = peaks(np.array([[[0.2, 0.9, 0.1]]], np.float32), 0.1, 7, 5)
+    yx, score, found = detect_centers(np.array([[[0.2, 0.9, 0.1]]], np.float32), 0.1, 7, 5)
     assert yx.shape == (1, 5, 2) and found.tolist() == [[True] + [False] * 4]
     assert yx[0, 0].tolist() == [0, 1] and score[0, 0] == np.float32(0.9)
 
@@ -116,9 +117,9 @@ def test_there_may_be_fewer_pixels_than_places():
 
 
 def test_instances_equal_the_published_codes(published):
-    yx, _, found = peaks(published["heatmap"][0], 0.1, 7, 200)
+    yx, _, found = detect_centers(published["heatmap"][0], 0.1, 7, 200)
     offsets, foreground = np.moveaxis(published["offsets"], 1, -1), published["panoptic"][None] > 0
-    labels = np.asarray(nearest_center(offsets, yx, found, foreground))
+    labels = np.asarray(assign_to_centers(offsets, yx, found, foreground))
     # Theirs are numbered from the top, ours by score.
     order = np.asarray(yx[0, :5, 0] * 80 + yx[0, :5, 1]).argsort()
     theirs = np.concatenate([[0], order.argsort() + 1])
@@ -133,7 +134,7 @@ def test_pixels_go_where_their_offset_leads_and_ties_to_the_first():
     offsets[0, 3, 4] = 9, 9  # far away, to where one would be that was not found
     foreground = np.ones((1, 4, 5), bool)
     foreground[0, 1, 1] = False
-    labels = np.asarray(nearest_center(offsets, yx, found, foreground))[0]
+    labels = np.asarray(assign_to_centers(offsets, yx, found, foreground))[0]
     assert labels[0].tolist() == [3, 1, 1, 2, 2]  # the middle one is as far from both
     assert labels[3].tolist() == [3, 3, 3, 3, 3] and labels[1, 1] == 0
 
@@ -146,18 +147,18 @@ def test_pixels_by_brute_force_and_whatever_the_order_of_the_centers():
     found[1, 5] = True
     offsets = rng.normal(0, 4, (2, 11, 13, 2)).astype(np.float32)
     foreground = rng.random((2, 11, 13)) < 0.8
-    labels = np.asarray(nearest_center(offsets, yx, found, foreground))
+    labels = np.asarray(assign_to_centers(offsets, yx, found, foreground))
     ends = offsets + np.stack(np.mgrid[:11, :13], -1)
     distance = np.linalg.norm(ends[:, :, :, None] - yx[:, None, None], axis=-1)
     distance[~np.broadcast_to(found[:, None, None], distance.shape)] = np.inf
     np.testing.assert_array_equal(labels, np.where(foreground, distance.argmin(-1) + 1, 0))
     order = rng.permutation(7)
-    mixed = np.asarray(nearest_center(offsets, yx[:, order], found[:, order], foreground))
+    mixed = np.asarray(assign_to_centers(offsets, yx[:, order], found[:, order], foreground))
     np.testing.assert_array_equal(np.concatenate([[0], order + 1])[mixed], labels)
 
 
 def test_without_a_center_there_is_no_object():
-    labels, score, dropped = group(np.full((1, 8, 8), 0.05, np.float32), np.zeros((1, 8, 8, 2), np.float32),
+    labels, score, dropped = group_instances(np.full((1, 8, 8), 0.05, np.float32), np.zeros((1, 8, 8, 2), np.float32),
                                    np.ones((1, 8, 8), np.float32), 3)
     assert not np.asarray(labels).any() and not np.asarray(score).any() and dropped.tolist() == [0]
     assert labels.dtype == np.uint8 and score.shape == (1, 3) and dropped.dtype == np.int32
@@ -174,11 +175,11 @@ def test_proposals_are_the_best_instances():
     saliency = np.where(labels == 2, 0.6, 0.9).astype(np.float32)
     saliency[0, 0, 5] = 0.1  # the third one's mean is 0.8
     score = np.array([[0.5, 1.0, 0.8, 2.0, 0.5, 3.0]], np.float32)  # the sixth has no pixel, so it cannot count
-    numbers, scores, dropped = proposals(labels, score, saliency, 3, 0.05)
+    numbers, scores, dropped = select_proposals(labels, score, saliency, 3, 0.05)
     np.testing.assert_allclose(scores, [[0.64, 0.6, 0.45]], rtol=1e-5)
     np.testing.assert_array_equal(numbers, np.array([0, 3, 2, 1, 0, 0])[labels])
     assert dropped.tolist() == [1]  # 1 and 5 score the same, and 1 comes first
-    numbers, scores, dropped = proposals(labels, score, saliency, 8, 0.0)
+    numbers, scores, dropped = select_proposals(labels, score, saliency, 8, 0.0)
     np.testing.assert_allclose(scores, [[1.8, 0.64, 0.6, 0.45, 0.45, 0, 0, 0]], rtol=1e-5)
     np.testing.assert_array_equal(numbers, np.array([0, 4, 3, 2, 1, 5])[labels])
     assert dropped.tolist() == [0]
@@ -194,7 +195,7 @@ def test_three_hundred_objects_in_twenty_slots():
         saliency[square] = 1
         heat[0, 8 * i + 1, 8 * j + 1] = strength[i, j]
         offsets[square] = 1 - np.stack(np.mgrid[:4, :4], -1)
-    labels, score, dropped = group(heat, offsets, saliency, 20, most=301)
+    labels, score, dropped = group_instances(heat, offsets, saliency, 20, most=301)
     best = np.sort(strength.ravel())[::-1]
     np.testing.assert_allclose(score[0], best[:20], rtol=1e-6)
     assert dropped.tolist() == [280] and labels.max() == 20
@@ -202,7 +203,7 @@ def test_three_hundred_objects_in_twenty_slots():
         i, j = np.argwhere(strength == best[place - 1])[0]
         assert (np.asarray(labels[0]) == place).sum() == 16 and labels[0, 8 * i, 8 * j + 3] == place
     # With room for fewer centers, pixels of those left out go to others, but there are as many proposals.
-    labels, score, dropped = group(heat, offsets, saliency, 20, most=200)
+    labels, score, dropped = group_instances(heat, offsets, saliency, 20, most=200)
     assert dropped.tolist() == [199 - 20] and labels.max() == 20
     np.testing.assert_array_equal(np.asarray(labels[0]) > 0, np.isin(labels[0], np.arange(1, 21)))
 
@@ -214,7 +215,7 @@ def test_a_true_frame_is_found_again():
     for number, (top, left, height, width) in enumerate(boxes, 1):
         labels[0, top:top + height, left:left + width] = number
     heat, offsets, foreground = center_targets(labels, 4, 3.0)
-    found, score, _ = group(heat, offsets, foreground.astype(jnp.float32), 6)
+    found, score, _ = group_instances(heat, offsets, foreground.astype(jnp.float32), 6)
     assert (np.asarray(score[0]) == [1, 1, 1, 1, 0, 0]).all()
     pairs = {(int(a), int(b)) for a, b in zip(labels.ravel(), np.asarray(found).ravel(), strict=True)}
     assert len(pairs) == 5 and (0, 0) in pairs
@@ -224,7 +225,7 @@ def test_batches_are_frames_side_by_side():
     rng = np.random.default_rng(5)
     heat = rng.random((3, 20, 24)).astype(np.float32) * np.array([1, 0.05, 1], np.float32)[:, None, None]
     offsets, saliency = rng.normal(0, 2, (3, 20, 24, 2)).astype(np.float32), rng.random((3, 20, 24)).astype(np.float32)
-    run = functools.partial(group, smallest=0.01)
+    run = functools.partial(group_instances, smallest=0.01)
     together = run(heat, offsets, saliency, 4)
     for i in range(3):
         alone = run(heat[i:i + 1], offsets[i:i + 1], saliency[i:i + 1], 4)

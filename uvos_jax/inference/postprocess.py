@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from uvos_jax.ops.color_models import color_bins, color_histogram, log_odds
 from uvos_jax.ops.connected_components import fill_holes, label_components
-from uvos_jax.ops.guided_filter import guided_filter, window_means
+from uvos_jax.ops.guided_filter import box_filter, guided_filter
 from uvos_jax.ops.morphology import dilate, opening
 from uvos_jax.ops.optical_flow import resize_flow, warp
 from uvos_jax.ops.pooling import average_pool, average_unpool
@@ -199,7 +199,7 @@ def follow_flow(state: FlowState, score: jax.Array, threshold: float, sight: Fra
     way = flow if sight.causal else -state.flow
     came = warp(jnp.concatenate([state.score[..., None], state.colors], -1), way)
     misfit = jnp.square(came[..., 1:] - colors).sum(-1)
-    share = jnp.where(state.seen, _FLOW_SHARE * jnp.exp(-window_means(misfit, _FLOW_RADIUS) / _FLOW_MISFIT), 0)
+    share = jnp.where(state.seen, _FLOW_SHARE * jnp.exp(-box_filter(misfit, _FLOW_RADIUS) / _FLOW_MISFIT), 0)
     smooth = own + share * (came[..., 0] - own)
     change = average_unpool(smooth - own, step, score.shape[1:3])
     return FlowState(smooth, colors, flow, jnp.ones((), bool)), score + change[None, :, :, None]
@@ -245,7 +245,7 @@ def follow_colors(state: ColorState, score: jax.Array, threshold: float, sight: 
         for before, weights in ((state.foreground, jnp.clip(2 * own - 1, 0, 1)),
                                 (state.background, jnp.clip(1 - 2 * own, 0, 1) * around))))
     odds = jnp.clip(log_odds(state.foreground, state.background, _COLOR_FLOOR), -_COLOR_LIMIT, _COLOR_LIMIT)
-    odds = average_unpool(window_means(odds[indices], 1), step, score.shape[1:3])
+    odds = average_unpool(box_filter(odds[indices], 1), step, score.shape[1:3])
     sure = jnp.clip(score, _SURE, 1 - _SURE)
     return state, jax.nn.sigmoid(jnp.log(sure / (1 - sure)) + odds[None, :, :, None])
 

@@ -1,4 +1,5 @@
-"""Array in, array out: the operations under the networks, with PyTorch's conventions encoded once.
+"""Pure array functions used by the networks, with PyTorch's conventions implemented once.
 
-Everything here is a pure function of arrays without parameters, in NHWC, fit for jit, vmap and grad.
+No function has parameters or state. Images and features are NHWC; all functions work under jit, vmap and grad unless
+stated otherwise.
 """

@@ -1,8 +1,8 @@
-"""Dot-product attention over pixels: a plain reference form and a tiled form that never stores the affinity.
+"""Dot-product attention over pixels, in a plain form and in a tiled form of constant memory.
 
-``n`` query pixels and ``k`` key pixels of one frame at 480x854 and stride 8 are 6,588 each: the affinity of one
-pair of frames is 174 MB in float32. The tiled form walks over blocks of it and keeps, for every query, a running
-maximum and a running sum (Rabe & Staats 2021; Milakov & Gimelshein 2018), so its memory is a constant.
+A frame of 480x854 at stride 8 has 6,588 pixels, so the affinity matrix of a pair of frames takes 174 MB in float32. The
+tiled form never stores it: it is processed block by block, with a running maximum and a running sum for every query
+(Rabe & Staats 2021; Milakov & Gimelshein 2018).
 """
 
 import jax
@@ -11,30 +11,30 @@ from jax import lax
 
 
 def attention_weights(q: jax.Array, k: jax.Array, *, scale: float) -> jax.Array:
-    """Row-wise softmax of scaled dot products.
+    """Computes the row-wise softmax of scaled dot products.
 
     Args:
-      q: ``[b, n, c]`` queries.
-      k: ``[b, k, c]`` keys.
-      scale: factor of the dot products, e.g. ``c ** -0.5``.
+        q: Queries, ``[b, n, c]``.
+        k: Keys, ``[b, k, c]``.
+        scale: Factor on the dot products, e.g. ``c ** -0.5``.
 
     Returns:
-      ``[b, n, k]`` float32; every row sums to 1.
+        ``[b, n, k]`` float32; every row sums to 1.
     """
     return jax.nn.softmax(_affinity(q, k) * scale, axis=-1)
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float) -> jax.Array:
-    """The reference form: ``softmax(q kᵀ · scale) v`` with the whole ``[b, n, k]`` matrix in memory.
+    """Computes ``softmax(q kᵀ · scale) v`` with the whole ``[b, n, k]`` matrix in memory.
 
     Args:
-      q: ``[b, n, c]`` queries.
-      k: ``[b, k, c]`` keys.
-      v: ``[b, k, d]`` values.
-      scale: factor of the dot products.
+        q: Queries, ``[b, n, c]``.
+        k: Keys, ``[b, k, c]``.
+        v: Values, ``[b, k, d]``.
+        scale: Factor on the dot products.
 
     Returns:
-      ``[b, n, d]``, dtype of ``v``.
+        ``[b, n, d]``, dtype of ``v``.
     """
     weights = attention_weights(q, k, scale=scale)
     return _mix(weights, v).astype(v.dtype)
@@ -42,21 +42,22 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float) -> jax.
 
 def tiled_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float,
                     query_tile: int = 1024, key_tile: int = 1024) -> jax.Array:
-    """Equals :func:`attention` up to rounding; stores at most ``[b, query_tile, key_tile]`` of the affinity.
+    """Computes :func:`attention` up to rounding without storing the affinity matrix.
 
-    Tiles are made equal in size (so little is wasted on padding) and at most as large as asked. Gradients are
-    computed tile by tile too: a tile's affinity is computed again in the backward pass instead of kept.
+    At most ``[b, query_tile, key_tile]`` of it is in memory. Tiles have equal sizes, to waste little on padding, and
+    are at most as large as requested. Gradients are computed tile by tile too: the backward pass recomputes the
+    affinity of a tile.
 
     Args:
-      q: ``[b, n, c]`` queries.
-      k: ``[b, k, c]`` keys.
-      v: ``[b, k, d]`` values.
-      scale: factor of the dot products.
-      query_tile: queries per block; the best sizes depend on the device.
-      key_tile: keys per block.
+        q: Queries, ``[b, n, c]``.
+        k: Keys, ``[b, k, c]``.
+        v: Values, ``[b, k, d]``.
+        scale: Factor on the dot products.
+        query_tile: Largest number of queries per tile; the best sizes depend on the device.
+        key_tile: Largest number of keys per tile.
 
     Returns:
-      ``[b, n, d]``, dtype of ``v``. Running sums are float32 whatever the inputs.
+        ``[b, n, d]``, dtype of ``v``. Running sums are float32 for every input dtype.
     """
     b, n, _ = q.shape
     n_keys, d = v.shape[1:]
@@ -90,7 +91,7 @@ def tiled_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float,
 
 
 def _tiles(x, at_most):
-    """``[b, n, c] -> [tiles, b, rows, c]`` with equal rows, the last tile filled up with zeros."""
+    """Splits ``[b, n, c]`` into ``[tiles, b, rows, c]`` of equal rows, the last one padded with zeros."""
     b, n, c = x.shape
     count = -(-n // at_most)
     rows = -(-n // count)

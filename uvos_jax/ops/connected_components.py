@@ -1,33 +1,33 @@
-"""Connected parts of a mask, on the device."""
+"""Connected components of a mask, on the device."""
 
 import jax
 import jax.numpy as jnp
 
 
 def label_components(mask: jax.Array) -> jax.Array:
-    """Numbers the parts of a mask, pixels that touch at a corner being of one part.
+    """Labels the 8-connected components of a mask.
 
     Args:
-      mask: ``[h, w]`` bool.
+        mask: ``[h, w]`` bool.
 
     Returns:
-      ``[h, w]`` int32, 0 for background, else 1 + the largest index ``y * w + x`` in the pixel's part.
+        ``[h, w]`` int32: 0 for background, otherwise 1 + the largest index ``y * w + x`` in the component.
     """
-    own = jnp.arange(1, mask.size + 1, dtype=jnp.int32).reshape(mask.shape)
-    return _spread(jnp.where(mask, own, 0), mask, corners=True)
+    ids = jnp.arange(1, mask.size + 1, dtype=jnp.int32).reshape(mask.shape)
+    return _propagate(jnp.where(mask, ids, 0), mask, corners=True)
 
 
 def fill_holes(mask: jax.Array) -> jax.Array:
-    """Adds the background that no way over sides of background pixels leads to from outside; ``[h, w]`` bool."""
+    """Fills the background that is not 4-connected to the image border; ``[h, w]`` bool."""
     inner = jnp.zeros(tuple(n - 2 for n in mask.shape), bool)
     border = jnp.pad(inner, 1, constant_values=True)
-    return _spread((border & ~mask).astype(jnp.int32), ~mask, corners=False) == 0
+    return _propagate((border & ~mask).astype(jnp.int32), ~mask, corners=False) == 0
 
 
-def _spread(values, free, corners):
-    """Gives every free pixel the largest value of its part; values of others are 0.
+def _propagate(values, free, corners):
+    """Propagates the largest value of each component to all of its free pixels; values elsewhere are 0.
 
-    A step goes along whole runs of free pixels, so that parts without many turns need few.
+    A step runs along whole runs of free pixels, so compact components need few steps.
     """
     def step(values):
         for axis in (0, 1):
@@ -47,7 +47,7 @@ def _spread(values, free, corners):
 
 
 def _along_runs(values, free, axis, backwards):
-    """The running maximum of each run of free pixels; outside of runs values are 0."""
+    """Computes the running maximum within each run of free pixels; 0 elsewhere."""
     def step(line, here):
         value, is_free = here
         line = jnp.where(is_free, jnp.maximum(line, value), 0)

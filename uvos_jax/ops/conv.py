@@ -1,4 +1,4 @@
-"""Two-dimensional convolution with PyTorch's symmetric padding."""
+"""2-D convolution with PyTorch's symmetric padding."""
 
 import functools
 
@@ -9,10 +9,10 @@ from jax import lax
 
 from uvos_jax.ops.resize import resize_matrix
 
-# From this dilation on, a 3x3 kernel on a stride-8 feature map reaches past the border with so much of itself that
-# shifted matrix products over the valid rows beat one convolution over a padded map: on a two-core CPU ASPP's three
-# branches (61x108, 2048 to 512 channels, dilations 12, 24, 36) take 1.9 s instead of 4.9. On maps as low as twice the
-# dilation it holds for any (7x11, 512 to 64, dilation 6: 9 ms with gradients instead of 20).
+# From this dilation on, so much of a 3x3 kernel on a stride-8 feature map lies outside the image that shifted matrix
+# products over the valid rows are faster than one convolution over a padded map: on a two-core CPU the three branches
+# of ASPP (61x108, 2048 to 512 channels, dilations 12, 24, 36) take 1.9 s instead of 4.9. On maps no higher than twice
+# the dilation this holds for any dilation (7x11, 512 to 64, dilation 6: 9 ms with gradients instead of 20).
 _SHIFTED_FROM_DILATION = 12
 
 
@@ -20,33 +20,36 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 
            in_loop: bool = False) -> jax.Array:
     """Convolves (cross-correlates, as PyTorch's ``Conv2d``) with zero padding ``dilation * (k - 1) // 2``.
 
-    All five systems pad so that a stride of 1 keeps the size; a stride of 2 then gives ``ceil(size / 2)``.
-    1x1 kernels become one matrix product, strongly dilated ones a sum of shifted products without the rows
-    that would only see padding, and depthwise ones a sum of shifted images (without a forward-mode derivative); always
-    the same sum in another order.
+    All systems pad so that stride 1 keeps the size; stride 2 then gives ``ceil(size / 2)``. Special cases are computed
+    as the same sum in another order: 1x1 kernels as one matrix product, strongly dilated kernels as a sum of shifted
+    products without the rows that only see padding, depthwise kernels as a sum of shifted images (which has no
+    forward-mode derivative).
 
     Args:
-      x: ``[b, h, w, c_in]`` float.
-      kernel: ``[kh, kw, c_in // groups, c_out]``, odd ``kh`` and ``kw``, same dtype as ``x``.
-      stride: step of the output grid in both axes, in pixels.
-      dilation: distance between kernel taps in both axes, in pixels.
-      groups: number of channel groups; ``c_in`` for a depthwise convolution.
-      in_loop: whether this is differentiated in the body of a ``lax.scan``, where a CPU needs the gradient in a form of
-        its own to be fast (stride 1 only); forward-mode differentiation is not possible then.
+        x: ``[b, h, w, c_in]`` float.
+        kernel: ``[kh, kw, c_in // groups, c_out]`` with odd ``kh`` and ``kw``, dtype of ``x``.
+        stride: Stride along both axes in pixels.
+        dilation: Dilation along both axes in pixels.
+        groups: Number of channel groups; ``c_in`` for a depthwise convolution.
+        in_loop: Whether the convolution is differentiated in the body of a ``lax.scan``. A CPU then needs the gradient
+            in a special form to be fast (stride 1 only), which excludes forward-mode differentiation.
 
     Returns:
-      ``[b, ceil(h / stride), ceil(w / stride), c_out]``, dtype of ``x``. float32 is computed with the highest
-      matrix product precision the device has, other types with its default.
+        ``[b, ceil(h / stride), ceil(w / stride), c_out]``, dtype of ``x``. float32 is computed with the highest matrix
+        product precision of the device, other dtypes with its default.
+
+    Raises:
+        ValueError: A side of the kernel is even.
     """
     kh, kw = kernel.shape[:2]
     if kh % 2 == 0 or kw % 2 == 0:
-        raise ValueError(f"conv2d wants odd kernel sizes, got {kh}x{kw}")
+        raise ValueError(f"Kernel size {kh}x{kw} is not supported. Use odd sides.")
     precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     if groups == 1 and kh == kw == 1:
         x = x[:, ::stride, ::stride]
         return jnp.einsum("bhwc,cd->bhwd", x, kernel[0, 0], precision=precision)
-    strongly = dilation >= min(_SHIFTED_FROM_DILATION, max(2, x.shape[1] / 2))
-    if groups == 1 and stride == 1 and strongly:
+    strongly_dilated = dilation >= min(_SHIFTED_FROM_DILATION, max(2, x.shape[1] / 2))
+    if groups == 1 and stride == 1 and strongly_dilated:
         return _conv2d_shifted(x, kernel, dilation, precision)
     if groups == x.shape[-1] == kernel.shape[-1] and stride == 1:
         return _conv2d_depthwise(x, kernel[:, :, 0], dilation)
@@ -56,19 +59,19 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 
 
 
 def conv2d_resized(x: jax.Array, kernel: jax.Array, size: tuple[int, int], kind: str) -> jax.Array:
-    """``conv2d(resize(x, size), kernel)``, without making the resized features.
+    """Computes ``conv2d(resize(x, size), kernel)`` without materializing the resized features.
 
-    Both are linear, so the kernel's taps multiply the coarse pixels, and what comes out is resized and shifted. Four
-    times as many pixels in both directions leave a sixth of the arithmetic.
+    Both operations are linear, so the kernel's taps are applied to the coarse pixels, and the products are resized and
+    shifted. At a resize factor of 4 this takes a sixth of the arithmetic.
 
     Args:
-      x: ``[b, h, w, c_in]`` float, coarse.
-      kernel: ``[kh, kw, c_in, c_out]``, odd ``kh`` and ``kw``, same dtype as ``x``.
-      size: ``(height, width)`` of the resized features.
-      kind: ``"bilinear"`` or ``"bicubic"``; corners are aligned.
+        x: Coarse features, ``[b, h, w, c_in]`` float.
+        kernel: ``[kh, kw, c_in, c_out]`` with odd ``kh`` and ``kw``, dtype of ``x``.
+        size: ``(height, width)`` of the resized features.
+        kind: ``"bilinear"`` or ``"bicubic"``; corners are aligned.
 
     Returns:
-      ``[b, height, width, c_out]``, dtype of ``x``; resizing is float32.
+        ``[b, height, width, c_out]``, dtype of ``x``; resizing is float32.
     """
     precision = lax.Precision.HIGHEST
     rows, columns = (_shifted_resizing(n_in, n_out, taps, kind)
@@ -79,7 +82,10 @@ def conv2d_resized(x: jax.Array, kernel: jax.Array, size: tuple[int, int], kind:
 
 
 def _shifted_resizing(n_in, n_out, taps, kind):
-    """``[taps, n_out, n_in]``: what every tap of a kernel sees of one resized axis, zeros beyond the ends."""
+    """Returns the resizing matrix of one axis as seen by every kernel tap, ``[taps, n_out, n_in]``.
+
+    Rows outside the image are zero.
+    """
     matrix = np.pad(resize_matrix(n_in, n_out, kind, align_corners=True), ((taps // 2, taps // 2), (0, 0)))
     return np.stack([matrix[i:i + n_out] for i in range(taps)])
 
@@ -93,11 +99,11 @@ def _conv(x, kernel, padding, stride=1, dilation=1, groups=1):
 
 @jax.custom_vjp
 def _loop_conv(x, kernel):
-    """Convolution of stride 1, whose gradient is fast inside loops too.
+    """Stride-1 convolution with a gradient that is fast inside loops.
 
-    XLA's CPU compiler knows a fast convolution for one order of the axes only. It brings gradients into that order
-    itself, but not in the body of a loop, where they took twenty times as long; so they are written in it here. Other
-    devices want the gradient as JAX writes it.
+    XLA's CPU compiler has a fast convolution for one axis order only. It transposes gradients into that order itself,
+    except in the body of a loop, where they took twenty times as long; so they are written in that order here. Other
+    devices use the gradient as JAX writes it.
     """
     return _conv(x, kernel, [k // 2 for k in kernel.shape[:2]])
 
@@ -110,15 +116,15 @@ def _loop_backward(saved, gradient):
     x, kernel = saved
     padding = [k // 2 for k in kernel.shape[:2]]
 
-    def ordered(x, kernel, gradient):
-        # Channels take the place of pictures, and pictures that of channels: what slides over x is the gradient.
-        of_kernel = _conv(x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3), padding)
-        return _conv(gradient, kernel[::-1, ::-1].swapaxes(2, 3), padding), of_kernel.transpose(1, 2, 0, 3)
+    def cpu_order(x, kernel, gradient):
+        # Batch and channel axes are swapped, and the gradient takes the role of the kernel.
+        kernel_gradient = _conv(x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3), padding)
+        return _conv(gradient, kernel[::-1, ::-1].swapaxes(2, 3), padding), kernel_gradient.transpose(1, 2, 0, 3)
 
-    def as_jax(x, kernel, gradient):
+    def default_order(x, kernel, gradient):
         return jax.vjp(lambda x, kernel: _conv(x, kernel, padding), x, kernel)[1](gradient)
 
-    return lax.platform_dependent(x, kernel, gradient, cpu=ordered, default=as_jax)
+    return lax.platform_dependent(x, kernel, gradient, cpu=cpu_order, default=default_order)
 
 
 _loop_conv.defvjp(_loop_forward, _loop_backward)
@@ -126,7 +132,7 @@ _loop_conv.defvjp(_loop_forward, _loop_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv2d_depthwise(x, kernel, dilation):
-    """A sum of shifted images, in float32: a tenth of the time that XLA's CPU compiler makes of such a convolution."""
+    """Sums shifted images in float32: a tenth of the time of a grouped convolution by XLA's CPU compiler."""
     h, w = x.shape[1:3]
     dtype, kernel = x.dtype, kernel.astype(jnp.float32)
     x = _padded(x, kernel, dilation)
@@ -139,19 +145,19 @@ def _depthwise_forward(x, kernel, dilation):
 
 
 def _depthwise_backward(dilation, saved, gradient):
-    """The gradient of a kernel is a sum over all pixels for each tap: picture by picture, so that caches hold them."""
+    """Sums the kernel gradient over all pixels for each tap, image by image to stay within the caches."""
     x, kernel = saved
     h, w = x.shape[1:3]
 
-    def one(total, pair):
-        picture, its = pair
-        seen = [(picture[i * dilation:i * dilation + h, j * dilation:j * dilation + w] * its).sum((0, 1))
+    def add_image(total, pair):
+        image, image_gradient = pair
+        taps = [(image[i * dilation:i * dilation + h, j * dilation:j * dilation + w] * image_gradient).sum((0, 1))
                 for i, j in np.ndindex(kernel.shape[:2])]
-        return total + jnp.stack(seen).reshape(total.shape), None
+        return total + jnp.stack(taps).reshape(total.shape), None
 
     start = jnp.zeros(kernel.shape, jnp.float32)
-    of_kernel, _ = lax.scan(one, start, (_padded(x, kernel, dilation), gradient.astype(jnp.float32)))
-    return _conv2d_depthwise(gradient, kernel[::-1, ::-1], dilation), of_kernel.astype(kernel.dtype)
+    kernel_gradient, _ = lax.scan(add_image, start, (_padded(x, kernel, dilation), gradient.astype(jnp.float32)))
+    return _conv2d_depthwise(gradient, kernel[::-1, ::-1], dilation), kernel_gradient.astype(kernel.dtype)
 
 
 _conv2d_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
@@ -162,10 +168,10 @@ def _padded(x, kernel, dilation):
 
 
 def _conv2d_shifted(x, kernel, dilation, precision):
-    """Stride-1 convolution, one matrix product per kernel row over the image rows that row of taps really sees.
+    """Stride-1 convolution as one matrix product per kernel row, over the image rows that it covers.
 
-    Leaving out the columns too (a product per tap) would save more arithmetic, but XLA then holds a copy of the input
-    for every tap at once: two and a half times the memory, and no faster.
+    Excluding columns too (one product per tap) would save more arithmetic, but XLA then holds a copy of the input for
+    every tap at once: 2.5 times the memory, and no faster.
     """
     (_, h, w, _), (kh, kw) = x.shape, kernel.shape[:2]
     out = jnp.zeros((*x.shape[:3], kernel.shape[-1]), x.dtype)

@@ -1,6 +1,6 @@
-"""Cut-outs of objects, all of one size: what a re-identification network looks at (PReMVOS, Luiten et al. 2018).
+"""Object crops of one size, the input of re-identification networks (PReMVOS, Luiten et al. 2018).
 
-Boxes are ``(y0, x0, y1, x1)`` in whole pixels: the first row and column inside, the first ones outside.
+Boxes are ``(y0, x0, y1, x1)`` in whole pixels; ``y1`` and ``x1`` are exclusive.
 """
 
 import jax
@@ -8,30 +8,30 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-CONTEXT = 1.2
-_WORD = 32  # bits of an integer
+CONTEXT = 1.2  # factor on the sides of a box, as published
+_WORD = 32  # bits per integer
 
 
-def boxes_of(labels: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """The smallest box around each object of a label map.
+def bounding_boxes(labels: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Computes the bounding box of each object of a label map.
 
-    Every pixel becomes a bit of its object, and bits are united along rows and columns: the time does not go with the
-    number of objects (on a CPU a twentieth of what twenty masks take).
+    Each pixel sets the bit of its object, and bits are combined by OR along rows and columns, so the time does not grow
+    with the number of objects (on a CPU a twentieth of the time of twenty masks).
 
     Args:
-      labels: ``[h, w]`` int, 1 to ``count``; other numbers, also negative ones, are no object.
-      count: objects there may be.
+        labels: ``[h, w]`` int, 1 to ``count``; other values, including negative ones, belong to no object.
+        count: Number of object slots.
 
     Returns:
-      ``[count, 4]`` float32, zeros for an object without a pixel; and ``[count]`` bool, whether it has one.
+        ``[count, 4]`` float32, zeros for an object without pixels; and ``[count]`` bool, whether it has any.
     """
-    place = labels.astype(jnp.int32) - 1
+    index = labels.astype(jnp.int32) - 1
     words = jnp.arange(-(-count // _WORD))[:, None, None]
-    bits = jnp.where(place // _WORD == words, jnp.uint32(1) << (place % _WORD).astype(jnp.uint32), jnp.uint32(0))
+    bits = jnp.where(index // _WORD == words, jnp.uint32(1) << (index % _WORD).astype(jnp.uint32), jnp.uint32(0))
     shift = jnp.arange(_WORD, dtype=jnp.uint32)[:, None]
 
     def extent(axis):
-        """First and first later line of every object, ``[count]`` each, and whether there is one."""
+        """Returns first and exclusive last line of every object and whether it has any, ``[count]`` each."""
         lines = lax.reduce(bits, np.uint32(0), lax.bitwise_or, (axis,))
         seen = ((lines[:, None] >> shift) & 1).astype(bool).reshape(-1, lines.shape[-1])[:count]
         return seen.argmax(1), seen.shape[1] - seen[:, ::-1].argmax(1), seen.any(1)
@@ -40,20 +40,20 @@ def boxes_of(labels: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     return jnp.where(present[:, None], jnp.stack([y0, x0, y1, x1], 1), 0).astype(jnp.float32), present
 
 
-def with_context(boxes: jax.Array, size: tuple[int, int], factor: float = CONTEXT) -> jax.Array:
-    """Widens boxes about their middles.
+def expand_boxes(boxes: jax.Array, size: tuple[int, int], factor: float = CONTEXT) -> jax.Array:
+    """Scales boxes about their centers and clips them to the image.
 
-    As in the published training code, corner and sides are rounded (halves to even numbers) each by itself, and what
-    the left and upper borders cut off is not taken from the sides: such a box reaches further to the right and down.
-    (The published test code then cuts off one more row and column.)
+    As in the published training code, corner and sides are rounded separately (halves to even), and what the left and
+    upper borders clip is not subtracted from the sides: such a box extends further to the right and down. (The
+    published test code additionally clips one more row and column.)
 
     Args:
-      boxes: ``[n, 4]``.
-      size: of the image, ``(height, width)`` in pixels.
-      factor: by which the sides grow.
+        boxes: ``[n, 4]``.
+        size: Image ``(height, width)`` in pixels.
+        factor: Factor on the sides.
 
     Returns:
-      ``[n, 4]`` float32, whole numbers within the image.
+        ``[n, 4]`` float32, integers within the image.
     """
     corner, sides = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
     start = jnp.maximum(jnp.round(corner - sides * ((factor - 1) / 2)), 0)
@@ -62,18 +62,18 @@ def with_context(boxes: jax.Array, size: tuple[int, int], factor: float = CONTEX
 
 
 def crop_and_resize(image: jax.Array, boxes: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Cuts boxes out of an image and brings all to one size.
+    """Crops boxes from an image and resizes all crops to one size.
 
-    Bilinear with half-pixel centers and without a filter where a box shrinks, as OpenCV's INTER_LINEAR resizes the
-    cut-out; nothing outside a box is read. Ours: the published code leaves half-pixel centers out, as TensorFlow 1.
+    Bilinear with half-pixel centers and without antialiasing, as OpenCV's INTER_LINEAR resizes the crop; pixels outside
+    the box are not read. The published code has no half-pixel centers, as TensorFlow 1.
 
     Args:
-      image: ``[h, w, c]``.
-      boxes: ``[n, 4]``, whole numbers within the image; an empty box gives copies of one pixel.
-      size: of the crops, ``(height, width)`` in pixels.
+        image: ``[h, w, c]``.
+        boxes: ``[n, 4]``, integers within the image; an empty box gives copies of one pixel.
+        size: Crop ``(height, width)`` in pixels.
 
     Returns:
-      ``[n, *size, c]`` float32.
+        ``[n, *size, c]`` float32.
     """
     image = jnp.asarray(image, jnp.float32)
 
@@ -89,30 +89,30 @@ def crop_and_resize(image: jax.Array, boxes: jax.Array, size: tuple[int, int]) -
 
 def object_crops(image: jax.Array, labels: jax.Array, count: int, size: tuple[int, int]
                  ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Crops of all objects of an image, with context.
+    """Crops all objects of an image, with context.
 
     Args:
-      image: ``[h, w, c]``.
-      labels: ``[h, w]`` int, see :func:`boxes_of`.
-      count: objects there may be.
-      size: of the crops, ``(height, width)`` in pixels.
+        image: ``[h, w, c]``.
+        labels: ``[h, w]`` int, see :func:`bounding_boxes`.
+        count: Number of object slots.
+        size: Crop ``(height, width)`` in pixels.
 
     Returns:
-      ``[count, *size, c]`` float32, copies of the first pixel for an object that is not there; boxes without context,
-      ``[count, 4]`` float32; and ``[count]`` bool, whether it is there.
+        Crops ``[count, *size, c]`` float32, copies of the first pixel for an absent object; boxes without context,
+        ``[count, 4]`` float32; and ``[count]`` bool, whether the object is present.
     """
-    boxes, present = boxes_of(labels, count)
-    return crop_and_resize(image, with_context(boxes, labels.shape), size), boxes, present
+    boxes, present = bounding_boxes(labels, count)
+    return crop_and_resize(image, expand_boxes(boxes, labels.shape), size), boxes, present
 
 
 def _taps(start, end, n_out):
-    """Of one axis: the pixels before and behind where every output pixel reads, and the latter's weight, ``[n_out]``.
+    """Returns both source pixels of every output pixel and the weight of the second, ``[n_out]`` each.
 
-    Sources are fractions over ``2 * n_out``, and so exact in whole numbers, which float32 in a large image is not.
+    Source coordinates are fractions over ``2 * n_out``, exact in integers; float32 is not exact in a large image.
     """
     side = jnp.maximum(end - start, 1)
-    parts = 2 * n_out
+    denominator = 2 * n_out
     source = jnp.maximum((2 * jnp.arange(n_out) + 1) * side - n_out, 0)
-    first = source // parts
-    behind = jnp.minimum(first + 1, side - 1)
-    return start + first, start + behind, (source - first * parts).astype(jnp.float32) / parts
+    first = source // denominator
+    second = jnp.minimum(first + 1, side - 1)
+    return start + first, start + second, (source - first * denominator).astype(jnp.float32) / denominator

@@ -1,8 +1,8 @@
-"""Least squares without a matrix: Gauss-Newton steps, each solved by a fixed number of conjugate gradients.
+"""Matrix-free least squares by Gauss-Newton steps, each solved with conjugate gradients.
 
-Parameters are any pytree of float32 arrays; one inner product runs over all of its leaves. Derivatives are
-Jacobian-vector products in both directions, so nothing larger than the parameters and the outputs is ever stored.
-Iteration counts are fixed: compiled once, and mapped over many problems at once (``jax.vmap``).
+Parameters are any pytree of float32 arrays, with one inner product over all of its leaves. Derivatives are
+Jacobian-vector and vector-Jacobian products, so nothing larger than the parameters and the outputs is stored. Iteration
+counts are fixed, so the solver compiles once and maps over many problems (``jax.vmap``).
 """
 
 from collections.abc import Callable, Sequence
@@ -19,52 +19,52 @@ def gauss_newton(outputs: Callable[[Tree], Tree], start: Tree, iterations: Seque
                  preconditioner: Tree | None = None, slope: Callable[[Tree], Tree] | None = None) -> Tree:
     """Minimizes half the squared norm of residuals, or another convex quadratic of a model's outputs.
 
-    Sec. 3.2 of FRTM (Robinson et al., CVPR 2020). Every step linearises the outputs, then solves the normal equations
+    Sec. 3.2 of FRTM (Robinson et al., CVPR 2020). Every step linearizes the outputs, then solves the normal equations
     by ``conjugate_gradient`` from zero. The published code carries the last direction into the next step with a weight
-    of 1e-34; here every step begins anew.
+    of 1e-34; here every step starts without one.
 
     Args:
-      outputs: differentiable function of the parameters; without ``slope`` it returns the residuals.
-      start: parameters to begin with.
-      iterations: conjugate gradient iterations of each Gauss-Newton step.
-      preconditioner: see ``conjugate_gradient``.
-      slope: affine function from the outputs ``o`` to the gradient ``A o - b`` of what is minimized,
-        ``o' A o / 2 - b' o`` with ``A`` symmetric and without negative eigenvalues. None: ``o`` itself.
+        outputs: Differentiable function of the parameters; without ``slope`` it returns the residuals.
+        start: Initial parameters.
+        iterations: Conjugate gradient iterations of each Gauss-Newton step.
+        preconditioner: See :func:`conjugate_gradient`.
+        slope: Affine function from the outputs ``o`` to the gradient ``A o - b`` of the objective ``o' A o / 2 - b'
+            o``, with ``A`` symmetric positive semidefinite. None for the identity.
 
     Returns:
-      Parameters, structured as ``start``.
+        Parameters, structured as ``start``.
     """
     slope = slope or (lambda o: o)
 
-    def improve(parameters, count):
+    def step(parameters, count):
         values, forward = jax.linearize(outputs, parameters)
         backward = jax.linear_transpose(forward, parameters)
         gradient, curve = jax.linearize(slope, values)
-        step = conjugate_gradient(lambda v: backward(curve(forward(v)))[0],
+        delta = conjugate_gradient(lambda v: backward(curve(forward(v)))[0],
                                   jax.tree.map(jnp.negative, backward(gradient)[0]), count, preconditioner)
-        return jax.tree.map(jnp.add, parameters, step), None
+        return jax.tree.map(jnp.add, parameters, delta), None
 
-    # A scan, since unrolled steps would compile as many times as long.
-    return lax.scan(improve, start, jnp.array(iterations, jnp.int32))[0]
+    # A scan, because compile time would grow with the number of unrolled steps.
+    return lax.scan(step, start, jnp.array(iterations, jnp.int32))[0]
 
 
 def conjugate_gradient(product: Callable[[Tree], Tree], target: Tree, iterations: int | jax.Array,
                        preconditioner: Tree | None = None) -> Tree:
     """Solves ``A x = target`` from ``x = 0`` by preconditioned conjugate gradients.
 
-    The direction is renewed by Polak and Ribiere's rule, clamped at zero, as FRTM's published code does: with rounding
-    errors it forgets a direction that no longer helps.
+    The direction is updated by the Polak-Ribière rule, clamped at zero, as in the published code of FRTM: under
+    rounding errors it discards a direction that no longer helps.
 
     Args:
-      product: ``x`` to ``A x``, with ``A`` symmetric and without negative eigenvalues.
-      target: right-hand side.
-      iterations: how many, all of which are done.
-      preconditioner: what residuals are divided by, above 0, structured as ``target``, of shapes that broadcast; None
-        for 1.
+        product: Maps ``x`` to ``A x``, with ``A`` symmetric positive semidefinite.
+        target: Right-hand side.
+        iterations: Number of iterations; there is no early stop.
+        preconditioner: Positive divisor of the residuals, structured as ``target``, of shapes that broadcast; None for
+            1.
 
     Returns:
-      ``x``, structured as ``target``. Once the residual is exactly zero ``x`` stays as it is; a zero ``target`` gives
-      zeros.
+        ``x``, structured as ``target``. Once the residual is exactly zero ``x`` no longer changes; a zero ``target``
+        gives zeros.
     """
     def precondition(residual):
         return residual if preconditioner is None else jax.tree.map(jnp.divide, residual, preconditioner)
@@ -72,13 +72,13 @@ def conjugate_gradient(product: Callable[[Tree], Tree], target: Tree, iterations
     def iterate(_, carry):
         x, residual, direction, rho = carry
         image = product(direction)
-        length = _ratio(rho, _inner(direction, image))
-        x = _plus(x, length, direction)
-        left = _plus(residual, -length, image)
-        improved = precondition(left)
-        rho_left = _inner(left, improved)
-        keep = jnp.maximum(_ratio(rho_left - _inner(residual, improved), rho), 0)
-        return x, left, _plus(improved, keep, direction), rho_left
+        alpha = _ratio(rho, _inner(direction, image))
+        x = _plus(x, alpha, direction)
+        new_residual = _plus(residual, -alpha, image)
+        preconditioned = precondition(new_residual)
+        new_rho = _inner(new_residual, preconditioned)
+        beta = jnp.maximum(_ratio(new_rho - _inner(residual, preconditioned), rho), 0)
+        return x, new_residual, _plus(preconditioned, beta, direction), new_rho
 
     direction = precondition(target)
     carry = jax.tree.map(jnp.zeros_like, target), target, direction, _inner(target, direction)
@@ -86,7 +86,7 @@ def conjugate_gradient(product: Callable[[Tree], Tree], target: Tree, iterations
 
 
 def _inner(a, b):
-    """The inner product over all leaves."""
+    """Returns the inner product over all leaves."""
     products = jax.tree.map(lambda u, v: jnp.vdot(u, v, precision=lax.Precision.HIGHEST), a, b)
     return sum(jax.tree.leaves(products))
 
@@ -96,5 +96,5 @@ def _plus(a, factor, b):
 
 
 def _ratio(a, b):
-    """``a / b``, but 0 where nothing is left to divide by."""
+    """Returns ``a / b``, or 0 where ``b`` is not positive."""
     return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)

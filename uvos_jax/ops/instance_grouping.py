@@ -1,6 +1,6 @@
-"""From center heat, offsets and saliency to instances, as Panoptic-DeepLab groups pixels (Cheng et al. 2020).
+"""Instances from center heat maps, offsets and saliency (Panoptic-DeepLab, Cheng et al. 2020).
 
-Positions and offsets are ``(y, x)`` in pixels of the map, float32; the middle of a pixel is a whole number.
+Positions and offsets are ``(y, x)`` float32 in pixels of the map; pixel centers are at integers.
 """
 
 import jax
@@ -12,87 +12,87 @@ from uvos_jax.ops.pooling import max_pool
 
 
 def center_targets(labels: jax.Array, objects: int, sigma: float = 10.0) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What the instance head learns of the true objects.
+    """Draws the training targets of the instance head.
 
-    Panoptic-DeepLab's rule: every object has a bell, whose peak is the pixel that its mean position falls in and which
-    ends ``3 * sigma + 1`` pixels from it in either direction; where bells meet the higher one counts.
+    Panoptic-DeepLab's rule: every object has a bell whose peak is the pixel containing the object's mean position,
+    truncated at ``3 * sigma + 1`` pixels in either direction; where bells overlap the maximum counts.
 
     Args:
-      labels: ``[b, h, w]`` int32, objects 1 to ``objects``; 0 is background, below 0 void. ``h * w * max(h, w)`` below
-        2**32, as positions are summed up exactly.
-      objects: how many there may be.
-      sigma: of the bells, in pixels.
+        labels: ``[b, h, w]`` int32, objects 1 to ``objects``; 0 is background, negative is void. ``h * w * max(h, w)``
+            must be below 2**32, since positions are summed exactly.
+        objects: Largest object id.
+        sigma: Standard deviation of the bells in pixels.
 
     Returns:
-      Heat ``[b, h, w]`` float32 in 0..1; offsets ``[b, h, w, 2]`` float32, (dy, dx) in pixels from a pixel of an object
-      to the object's mean position, 0 elsewhere; foreground ``[b, h, w]`` bool, the pixels of objects.
+        Heat ``[b, h, w]`` float32 in 0..1; offsets ``[b, h, w, 2]`` float32, (dy, dx) in pixels from a pixel of an
+        object to the object's mean position, 0 elsewhere; foreground ``[b, h, w]`` bool, the pixels of objects.
     """
     _, h, w = labels.shape
     rows, columns = jnp.arange(h), jnp.arange(w)
 
-    def add(o, drawn):
-        heat, offsets = drawn
+    def add(o, targets):
+        heat, offsets = targets
         mask = labels == o
         area = mask.sum((1, 2))
-        sums = jnp.stack([(mask.sum(3 - axis) * places).sum(1) for axis, places in ((1, rows), (2, columns))], 1)
+        sums = jnp.stack([(mask.sum(3 - axis) * positions).sum(1) for axis, positions in ((1, rows), (2, columns))], 1)
         present, area = area > 0, jnp.maximum(area, 1)[:, None]
         bell = gaussian_map((sums // area)[:, ::-1], sigma, (h, w), 3 * sigma + 1)[..., 0]
         mean = (sums / area)[:, None, None]
-        way = mean - jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), -1)
+        offset = mean - jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), -1)
         return (jnp.where(present[:, None, None], jnp.maximum(heat, bell), heat),
-                jnp.where(mask[..., None], way, offsets))
+                jnp.where(mask[..., None], offset, offsets))
 
     start = jnp.zeros(labels.shape, jnp.float32), jnp.zeros((*labels.shape, 2), jnp.float32)
     heat, offsets = lax.fori_loop(1, objects + 1, add, start)
     return heat, offsets, labels > 0
 
 
-def peaks(heat: jax.Array, threshold: float = 0.1, window: int = 7, most: int = 200,
+def detect_centers(heat: jax.Array, threshold: float = 0.1, window: int = 7, most: int = 200,
           ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Centers of instances: the best pixels above the threshold that none in their window exceeds.
+    """Detects instance centers: local maxima of the heat map above the threshold.
 
-    As in Panoptic-DeepLab's published code each pixel of a plateau is one; and where there are ``most`` or more, only
-    those count that are better than the ``most``-th.
+    A center is a pixel that no pixel in its window exceeds. As in the published code of Panoptic-DeepLab, each pixel of
+    a plateau counts; with ``most`` or more candidates, only those above the ``most``-th score are kept.
 
     Args:
-      heat: ``[b, h, w]`` float.
-      threshold: what a center must exceed, 0 or more.
-      window: side of the square window in pixels, odd.
-      most: how many to return.
+        heat: ``[b, h, w]`` float.
+        threshold: Exclusive lower bound on the heat of a center, 0 or more.
+        window: Odd side of the square window in pixels.
+        most: Number of centers returned.
 
     Returns:
-      Positions ``[b, most, 2]`` float32, whole numbers, best first, of equals the one further up (then left); their
-      scores ``[b, most]`` float32, 0 where there is none; and ``[b, most]`` bool, whether there is one.
+        Positions ``[b, most, 2]`` float32, integers, in descending order of score, ties in row-major order; scores
+        ``[b, most]`` float32, 0 for an empty entry; and ``[b, most]`` bool, whether the entry holds a center.
     """
     b, h, w = heat.shape
-    # As in ``centers.peaks``: what is compared with its own maximum must not be computed twice.
+    # As in ``center_heatmaps.find_peaks``: the compiler must not compute the compared values twice.
     heat = lax.optimization_barrier(heat.astype(jnp.float32))
     highest = max_pool(heat[..., None], window=window, stride=1, padding=window // 2)[..., 0]
     candidates = jnp.where((heat == highest) & (heat > threshold), heat, 0).reshape(b, -1)
-    # With a barrier, or XLA would see that the last one is looked at alone, and sort all pixels: four times the time.
+    # Without the barrier XLA optimizes for the separately used last score and sorts all pixels: four times slower.
     score, index = lax.optimization_barrier(lax.top_k(candidates, min(most, h * w)))
-    rest = ((0, 0), (0, most - score.shape[1]))
-    score, index = jnp.pad(score, rest), jnp.pad(index, rest)
-    found = score > score[:, -1:]  # the last one is 0 unless there are enough
+    padding = ((0, 0), (0, most - score.shape[1]))
+    score, index = jnp.pad(score, padding), jnp.pad(index, padding)
+    found = score > score[:, -1:]  # the last score is 0 unless every entry is filled
     return jnp.stack(jnp.divmod(index, w), -1).astype(jnp.float32), jnp.where(found, score, 0), found
 
 
-def nearest_center(offsets: jax.Array, yx: jax.Array, found: jax.Array, foreground: jax.Array) -> jax.Array:
-    """Gives every foreground pixel to the center that its offset leads closest to.
+def assign_to_centers(offsets: jax.Array, yx: jax.Array, found: jax.Array, foreground: jax.Array) -> jax.Array:
+    """Assigns every foreground pixel to the center nearest to where its offset points.
 
     Args:
-      offsets: ``[b, h, w, 2]`` float, (dy, dx) in pixels.
-      yx: ``[b, n, 2]`` float, centers.
-      found: ``[b, n]`` bool, which of them count.
-      foreground: ``[b, h, w]`` bool.
+        offsets: ``[b, h, w, 2]`` float, (dy, dx) in pixels.
+        yx: ``[b, n, 2]`` float, centers.
+        found: ``[b, n]`` bool, which of them are valid.
+        foreground: ``[b, h, w]`` bool.
 
     Returns:
-      ``[b, h, w]`` int32, the index of the center plus 1 (of equally near ones the first); 0 for background, and for
-      all pixels where no center was found.
+        ``[b, h, w]`` int32, the index of the center plus 1 (the first of equally near ones); 0 for background, and
+        everywhere if no center is valid.
     """
     b, h, w, _ = offsets.shape
     n = found.shape[1]
-    # Planes of their own: a CPU takes eight times as long over an innermost axis of two.
+    # Separate planes: an innermost axis of length two is eight times slower on a CPU.
     y = offsets[..., 0].astype(jnp.float32) + jnp.arange(h)[:, None]
     x = offsets[..., 1].astype(jnp.float32) + jnp.arange(w)
 
@@ -109,28 +109,30 @@ def nearest_center(offsets: jax.Array, yx: jax.Array, found: jax.Array, foregrou
     return jnp.where(foreground, labels, 0)
 
 
-def proposals(labels: jax.Array, score: jax.Array, saliency: jax.Array, max_proposals: int, smallest: float = 0.0,
-              ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Puts the best instances into max_proposals.
+def select_proposals(labels: jax.Array, score: jax.Array, saliency: jax.Array, max_proposals: int,
+                     smallest: float = 0.0) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Selects the highest-scoring instances of a frame.
 
-    Ours: an instance scores what its center scores times the mean saliency in it, and small ones are noise.
+    Not stated in the paper; ours: the score of an instance is its center score times the mean saliency inside it, and
+    small instances are discarded as noise.
 
     Args:
-      labels: ``[b, h, w]`` int32, instances 1 to ``n``, 0 background.
-      score: ``[b, n]`` float32 of their centers.
-      saliency: ``[b, h, w]`` float in 0..1.
-      max_proposals: how many instances are kept, at most 255.
-      smallest: share of the frame that an instance must fill; an instance without pixels is none.
+        labels: ``[b, h, w]`` int32, instances 1 to ``n``, 0 background.
+        score: ``[b, n]`` float32, scores of their centers.
+        saliency: ``[b, h, w]`` float in 0..1.
+        max_proposals: Number of instances kept, at most 255.
+        smallest: Smallest area of an instance as a fraction of the frame; it has at least one pixel in any case.
 
     Returns:
-      ``[b, h, w]`` uint8, max_proposals 1 to ``max_proposals`` by falling score, 0 elsewhere; scores ``[b, max_proposals]`` float32, 0 for
-      empty max_proposals; and ``[b]`` int32, how many instances there was no slot for.
+        Proposal ids ``[b, h, w]`` uint8, 1 to ``max_proposals`` by descending score, 0 elsewhere; scores ``[b,
+        max_proposals]`` float32, 0 for an empty slot; and ``[b]`` int32, the number of instances dropped for lack of a
+        slot.
     """
     b, h, w = labels.shape
     n = score.shape[1]
 
     def per_instance(values):
-        """Sums ``[b, n]`` of ``[b, h, w]``."""
+        """Sums ``[b, h, w]`` values over each instance, ``[b, n]``."""
         zeros = jnp.zeros((b, n + 1), jnp.float32)
         return zeros.at[jnp.arange(b)[:, None], labels.reshape(b, -1)].add(values.reshape(b, -1))[:, 1:]
 
@@ -138,8 +140,8 @@ def proposals(labels: jax.Array, score: jax.Array, saliency: jax.Array, max_prop
     kept = area >= jnp.maximum(1, smallest * h * w)
     score = jnp.where(kept, score * per_instance(saliency.astype(jnp.float32)) / jnp.maximum(area, 1), -1)
     order = jnp.argsort(score, axis=1, descending=True, stable=True)
-    place = jnp.argsort(order, axis=1)
-    table = jnp.where(kept & (place < max_proposals), place + 1, 0).astype(jnp.uint8)
+    rank = jnp.argsort(order, axis=1)
+    table = jnp.where(kept & (rank < max_proposals), rank + 1, 0).astype(jnp.uint8)
     table = jnp.pad(table, ((0, 0), (1, 0)))
     best = jnp.take_along_axis(score, order, axis=1)[:, :max_proposals]
     best = jnp.pad(jnp.maximum(best, 0), ((0, 0), (0, max_proposals - best.shape[1])))
@@ -147,25 +149,25 @@ def proposals(labels: jax.Array, score: jax.Array, saliency: jax.Array, max_prop
     return jnp.take_along_axis(table, labels.reshape(b, -1), axis=1).reshape(b, h, w), best, dropped
 
 
-def group(heat: jax.Array, offsets: jax.Array, saliency: jax.Array, max_proposals: int, *, threshold: float = 0.1,
-          window: int = 7, most: int = 200, salient_above: float = 0.5, smallest: float = 0.0,
-          ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """From what the network says of frames to proposals.
+def group_instances(heat: jax.Array, offsets: jax.Array, saliency: jax.Array, max_proposals: int, *,
+                    threshold: float = 0.1, window: int = 7, most: int = 200, salient_above: float = 0.5,
+                    smallest: float = 0.0) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Detects centers, assigns pixels to them and selects the best instances.
 
     Args:
-      heat: ``[b, h, w]`` float, of centers.
-      offsets: ``[b, h, w, 2]`` float, (dy, dx) in pixels.
-      saliency: ``[b, h, w]`` float in 0..1, probability of foreground.
-      max_proposals: how many proposals there may be in a frame.
-      threshold: see :func:`peaks`.
-      window: see :func:`peaks`.
-      most: see :func:`peaks`.
-      salient_above: probability above which a pixel is foreground.
-      smallest: see :func:`proposals`.
+        heat: ``[b, h, w]`` float, center heat map.
+        offsets: ``[b, h, w, 2]`` float, (dy, dx) in pixels.
+        saliency: ``[b, h, w]`` float in 0..1, foreground probability.
+        max_proposals: Number of proposals per frame.
+        threshold: See :func:`detect_centers`.
+        window: See :func:`detect_centers`.
+        most: See :func:`detect_centers`.
+        salient_above: Pixels with a higher saliency are foreground.
+        smallest: See :func:`select_proposals`.
 
     Returns:
-      What :func:`proposals` returns. Where no center is found there is no proposal.
+        See :func:`select_proposals`. Without a center there is no proposal.
     """
-    yx, score, found = peaks(heat, threshold, window, most)
-    labels = nearest_center(offsets, yx, found, saliency > salient_above)
-    return proposals(labels, score, saliency, max_proposals, smallest)
+    yx, score, found = detect_centers(heat, threshold, window, most)
+    labels = assign_to_centers(offsets, yx, found, saliency > salient_above)
+    return select_proposals(labels, score, saliency, max_proposals, smallest)

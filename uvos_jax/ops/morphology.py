@@ -5,34 +5,37 @@ import jax.numpy as jnp
 
 
 def dilate(mask: jax.Array, side: int) -> jax.Array:
-    """Dilation by a ``side x side`` square of ones; outside the image is background.
+    """Dilates by a ``side x side`` square of ones; pixels outside the image count as background.
 
     Args:
-      mask: ``[..., h, w]`` bool.
-      side: odd side of the square, in pixels.
+        mask: ``[..., h, w]`` bool.
+        side: Odd side of the square in pixels.
 
     Returns:
-      ``[..., h, w]`` bool.
+        ``[..., h, w]`` bool.
+
+    Raises:
+        ValueError: ``side`` is even.
     """
     if side % 2 == 0:
-        raise ValueError(f"dilate wants an odd side, got {side}")
+        raise ValueError(f"Side {side} is even. Use an odd side.")
     for axis in (-2, -1):
         mask = _running_any(mask, side, axis)
     return mask
 
 
 def erode(mask: jax.Array, side: int) -> jax.Array:
-    """Erosion by a ``side x side`` square; outside the image counts as foreground, as in OpenCV. See :func:`dilate`."""
+    """Erodes by a ``side x side`` square; pixels outside the image count as foreground, as in OpenCV."""
     return ~dilate(~mask, side)
 
 
 def opening(mask: jax.Array, side: int) -> jax.Array:
-    """Erosion, then dilation: removes parts that the ``side x side`` square does not fit in."""
+    """Erodes, then dilates: removes parts that do not contain the ``side x side`` square."""
     return dilate(erode(mask, side), side)
 
 
 def _running_any(mask, side, axis):
-    """``out[i] = any(mask[i - side // 2 : i + side // 2 + 1])`` in log2(side) steps of doubling windows."""
+    """Computes ``any(mask[i - side // 2 : i + side // 2 + 1])`` in log2(side) steps of doubling windows."""
     pad = [(0, 0)] * mask.ndim
     pad[axis] = (side // 2, side // 2)
     window = jnp.pad(mask, pad)

@@ -1,4 +1,4 @@
-"""From native uint8 frames to what a network eats: resize, channel order, normalization."""
+"""Preprocessing of native uint8 frames to network input: resizing, channel order, normalization."""
 
 import dataclasses
 
@@ -11,17 +11,19 @@ from uvos_jax.ops.resize import resize_bicubic, resize_bilinear, resize_uint8_as
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """How a system prepares a frame (its published transform, in order: resize, reorder, scale, shift, divide).
+    """Frame preprocessing of a system: resize, reorder channels, scale, subtract the mean, divide.
+
+    The steps are applied in this order, as in the published transform.
 
     Attributes:
-      channels: ``"RGB"`` or ``"BGR"``, the order in which the network sees the channels.
-      scale: factor of the 0..255 values.
-      mean: subtracted after scaling, one per channel in the order of ``channels``.
-      std: divisor after subtraction, one per channel.
-      resize: ``"smooth"`` bilinear interpolation whose kernel grows as a frame shrinks, so that no pixel is skipped; or
-        ``"opencv"``, bilinear between neighbors whatever the scale, in OpenCV's fixed-point form on uint8; or
-        ``"pillow"``, the smooth one in whole numbers, as Pillow (and torchvision with it) resizes uint8 images; or
-        ``"cubic"``, bicubic between neighbors whatever the scale, as OpenCV resizes float images.
+        channels: ``"RGB"`` or ``"BGR"``, channel order of the network input.
+        scale: Factor on the 0..255 values.
+        mean: Subtracted after scaling; one value per channel in the order of ``channels``.
+        std: Divisor after the subtraction; one value per channel.
+        resize: ``"smooth"``: bilinear with antialiasing. ``"opencv"``: bilinear without antialiasing, in OpenCV's
+            fixed-point arithmetic on uint8. ``"pillow"``: bilinear with antialiasing, rounded to integers as Pillow
+            (and torchvision with it) resizes uint8 images. ``"cubic"``: bicubic without antialiasing, as OpenCV resizes
+            float images.
     """
 
     channels: str
@@ -31,7 +33,7 @@ class Preprocess:
     resize: str = "smooth"
 
     def replace(self, **changes) -> "Preprocess":
-        """A copy with some fields changed."""
+        """Returns a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
 
@@ -39,12 +41,12 @@ def preprocess(frames: jax.Array, size: tuple[int, int], rule: Preprocess) -> ja
     """Prepares frames for a network.
 
     Args:
-      frames: ``[b, h, w, 3]`` RGB at native size, uint8 or whole numbers from 0 to 255.
-      size: the network's ``(height, width)``.
-      rule: the system's transform.
+        frames: ``[b, h, w, 3]`` RGB at native size, uint8 or integers from 0 to 255.
+        size: Network ``(height, width)``.
+        rule: Preprocessing of the system.
 
     Returns:
-      ``[b, height, width, 3]`` float32.
+        ``[b, height, width, 3]`` float32.
     """
     if rule.resize == "opencv":
         x = resize_uint8_as_opencv(frames, size).astype(jnp.float32)

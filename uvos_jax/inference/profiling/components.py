@@ -13,7 +13,7 @@ from uvos_jax.errors import UserError
 from uvos_jax.inference.profiling.flops import count_flops
 from uvos_jax.inference.segmenter import Segmenter
 from uvos_jax.models.dtnet import reid
-from uvos_jax.ops.matching import global_distance_found, local_distance_at_half_size
+from uvos_jax.ops.matching import global_distance_no_grad, local_distance_at_half_size
 from uvos_jax.ops.preprocess import preprocess
 
 # At least three rounds, and no more once they have taken that long.
@@ -178,7 +178,7 @@ def _cfbi(model, variables, state, features, objects) -> dict[str, _Form]:
                                            its.count + 1)
 
     def compare(variables, state, embed):
-        return model.apply(variables, state, embed, global_distance_found, method="match")
+        return model.apply(variables, state, embed, global_distance_no_grad, method="match")
 
     def look(variables, seen, state, features):
         its = jax.tree.map(lambda x: x[:, objects], seen)

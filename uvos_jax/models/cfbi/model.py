@@ -33,7 +33,7 @@ from uvos_jax.ops.losses import bootstrapped_cross_entropy
 from uvos_jax.ops.matching import (
     background_value,
     global_distance,
-    global_distance_found,
+    global_distance_no_grad,
     local_distance_at_half_size,
     match_value,
     object_means,
@@ -187,7 +187,7 @@ class CFBI(Model):
           ``[b, h, w, max_objects + 1]`` float32 logits, background first (bring them to size by :meth:`to_native`); and
           nothing to commit.
         """
-        seen = self.match(state, features["embed"], global_distance_found)
+        seen = self.match(state, features["embed"], global_distance_no_grad)
         head, variables = self.head.unbind()  # a loop may not touch modules that are bound outside of it
 
         def one(o, logits):
@@ -366,7 +366,7 @@ class CFBI(Model):
         return lax.map(lambda example: self._match_one(*example, bias, search), (state, embed))
 
     @nn.nowrap
-    def global_distances(self, state: State, embed: jax.Array, search: Callable = global_distance_found) -> jax.Array:
+    def global_distances(self, state: State, embed: jax.Array, search: Callable = global_distance_no_grad) -> jax.Array:
         """Squared distances ``[h, w, max_objects + 1]`` of one example's pixels ``[h, w, c]`` to those of its references."""
         (h, w, c), step, objects = embed.shape, self.atrous, self.max_objects + 1
         keys, labels = state.reference[:, ::step, ::step], state.reference_labels[:, ::step, ::step]

@@ -22,7 +22,7 @@ from uvos_jax.models.dtnet import dnet, reid
 from uvos_jax.nn import resnet
 from uvos_jax.nn.layers import Policy
 from uvos_jax.ops.crops import object_crops
-from uvos_jax.ops.instance_grouping import group
+from uvos_jax.ops.instance_grouping import group_instances
 from uvos_jax.ops.preprocess import Preprocess, preprocess
 
 TRAINED_PARTS = ("discovery", "embedding")
@@ -160,8 +160,8 @@ class DTNet(Model):
         made = self.dnet.decode(features["discovery"], guided, features["frame"].shape[1:3])
         every = _probabilities(made["salient_logits"].astype(jnp.float32))
         saliency = every.sum(-1)
-        labels, score, dropped = group(made["heat"][..., 0], made["offsets"], saliency, self.max_proposals,
-                                       salient_above=_SALIENT, smallest=_SMALLEST)
+        labels, score, dropped = group_instances(made["heat"][..., 0], made["offsets"], saliency, self.max_proposals,
+                                                 salient_above=_SALIENT, smallest=_SMALLEST)
         inside = jax.nn.one_hot(labels, self.max_proposals + 1)[..., 1:]
         categories = jnp.einsum("bhwp,bhwc->bpc", inside, every)
         categories /= jnp.maximum(inside.sum((1, 2)), 1)[..., None]

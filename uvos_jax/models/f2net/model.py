@@ -33,14 +33,22 @@ from uvos_jax.nn import resnet
 from uvos_jax.nn.aspp import ASPP
 from uvos_jax.nn.layers import BatchNorm, Conv, Policy, PReLU, torch_default
 from uvos_jax.ops.attention import tiled_attention
-from uvos_jax.ops.center_heatmaps import RULES, Track, center_map, choose_center, extend_track, new_track, peaks
+from uvos_jax.ops.center_heatmaps import (
+    SELECTION_RULES,
+    Track,
+    center_map,
+    choose_center,
+    extend_track,
+    find_peaks,
+    new_track,
+)
 from uvos_jax.ops.losses import binary_cross_entropy, focal_loss
 from uvos_jax.ops.preprocess import Preprocess, preprocess
 from uvos_jax.ops.resize import resize_bilinear, resize_nearest
 
 # Rows of the paper's Table 1: AD is appearance diffusion, CG guides it by the center, the others name the fusion.
 NETS = ("baseline", "ad", "cgad", "sa", "ca", "sca", "csa")
-SELECTIONS = RULES  # Table 2
+SELECTIONS = SELECTION_RULES  # Table 2
 PRIORS = ("predicted", "truth")
 
 
@@ -177,7 +185,7 @@ class F2Net(Model):
         if not self._has_center:
             return self._segment(state.anchor, features["embed"], None, train=False)[0], {}
         heat = nn.sigmoid(self.center.heat(features, state.previous))
-        scores, candidates = peaks(heat, min(self.candidates, heat[0].size))
+        scores, candidates = find_peaks(heat, min(self.candidates, heat[0].size))
         rule = "maximum" if self._official else self.selection
         center, score, found = choose_center(state.track, scores, candidates, self.lost_below, rule)
         # The published decoder is one pixel of the map off.
@@ -367,7 +375,7 @@ class F2Net(Model):
         return jnp.where(found[:, None, None, None], center_map(batch["previous_mask"], center)[0], 0.0)
 
     def _best(self, heat):
-        scores, candidates = peaks(lax.stop_gradient(heat), 1)
+        scores, candidates = find_peaks(lax.stop_gradient(heat), 1)
         return candidates[:, 0], scores[:, 0] >= self.lost_below
 
     def _prior(self, center, found, map_size, size):

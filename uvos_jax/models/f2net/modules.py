@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from uvos_jax.nn.layers import BatchNorm, Conv, Policy, torch_default
-from uvos_jax.ops.center_heatmaps import center_prior
+from uvos_jax.ops.center_heatmaps import gaussian_prior
 from uvos_jax.ops.pooling import global_average_pool
 from uvos_jax.ops.resize import resize_bilinear
 
@@ -31,7 +31,7 @@ def prior(center: jax.Array, map_size: tuple[int, int], size: tuple[int, int]) -
       ``[b, *size, 1]`` float32 in 0..1.
     """
     side = STRIDE * (min(map_size) - 1) + 1
-    return center_prior(center / 2, size, max(SIGMA * side / SIDE / 8, 1.0))
+    return gaussian_prior(center / 2, size, max(SIGMA * side / SIDE / 8, 1.0))
 
 
 class UpsamplingUnit(nn.Module):

@@ -10,7 +10,7 @@ import numpy as np
 from uvos_jax.models.base import Model, Rules, nchw, nhwc
 from uvos_jax.models.f2net.modules import SIDE, SIGMA, STRIDE
 from uvos_jax.nn import resnet
-from uvos_jax.ops.center_heatmaps import center_prior
+from uvos_jax.ops.center_heatmaps import gaussian_prior
 from uvos_jax.ops.losses import binary_cross_entropy
 from uvos_jax.ops.resize import resize_bilinear
 
@@ -27,7 +27,7 @@ def drawn_prior(center: jax.Array, map_size: tuple[int, int], size: tuple[int, i
       ``[b, *size, 1]`` float32 in 0..1.
     """
     whole = tuple(STRIDE * (n - 1) + 1 for n in map_size)
-    drawn = center_prior(STRIDE * center, whole, SIGMA * min(whole) / SIDE)
+    drawn = gaussian_prior(STRIDE * center, whole, SIGMA * min(whole) / SIDE)
     return resize_bilinear(drawn, size, align_corners=False)
 
 
