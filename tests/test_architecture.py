@@ -117,3 +117,20 @@ def test_core_dependencies_bring_no_training_packages():
     dependencies = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
     names = {re.split(r"[><=; ]", line)[0] for line in dependencies}
     assert not names & {"tensorflow", "tensorflow-datasets", "ml-collections", "optax", "array_record", "tensorboardX"}
+
+
+# Top-level modules of the core dependencies, and of the extras with the rooms that may import them.
+CORE_MODULES = {"jax": "jax", "flax": "flax", "orbax": "orbax-checkpoint", "numpy": "numpy", "scipy": "scipy",
+                "safetensors": "safetensors", "cv2": "opencv-python-headless", "av": "av", "PIL": "pillow",
+                "matplotlib": "matplotlib", "pycocotools": "pycocotools", "typer": "typer", "rich": "rich",
+                "filelock": "filelock"}
+EXTRA_MODULES = {"optax": {"training"}, "ml_collections": set(), "tensorboardX": {"training"}, "torch": {"weights"},
+                 "tensorflow": {"data"}, "tensorflow_datasets": {"data"}, "array_record": {"data"}}
+
+
+def test_every_imported_package_is_a_dependency():
+    dependencies = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert {re.split(r"[><=; ]", line)[0] for line in dependencies} == set(CORE_MODULES.values())
+    for path in MODULES:
+        for name in {name.split(".")[0] for name in _imports(path)} - sys.stdlib_module_names - {"uvos_jax"}:
+            assert name in CORE_MODULES or _room(path) in EXTRA_MODULES[name], f"{path} imports {name}"

@@ -176,7 +176,9 @@ def _benchmark_data(name: str, data_dir: Path | None, split: str, workers: int |
     from uvos_jax.data.examples.pipeline import default_workers
     from uvos_jax.data.examples.throughput import measure
     from uvos_jax.data.storage.store import open_store
+    from uvos_jax.extras import require
 
+    require("train", "benchmark --data", "tensorflow_datasets", "array_record")
     if data_dir is None:
         raise UserError("--data wants --data-dir too, the folder that 'uvos convert-data' wrote to.")
     store, workers = open_store(data_dir, name, split), workers or default_workers()

@@ -12,6 +12,7 @@ _ASPP = ((r"((?:^|/)\w*aspp)/(branch\d|pool|project)_", r"\1/\2/"),)  # one Conv
 FIELDS: Mapping[str, Mapping[str, str]] = {
     "cfbi": {"slots": "max_objects", "own_labels": "use_predicted_masks", "ramp": "bootstrap_steps"},
     "dtnet": {"tracks": "max_tracks", "proposals": "max_proposals", "task": "trained_part"},
+    "f2net": {"centre_features": "center_features", "centre_embedding": "center_embedding"},
 }
 # Paths of variables, by system: regular expressions and their replacements, applied in order to the path without its
 # collection, e.g. ``aspp/branch0_conv/kernel``.

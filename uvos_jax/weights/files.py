@@ -63,8 +63,8 @@ def _read_torch(path):
     try:
         import torch
     except ImportError:
-        raise UserError(f"Opening '{path.name}' needs PyTorch, not installed here. Run:"
-                        f" {install_command('torch')}, or convert the file to .safetensors where PyTorch is installed.") from None
+        raise UserError(f"Opening '{path.name}' needs PyTorch, not installed here. Run: {install_command('torch')},"
+                        " or convert the file to .safetensors where PyTorch is installed.") from None
     # NumPy scalars and arrays name their reconstruction functions, which moved in NumPy 2; both spellings occur.
     scalar, array = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
     allowed = [argparse.Namespace, np.dtype, np.ndarray, scalar, (scalar, "numpy.core.multiarray.scalar"),
