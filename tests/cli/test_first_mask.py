@@ -126,9 +126,9 @@ def test_what_cannot_be_used_ends_with_a_sentence_and_nothing_is_written(tmp_pat
 def test_several_videos_want_a_folder_of_masks_each(tmp_path):
     _videos(tmp_path, only=(0,))
     _write(tmp_path / "part/one/00000.png", squares(1)[1][0])
-    for first_mask, words in (("Annotations/one/00000.png", "of one video, but 2 are given"),
-                              ("Annotations/one", "of one video, but 2 are given"),
-                              ("part", "no masks for 1 of 2 videos: two;")):
+    for first_mask, words in (("Annotations/one/00000.png", "belong to one video, but there are 2 videos"),
+                              ("Annotations/one", "belong to one video, but there are 2 videos"),
+                              ("part", "No masks in 'part' for 1 of 2 videos: two.")):
         code, _, err = uvos("segment", "JPEGImages", *MODEL, "--first-mask", first_mask, "--output", "out")
         assert code == 2 and words in err and not (tmp_path / "out").exists()
     _mask(tmp_path / "part/one/00000.png", np.ones(SIZE))

@@ -136,11 +136,11 @@ def test_wrong_input_is_one_sentence(tmp_path):
 def test_what_is_there_is_left_alone(tmp_path):
     clip = _clip(tmp_path / "clip")
     code, _, err = uvos("flow", clip, "--output", clip)
-    assert code == 2 and "which 'uvos flow' has not made" in err and len(_names(clip)) == LENGTH
+    assert code == 2 and "which 'uvos flow' did not write" in err and len(_names(clip)) == LENGTH
     assert uvos("flow", clip, "--output", "flow", "--quiet")[0] == 0
     before = _names(tmp_path / "flow")
     code, _, err = uvos("flow", clip, "--output", "flow", "--format", "picture")
-    assert code == 2 and "holds flow already" in err and "--overwrite" in err
+    assert code == 2 and "already holds flow" in err and "--overwrite" in err
     # Pictures of flow are frames, too, but not ones to be replaced by their own flow.
     assert uvos("flow", clip, "--output", "flow", "--format", "picture", "--overwrite", "--quiet")[0] == 0
     code, _, err = uvos("flow", "flow", "--output", "flow", "--overwrite")
@@ -189,7 +189,7 @@ def test_a_flow_folder_that_does_not_fit_is_refused_before_anything_is_written(t
     (tmp_path / "flow").mkdir()
     _refused(segment, "holds no flow")
     write_flow(tmp_path / "flow/00001.flo", np.zeros((*SIZE, 2)))
-    _refused(segment, "no flow for frame 00000, 00002")
+    _refused(segment, "for frame 00000, 00002. Give one file per frame")
     for name in ("00000", "00002"):
         write_flow(tmp_path / f"flow/{name}.flo", np.zeros((SIZE[1], SIZE[0], 2)))
     _refused(segment, "00000.flo' is 24x32 (width x height), but the frames are 32x24")

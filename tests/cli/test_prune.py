@@ -69,10 +69,10 @@ def test_several_videos_have_a_folder_of_files(tmp_path):
     for name in ("one", "two"):
         assert not read_mask(f"out/{name}/masks/00003.png")[20:, 30:38].any()
     code, _, err = uvos("segment", "clips", *MODEL, "--output", "new", "--prune", "found/one.json")
-    assert code == 2 and "are of one video, but 2 are given" in " ".join(err.split())
+    assert code == 2 and "belong to one video, but there are 2 videos" in " ".join(err.split())
     os.remove("found/two.json")
     code, _, err = uvos("segment", "clips", *MODEL, "--output", "new", "--prune", "found")
-    assert code == 2 and "'found' has no detections for 1 of 2 videos: two" in " ".join(err.split())
+    assert code == 2 and "No detections in 'found' for 1 of 2 videos: two" in " ".join(err.split())
     assert not os.path.exists("new")
 
 

@@ -154,7 +154,7 @@ def test_masks_that_are_gone_are_made_again(segmenter, frames, tmp_path):
         path.unlink()
     said = []
     assert segment(segmenter, frames, tmp_path / "out", say=said.append)["resumed"] == 0
-    assert "masks are gone" in said[0] and len(list((tmp_path / "out/masks").iterdir())) == 18
+    assert "masks are missing" in said[0] and len(list((tmp_path / "out/masks").iterdir())) == 18
 
 
 def test_a_finished_run_is_left_alone(segmenter, frames, tmp_path):

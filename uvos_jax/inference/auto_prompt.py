@@ -92,8 +92,8 @@ class AutoPromptFinder:
 
     def _error(self, searched):
         frames = "frame" if searched == 1 else f"{searched} frames"
-        return UserError(f"{self._segmenter.name} found no object in the first {frames} of '{self._source.name}'. Give a"
-                         " mask (--first-mask PNG) or another model that finds one (--first-model, --first-weights).")
+        return UserError(f"{self._segmenter.name} found no object in the first {frames} of '{self._source.name}'. Give"
+                         " a mask (--first-mask PNG) or another model that finds one (--first-model, --first-weights).")
 
 
 def _has_object(labels):

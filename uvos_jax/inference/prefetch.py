@@ -1,48 +1,60 @@
-"""Items in chunks, and a thread that reads ahead."""
+"""Chunking of a video's frames, and a background thread that decodes ahead."""
 
 import queue
 import sys
 import threading
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from uvos_jax.video import Frame
 
-def iter_chunks(items, size):
-    """Lists of ``size`` items; a failure comes after the items before it."""
-    batch, failure = [], None
+
+def iter_chunks(items: Iterable, size: int) -> Iterator[list]:
+    """Yields lists of ``size`` items; the last one may be shorter.
+
+    If ``items`` raises, the exception follows the items before it.
+    """
+    chunk, failure = [], None
     try:
         for item in items:
-            batch.append(item)
-            if len(batch) == size:
-                yield batch
-                batch = []
+            chunk.append(item)
+            if len(chunk) == size:
+                yield chunk
+                chunk = []
     except Exception as error:
         failure = error
-    if batch:
-        yield batch
+    if chunk:
+        yield chunk
     if failure is not None:
         raise failure
 
 
-def stack_chunk(batch, chunk):
-    """Images, flows (or None) and which are valid, of ``(frame, flow)`` filled up to a full chunk."""
-    filled = batch + batch[-1:] * (chunk - len(batch))
-    valid = np.zeros(chunk, bool)
-    valid[:len(batch)] = [frame.broken is None for frame, _ in batch]
-    flows = None if batch[0][1] is None else np.stack([flow for _, flow in filled])
-    return np.stack([frame.image for frame, _ in filled]), flows, valid
+def stack_chunk(pairs: list[tuple[Frame, np.ndarray | None]], size: int
+                ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Stacks ``(frame, flow)`` pairs into arrays of a full chunk, padded with copies of the last pair.
+
+    Returns:
+        Images uint8 ``[size, h, w, 3]``; flow float32 ``[size, h', w', 2]`` or None; and bool ``[size]``, false for
+        padding and broken frames.
+    """
+    padded = pairs + pairs[-1:] * (size - len(pairs))
+    valid = np.zeros(size, bool)
+    valid[:len(pairs)] = [frame.broken is None for frame, _ in pairs]
+    flows = None if pairs[0][1] is None else np.stack([flow for _, flow in padded])
+    return np.stack([frame.image for frame, _ in padded]), flows, valid
 
 
-def prefetch(items, at_most):
-    """Iterates in a thread that is at most ``at_most`` items ahead; its exceptions come out here."""
-    ahead: queue.Queue = queue.Queue(at_most)
+def prefetch(items: Iterable, depth: int) -> Iterator:
+    """Iterates in a background thread, at most ``depth`` items ahead; its exceptions are raised here."""
+    ready: queue.Queue = queue.Queue(depth)
     stopped = threading.Event()
     end = object()
 
     def put(item):
         while not stopped.is_set():
             try:
-                ahead.put(item, timeout=0.1)
+                ready.put(item, timeout=0.1)
                 return
             except queue.Full:
                 continue
@@ -54,15 +66,15 @@ def prefetch(items, at_most):
                 if stopped.is_set():
                     return
             put((end, None))
-        except BaseException as error:  # handed to the consumer, whatever it is
+        except BaseException as error:  # any exception is passed to the consumer
             put((end, error))
 
     thread = threading.Thread(target=read, name="uvos-reader", daemon=True)
     thread.start()
-    is_finalizing = sys.is_finalizing
+    is_finalizing = sys.is_finalizing  # the module may be gone when the generator is closed
     try:
         while True:
-            item, error = ahead.get()
+            item, error = ready.get()
             if error is not None:
                 raise error
             if item is end:

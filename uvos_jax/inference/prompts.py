@@ -42,22 +42,23 @@ class PromptMasks:
         """Reads and validates all masks.
 
         Args:
-            first_mask: The masks, see :meth:`ObjectRegistry.__init__
-                <uvos_jax.inference.object_registry.ObjectRegistry.__init__>`.
+            first_mask: The masks, see :class:`~uvos_jax.inference.object_registry.ObjectRegistry`.
             source: The video.
 
         Raises:
             UserError: If a mask cannot be used, or there is no object or more than ``MAX_OBJECTS``.
         """
         self._source = source
-        self._label = f"The first mask {quoted(first_mask)}" if isinstance(first_mask, (str, Path)) else "The given masks"
+        is_path = isinstance(first_mask, (str, Path))
+        self._label = f"The first mask {quoted(first_mask)}" if is_path else "The given masks"
         self._masks = _masks_by_frame(first_mask, source)
         self.ids: dict[str | int, tuple[int, ...]] = {}
         self.palette: np.ndarray | None = None
         self.notes: list[str] = []
         self._shapes: dict[str | int, tuple[int, ...]] = {}
         # Gray masks of one object each are read as binary, unless another mask shows that gray levels are ids.
-        self._gray_is_id = len(self._masks) > 1 and any(len(_object_ids(self._read(key, False))) > 1 for key in self._masks)
+        self._gray_is_id = len(self._masks) > 1 and any(
+            len(_object_ids(self._read(key, False))) > 1 for key in self._masks)
         self._read_all()
         self._check_any_frame_matches()
 
@@ -72,8 +73,8 @@ class PromptMasks:
             UserError: If there are two masks of the frame.
         """
         if frame.name in self._masks and index in self._masks:
-            raise UserError(f"Frame {frame.name} has two masks, one by its name and one by its index {index}. Remove one"
-                            " of them.")
+            raise UserError(f"Frame {frame.name} has two masks, one by its name and one by its index {index}. Remove"
+                            " one of them.")
         return frame.name if frame.name in self._masks else index if index in self._masks else None
 
     def read(self, key: str | int) -> np.ndarray:
@@ -84,8 +85,8 @@ class PromptMasks:
         """Raises ``UserError`` if a mask differs in ``(height, width)`` from the frames; checks once."""
         for key, (height, width) in self._shapes.items():
             if (height, width) != size:
-                raise UserError(f"The mask {self._describe(key)} is {width}x{height} (width x height), but the frames are"
-                                f" {size[1]}x{size[0]}. Resize it with nearest-neighbor interpolation.")
+                raise UserError(f"The mask {self._describe(key)} is {width}x{height} (width x height), but the frames"
+                                f" are {size[1]}x{size[0]}. Resize it with nearest-neighbor interpolation.")
         self._shapes = {}
 
     def check_sizes_early(self) -> None:
@@ -119,11 +120,11 @@ class PromptMasks:
         self.identity = digest.hexdigest()
         count = len({object_id for ids in self.ids.values() for object_id in ids})
         if not count:
-            raise UserError(f"{self._label}: no object in it, only background{' and void (255)' * bool(with_void)}. Mark"
-                            " the objects with ids from 1.")
+            raise UserError(f"{self._label}: no object in it, only background{' and void (255)' * bool(with_void)}. "
+                            " Mark the objects with ids from 1.")
         if count > MAX_OBJECTS:
-            raise UserError(f"{self._label}: {count} objects in it, more than the {MAX_OBJECTS} that one run supports. Set"
-                            " the others to 0.")
+            raise UserError(f"{self._label}: {count} objects in it, more than the {MAX_OBJECTS} that one run supports."
+                            " Set the others to 0.")
         if with_void:
             self.notes.append(f"255 is void, not an object, and is ignored: {_listed(with_void)}.")
 
@@ -178,7 +179,8 @@ def _masks_in_folder(folder, source):
         if name is None:
             unmatched.append(path.name)
         elif name in masks:
-            raise UserError(f"{quoted(masks[name])} and {quoted(path)} are masks of the same frame. Remove one of them.")
+            raise UserError(f"{quoted(masks[name])} and {quoted(path)} are masks of the same frame. Remove one of"
+                            " them.")
         else:
             masks[name] = path
     if unmatched:
@@ -228,7 +230,8 @@ def _check_mask(mask, label):
         kind = f"{labels.dtype} {list(labels.shape)}" if labels.ndim else f"of type {type(mask).__name__}"
         raise UserError(f"{label} is {kind}. Give an integer array [height, width] or the path of an image.")
     if labels.dtype != bool and (labels.min() < 0 or labels.max() > VOID):
-        raise UserError(f"{label} has values from {labels.min()} to {labels.max()}. Use object ids from 1 to {VOID - 1}.")
+        raise UserError(f"{label} has values from {labels.min()} to {labels.max()}. Use object ids from 1 to"
+                        f" {VOID - 1}.")
     return labels.astype(np.uint8)
 
 

@@ -1,1 +1,1 @@
-"""Optical flow estimators and folders of stored flow."""
+"""Optical flow: estimators and folders of flow files."""

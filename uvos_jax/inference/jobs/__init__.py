@@ -1,1 +1,1 @@
-"""Jobs of the command line: a video, its optical flow, or many videos to folders of results."""
+"""Jobs: what the command line runs over one video or many, with results on disk."""

@@ -1,4 +1,7 @@
-"""Many videos: a folder of results for each, the devices at work side by side, and no video stops the others."""
+"""Segmentation of a batch of videos: one output folder per video, one video per device at a time.
+
+A video that cannot be segmented does not stop the others.
+"""
 
 import dataclasses
 import os
@@ -23,12 +26,12 @@ from uvos_jax.video.streams import public_url
 
 @dataclasses.dataclass(frozen=True)
 class BatchItem:
-    """One video of many.
+    """One video of a batch.
 
     Attributes:
-      number: 1 for the first.
-      source: what ``open_source`` takes.
-      output: folder of its results.
+        number: Position in the batch, from 1.
+        source: What ``open_source`` takes.
+        output: Output folder of this video.
     """
 
     number: int
@@ -38,7 +41,13 @@ class BatchItem:
 
 @dataclasses.dataclass(frozen=True)
 class BatchResult:
-    """What became of a item: the content of its ``run.json``, or the sentence that says why there is none."""
+    """The outcome for one video: exactly one of ``run`` and ``error`` is set.
+
+    Attributes:
+        item: The video.
+        run: Content of its ``run.json``.
+        error: Why it could not be segmented, one sentence.
+    """
 
     item: BatchItem
     run: dict[str, Any] | None = None
@@ -46,59 +55,60 @@ class BatchResult:
 
 
 def assign_folders(sources: Sequence[str], output: str | Path) -> list[BatchItem]:
-    """Gives every video a folder below ``output``, named after it.
+    """Assigns every video a subfolder of ``output``, named after it.
 
-    Two files of one folder that differ in their ending alone keep it; where two names agree still, the folder that the
-    video lies in goes before.
+    Files of one folder that differ only in their suffix keep the suffix. Names that are still equal get the name of the
+    video's parent folder as a prefix.
 
     Raises:
-      UserError: if two names still agree.
+        UserError: If two names are still equal.
     """
     names = [_name(source) for source in sources]
-    # Two names that differ in their case alone are one on some file systems.
-    beside = [(Path(source).absolute().parent, name.casefold()) for source, name in zip(sources, names, strict=True)]
-    alike = Counter(beside)
-    names = [Path(source).name if alike[key] > 1 and os.path.isfile(source) else name
-             for source, name, key in zip(sources, names, beside, strict=True)]
-    often = Counter(name.casefold() for name in names)
-    names = [f"{_parent(source)}_{name}" if often[name.casefold()] > 1 else name
+    # Some file systems ignore the case of names.
+    keys = [(Path(source).absolute().parent, name.casefold()) for source, name in zip(sources, names, strict=True)]
+    same_stem = Counter(keys)
+    names = [Path(source).name if same_stem[key] > 1 and os.path.isfile(source) else name
+             for source, name, key in zip(sources, names, keys, strict=True)]
+    counts = Counter(name.casefold() for name in names)
+    names = [f"{_parent(source)}_{name}" if counts[name.casefold()] > 1 else name
              for source, name in zip(sources, names, strict=True)]
     folded = [name.casefold() for name in names]
     for i, name in enumerate(names):
         other = folded.index(folded[i])
         if other < i:
             both = f"'{public_url(sources[other])}' and '{public_url(sources[i])}'"
-            raise UserError(f"The results of {both} would both be called '{name}'; segment them one after the other,"
-                            " each with an --output of its own.")
-    return [BatchItem(i, source, Path(output, name)) for i, (source, name) in enumerate(zip(sources, names, strict=True), 1)]
+            raise UserError(f"The output folders of {both} would both be named '{name}'. Segment them in separate runs"
+                            " with different --output.")
+    return [BatchItem(number, source, Path(output, name))
+            for number, (source, name) in enumerate(zip(sources, names, strict=True), 1)]
 
 
 def check_batch_masks(first_mask: Any, items: Sequence[BatchItem]) -> None:
-    """Checks that every video has first masks of its own; those that cannot be used are told with their video.
+    """Checks that every video has its own first masks.
 
     Args:
-      first_mask: what ``Segmenter.run`` takes.
-      items: more than one.
+        first_mask: What ``Segmenter.run`` takes.
+        items: Two or more videos.
 
     Raises:
-      UserError: if it is a mask of one video, or a folder without masks of some.
+        UserError: If the masks belong to one video, or a video has none.
     """
     if not isinstance(first_mask, str) or first_mask == AUTO:
         return
-    of_one = not os.path.isdir(first_mask) or list_images(Path(first_mask))
-    _check_each("masks", "a folder of masks", first_mask, of_one, items,
+    of_one_video = not os.path.isdir(first_mask) or list_images(Path(first_mask))
+    _check_each("masks", "a folder of masks", first_mask, of_one_video, items,
                 lambda name: Path(first_mask, name).is_dir() and list_images(Path(first_mask, name)))
 
 
 def check_batch_detections(prune: Any, items: Sequence[BatchItem]) -> None:
-    """Checks that every video has a file of detections of its own; those that cannot be used are told with their video.
+    """Checks that every video has its own file of detections.
 
     Args:
-      prune: what ``Segmenter.run`` takes.
-      items: more than one.
+        prune: What ``Segmenter.run`` takes.
+        items: Two or more videos.
 
     Raises:
-      UserError: if it is a file of one video, or a folder without files of some.
+        UserError: If the file belongs to one video, or a video has none.
     """
     if not isinstance(prune, str):
         return
@@ -106,55 +116,57 @@ def check_batch_detections(prune: Any, items: Sequence[BatchItem]) -> None:
                 lambda name: Path(prune, f"{name}.json").is_file())
 
 
-def segment_batch(segmenter: Segmenter, items: Sequence[BatchItem], segment_one: Callable[[Segmenter, BatchItem], dict[str, Any]], *,
-                 on_result: Callable[[BatchResult], None] = lambda result: None,
-                 devices: Sequence[jax.Device] | None = None) -> list[BatchResult]:
-    """Segments videos with one set of weights a device, one video a device at a time.
+def segment_batch(segmenter: Segmenter, items: Sequence[BatchItem],
+                  segment_one: Callable[[Segmenter, BatchItem], dict[str, Any]], *,
+                  on_result: Callable[[BatchResult], None] = lambda result: None,
+                  devices: Sequence[jax.Device] | None = None) -> list[BatchResult]:
+    """Segments videos on all devices, one video per device at a time.
 
     Args:
-      segmenter: the model with its weights; what it compiles for a size serves all videos of that size.
-      items: the videos.
-      segment_one: segments one of them, with the segmenter it is given, and returns its ``run.json``. It is called in several
-        threads.
-      on_result: called with what became of each video, by one thread at a time.
-      devices: to be used; all of this process if not given.
+        segmenter: The model with its weights. Compiled programs are shared by all videos of one size.
+        items: The videos.
+        segment_one: Segments one video with the segmenter it receives and returns its ``run.json``. It is called from
+            several threads.
+        on_result: Called with the result of each video, from one thread at a time.
+        devices: Devices to use; all local devices by default.
 
     Returns:
-      What became of each video that was begun, in the order of the items. A ``UserError`` and what the operating
-      system refuses are results.
+        Results of all videos that were started, in the order of ``items``; ``UserError`` and ``OSError`` become
+        results.
 
     Raises:
-      Interrupted: if ``segment_one`` did; the other videos under way have stopped, too, and no other one was begun.
+        Interrupted: If ``segment_one`` raised it. The other running videos have stopped by then, and no further video
+            was started.
     """
     devices = (devices or jax.local_devices())[:len(items)]
-    waiting, results, stopped = iter(items), [], []
+    remaining, results, stopped = iter(items), [], []
     lock = threading.Lock()
 
     def serve(device):
-        mine = segmenter.on(device) if len(devices) > 1 else segmenter
+        on_device = segmenter.on(device) if len(devices) > 1 else segmenter
         while not stopped:
             with lock:
-                item = next(waiting, None)
+                item = next(remaining, None)
             if item is None:
                 return
             try:
-                result = BatchResult(item, segment_one(mine, item))
+                result = BatchResult(item, segment_one(on_device, item))
             except Interrupted as error:
                 stopped.append(error)
                 return
             except UserError as error:
                 result = BatchResult(item, error=str(error))
             except OSError as error:
-                what = f"'{error.filename}' cannot be used: " if error.filename else ""
-                result = BatchResult(item, error=f"{what}{error_reason(error)}.")
+                path = f"Cannot use '{error.filename}': " if error.filename else ""
+                result = BatchResult(item, error=f"{path}{error_reason(error)}.")
             with lock:
                 results.append(result)
                 on_result(result)
 
     with ThreadPoolExecutor(len(devices), "uvos-device") as pool:
-        servants = [pool.submit(serve, device) for device in devices]
-    for servant in servants:
-        servant.result()
+        futures = [pool.submit(serve, device) for device in devices]
+    for future in futures:
+        future.result()
     if stopped:
         finished = sum(result.run is not None for result in results)
         raise Interrupted(stopped[0].number, f"Interrupted. {finished} of {len(items)} videos are finished; the same"
@@ -162,26 +174,26 @@ def segment_batch(segmenter: Segmenter, items: Sequence[BatchItem], segment_one:
     return sorted(results, key=lambda result: result.item.number)
 
 
-def _check_each(what, each, path, of_one, items, has):
-    """Raises ``UserError`` if what is at a path is of one video, or there is nothing for one of the videos."""
-    if of_one:
-        raise UserError(f"The {what} '{path}' are of one video, but {len(items)} are given; give a folder that holds"
-                        f" {each} for each of them, called as the video.")
-    missing = [name for name in (_name(item.source) for item in items) if not has(name)]
+def _check_each(what, each, path, of_one_video, items, exists_for):
+    """Raises ``UserError`` if ``path`` belongs to one video, or lacks the entry of a video."""
+    if of_one_video:
+        raise UserError(f"The {what} '{path}' belong to one video, but there are {len(items)} videos. Give a folder"
+                        f" with {each} per video, named after the video.")
+    missing = [name for name in (_name(item.source) for item in items) if not exists_for(name)]
     if missing:
-        raise UserError(f"'{path}' has no {what} for {len(missing)} of {len(items)} videos: {', '.join(missing)}; each"
-                        f" wants {each} that is called as the video.")
+        raise UserError(f"No {what} in '{path}' for {len(missing)} of {len(items)} videos: {', '.join(missing)}. Add"
+                        f" {each} named after each of these videos.")
 
 
 def _name(source: str) -> str:
-    """A name for a folder: that of a folder, or of a file without its ending, or what can be used of an address."""
+    """Name of the output folder: the name of a folder, the stem of a file, or the usable part of a URL or pattern."""
     path = Path(source)
     if os.path.isdir(path):
         return path.resolve().name or "frames"
     if os.path.exists(path):
         return path.stem
-    plain = [part for part in Path(public_url(source)).parts if not is_pattern(part)]
-    return re.sub(r"[^\w.-]+", "_", plain[-1] if plain else "").strip("._") or "frames"
+    parts = [part for part in Path(public_url(source)).parts if not is_pattern(part)]
+    return re.sub(r"[^\w.-]+", "_", parts[-1] if parts else "").strip("._") or "frames"
 
 
 def _parent(source: str) -> str:

@@ -1,4 +1,4 @@
-"""One video to a folder of its optical flow: a file for each frame, and ``flow.json``."""
+"""Writes the optical flow of a video to a folder: one file per frame, and ``flow.json``."""
 
 import contextlib
 import json
@@ -22,70 +22,71 @@ from uvos_jax.inference.flow.estimators import FlowEstimator, estimate_flow, flo
 from uvos_jax.video import Source, write_json
 from uvos_jax.video.flow_io import resize_flow, write_flow, write_flow_picture
 
-# Suffix and writer of each form.
+# Suffix and writer of each format.
 FORMATS = {"flo": (".flo", write_flow), "png16": (".png", write_flow), "picture": (".png", write_flow_picture)}
-_ABOUT = "flow.json"
+_METADATA = "flow.json"
 _LOCK = ".uvos.lock"
 
 
 def check_flow_output(output: str | Path, overwrite: bool, source: Source) -> Path:
-    """Returns the output folder's path, or says at once why it cannot be used.
+    """Checks that the output folder can be used, and returns its path.
 
     Raises:
-      UserError: if it cannot be made or written, or holds something that may not be replaced.
+        UserError: If it cannot be created or written, or holds files that may not be replaced.
     """
     output = check_output_folder(output)
-    there = sorted(path.name for path in output.iterdir() if not path.name.startswith(".")) if output.is_dir() else []
-    if there and _ABOUT not in there:
-        raise UserError(f"'{output}' holds '{there[0]}', which 'uvos flow' has not made; choose another --output.")
-    if there and any(output.resolve() in (path.resolve(), *path.resolve().parents) for path in source.paths):
-        raise UserError(f"The input lies in '{output}', whose files would be replaced; choose another --output.")
-    if there and not overwrite:
-        raise UserError(f"'{output}' holds flow already; choose another --output, or replace it with --overwrite.")
+    names = (path.name for path in output.iterdir()) if output.is_dir() else ()
+    existing = sorted(name for name in names if not name.startswith("."))
+    if existing and _METADATA not in existing:
+        raise UserError(f"'{output}' holds '{existing[0]}', which 'uvos flow' did not write. Choose another --output.")
+    if existing and any(output.resolve() in (path.resolve(), *path.resolve().parents) for path in source.paths):
+        raise UserError(f"The input lies in '{output}', whose files would be replaced. Choose another --output.")
+    if existing and not overwrite:
+        raise UserError(f"'{output}' already holds flow. Choose another --output, or replace it with --overwrite.")
     return output
 
 
-def flow_to_folder(method: FlowEstimator, source: Source, output: str | Path, *, form: str = "flo", backward: bool = False,
-                   overwrite: bool = False, options: dict[str, Any] | None = None,
+def flow_to_folder(estimator: FlowEstimator, source: Source, output: str | Path, *, form: str = "flo",
+                   backward: bool = False, overwrite: bool = False, options: dict[str, Any] | None = None,
                    on_frame: Callable[[], None] = lambda: None,
                    stop: Callable[[], int | None] = lambda: None) -> dict[str, Any]:
-    """Writes the flow of a video, in files named and sized as its frames.
+    """Writes the flow of a video to files with the names and the size of its frames.
 
     Args:
-      method: computes the flow.
-      source: an opened video.
-      output: the folder; made if missing.
-      form: one of ``FORMATS``.
-      backward: whether each frame's flow leads to the frame before it, not to the next one.
-      overwrite: whether flow of an earlier run may be replaced.
-      options: what the user asked for, kept in ``flow.json``.
-      on_frame: called after each frame, for progress.
-      stop: asked after each frame; the number of a signal ends the run.
+        estimator: Computes the flow.
+        source: An opened video.
+        output: The folder; created if missing.
+        form: One of ``FORMATS``.
+        backward: Whether flow leads to the previous frame instead of the next one.
+        overwrite: Whether flow of an earlier run may be replaced.
+        options: Options of the command, for ``flow.json``.
+        on_frame: Called after each frame, for progress.
+        stop: Called after each frame; if it returns the number of a signal, the run ends.
 
     Returns:
-      The content of ``flow.json``. It says ``"finished": false`` while files are written, and where a run ended early.
+        The content of ``flow.json``, with ``"finished": false`` while the run lasts and if it ends early.
 
     Raises:
-      UserError: if the video cannot be read or the folder not be written; what is written is kept.
+        UserError: If the video cannot be read or the folder cannot be written. Files that are complete are kept.
     """
     output = check_flow_output(output, overwrite, source)
     suffix, write = FORMATS[form]
     started = time.perf_counter()
-    with contextlib.closing(estimate_flow(iter(source), method, backward)) as pairs:
-        first = next(pairs)  # nothing of an earlier run is touched before
+    with contextlib.closing(estimate_flow(iter(source), estimator, backward)) as pairs:
+        first = next(pairs)  # files of an earlier run are kept if this raises
         size = first[0].image.shape[:2]
-        about = {"finished": False, "method": method.identity, "format": form, "size": list(size),
-                 "direction": flow_direction(backward), "source": {"name": source.name, "kind": source.kind},
-                 "versions": {"python": platform.python_version()}
-                 | {module.__name__: module.__version__ for module in (uvos_jax, jax, flax, np, cv2)},
-                 "options": options or {}}
+        metadata = {"finished": False, "method": estimator.identity, "format": form, "size": list(size),
+                    "direction": flow_direction(backward), "source": {"name": source.name, "kind": source.kind},
+                    "versions": {"python": platform.python_version()}
+                    | {module.__name__: module.__version__ for module in (uvos_jax, jax, flax, np, cv2)},
+                    "options": options or {}}
         make_folder(output)
-        with exclusive_lock(output / _LOCK, f"Another run is writing into '{output}'; choose another --output."):
-            check_flow_output(output, overwrite, source)  # once more, now that nobody else can write
-            earlier = _files_of_earlier(output)
-            write_json(output / _ABOUT, about)
-            _remove(earlier)
-            files, broken, why = [], {}, ""
+        with exclusive_lock(output / _LOCK, f"Another run is writing to '{output}'. Choose another --output."):
+            check_flow_output(output, overwrite, source)  # again, now that no other run can write
+            old_files = _files_of_earlier_run(output)
+            write_json(output / _METADATA, metadata)
+            _remove(old_files)
+            files, broken, stop_reason = [], {}, ""
             try:
                 for frame, flow in chain([first], pairs):
                     files.append(f"{frame.name}{suffix}")
@@ -94,26 +95,27 @@ def flow_to_folder(method: FlowEstimator, source: Source, output: str | Path, *,
                         broken[frame.name] = frame.broken
                     on_frame()
                     if stop():
-                        why = f"stopped by {signal.Signals(stop()).name}"
+                        stop_reason = f"stopped by {signal.Signals(stop()).name}"
                         break
-                about |= {"finished": not why, **({"stopped": why} if why else {}), "frames": len(files),
-                          "broken": broken, "seconds": round(time.perf_counter() - started, 3)}
+                metadata |= {"finished": not stop_reason, **({"stopped": stop_reason} if stop_reason else {}),
+                             "frames": len(files), "broken": broken,
+                             "seconds": round(time.perf_counter() - started, 3)}
             except UserError as error:
                 kept = [name for name in files if (output / name).exists()]
                 raise UserError(f"{error} {len(kept)} {'file is' if len(kept) == 1 else 'files are'} kept in"
                                 f" '{output}'.") from error
             finally:
                 with contextlib.suppress(UserError):  # the disk may be full
-                    write_json(output / _ABOUT, about | {"files": files})
-    return about
+                    write_json(output / _METADATA, metadata | {"files": files})
+    return metadata
 
 
-def _files_of_earlier(output):
-    """Files that an earlier run says it has written."""
+def _files_of_earlier_run(output):
+    """Files listed in the ``flow.json`` of an earlier run."""
     try:
-        names = json.loads((output / _ABOUT).read_text())["files"]
+        names = json.loads((output / _METADATA).read_text())["files"]
         return [output / name for name in names if Path(name).name == name]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or a run that was killed
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no earlier run, or a killed one
         return []
 
 
@@ -122,4 +124,4 @@ def _remove(paths):
         for path in paths:
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"Earlier flow in '{paths[0].parent}' cannot be removed: {error_reason(error)}.") from error
+        raise UserError(f"Cannot remove earlier flow in '{paths[0].parent}': {error_reason(error)}.") from error

@@ -331,7 +331,7 @@ def _description(segmenter: Segmenter, first: Frame, references: ReferenceFrames
         "network_sizes": [list(model.frame_size(native_size, scale)) for scale in segmenter.scales],
         "reference_frames": list(references.indices),
         "references": references.rule,
-        **({"flow_cache": str(segmenter.flow.folder)} if getattr(segmenter.flow, "folder", None) else {}),
+        **({"flow_cache": str(segmenter.flow.cache_folder)} if getattr(segmenter.flow, "cache_folder", None) else {}),
         "postprocess": list(model.postprocess),
         "threshold": model.threshold,
         "device_id": segmenter.device.id,

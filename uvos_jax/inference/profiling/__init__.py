@@ -1,1 +1,1 @@
-"""Speed, FLOPs and the time of a model's components."""
+"""Benchmarks, component times and operation counts."""

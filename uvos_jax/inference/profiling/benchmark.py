@@ -1,4 +1,4 @@
-"""How fast a model runs here: the network alone and end to end, against this device's own matrix product rate."""
+"""Measures a model's speed on this device: the network alone and end to end, relative to a large matrix product."""
 
 import dataclasses
 import tempfile
@@ -21,12 +21,12 @@ from uvos_jax.video import open_source
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds a frame.
+    """Seconds per frame.
 
     Attributes:
-      median: over the repeats.
-      p95: 95th percentile over the repeats.
-      repeats: how many there were, warm-up apart.
+        median: Median over the repeats.
+        p95: 95th percentile over the repeats.
+        repeats: Number of repeats after the warm-up.
     """
 
     median: float
@@ -36,17 +36,17 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """What ``uvos benchmark`` measures.
+    """Results of ``uvos benchmark``.
 
     Attributes:
-      network: resizing, encoding, prediction and fusing, frames on the device already.
-      flow: optical flow between decoded frames, on this device or beside it; None for models that want none.
-      end_to_end: a video of ``video_frames`` from JPEG files to masks and overlay on disk, references encoded and flow
-        computed anew.
-      video_frames: length of that video.
-      flops: floating point operations a frame (convolutions and matrix products).
-      peak: this device's measured rate of a large matrix product in the same precision, in FLOP/s.
-      compile_seconds: of the two compiled functions, once per video size.
+        network: Preprocessing, encoding, prediction and fusion, with the frames already on the device.
+        flow: Optical flow between decoded frames; None for models without flow input.
+        end_to_end: From JPEG files to masks and overlay on disk for a video of ``video_frames``, including reference
+            frames and flow.
+        video_frames: Length of that video.
+        flops: Floating point operations per frame (convolutions and matrix products).
+        peak: Measured rate of a large matrix product in the same precision, in FLOP/s.
+        compile_seconds: Compile time of the two jitted functions, paid once per frame size.
     """
 
     network: Timing
@@ -59,51 +59,52 @@ class Benchmark:
 
     @property
     def share_of_peak(self) -> float:
-        """The network's rate over the matrix product's."""
+        """FLOP/s of the network relative to those of the matrix product."""
         return self.flops / self.network.median / self.peak
 
 
 def benchmark(segmenter: Segmenter, native_size: tuple[int, int], *, chunk: int | None = None, objects: int = 1,
               report: Callable[[str], None] = lambda _: None) -> Benchmark:
-    """Measures one model at one video size; every time is taken after warm-up and with the device idle at its end.
+    """Measures one model at one frame size. All times exclude warm-up and include waiting for the device.
 
     Args:
-      segmenter: the model with its weights.
-      native_size: ``(height, width)`` of the video.
-      chunk: frames encoded together; None takes the driver's default.
-      objects: how many a model that follows objects is given in the first frame.
-      report: called with what is being done.
+        segmenter: The model with its weights.
+        native_size: ``(height, width)`` of the video.
+        chunk: Frames encoded together; None for the default of the driver.
+        objects: Number of objects in the first mask, for models that need a prompt.
+        report: Called with the name of each measurement when it begins.
     """
     chunk = chunk or default_chunk()
     prompted = segmenter.model.task == "prompted"
     mask = synthetic_mask(native_size, objects) if prompted else None
     engine = segmenter.engine(native_size, max_objects=max(segmenter.model.max_objects, objects) if prompted else None)
-    method = segmenter.flow
-    if isinstance(method, Path):
-        raise UserError(f"The flow in '{method}' belongs to a video, and the benchmark makes up one; choose a method.")
+    estimator = segmenter.flow
+    if isinstance(estimator, Path):
+        raise UserError(f"The flow in '{estimator}' belongs to a video, but the benchmark uses synthetic frames. Choose"
+                        " --flow dis or raft.")
     images, flow = _frames(native_size, 2 * chunk), None
-    if method:
+    if estimator:
         report("timing the flow")
-        pairs = images[:method.batch], images[::-1][:method.batch]
-        flow = method(*pairs)  # compiles
-        flow_seconds = _time(lambda: method(*pairs), at_least=2)
+        pairs = images[:estimator.batch_size], images[::-1][:estimator.batch_size]
+        flow = estimator(*pairs)  # compiles
+        flow_seconds = _time(lambda: estimator(*pairs), at_least=2)
         flow = jnp.asarray(flow)[np.zeros(chunk, int)]
     frames, valid = jnp.asarray(images[:chunk]), jnp.ones(chunk, bool)
-    # Which frames they are does not matter here, only how many.
-    first = np.zeros(len(segmenter.model.reference_frames(2 * chunk)), int)
+    # Only the number of reference frames matters here, not which they are.
+    references = np.zeros(len(segmenter.model.reference_frames(2 * chunk)), int)
     report("compiling")
     started = time.perf_counter()
-    given = [jnp.asarray(mask)[None]] if prompted else []
-    carry = jax.block_until_ready(engine.start(segmenter.variables, frames[first], flow[first] if method else None,
-                                               *given))
-    step = segmenter.variables, carry, frames, valid, flow
+    prompt = [jnp.asarray(mask)[None]] if prompted else []
+    reference_flow = flow[references] if estimator else None
+    state = jax.block_until_ready(engine.start(segmenter.variables, frames[references], reference_flow, *prompt))
+    step = segmenter.variables, state, frames, valid, flow
     jax.block_until_ready(engine.step(*step))
     compile_seconds = time.perf_counter() - started
     report("timing the network")
     network = _time(lambda: engine.step(*step), at_least=3)
-    # The references' encoding is paid once per video; the step is what a frame costs.
-    by_parts = segmenter.model.task in ("prompted", "tracks")
-    flops = frame_flops(segmenter, native_size, objects) if by_parts else count_flops(engine.step, *step) // chunk
+    # Reference frames are encoded once per video, so only the step counts per frame.
+    by_component = segmenter.model.task in ("prompted", "tracks")
+    flops = frame_flops(segmenter, native_size, objects) if by_component else count_flops(engine.step, *step) // chunk
     report("timing disk to disk")
     with tempfile.TemporaryDirectory() as folder:
         for i, frame in enumerate(images):
@@ -112,13 +113,12 @@ def benchmark(segmenter: Segmenter, native_size: tuple[int, int], *, chunk: int 
                                                      overwrite=True, first_mask=mask), at_least=2)
     report("timing a matrix product")
     peak = matmul_peak(segmenter.model.dtype)
-    return Benchmark(_per_frame(network, chunk), _per_frame(flow_seconds, len(pairs[0])) if method else None,
-                     _per_frame(end_to_end, 2 * chunk), 2 * chunk, flops,
-                     peak, compile_seconds)
+    return Benchmark(_per_frame(network, chunk), _per_frame(flow_seconds, len(pairs[0])) if estimator else None,
+                     _per_frame(end_to_end, 2 * chunk), 2 * chunk, flops, peak, compile_seconds)
 
 
 def matmul_peak(dtype: jnp.dtype = jnp.float32) -> float:
-    """FLOP/s of a square matrix product, large enough to reach this device's best; float32 in highest precision."""
+    """Returns the FLOP/s of a large square matrix product; float32 runs at highest precision."""
     n = 2048 if jax.default_backend() == "cpu" else 8192
     a = jax.random.normal(jax.random.key(0), (n, n), dtype)
     precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
@@ -128,7 +128,7 @@ def matmul_peak(dtype: jnp.dtype = jnp.float32) -> float:
 
 
 def _time(function, at_least):
-    """Seconds of each call: twenty calls or ten seconds, but never fewer than asked; the warm-up is the caller's."""
+    """Seconds of each call: 20 calls or 10 seconds, but at least ``at_least`` calls, after the caller's warm-up."""
     seconds = []
     while len(seconds) < at_least or (len(seconds) < 20 and sum(seconds) < 10):
         started = time.perf_counter()

@@ -1,6 +1,6 @@
-"""Counting the arithmetic of a function from its jaxpr: convolutions and matrix products, loops by their length.
+"""Counts the floating point operations of a function from its jaxpr: convolutions and matrix products.
 
-XLA's own cost analysis counts the body of a loop once; the tiled attention is a loop.
+XLA's own cost analysis counts the body of a loop once; here scans count by their length. The tiled attention is a scan.
 """
 
 import math
@@ -10,14 +10,14 @@ import jax
 
 
 def count_flops(function: Callable, *args) -> int:
-    """Floating point operations (a multiply-add is two) of the convolutions and matrix products in ``function(*args)``.
+    """Counts the operations of the convolutions and matrix products in ``function(*args)``; a multiply-add is two.
 
-    Depthwise convolutions are sums of images in ``conv2d``, and count as little as any other sum.
+    Depthwise convolutions are computed as sums of shifted images in ``conv2d`` and are not counted.
 
     Args:
-      function: traceable; its control flow may hold scans of static length, conditionals (the dearest branch counts)
-        and nested jits. A while loop of unknown length counts once.
-      *args: arrays or ``ShapeDtypeStruct``s.
+        function: A traceable function. Scans count by their length, conditionals by their most expensive branch, and
+            while loops of unknown length once.
+        *args: Arrays or ``ShapeDtypeStruct``s.
     """
     return _count(jax.make_jaxpr(function)(*args))
 

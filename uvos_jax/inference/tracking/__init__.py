@@ -1,1 +1,1 @@
-"""Inference of D-Net and T-Net: discovery, association and target models."""
+"""Unsupervised multi-object tracking: the engine and the host-side association of D-Net and T-Net."""
