@@ -21,7 +21,7 @@ import numpy as np
 from uvos_jax.data.storage.store import SyntheticStore
 from uvos_jax.evaluation.track_identity import identity_switches
 from uvos_jax.inference import load
-from uvos_jax.training.validation import score_found
+from uvos_jax.training.validation import score_proposals
 
 _UNSEEN = 2_000_000  # seeds of the held-back clips begin here
 _LARGE = 0.005  # share of the frame that an object must fill at first
@@ -106,7 +106,7 @@ def main():
         scores, counts = [], Counter()
         for v in clips:
             labels = segmenter.segment(np.stack([store.image(v, t) for t in range(args.length)]))
-            scores += score_found(store, v, labels)
+            scores += score_proposals(store, v, labels)
             counts.update(identity_switches(np.stack([store.labels(v, t) for t in range(args.length)]), labels))
         region, boundary = 100 * np.mean(scores, 0)
         print(f"| {name} | {region:.1f} | {boundary:.1f} | {(region + boundary) / 2:.1f} | {counts['switches']} |"

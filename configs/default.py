@@ -1,19 +1,27 @@
-"""The network in the package: a DPA from random weights that two CPU cores train in well under an hour.
+"""The network in the package: the motion stream of DPA from random weights, for a CPU.
 
     uvos convert-data davis2016 --source DAVIS --data-dir data --flow dis
     uvos convert-data duts --source DUTS --data-dir data --flow dis
     uvos convert-data synthetic --data-dir data --flow dis --clips 300
-    uvos train --config configs/default.py --workdir runs/default --data-dir data
+    uvos train --config default --workdir runs/default --data-dir data
 
-``fold0``, ``fold1`` and ``fold2`` train on twenty of the thirty sequences of DAVIS-2016 train and are judged on the
-other ten. ``synthetic`` sees generated clips alone, so that no license of data binds its weights. With a small equal
-budget ``small_synthetic``, ``small_duts`` (and stills) and ``small_motion`` (and DAVIS) tell what the data are worth,
-``small_motion``, ``small_appearance`` and ``small_both`` what the streams are.
+31 minutes on one x86 core. J 72.0, F 66.4 percent: mean of the thirty sequences of DAVIS-2016 train by three runs that
+hold back ten each (``default:fold0`` to ``fold2``, ``benchmarks/default_folds.py``; docs/model_card.md). All values
+are ours.
 
-Clips of your own (``JPEGImages/<sequence>/*`` with masks ``Annotations/<sequence>/*.png`` of some frames) teach the
-network in the package what you film, in minutes:
+Presets:
 
-    uvos train --config configs/default.py --workdir runs/mine --config.data=folder:clips
+- ``default:fold0``, ``fold1``, ``fold2``: train on twenty sequences of DAVIS-2016 train and validate on the other ten.
+- ``default:synthetic``: synthetic clips only, so that no dataset license applies to the weights. 27 minutes on one x86
+  core; J 72.5, F 66.4 percent on the same thirty sequences.
+- ``default:small_*``: 200 steps at 64x128 for ablations on fold 0, eight minutes on one core. Data:
+  ``small_synthetic`` (J 71.2), ``small_duts`` (and stills, 68.8), ``small_motion`` (and DAVIS, 69.0). Streams:
+  ``small_motion``, ``small_appearance`` (40.4), ``small_both`` (66.1).
+
+Fine-tuning on your own clips (``JPEGImages/<sequence>/*`` and masks ``Annotations/<sequence>/*.png`` of some frames)
+takes minutes:
+
+    uvos train --config default --workdir runs/mine --config.data=folder:clips
 """
 
 from . import common, dpa
@@ -26,40 +34,40 @@ SEQUENCES = [
 ]  # DAVIS-2016 train
 FOLDS = [SEQUENCES[k::3] for k in range(3)]
 _CLIPS = {"name": "synthetic", "split": "train"}
-# Pictures count as clips of two frames: flow leads to copies of them whose foreground moves.
+# A still is a clip of two frames, whose flow leads to a copy with moved foreground.
 _STILLS = {"name": "duts", "split": "train", "recipe": {"name": "still", "length": 2}}
 _VIDEOS = {"name": "davis2016", "split": "train"}
-# Data and streams where they are not the recipe's.
+# Data and streams of the ablations that differ from the recipe's.
 SMALL = {"synthetic": {"mixture": [_CLIPS]}, "duts": {"mixture": [_CLIPS, _STILLS]}, "motion": {},
          "appearance": {"streams": "appearance"}, "both": {"streams": "both"}}
 
 
 def get_config(arg: str = ""):
-    """The recipe, or one of its presets."""
+    """Returns the recipe or a preset: ``synthetic``, ``fold0`` to ``fold2``, ``small_*``."""
     folds = {f"fold{k}": lambda k=k: fold(k) for k in range(3)}
     small = {f"small_{name}": lambda name=name: small_budget(name) for name in SMALL}
     return common.preset(arg, {"": full, "synthetic": synthetic, **folds, **small})()
 
 
 def full():
-    """DAVIS-2016 train, stills of DUTS and generated clips; nothing is held back."""
+    """Returns the recipe: all of DAVIS-2016 train, stills of DUTS and synthetic clips."""
     return _recipe([_VIDEOS | {"share": 3}, _STILLS, _CLIPS])
 
 
 def synthetic():
-    """Generated clips alone."""
+    """Returns the recipe with synthetic clips only."""
     return _recipe([_CLIPS])
 
 
 def fold(k):
-    """What ``full`` is worth on sequences that it has not seen."""
+    """Returns ``full`` without the sequences of fold ``k``, which it validates on."""
     config = _recipe([_VIDEOS | {"share": 3, "exclude": FOLDS[k]}, _STILLS, _CLIPS])
     config.validate = {"every": 1_000, "name": "davis2016", "split": "train", "only": FOLDS[k], "phases": ["fine"]}
     return config
 
 
 def small_budget(name):
-    """``fold0`` with 200 coarse steps, on less data or with other streams."""
+    """Returns ``fold0`` with 200 coarse steps, with less data or other streams."""
     config = fold(0)
     coarse = config.phases[0] | {"steps": 200}
     coarse["data"] = coarse["data"] | {"mixture": SMALL[name].get("mixture", coarse["data"]["mixture"])}
@@ -71,11 +79,11 @@ def small_budget(name):
 
 
 def fine_tune(dataset):
-    """The network in the package goes on with clips of one's own."""
+    """Returns the fine-tuning of the packaged weights on a dataset of your own clips."""
     config = _recipe([{"name": dataset, "split": "train"}])
     config.init = {"weights": "default"}
     config.phases = [config.phases[1] | {
-        "name": "own", "steps": 60, "schedule": {"name": "cosine", "lr": 3e-4, "end": 1e-5, "warmup": 10}}]
+        "name": "fine-tune", "steps": 60, "schedule": {"name": "cosine", "lr": 3e-4, "end": 1e-5, "warmup": 10}}]
     config.ema_decay = 0.95
     config.checkpoint_every = 30
     return config
@@ -83,7 +91,7 @@ def fine_tune(dataset):
 
 def _recipe(mixture):
     config = dpa.full()
-    # The motion stream alone, with references: flow generalizes from few videos, what things look like does not.
+    # The motion stream alone, with references: from few videos, flow generalizes and appearance does not.
     config.model = {"name": "dpa", "streams": "motion", "width": 16, "embedding": 32, "decoder": 4, "ima": False,
                     "camera": True, "encoder_norm": True, "refine": True, "short_side": 128}
     config.batch_size = 8

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice of any size: asks for it by a queued resource, installs this checkout on every worker, runs
-# the same `uvos train` on all of them, shows the log, gives the slice back.
+# Trains on a Cloud TPU slice of any size: requests it as a queued resource, installs this checkout on every worker, runs
+# the same `uvos train` on all of them, shows the log, and deletes the slice.
 #
 #   launch/tpu_pod.sh [--dry-run] [--NAME=VALUE ...] create|install|run|logs|delete|all [-- more arguments of uvos train]
 #
-# Settings, by environment or as --lower-case=value:
+# Settings, as environment variables or as --lower-case=value, with defaults in parentheses:
 #   PROJECT      Google Cloud project (required)
-#   ZONE         such as us-central2-b (required)
-#   NAME         of the slice and of its request           (uvos)
-#   ACCELERATOR  such as v4-32                             (v4-8)
-#   RUNTIME      software of the TPU VMs                   (tpu-ubuntu2204-base)
-#   CONFIG       configuration for uvos train              (configs/adnet.py)
-#   WORKDIR      folder that all workers share, such as a mounted bucket (required for run)
+#   ZONE         zone, such as us-central2-b (required)
+#   NAME         name of the slice and of its request      (uvos)
+#   ACCELERATOR  type of the slice, such as v4-32          (v4-8)
+#   RUNTIME      software version of the TPU VMs           (tpu-ubuntu2204-base)
+#   CONFIG       configuration for uvos train              (adnet)
+#   WORKDIR      folder shared by all workers, such as a mounted bucket (required for run)
 #   DATA_DIR     converted datasets on every worker        (none)
-#   POLL         seconds between two looks at the request  (30)
+#   POLL         seconds between checks of the request     (30)
 #
-# --dry-run prints every command, ready to be pasted, and runs none. `all` is create, install, run, logs.
-# A slice that was taken away and came back: `install` and `run` again; training goes on from its last checkpoint.
+# --dry-run prints every command, quoted for the shell, and runs none. `all` is create, install, run, logs.
+# After a preempted slice is back, run `install` and `run` again; training resumes from its last checkpoint.
 set -euo pipefail
 
 PROJECT="${PROJECT:-}"
@@ -24,7 +24,7 @@ ZONE="${ZONE:-}"
 NAME="${NAME:-uvos}"
 ACCELERATOR="${ACCELERATOR:-v4-8}"
 RUNTIME="${RUNTIME:-tpu-ubuntu2204-base}"
-CONFIG="${CONFIG:-configs/adnet.py}"
+CONFIG="${CONFIG:-adnet}"
 WORKDIR="${WORKDIR:-}"
 DATA_DIR="${DATA_DIR:-}"
 POLL="${POLL:-30}"
@@ -35,7 +35,7 @@ fail() {
   exit 2
 }
 
-# Prints a command as it could be pasted; runs it unless this is a dry run.
+# Prints a command quoted for the shell; runs it unless this is a dry run.
 run() {
   local line
   line="$(printf '%q ' "$@")"
@@ -69,13 +69,13 @@ create() {
     echo "$(date +%H:%M:%S) $NAME is $state"
     case "$state" in
       ACTIVE) return ;;
-      FAILED | SUSPENDED) fail "the request for $NAME ended as $state; delete it and ask again" ;;
+      FAILED | SUSPENDED) fail "the request for $NAME ended as $state; run delete, then create" ;;
     esac
     sleep "$POLL"
   done
 }
 
-# Everything git tracks goes to all workers and is installed there.
+# Copies all files that git tracks to all workers and installs them there.
 install() {
   local root archive
   root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -83,13 +83,13 @@ install() {
   run git -C "$root" archive --format=tar.gz "--output=$archive" HEAD
   tpu tpu-vm scp "$archive" "$NAME:uvos.tar.gz" --worker=all
   run "${gcloud_tpu[@]}"
-  # The usual TPU images have Python 3.10, which JAX no longer supports.
+  # The standard TPU images have Python 3.10, which JAX no longer supports.
   on_workers all "set -e; rm -rf uvos && mkdir uvos && tar -xzf uvos.tar.gz -C uvos; python=\$(command -v python3.13 || command -v python3.12 || command -v python3.11 || echo python3.11); command -v \$python > /dev/null || { sudo apt-get update -qq && sudo apt-get install -y -qq python3.11-venv; }; \$python -m venv uvos-venv && uvos-venv/bin/pip install --quiet './uvos[tpu,train]'"
 }
 
-# The same command on every worker, which find each other by themselves. It outlives the connection.
+# Runs the same command on every worker; the processes find each other. It continues when the connection closes.
 run_training() {
-  [[ -n "$WORKDIR" ]] || fail "set WORKDIR to a folder that all workers share"
+  [[ -n "$WORKDIR" ]] || fail "set WORKDIR to a folder shared by all workers"
   local arguments=(--config "$CONFIG" --workdir "$WORKDIR")
   if [[ -n "$DATA_DIR" ]]; then
     arguments+=(--data-dir "$DATA_DIR")
@@ -97,7 +97,7 @@ run_training() {
   arguments+=("${MORE[@]+"${MORE[@]}"}")
   local quoted
   quoted="$(printf '%q ' "${arguments[@]}")"
-  # Braces: only what has let go of the connection may stay in the background, or ssh would wait for it.
+  # Braces: a background process that holds the connection's files open would make ssh wait for it.
   on_workers all "cd uvos && { nohup ../uvos-venv/bin/uvos train ${quoted% } > ~/uvos.log 2>&1 < /dev/null & }"
 }
 
@@ -131,23 +131,23 @@ while (($#)); do
       exit 0
       ;;
     create | install | run | logs | delete | all)
-      [[ -z "$COMMAND" ]] || fail "one command at a time, not $COMMAND and $1"
+      [[ -z "$COMMAND" ]] || fail "give one command, not both $COMMAND and $1"
       COMMAND="$1"
       ;;
-    *) fail "what is '$1'? See $0 --help" ;;
+    *) fail "unknown argument '$1'; see $0 --help" ;;
   esac
   shift
 done
 
-[[ -n "$COMMAND" ]] || fail "name a command: create, install, run, logs, delete or all"
+[[ -n "$COMMAND" ]] || fail "give a command: create, install, run, logs, delete or all"
 [[ -n "$PROJECT" ]] || fail "set PROJECT to your Google Cloud project"
 [[ -n "$ZONE" ]] || fail "set ZONE, such as us-central2-b"
-[[ "$DRY_RUN" == 1 ]] || command -v gcloud > /dev/null || fail "gcloud is not installed; --dry-run shows what it would be asked"
+[[ "$DRY_RUN" == 1 ]] || command -v gcloud > /dev/null || fail "gcloud is not installed; --dry-run prints the commands without it"
 
 case "$COMMAND" in
   run) run_training ;;
   all)
-    [[ -n "$WORKDIR" ]] || fail "set WORKDIR to a folder that all workers share"
+    [[ -n "$WORKDIR" ]] || fail "set WORKDIR to a folder shared by all workers"
     create
     install
     run_training

@@ -1,4 +1,4 @@
-"""The TPU launcher: what it prints in a dry run is what it runs, in the order that works."""
+"""The TPU launcher: commands of a dry run and of a real one, and errors."""
 
 import json
 import os
@@ -12,16 +12,16 @@ from tests.helpers.paths import REPOSITORY
 
 SCRIPT = REPOSITORY / "launch" / "tpu_pod.sh"
 SETTINGS = {"PROJECT": "my-project", "ZONE": "us-central2-b", "NAME": "slice", "ACCELERATOR": "v4-32",
-            "WORKDIR": "/mnt/my runs/adnet", "CONFIG": "configs/adnet.py:tiny", "POLL": "0"}
-# Stands for gcloud and git: writes its arguments down; the request is granted when it is looked at a third time.
+            "WORKDIR": "/mnt/my runs/adnet", "CONFIG": "adnet:tiny", "POLL": "0"}
+# Replaces gcloud and git: logs the arguments; the request is granted at the third check.
 FAKE = '''#!{python}
 import json, os, sys
 log = {log!r}
 with open(log, "a") as file:
     file.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
 if "describe" in sys.argv:
-    looks = sum("describe" in line for line in open(log))
-    print({states!r}[min(looks, 3) - 1])
+    checks = sum("describe" in line for line in open(log))
+    print({states!r}[min(checks, 3) - 1])
 '''
 
 
@@ -33,7 +33,7 @@ def launch(*arguments, path=None, **settings):
 
 @pytest.fixture
 def fake(tmp_path):
-    """Returns a folder for PATH and a function that gives the calls so far."""
+    """Returns a folder for PATH and a function that returns the calls so far."""
     def make(states=("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")):
         folder, log = tmp_path / "bin", tmp_path / "calls"
         folder.mkdir()
@@ -45,12 +45,12 @@ def fake(tmp_path):
     return make
 
 
-def test_bash_can_read_it():
+def test_the_script_parses_and_is_executable():
     subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
     assert os.access(SCRIPT, os.X_OK)
 
 
-def test_a_dry_run_prints_what_a_real_one_does_and_runs_nothing(fake):
+def test_a_dry_run_prints_the_commands_of_a_real_run(fake):
     folder, calls = fake()
     more = ("--", "--config.batch_size=16", "--config.model.name=it's")
     dry = launch("--dry-run", "all", *more, path=folder, **SETTINGS)
@@ -60,7 +60,7 @@ def test_a_dry_run_prints_what_a_real_one_does_and_runs_nothing(fake):
     real = launch("all", *more, path=folder, **SETTINGS)
     assert real.returncode == 0, real.stderr
     made = calls()
-    assert sum("describe" in call for call in made) == 3  # it waited until the slice was there
+    assert sum("describe" in call for call in made) == 3  # it waited for the slice
     once = [call for i, call in enumerate(made) if call not in made[:i]]
     assert once == printed
     what = [next(word for word in ("create", "describe", "archive", "scp", "ssh") if word in call) for call in once]
@@ -74,43 +74,43 @@ def command_on_workers(call):
     return next(word.removeprefix("--command=") for word in call if word.startswith("--command="))
 
 
-def test_training_is_the_same_command_on_all_workers_and_outlives_the_connection(tmp_path):
+def test_training_runs_on_all_workers_and_continues_after_disconnection(tmp_path):
     dry = launch("--dry-run", "run", "--", "--config.seed=3", **SETTINGS)
     (call,) = [shlex.split(line) for line in dry.stdout.splitlines()]
     assert "--worker=all" in call
-    # Run here, with a stand-in for the installed program that goes on after its caller is gone.
+    # Run locally with a fake of the installed program that continues after its caller has exited.
     program = tmp_path / "uvos-venv" / "bin" / "uvos"
     program.parent.mkdir(parents=True)
     (tmp_path / "uvos").mkdir()
     program.write_text('#!/bin/bash\nfor a in "$@"; do echo "<$a>"; done\nsleep 1\necho late > ~/late\nsleep 20\n')
     program.chmod(0o755)
     subprocess.run(["bash", "-c", command_on_workers(call)], cwd=tmp_path, env=os.environ | {"HOME": str(tmp_path)},
-                   capture_output=True, check=True, timeout=15)  # the pipes close although it sleeps on
+                   capture_output=True, check=True, timeout=15)  # the pipes close while it still sleeps
     for _ in range(100):
         if (tmp_path / "late").exists():
             break
         subprocess.run(["sleep", "0.1"], check=True)
     assert (tmp_path / "late").exists()
     words = (tmp_path / "uvos.log").read_text().split("\n")[:-1]
-    assert words == ["<train>", "<--config>", "<configs/adnet.py:tiny>", "<--workdir>", "</mnt/my runs/adnet>",
+    assert words == ["<train>", "<--config>", "<adnet:tiny>", "<--workdir>", "</mnt/my runs/adnet>",
                      "<--config.seed=3>"]
 
 
-def test_options_stand_for_variables():
+def test_options_replace_environment_variables():
     by_option = launch("--dry-run", "--project=p", "--zone=z", "--data-dir=/d", "--workdir=/w", "--accelerator=v5e-8",
                        "all")
     by_variable = launch("--dry-run", "all", PROJECT="p", ZONE="z", DATA_DIR="/d", WORKDIR="/w", ACCELERATOR="v5e-8")
     assert by_option.stdout == by_variable.stdout and "--data-dir" in by_option.stdout
 
 
-def test_a_refused_request_is_not_waited_for(fake):
+def test_a_failed_request_ends_the_script(fake):
     folder, calls = fake(states=("WAITING_FOR_RESOURCES", "FAILED", "FAILED"))
     done = launch("all", path=folder, **SETTINGS)
     assert done.returncode == 2 and "FAILED" in done.stderr
     assert not any("ssh" in call for call in calls())
 
 
-def test_delete_gives_the_slice_back(fake):
+def test_delete_deletes_the_request_and_the_slice(fake):
     folder, calls = fake()
     assert launch("delete", path=folder, **SETTINGS).returncode == 0
     (call,) = calls()
@@ -119,8 +119,8 @@ def test_delete_gives_the_slice_back(fake):
 
 @pytest.mark.parametrize(("arguments", "missing", "message"), [
     (["all"], "PROJECT", "PROJECT"), (["create"], "ZONE", "ZONE"), (["run"], "WORKDIR", "WORKDIR"),
-    ([], None, "name a command"), (["lunch"], None, "lunch"), (["run", "logs"], None, "one command")])
-def test_mistakes_end_before_anything_is_asked_for(arguments, missing, message):
+    ([], None, "give a command"), (["lunch"], None, "lunch"), (["run", "logs"], None, "give one command")])
+def test_bad_arguments_fail_before_any_command(arguments, missing, message):
     settings = {key: value for key, value in SETTINGS.items() if key != missing}
     done = launch("--dry-run", *arguments, **settings)
     assert done.returncode == 2 and message in done.stderr and not done.stdout

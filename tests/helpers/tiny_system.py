@@ -1,7 +1,7 @@
-"""A system small enough to train in milliseconds, in the shape of the published ones. A helper of the tests.
+"""A system with the model contract that trains in milliseconds. A helper of the tests.
 
-Run as a program it trains: ``python tiny_system.py WORKDIR CONFIG.json``; tests kill that. ``SLOW`` in the environment
-is the number of seconds that every batch takes.
+As a program it trains, for tests that kill the process: ``python tiny_system.py WORKDIR CONFIG.json``. The environment
+variable ``SLOW`` sets the seconds that each batch takes.
 """
 
 import contextlib
@@ -96,19 +96,19 @@ ROW = System(Tiny, "Tiny", "tests", "frames")
 
 
 def config(**changes) -> dict:
-    """A configuration of ten steps of the tiny system."""
+    """Returns a configuration of ten steps of the tiny system."""
     return {"model": {"name": "tiny"}, "batch_size": 4, "optimizer": {"name": "sgd", "momentum": 0.9},
             "schedule": {"name": "poly", "lr": 0.05}, "phases": [{"name": "only", "steps": 10}], "log_every": 1,
             "checkpoint_every": 5} | changes
 
 
-# A learning rate that is zero in float32: parameters stay what they are.
+# A learning rate that is zero in float32, so that parameters do not change.
 STILL = {"name": "constant", "lr": 1e-50}
 
 
 @contextlib.contextmanager
 def compiled_once(folder):
-    """Keeps compiled programs in a folder: tests start the same few again and again."""
+    """Keeps compiled programs in a folder, because tests start the same few repeatedly."""
     changes = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0.0,
                "jax_persistent_cache_min_entry_size_bytes": -1}
     before = {name: getattr(jax.config, name) for name in changes}
@@ -122,7 +122,7 @@ def compiled_once(folder):
 
 
 def clips(phase: int, start: int, batch_size: int = 4):
-    """Endless batches, a function of phase and step: a bright square on noise."""
+    """Yields endless batches, a function of phase and step: a bright square on noise."""
     step, pause = start, float(os.environ.get("SLOW", 0))
     while True:
         time.sleep(pause)

@@ -1,4 +1,4 @@
-"""A shallow network of the model contract, clips for it, and training runs in processes of their own.
+"""A shallow network of the model contract, clips for it, and training runs in separate processes.
 
 A deep untrained network amplifies rounding until runs that are equal look different, so launchers are compared on
 this one. A helper of the tests.
@@ -58,7 +58,7 @@ class TinyNet(nn.Module):
 
 
 def clips(step: int, batch_size: int = 16, size: int = 16) -> dict:
-    """The clip batch of a step: noise with a bright square of another brightness and place in every example."""
+    """Returns the clip batch of a step: noise with a square of random brightness and position in every example."""
     rng = np.random.default_rng([7, step])
     frames = rng.integers(0, 120, (batch_size, 1, size, size, 3), dtype=np.uint8)
     labels = np.zeros((batch_size, 1, size, size), np.uint8)
@@ -70,7 +70,7 @@ def clips(step: int, batch_size: int = 16, size: int = 16) -> dict:
 
 
 def parts(model=None, *, optimizer=SGD, schedule=SCHEDULE, seed=3, ema=False, variables=None, **options):
-    """A start state (NumPy; ``variables`` or NumPy's draws) and ``factory(axis_name) -> step`` for it."""
+    """Returns an initial state (NumPy; ``variables`` or NumPy's draws) and ``factory(axis_name) -> step`` for it."""
     model = TinyNet() if model is None else model
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(model.init, jax.random.key(0), model.example_batch())
@@ -85,9 +85,9 @@ def parts(model=None, *, optimizer=SGD, schedule=SCHEDULE, seed=3, ema=False, va
 
 
 def run(launcher: Launcher, state, factory, steps, batches=clips, call=None):
-    """Runs ``steps`` (an iterable of step numbers): the last state as NumPy, and each step's metrics.
+    """Runs ``steps`` (an iterable of step numbers); returns the last state as NumPy, and each step's metrics.
 
-    ``call`` is ``launcher.compile(factory)`` where it was made before.
+    ``call`` is ``launcher.compile(factory)`` if it exists already.
     """
     call, state, seen = call or launcher.compile(factory), launcher.place_state(state), []
     share = slice(None)

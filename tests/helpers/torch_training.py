@@ -22,7 +22,7 @@ class TrainableNorm(nn.BatchNorm2d):
 
 
 class Halves(nn.Module):
-    """Encodes anchors and frames as one batch, so that they share batch statistics, and hands out the halves."""
+    """Encodes anchors and frames as one batch, so that they share batch statistics, and returns the halves in order."""
 
     def __init__(self, encoder, ref, cur):
         super().__init__()

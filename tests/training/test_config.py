@@ -1,4 +1,4 @@
-"""Configurations: files, presets, overrides, and what is said about mistakes."""
+"""Configurations: files, presets, overrides and error messages."""
 
 import re
 import subprocess
@@ -50,7 +50,7 @@ def test_a_file_and_its_preset(file):
     assert full["data"]["size"] == [65, 65]
 
 
-def test_neighbors_are_imported_from_the_files_own_folder(file, tmp_path):
+def test_neighbors_are_imported_from_the_folder_of_the_file(file, tmp_path):
     other = tmp_path / "elsewhere" / "configs"
     other.mkdir(parents=True)
     (other / "common.py").write_text("BATCH = 17\n")
@@ -144,7 +144,8 @@ def test_overrides(file, entry, where, value):
     ("validate={'every': 5, 'only': 'bear'}", "only must be None or a list of names"),
     ("validate={'every': 5, 'size': 'x'}", "size must be None or an integer"),
     ("validate={'every': 5, 'synthetic': 3}", "synthetic must be None or a dict"),
-    ("validate={'every': 5, 'synthetic': {'length': 4}}", "Missing key 'count' in the validate.synthetic configuration"),
+    ("validate={'every': 5, 'synthetic': {'length': 4}}",
+     "Missing key 'count' in the validate.synthetic configuration"),
     ("validate={'every': 5, 'synthetic': {'count': 0}}", "validate.synthetic configuration's count must be"),
     ("phases=[]", "at least one phase"),
     ("phases=[3]", "phases must be a list of dicts"),
@@ -161,7 +162,7 @@ def test_overrides(file, entry, where, value):
     (r"phases.1.transfer=[{'from': 'a', 'to': r'\2'}]", "invalid group reference"),
     ("phases=[{'steps': 1, 'optimizr': {}}]", "Did you mean 'optimizer'"),
 ])
-def test_mistakes_are_named(file, entry, message):
+def test_invalid_overrides_are_errors(file, entry, message):
     with pytest.raises(UserError, match=message):
         load_config(str(file), [entry])
 
@@ -175,7 +176,7 @@ def test_mistakes_are_named(file, entry, message):
     ("import no_such_module_at_all\n", "no_such_module_at_all"),
     ("import sys\nsys.exit(3)\n", "SystemExit: 3"),
 ])
-def test_a_file_that_is_none(tmp_path, text, message):
+def test_unusable_files_are_errors(tmp_path, text, message):
     path = tmp_path / "bad.py"
     if text is not None:
         path.write_text(text)
@@ -185,19 +186,19 @@ def test_a_file_that_is_none(tmp_path, text, message):
         load_config(f"{path}:preset")
 
 
-def test_an_unknown_preset_is_the_users_error(file):
+def test_an_unknown_preset_is_an_error(file):
     with pytest.raises(UserError, match="mine.py:huge"):
         load_config(f"{file}:huge")
 
 
-def test_an_unknown_preset_of_the_recipes_is_told_with_those_there_are():
+def test_an_unknown_preset_of_a_recipe_lists_the_known_ones():
     path = CONFIGS / "adnet.py"
     with pytest.raises(UserError, match=r"^There is no preset 'tinny'; known are tiny, small \(or none\)\. "
                                         r"Did you mean 'tiny'\?$"):
         load_config(f"{path}:tinny")
 
 
-def test_what_may_change_on_the_way(file):
+def test_keys_that_a_resumed_run_may_change(file):
     config = load_config(str(file))
     other = load_config(str(file), ["log_every=3", "launcher=jit", "keep=9", "checkpoint_every=2", "data_dir=/x",
                                     "validate={'every': 3}"])
@@ -210,7 +211,7 @@ def test_what_may_change_on_the_way(file):
         assert config_hash(config) != config_hash(other)
 
 
-def test_plain_and_check_take_config_dicts_and_leave_them_alone(file):
+def test_plain_and_check_copy_config_dicts(file):
     given = ConfigDict({"a": {"b": (1, {"c": 2})}})
     made = plain(given)
     assert made == {"a": {"b": [1, {"c": 2}]}}
@@ -230,7 +231,7 @@ def test_plain_and_check_take_config_dicts_and_leave_them_alone(file):
     (["--config", "{file}", "--config.optimizer.momentun=0.8"], "Did you mean 'momentum'?"),
     (["--config", "{file}", "--config.data.flwo=True"], "Did you mean 'flow'?"),
 ])
-def test_the_command_line_answers_in_one_sentence(file, tmp_path, capfd, arguments, message):
+def test_the_command_line_prints_one_line(file, tmp_path, capfd, arguments, message):
     arguments = [text.format(file=file, tmp=tmp_path) for text in arguments]
     if "--workdir" not in arguments:
         arguments += ["--workdir", str(tmp_path / "run")]
@@ -241,14 +242,14 @@ def test_the_command_line_answers_in_one_sentence(file, tmp_path, capfd, argumen
     assert not (tmp_path / "run").exists()
 
 
-def test_a_process_of_its_own_answers_no_more(file, tmp_path):
+def test_a_separate_process_prints_one_line(file, tmp_path):
     done = subprocess.run([sys.executable, "-m", "uvos_jax", "train", "--config", f"{file}:no", "--workdir",
                            str(tmp_path / "run")], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "", done.stderr
     assert "cannot be read" in done.stderr and done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
 
 
-def test_the_shipped_recipe_of_adnet_is_the_papers():
+def test_the_recipe_of_adnet_matches_the_paper():
     """Sec. 4: batch 8, 30,000 iterations, learning rate .005 (1 - it / 40,000)^.9, weight decay 5e-4."""
     path = CONFIGS / "adnet.py"
     config = load_config(str(path))
@@ -265,7 +266,7 @@ def test_the_shipped_recipe_of_adnet_is_the_papers():
 F2NET = CONFIGS / "f2net.py"
 
 
-def test_the_shipped_recipe_of_f2net_is_the_papers():
+def test_the_recipe_of_f2net_matches_the_paper():
     """Sec. 4: batch 16 of 473x473, SGD with learning rate 2.5e-4, poly of power .9, twice 20 epochs."""
     config = load_config(str(F2NET))
     recipe = phases(config)
@@ -281,7 +282,7 @@ def test_the_shipped_recipe_of_f2net_is_the_papers():
         assert float(rate(step - first)) == pytest.approx(2.5e-4 * (1 - step / 7_800) ** 0.9, rel=2e-4)
 
 
-def test_what_f2net_brings_along_rests_while_videos_are_seen():
+def test_pretrained_parameters_of_f2net_have_a_low_rate_on_videos():
     config = load_config(str(F2NET))
     encoder, new = config["optimizer"]["groups"]
     first, second = phases(config)
@@ -298,7 +299,7 @@ def test_what_f2net_brings_along_rests_while_videos_are_seen():
 
 
 @pytest.mark.parametrize(("preset", "net"), [(":tiny", "csa"), (":tiny_ad", "ad"), (":tiny_cgad", "cgad")])
-def test_small_networks_of_f2net_see_the_same_and_hold_the_same_back(preset, net):
+def test_small_networks_of_f2net_share_data_and_held_back_sequences(preset, net):
     config, tiny = load_config(f"{F2NET}{preset}"), load_config(f"{F2NET}:tiny")
     recipe = phases(config)
     first, second = (setup(config, phase) for phase in recipe)
@@ -314,7 +315,7 @@ def test_small_networks_of_f2net_see_the_same_and_hold_the_same_back(preset, net
 CFBI = CONFIGS / "cfbi.py"
 
 
-def test_the_shipped_recipe_of_cfbi_is_the_papers():
+def test_the_recipe_of_cfbi_matches_the_paper():
     """Sec. 4: 465x465, batch 8, SGD .01 for 100,000 steps; with DAVIS alone .006, 50,000 steps, batch 3 a GPU."""
     config, alone = load_config(str(CFBI)), load_config(f"{CFBI}:davis")
     assert (config["batch_size"], config["data"]["size"], config["batch_norm"]) == (8, [465, 465], "frozen")
@@ -351,7 +352,7 @@ def test_the_published_schedule_of_cfbi():
     assert still == {path for path in params if path.startswith("backbone/") and not path.endswith("kernel")}
 
 
-def test_the_rows_of_cfbis_tables_are_typed_as_its_recipe_says():
+def test_the_ablation_options_of_cfbi_are_valid():
     text = CFBI.read_text()
     options = re.findall(r"--config\.((?:model|data)\.[\w.]+=\w+)", text)
     assert len(options) == len(set(options)) == 8
@@ -364,7 +365,7 @@ def test_the_rows_of_cfbis_tables_are_typed_as_its_recipe_says():
     assert phase.data["recipe"]["length"] == 2 and phase.data["geometry"]["balanced"] is False
 
 
-def test_the_small_network_of_cfbi_holds_the_same_back():
+def test_the_small_network_of_cfbi_holds_the_common_sequences_back():
     config = load_config(f"{CFBI}:tiny")
     held_back = load_config(f"{CFBI.parent / 'adnet.py'}:tiny")["validate"]["only"]
     davis, synthetic = config["data"]["mixture"]

@@ -20,7 +20,7 @@ def _mixtures(config):
     return [{entry["name"]: entry for entry in phase["data"]["mixture"]} for phase in config["phases"]]
 
 
-def test_every_sequence_is_unseen_in_one_fold():
+def test_every_sequence_is_held_back_in_one_fold():
     folds = [load_config(f"{DEFAULT}:fold{k}") for k in range(3)]
     held = [config["validate"]["only"] for config in folds]
     assert [len(names) for names in held] == [10, 10, 10] and len(set().union(*held)) == 30
@@ -36,7 +36,7 @@ def test_every_sequence_is_unseen_in_one_fold():
     assert differing == {"validate"} and full["validate"] is None
 
 
-def test_what_licenses_of_data_must_not_bind_sees_generated_clips_alone():
+def test_synthetic_recipes_use_synthetic_clips_only():
     for preset in ("synthetic", "small_synthetic"):
         config = load_config(f"{DEFAULT}:{preset}")
         assert all(set(mixture) == {"synthetic"} for mixture in _mixtures(config)) and not config.get("init")
@@ -48,7 +48,7 @@ def test_what_licenses_of_data_must_not_bind_sees_generated_clips_alone():
     ("small_appearance", {"synthetic", "duts", "davis2016"}, "appearance"),
     ("small_both", {"synthetic", "duts", "davis2016"}, "both"),
 ])
-def test_small_budgets_are_equal_but_for_data_and_streams(preset, data, streams):
+def test_small_budgets_differ_in_data_and_streams_only(preset, data, streams):
     config, fold = load_config(f"{DEFAULT}:{preset}"), load_config(f"{DEFAULT}:fold0")
     (mixture,) = _mixtures(config)
     assert set(mixture) == data and config["model"]["streams"] == streams
@@ -57,7 +57,7 @@ def test_small_budgets_are_equal_but_for_data_and_streams(preset, data, streams)
         assert mixture["davis2016"]["exclude"] == fold["validate"]["only"]
 
 
-def test_the_network_in_the_package_is_of_this_recipe_and_fine_tuning_goes_on_from_it():
+def test_packaged_weights_match_the_recipe_and_start_the_fine_tuning():
     name, model, variables = load_packaged()
     tuned = load_config(str(DEFAULT), ["data=folder:clips"])
     assert name == "dpa" and tuned["init"] == {"weights": "default"}

@@ -1,4 +1,4 @@
-"""Joining other processes: what the environment may say. test_training_launch.py joins two for real."""
+"""Joining other processes: environment variables. test_launchers.py joins two real processes."""
 
 import subprocess
 import sys
@@ -18,14 +18,14 @@ def no_cluster(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_a_process_without_a_cluster_stays_alone():
+def test_a_process_without_a_cluster_runs_alone():
     code = ("from uvos_jax.training import distributed; distributed.initialize(); import jax;"
             " print(jax.distributed.is_initialized(), jax.process_count())")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "1"]
 
 
-def test_a_process_that_uses_jax_already_stays_alone():
+def test_a_process_that_uses_jax_already_runs_alone():
     jax.devices()
     distributed.initialize()
     assert not jax.distributed.is_initialized()
@@ -33,7 +33,7 @@ def test_a_process_that_uses_jax_already_stays_alone():
 
 @pytest.mark.parametrize(("name", "value"), [
     ("SLURM_STEP_NUM_TASKS", "2"), ("OMPI_COMM_WORLD_SIZE", "8"), ("TPU_WORKER_HOSTNAMES", "a,b")])
-def test_being_too_late_to_join_a_cluster_is_said(monkeypatch, name, value):
+def test_joining_a_cluster_after_using_jax_is_an_error(monkeypatch, name, value):
     jax.devices()
     monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="initialize\\(\\) first"):
@@ -51,7 +51,7 @@ def test_being_too_late_to_join_a_cluster_is_said(monkeypatch, name, value):
     (("10.0.0.1:1234", "2", "-1"), "from 0 to one less"),
     (("10.0.0.1:1234", "2", "1"), "initialize\\(\\) first"),
 ])
-def test_bad_variables_are_named(monkeypatch, values, says):
+def test_bad_variables_are_errors(monkeypatch, values, says):
     jax.devices()
     for name, value in zip(VARIABLES, values, strict=True):
         if value is not None:

@@ -1,4 +1,4 @@
-"""The full-size training step lowers for TPU and GPU on any machine, with the communication it should have."""
+"""The full-size training step lowers for TPU and GPU on any machine, with the expected collectives."""
 
 import json
 import re
@@ -80,5 +80,5 @@ def test_devices_exchange_gradients_and_statistics_only(found):
 
 
 @pytest.mark.slow
-def test_the_compiler_of_the_jit_form_sums_and_gathers_nothing(found):
+def test_the_jit_program_has_no_explicit_collectives(found):
     assert set(found["compiled"]) == {"all-reduce"}

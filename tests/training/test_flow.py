@@ -1,4 +1,4 @@
-"""Training and validating optical flow: endpoint errors, what counts as best, and the recipes of RAFT."""
+"""Training and validating optical flow: endpoint errors, selection of the best weights, and the recipes of RAFT."""
 
 import json
 
@@ -70,7 +70,7 @@ def clips(phase, start):
         start += 1
 
 
-def test_a_perfect_and_a_constant_estimate_are_scored_as_by_hand():
+def test_scores_of_a_perfect_and_a_constant_estimate():
     store = MemoryStore("held-back", [shifts(3), shifts(4, seed=1)])
     videos = choose(store, None)
     assert videos == (0, 1)
@@ -82,7 +82,7 @@ def test_a_perfect_and_a_constant_estimate_are_scored_as_by_hand():
     json.dumps(scores)  # goes into the log
 
 
-def test_each_frame_is_compared_with_the_one_that_follows():
+def test_flow_is_scored_to_the_next_frame():
     store = MemoryStore("held-back", [shifts(4)])
     pairs = []
     validate(lambda first, second: pairs.append((first, second)) or np.zeros((*SIZE, 2)), store, (0,))
@@ -93,14 +93,14 @@ def test_each_frame_is_compared_with_the_one_that_follows():
         np.testing.assert_array_equal(second, frames[t + 1])
 
 
-def test_the_mean_is_over_videos_whatever_their_length():
+def test_the_mean_is_over_videos_of_any_length():
     still = ("still", *shifts(9)[1:3], np.zeros((9, *SIZE, 2), np.float32))
     scores, _ = validate(lambda first, second: np.zeros((*SIZE, 2)), MemoryStore("m", [shifts(2), still]), (0, 1))
     assert scores["epe"] == pytest.approx(13**0.5 / 2)
     assert scores["sequences"]["still"]["epe"] == 0
 
 
-def test_processes_share_the_videos(monkeypatch):
+def test_processes_divide_the_videos(monkeypatch):
     from jax.experimental import multihost_utils
 
     store = MemoryStore("held-back", [shifts(2), shifts(3, seed=1), shifts(2, seed=2)])
@@ -114,12 +114,12 @@ def test_processes_share_the_videos(monkeypatch):
     assert validate(lambda first, second: first[..., :2] / 50, store, (0, 1, 2), 0, 2)[0] == expected
 
 
-def test_what_cannot_be_validated_on_is_named():
+def test_unusable_validation_data_are_errors():
     with pytest.raises(UserError, match="'plain' has no flow to validate on"):
         choose(MemoryStore("plain", [(*shifts()[:3], None)]), None)
     computed = MemoryStore("computed", [shifts()])
     computed.flow_origin = "DIS, preset medium"  # as a converted dataset says it
-    with pytest.raises(UserError, match="no truth"):
+    with pytest.raises(UserError, match="no ground truth"):
         choose(computed, None)
     with pytest.raises(UserError, match="'shift0' of 'short' .* flow needs two frames"):
         choose(MemoryStore("short", [shifts(1)]), None)
@@ -174,7 +174,7 @@ def test_raft_learns_a_shift_through_the_loop(tmp_path):
     assert scores["epe"] == pytest.approx(logged[-1]["validation"]["epe"], rel=1e-3)
 
 
-def test_the_recipe_is_that_of_the_published_script():
+def test_the_recipe_matches_the_published_script():
     """Its stage "chairs": batch 10, crops 368x496, AdamW, decay 1e-4, clip 1, 12 iterations, one cycle of 100,100."""
     config = load_config(str(CONFIG))
     (phase,) = config["phases"]
@@ -188,7 +188,7 @@ def test_the_recipe_is_that_of_the_published_script():
     assert (build("raft", **fields).net, fields["iterations"]) == ("large", 12)
 
 
-def test_its_examples_are_generated_pairs_whose_flow_leads_to_the_second_frame():
+def test_examples_are_synthetic_pairs_with_flow_to_the_second_frame():
     data = load_config(str(CONFIG))["data"]
     clips = from_config(data | {"batch_size": 1, "seed": 3, "color": None})
     y, x = np.mgrid[:368, :496]
@@ -206,7 +206,7 @@ def test_its_examples_are_generated_pairs_whose_flow_leads_to_the_second_frame()
     assert load_config(str(CONFIG))["validate"]["synthetic"]["seed"] >= data["mixture"][0]["count"]
 
 
-def test_tiny_fits_the_clips_that_convert_data_makes():
+def test_tiny_accepts_converted_synthetic_clips():
     config = load_config(f"{CONFIG}:tiny")
     assert config["model"]["net"] == "small" and all(side % 8 == 0 for side in config["data"]["size"])
     (part,) = config["data"]["mixture"]

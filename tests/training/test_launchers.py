@@ -1,4 +1,4 @@
-"""pmap, shard_map and jit on many devices, in one process or two, make the steps of one device."""
+"""pmap, shard_map and jit on many devices, in one process or two, equal one device."""
 
 import pickle
 
@@ -101,7 +101,7 @@ def _assert_equal_states(a, b, atol=1e-6):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", ["sync", "frozen", "accumulate"])
-def test_eight_devices_make_the_steps_of_one(eight, case, kind):
+def test_eight_devices_equal_one(eight, case, kind):
     (one, one_later, one_seen), (many, later, seen) = eight[case, "one"], eight[case, kind]
     _assert_equal_states(many, one)
     moved = max(np.abs(x - y).max() for x, y in zip(jax.tree.leaves(one.params), jax.tree.leaves(
@@ -143,14 +143,14 @@ def test_devices_draw_their_own_dropout(eight):
     np.testing.assert_allclose(eight["dropout_eight"], eight["dropout_again"], rtol=1e-6)
 
 
-def test_what_cannot_be_shared_out_is_refused(eight):
+def test_indivisible_batches_are_errors(eight):
     *batch, local, accumulate = eight["errors"]
     assert all("multiple of 8" in text for text in batch)
     assert "pmap or shard_map" in local
     assert "2 examples a device" in accumulate and "3 equal parts" in accumulate
 
 
-def test_two_processes_of_four_devices_make_the_steps_of_one(tmp_path_factory):
+def test_two_processes_of_four_devices_equal_one_device(tmp_path_factory):
     state, factory = parts(schedule=SMALL_STEPS)
     one_3, one_seen = run(Launcher("jit"), state, factory, range(3))
     one_5, _ = run(Launcher("jit"), one_3, factory, range(3, 5))
@@ -182,7 +182,7 @@ def test_the_given_state_is_donated(kind):
     assert all(x.is_deleted() for x in jax.tree.leaves(placed.params))
 
 
-def test_what_the_host_got_stays_when_the_run_goes_on():
+def test_host_copies_survive_later_steps():
     state, factory = parts()
     launcher = Launcher("jit")
     call, state = launcher.compile(factory), launcher.place_state(state)
@@ -194,6 +194,6 @@ def test_what_the_host_got_stays_when_the_run_goes_on():
     jax.tree.map(np.testing.assert_array_equal, host, before)
 
 
-def test_an_unknown_launcher_is_named():
+def test_an_unknown_launcher_is_an_error():
     with pytest.raises(UserError, match="Did you mean 'pmap'"):
         Launcher("pmpa")

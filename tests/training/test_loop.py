@@ -1,4 +1,4 @@
-"""The loop: phases, logs, validation, weights, and what stops it."""
+"""The training loop: phases, logs, validation, weights, errors and signals."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def test_a_run_learns_logs_and_leaves_weights(tmp_path):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_the_learning_rate_starts_anew_with_a_phase(tmp_path):
+def test_each_phase_restarts_the_learning_rate(tmp_path):
     constant = {"name": "constant", "lr": 0.001}
     train(config(phases=[{"name": "a", "steps": 4}, {"name": "b", "steps": 4},
                          {"name": "c", "steps": 2, "schedule": constant}]), tmp_path, batches=clips)
@@ -70,7 +70,7 @@ def test_the_learning_rate_starts_anew_with_a_phase(tmp_path):
     assert [entry["phase"] for entry in lines(tmp_path)] == list("aaaabbbbcc")
 
 
-def test_a_phase_adds_a_part_and_starts_it_from_another(tmp_path):
+def test_a_phase_adds_a_module_and_initializes_it_by_transfer(tmp_path):
     first = {"name": "appearance", "steps": 3}
     second = {"name": "motion", "steps": 1, "model": {"two": True}, "schedule": STILL,
               "transfer": [{"from": "rgb_encoder", "to": "flow_encoder"}]}
@@ -97,14 +97,14 @@ def test_a_transfer_rule_without_a_matching_target_is_an_error(tmp_path, rule, m
     assert not (tmp_path / "run").exists()  # it shows before the first phase begins
 
 
-def test_an_address_is_no_folder(tmp_path, monkeypatch):
+def test_an_address_as_workdir_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="--workdir 'gs:/bucket/run' is an address"):
         train(config(), Path("gs://bucket/run"), batches=clips)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_an_error_in_one_sentence(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_of_one_line(tmp_path, monkeypatch):
     def save(self, path, tree):
         raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nmore of this")
 
@@ -113,9 +113,9 @@ def test_a_full_disk_is_an_error_in_one_sentence(tmp_path, monkeypatch):
         train(config(), tmp_path, batches=clips)
 
 
-def test_the_best_weights_stay_while_the_last_go_on(tmp_path, monkeypatch):
+def test_the_best_and_the_last_weights_are_kept(tmp_path, monkeypatch):
     scores = iter([0.3, 0.8, 0.5, 0.8, 0.1])
-    monkeypatch.setattr("uvos_jax.training.loop.validate", lambda *args: (
+    monkeypatch.setattr("uvos_jax.training.validation.validate", lambda *args: (
         {"J": 0.0, "F": 0.0, "J&F": next(scores), "sequences": {}}, None))
     seen = {}
     settings = config(validate={"every": 2}, checkpoint_every=1, keep=2)
@@ -136,7 +136,7 @@ def test_the_best_weights_stay_while_the_last_go_on(tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == ["best-00000004", "last-00000010"]
 
 
-def test_averaged_parameters_are_the_ones_left_for_inference(tmp_path):
+def test_averaged_parameters_are_published_for_inference(tmp_path):
     def kernel(name, **changes):
         train(config(schedule={"name": "constant", "lr": 0.05}) | changes, tmp_path / name, batches=clips)
         return checkpoints.load(tmp_path / name / "last")[2]["params"]["head"]["kernel"]
@@ -156,7 +156,7 @@ def poisoned(phase, start):
         yield batch
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_batch(tmp_path):
+def test_a_nan_loss_stops_the_run_and_names_the_batch(tmp_path):
     with pytest.raises(UserError, match="loss of step 7 is nan.*examples 24, 25, 26, 27"):
         train(config(checkpoint_every=3, log_every=1), tmp_path, batches=poisoned)
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [3, 6]
@@ -186,7 +186,7 @@ def test_a_signal_stops_after_the_step_with_the_state_saved(tmp_path, number):
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     def visited(phase, start):
-        with pytest.raises(UserError, match="Another run is at work in"):
+        with pytest.raises(UserError, match="Another run is using"):
             train(config(), tmp_path, batches=clips)
         yield from clips(phase, start)
 
@@ -205,7 +205,7 @@ def test_a_profile_is_written(tmp_path, capsys):
     assert "Trace of 2 steps in" in capsys.readouterr().out
 
 
-def test_batches_that_devices_cannot_share_are_refused(tmp_path, monkeypatch):
+def test_an_indivisible_batch_size_is_an_error(tmp_path, monkeypatch):
     class Three:
         """Three devices."""
 

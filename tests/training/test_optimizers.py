@@ -1,4 +1,4 @@
-"""Schedules and optimizers do what PyTorch's do; groups, freezing, clipping."""
+"""Schedules and optimizers match PyTorch; groups, freezing, clipping."""
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +154,7 @@ def test_clipping_leaves_small_gradients_alone():
         np.testing.assert_array_equal(clipped[-1][path], free[-1][path])
 
 
-def test_a_frozen_parameter_stays_and_costs_no_memory():
+def test_frozen_parameters_do_not_change_and_have_no_moments():
     config = {"name": "adam", "weight_decay": 0.5, "groups": [{"match": "backbone/.*", "lr": 0}]}
     seen, state = _ours(config, make_schedule(RATE, 25), 3)
     start = _arrays(0)
@@ -164,7 +164,7 @@ def test_a_frozen_parameter_stays_and_costs_no_memory():
     assert sorted(moments) == sorted(2 * [SHAPES["head/conv/kernel"], SHAPES["head/conv/bias"]])
 
 
-def test_the_first_group_that_matches_counts():
+def test_the_first_matching_group_applies():
     rate = make_schedule({"name": "constant", "lr": 1.0}, 9)
     groups = [{"match": ".*/bias", "lr": 2.0}, {"match": "head/.*", "lr": 3.0}]
     seen, _ = _ours({"name": "sgd", "groups": groups}, rate, 1)
@@ -227,7 +227,7 @@ def test_schedule_values_by_hand():
     ({"name": "one_cycle", "lr": 1.0, "warmup": 2}, "its own warm-up"),
     ({"name": "one_cycle", "lr": 1.0, "pct_start": 0.05}, "no room"),
 ])
-def test_a_bad_schedule_is_named(config, says):
+def test_bad_schedules_are_errors(config, says):
     with pytest.raises(UserError, match=says):
         make_schedule(config, 10)
 
@@ -242,7 +242,8 @@ def test_a_bad_schedule_is_named(config, says):
       for change in ({"lr": "x"}, {"lr": -1}, {"lr": float("inf")}, {"decay": "no"}, {"match": 3}, {"lr": []},
                      {"lr": [1.0, -1.0]}, {"lr": [[1.0]]}, {"lr": [1.0, None]})),
     ({"name": "sgd", "groups": [{"match": ".*", "lr": [-1]}]},
-     r"^The optimizer.groups configuration's lr must be a number of at least 0, or a list of such values, not \[-1\]\.$"),
+     r"^The optimizer.groups configuration's lr must be a number of at least 0, or a list of such values,"
+     r" not \[-1\]\.$"),
     ({"name": "sgd", "moment": 0.9}, "Did you mean 'momentum'"),
     ({"name": "sgd", "groups": [{"match": "backbone"}]}, "'backbone' matches no parameter"),
     ({"name": "sgd", "groups": [{"match": ".*"}, {"match": "head/.*"}]}, "earlier group"),
@@ -252,6 +253,6 @@ def test_a_bad_schedule_is_named(config, says):
     ({"name": "sgd", "groups": [{"match": ".*", "lr": 0}]}, "freezes every parameter"),
     ({"name": "sgd", "groups": [{"match": ".*", "lr": [0, 0.0]}]}, "freezes every parameter"),
 ])
-def test_a_bad_optimizer_is_named(config, says):
+def test_bad_optimizers_are_errors(config, says):
     with pytest.raises(UserError, match=says):
         make_optimizer(config, make_schedule(RATE, 25), _nested(_arrays(0)))

@@ -1,4 +1,4 @@
-"""``--config.data=folder:PATH``: what a recipe makes of clips of one's own."""
+"""``--config.data=folder:PATH``: training on your own clips."""
 
 import json
 
@@ -54,7 +54,7 @@ def clips(tmp_path):
     return tmp_path / "clips"
 
 
-def test_one_command_converts_and_trains_and_goes_on(file, clips, tmp_path):
+def test_one_command_converts_trains_and_resumes(file, clips, tmp_path):
     run = tmp_path / "run"
     command = ("train", "--config", file, "--workdir", run, f"--config.data=folder:{clips}")
     code, out, err = uvos(*command)
@@ -67,7 +67,7 @@ def test_one_command_converts_and_trains_and_goes_on(file, clips, tmp_path):
     assert code == 0 and "with masks" not in out, err
 
 
-def test_other_values_change_what_the_recipe_makes_of_it(file):
+def test_overrides_apply_to_the_fine_tuning(file):
     config = load_config(str(file), ["data=folder:here", "phases.0.steps=7", "batch_size=3"])
     assert config["data"]["mixture"] == [{"name": "folder/own", "split": "train"}]
     assert (config["phases"][0]["steps"], config["batch_size"]) == (7, 3)
@@ -83,7 +83,7 @@ def test_other_values_change_what_the_recipe_makes_of_it(file):
     ("{file}", "{clips}", ["--config.schedule.warmup=9"],
      "Phase 'own': schedule.warmup=9 does not end within the 2 steps"),
 ])
-def test_mistakes_are_one_sentence_and_leave_nothing(file, clips, tmp_path, config, source, more, message):
+def test_errors_are_one_line_and_write_nothing(file, clips, tmp_path, config, source, more, message):
     other = tmp_path / "other.py"
     other.write_text("def get_config(arg=''):\n    return {}\n")
     names = {"file": file, "clips": clips, "tmp": tmp_path, "other": other}

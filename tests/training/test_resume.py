@@ -1,4 +1,4 @@
-"""A run that is interrupted, anywhere, becomes the run that it would have been."""
+"""An interrupted run resumes bit-identically."""
 
 import json
 import os
@@ -53,8 +53,8 @@ def start(workdir, settings, compiled, **environment):
     workdir.parent.mkdir(exist_ok=True)
     path = workdir.with_suffix(".json")
     path.write_text(json.dumps(settings))
-    return subprocess.Popen([sys.executable, "-m", tiny_system.__name__, str(workdir), str(path)], env=environment, cwd=REPOSITORY,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([sys.executable, "-m", tiny_system.__name__, str(workdir), str(path)], env=environment,
+                            cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def _lines(workdir):
@@ -63,7 +63,7 @@ def _lines(workdir):
 
 
 @pytest.mark.slow
-def test_killed_ten_times_at_random_moments_a_run_ends_bit_for_bit_the_same(tmp_path, compiled):
+def test_a_run_killed_ten_times_is_bit_identical(tmp_path, compiled):
     settings = config(phases=[{"name": "a", "steps": 60}, {"name": "b", "steps": 40}], checkpoint_every=3,
                       ema_decay=0.9)
     undisturbed = start(tmp_path / "undisturbed", settings, compiled)
@@ -85,12 +85,12 @@ def test_killed_ten_times_at_random_moments_a_run_ends_bit_for_bit_the_same(tmp_
     last = start(workdir, settings, compiled)
     output = last.stdout.read()
     assert last.wait() == 0, output
-    assert "Goes on after step" in output
+    assert "Resumes after step" in output
     assert outcome(workdir) == outcome(tmp_path / "undisturbed")
     assert len(outcome(workdir)[0]) == 100
 
 
-def test_a_stopped_process_answers_by_its_exit_code(tmp_path, compiled):
+def test_a_stopped_process_has_the_exit_code_of_its_signal(tmp_path, compiled):
     process = start(tmp_path / "run", config(phases=[{"name": "a", "steps": 10000}]), compiled, SLOW="0.02")
     while not (tmp_path / "run" / "log.jsonl").exists() or (tmp_path / "run" / "log.jsonl").stat().st_size == 0:
         assert process.poll() is None, process.stdout.read()
@@ -113,7 +113,7 @@ def interrupted(at, tmp_path, settings, name="run"):
         train(settings, tmp_path / name, batches=batches)
 
 
-def test_steps_after_the_checkpoint_are_made_and_logged_again(tmp_path):
+def test_steps_after_the_checkpoint_are_repeated_and_logged_again(tmp_path):
     settings = config(phases=[{"name": "a", "steps": 4}, {"name": "b", "steps": 6}], checkpoint_every=3)
     train(settings, tmp_path / "whole", batches=clips)
     for at in (2, 4, 8):  # before any checkpoint; at the border of the phases; in the second one
@@ -127,7 +127,7 @@ def test_steps_after_the_checkpoint_are_made_and_logged_again(tmp_path):
     assert outcome(tmp_path / "run") == before
 
 
-def test_a_checkpoint_at_a_border_belongs_to_the_phase_before(tmp_path):
+def test_a_checkpoint_at_a_boundary_belongs_to_the_previous_phase(tmp_path):
     settings = config(phases=[{"name": "a", "steps": 3}, {"name": "b", "steps": 3, "model": {"two": True},
                                                           "transfer": [{"from": "rgb_encoder", "to": "flow_encoder"}]}],
                       checkpoint_every=3)
@@ -137,7 +137,7 @@ def test_a_checkpoint_at_a_border_belongs_to_the_phase_before(tmp_path):
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
-def test_a_torn_checkpoint_costs_only_the_steps_since_the_one_before(tmp_path, capsys):
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_previous_one(tmp_path, capsys):
     settings = config(checkpoint_every=2, keep=3)
     train(settings, tmp_path / "whole", batches=clips)
     interrupted(7, tmp_path, settings)
@@ -145,11 +145,11 @@ def test_a_torn_checkpoint_costs_only_the_steps_since_the_one_before(tmp_path, c
     capsys.readouterr()
     train(settings, tmp_path / "run", batches=clips)
     said = capsys.readouterr().out
-    assert "checkpoint of step 6" in said and "refused" in said and "Goes on after step 4" in said
+    assert "checkpoint of step 6" in said and "refused" in said and "Resumes after step 4" in said
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
-def test_no_readable_checkpoint_is_an_error_and_destroys_nothing(tmp_path):
+def test_unreadable_checkpoints_are_an_error_and_stay(tmp_path):
     settings = config(checkpoint_every=2)
     interrupted(5, tmp_path, settings)
     for folder in (tmp_path / "run" / "checkpoints").iterdir():
@@ -161,7 +161,7 @@ def test_no_readable_checkpoint_is_an_error_and_destroys_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("launcher", ["shard_map", "jit"])
-def test_another_launcher_goes_on(tmp_path, launcher):
+def test_another_launcher_resumes_the_run(tmp_path, launcher):
     settings = config(checkpoint_every=3, model={"name": "tiny", "dropout": 0.0})
     train(settings, tmp_path / "whole", batches=clips)
     interrupted(5, tmp_path, settings)
@@ -173,7 +173,7 @@ def test_another_launcher_goes_on(tmp_path, launcher):
     assert steps == [1, 2, 3, 4, 6, 8, 10]
 
 
-def test_another_network_or_stream_does_not(tmp_path):
+def test_another_network_or_data_stream_is_an_error(tmp_path):
     interrupted(7, tmp_path, config())
     for change in ({"seed": 1}, {"batch_size": 8}, {"model": {"name": "tiny", "dropout": 0.2}},
                    {"phases": [{"name": "only", "steps": 11}]}, {"data": {"flow": True}}):

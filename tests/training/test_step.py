@@ -1,4 +1,4 @@
-"""The training step against PyTorch and against what can be computed by hand."""
+"""The training step against PyTorch and values computed by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,7 @@ def test_three_steps_of_adnet_follow_torch(torch):
 
 
 @pytest.mark.slow
-def test_remat_gives_the_same_step():
+def test_remat_does_not_change_the_step():
     results = {}
     for remat in (False, True):
         state, factory = parts(build("adnet", remat=remat, dropout=0.0, **TINY),
@@ -90,7 +90,7 @@ def test_remat_gives_the_same_step():
     assert metrics["grad_norm"] > 0
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch():
+def test_accumulated_gradients_equal_those_of_the_whole_batch():
     """With running statistics fixed, micro-batches are independent: their mean gradient is the batch's."""
     batch, results = clips(0), []
     for accumulate in (1, 4):
@@ -119,7 +119,7 @@ def test_statistics_follow_micro_batches_one_after_the_other():
         parts(accumulate=3)[1](None)(state, batch)
 
 
-def test_frozen_batch_norm_keeps_its_statistics_and_dropout_stays_on():
+def test_frozen_batch_norm_keeps_its_statistics_and_dropout_is_active():
     state, factory = parts(TinyNet(dropout=0.5), batch_norm="frozen")
     step, batch = _compiled(factory), clips(0)
     after, first = step(state, batch)
@@ -177,7 +177,7 @@ def test_metrics_by_hand():
     assert step(state.replace(step=state.step + 8), batch)[1]["learning_rate"] == pytest.approx(0.02 * 0.9 ** 0.9)
 
 
-def test_bfloat16_computes_coarsely_and_keeps_float32_parameters():
+def test_bfloat16_keeps_float32_parameters():
     losses = {}
     for dtype in (jnp.float32, jnp.bfloat16):
         state, factory = parts(TinyNet(dtype=dtype))
@@ -188,7 +188,7 @@ def test_bfloat16_computes_coarsely_and_keeps_float32_parameters():
     assert 0 < difference < 0.02 * losses[jnp.float32]
 
 
-def test_a_random_start_follows_the_seed():
+def test_the_initialization_follows_the_seed():
     state, _ = parts()
     tx = optax.sgd(0.1)
     a, b, c = (create_state(TinyNet(), tx, None, seed) for seed in (1, 1, 2))
@@ -200,7 +200,7 @@ def test_a_random_start_follows_the_seed():
     assert step(a.replace(step=jnp.int32(3)), clips(0))[1]["learning_rate"] == pytest.approx(0.3)
 
 
-def test_unknown_options_are_named():
+def test_unknown_options_are_errors():
     with pytest.raises(UserError, match="sync, local, frozen"):
         parts(batch_norm="synced")[1](None)
     with pytest.raises(UserError, match="at least 1"):

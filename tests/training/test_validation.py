@@ -1,4 +1,4 @@
-"""Validation is inference and evaluation as users get them."""
+"""Validation uses the same inference and evaluation as the command line."""
 
 import json
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ def held_back(count=3):
     return MemoryStore("held-back", videos), videos
 
 
-def test_it_equals_segmenting_and_scoring_by_the_command_line_tools(tmp_path):
+def test_validation_equals_uvos_segment_and_evaluate(tmp_path):
     import cv2
 
     segmenter = small_segmenter()
@@ -71,7 +71,7 @@ class Oracle:
         return self.answers.pop(0)
 
 
-def test_first_and_last_frame_void_and_unlabeled_frames_do_not_count():
+def test_first_last_void_and_unlabeled_frames_are_ignored():
     _, videos = held_back(1)
     name, frames, labels, _ = videos[0]
     frames, labels = np.concatenate([frames] * 2), np.concatenate([labels] * 2)  # 8 frames
@@ -90,7 +90,7 @@ def test_first_and_last_frame_void_and_unlabeled_frames_do_not_count():
     assert scores["J"] == pytest.approx(4 / 5)  # frames 1, 2, 4, 5, 6
 
 
-def test_processes_share_the_videos(monkeypatch):
+def test_processes_divide_the_videos(monkeypatch):
     store, videos = held_back(3)
     answers = [rectangle(12, 38, 8, 45, SIZE)[None].repeat(len(frames), 0) for _, frames, _, _ in videos]
     alone, _ = validate(Oracle(answers), store, choose(store, None))
@@ -111,7 +111,7 @@ def test_processes_share_the_videos(monkeypatch):
     assert together == alone
 
 
-def test_sequences_are_chosen_by_name():
+def test_sequences_are_selected_by_name():
     store, _ = held_back()
     assert choose(store, ["video2", "video0"]) == (0, 2)
     assert choose(store, []) == choose(store, None) == (0, 1, 2)
@@ -133,7 +133,7 @@ def followed(count=2):
     return MemoryStore("followed", videos), videos, answers
 
 
-def test_a_model_that_follows_is_scored_as_davis2017_does(tmp_path):
+def test_a_prompted_model_is_scored_as_in_davis2017(tmp_path):
     store, videos, answers = followed()
     oracle = Oracle(answers, follows=True)
     scores, panel = validate(oracle, store, choose(store, None))
@@ -153,7 +153,7 @@ def test_a_model_that_follows_is_scored_as_davis2017_does(tmp_path):
     assert panel.ndim == 3
 
 
-def test_objects_are_given_when_they_appear_and_judged_afterwards():
+def test_objects_are_given_when_they_appear_and_scored_afterwards():
     labels = np.stack([rectangle(4, 30, 4, 24, SIZE, number=7) for _ in range(7)])
     labels[2:, 32:45, 30:60] = 2  # appears in frame 2
     labels[5:, :3] = 5  # in frame 5, behind which no frame counts
@@ -180,7 +180,7 @@ def test_the_mean_is_over_objects_not_over_videos():
     assert scores["J"] == pytest.approx(2 / 3) and scores["sequences"]["video1"]["J"] == pytest.approx(1 / 2)
 
 
-def test_a_video_without_objects_cannot_be_followed():
+def test_a_video_without_objects_is_an_error():
     store = MemoryStore("empty", [("nothing", clip(4, SIZE), np.zeros((4, *SIZE), np.uint8), None)])
     with pytest.raises(UserError, match="'nothing' of 'empty' shows no object"):
         validate(Oracle([], follows=True), store, choose(store, None))

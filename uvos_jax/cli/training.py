@@ -70,11 +70,11 @@ def _convert_own(source: str, data_dir: Path, settings: dict) -> Path:
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-             epilog="Example: uvos train --config configs/adnet.py --workdir runs/adnet --data-dir data"
+             epilog="Example: uvos train --config adnet --workdir runs/adnet --data-dir data"
                     " --config.batch_size=16")
 def train(
     context: typer.Context,
-    config: Annotated[str, typer.Option("--config", metavar="FILE.py[:PRESET]", help="The configuration;"
+    config: Annotated[str, typer.Option("--config", metavar="NAME[:PRESET]", help="A recipe or FILE.py[:PRESET];"
                                         " --config.key=value changes a value of it.")],
     workdir: Annotated[Path, typer.Option("--workdir", help="The run: log, checkpoints, weights. Given again, the run"
                                                             " goes on.")],

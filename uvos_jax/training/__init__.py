@@ -1,1 +1,1 @@
-"""Training: state, step, launchers, loop; takes any iterator of NumPy batches."""
+"""Training: configuration, phases, step, launchers and loop, for any iterator of NumPy batches."""

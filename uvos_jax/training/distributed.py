@@ -1,4 +1,4 @@
-"""Joins the processes of a run on several hosts."""
+"""Multi-host training: joining the processes, and sums over them."""
 
 import os
 
@@ -11,14 +11,14 @@ _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def initialize() -> None:
-    """Makes this process one of many, as the environment says; call it before anything else touches a device.
+    """Joins the processes of a multi-host run; call it before anything else uses a device.
 
-    With ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` these count.
-    Otherwise JAX looks for a cluster it knows (TPU pods, SLURM, Open MPI, Kubernetes). Finding nothing, the process
-    stays alone. Processes on CPUs talk by gloo, JAX's default. A second call does nothing.
+    With ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` set, these
+    are used. Otherwise JAX detects its cluster environments (TPU pods, SLURM, Open MPI, Kubernetes); without one the
+    process runs alone. CPU processes communicate by gloo, JAX's default. A second call does nothing.
 
     Raises:
-      UserError: the variables are incomplete or make no sense, or the process can no longer join others.
+        UserError: The variables are incomplete or invalid, or JAX was used before.
     """
     if jax.distributed.is_initialized():
         return
@@ -32,27 +32,27 @@ def initialize() -> None:
         if "coordinator_address" not in str(error):
             raise
     except RuntimeError as error:
-        # JAX runs already, as in a notebook. That is too late to join others, and fine where there are none.
+        # JAX is running already, as in a notebook: too late to join a cluster, and fine for a single process.
         if _cluster_size() > 1:
             raise UserError("This process belongs to a cluster job, but JAX was used before it could join the others;"
                             " call uvos_jax.training.distributed.initialize() first.") from error
 
 
 def sum_over_processes(values: np.ndarray, process_count: int) -> np.ndarray:
-    """The sum of an array over all processes, each of which must call this.
+    """Sums an array over all processes, each of which must call this.
 
     Args:
-      values: float64, of one shape in all processes.
-      process_count: how many there are.
+        values: float64, of the same shape in all processes.
+        process_count: Number of processes.
 
     Returns:
-      The float64 sum, bit for bit the same in every process.
+        The float64 sum, bit-identical in every process.
     """
     if process_count == 1:
         return values
     from jax.experimental import multihost_utils
 
-    # JAX would gather float64 as float32.
+    # As words: JAX would gather float64 as float32.
     words = np.ascontiguousarray(values).view(np.uint32)
     gathered = np.ascontiguousarray(multihost_utils.process_allgather(words))
     return gathered.view(np.float64).reshape(process_count, *values.shape).sum(0)
@@ -79,6 +79,6 @@ def _join(given):
 
 
 def _cluster_size():
-    """Processes of the surrounding job, as far as environment variables tell."""
+    """Returns the number of processes of the surrounding job according to environment variables."""
     sizes = [int(os.environ.get(name, "1")) for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
     return max(*sizes, len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")))

@@ -18,23 +18,22 @@ from uvos_jax.ops.optical_flow import flow_to_rgb
 from uvos_jax.training.distributed import sum_over_processes
 
 _PANEL_PAIRS = 3
-_PANEL_HEIGHT = 160
+_PANEL_HEIGHT = 160  # pixels
 
-# uint8 RGB [h, w, 3] of a frame and of the next one -> float32 [h, w, 2], (dx, dy) in pixels
+# uint8 RGB [h, w, 3] of a frame and of the next one -> flow, float32 [h, w, 2], (dx, dy) in pixels
 Estimate = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def choose(store: Any, only: Sequence[str] | None) -> tuple[int, ...]:
-    """Numbers of the videos to validate on: those named in ``only``, or all.
+    """Returns the numbers of the videos to validate on: those named in ``only``, or all.
 
     Raises:
-      UserError: for a store without flow or with flow that was computed, a name that it does not have, or a video of
-        one frame.
+        UserError: The store has no flow or only computed flow, lacks a name, or has a video of one frame.
     """
     if not store.has_flow:
-        raise UserError(f"'{store.name}' has no flow to validate on; convert it with flow.")
-    if getattr(store, "flow_origin", True) not in (True, "exact", "files"):  # True: as older conversions say it
-        raise UserError(f"The flow of '{store.name}' was computed ({store.flow_origin}) and is no truth to validate on;"
+        raise UserError(f"'{store.name}' has no flow to validate on; choose a dataset with ground-truth flow.")
+    if getattr(store, "flow_origin", True) not in (True, "exact", "files"):  # True: from older conversions
+        raise UserError(f"The flow of '{store.name}' was computed by {store.flow_origin} and is no ground truth;"
                         " convert it without --flow, into another folder.")
     videos = choose_videos(store.videos, f"'{store.name}'", only=only or ())
     for v in videos:
@@ -45,11 +44,11 @@ def choose(store: Any, only: Sequence[str] | None) -> tuple[int, ...]:
 
 
 def estimator(model: nn.Module, variables: Any) -> Estimate:
-    """A network's flow between two frames of any size; a size is compiled once for all variables.
+    """Returns a function that estimates flow between two frames of any size, compiled once per size.
 
     Args:
-      model: RAFT.
-      variables: of it.
+        model: RAFT.
+        variables: Its variables.
     """
     variables = jax.device_put(variables)
     return lambda first, second: np.asarray(_run(model, variables, first, second))
@@ -66,32 +65,33 @@ def validate(estimate: Estimate, store: Any, videos: Sequence[int], process_inde
              ) -> tuple[dict[str, Any], np.ndarray | None]:
     """Estimates the flow of held-back videos and scores it.
 
-    Every frame but the last of each video is scored against its true flow to the following one: the mean over the
-    frames of a video, then over the videos.
+    Every frame but the last of each video is scored against its ground-truth flow to the next one: mean over the frames
+    of a video, then over the videos.
 
     Args:
-      estimate: what is judged.
-      store: with the shape of ``uvos_jax.data.storage.store``, and flow.
-      videos: numbers of its videos.
-      process_index: of this process; the videos are shared among the processes, which must all call this.
-      process_count: of all.
+        estimate: The estimator to score.
+        store: See ``uvos_jax.data.storage.store``; it must have flow.
+        videos: Numbers of its videos.
+        process_index: Number of this process; the videos are divided among the processes, which must all call this.
+        process_count: Number of processes.
 
     Returns:
-      Means as ``uvos_jax.evaluation.flow.flow_scores`` has them, and ``"sequences"`` with those of each video, the same
-      in every process; and a picture of a few pairs, uint8 RGB, or None if this process has no video.
+        Means of the metrics of ``uvos_jax.evaluation.flow.flow_scores``, and ``"sequences"`` with those of each video,
+        the same in every process; and an image of a few pairs, uint8 RGB ``[h, w, 3]``, or None if this process has no
+        video.
     """
     names = tuple(flow_scores(np.zeros((1, 1, 2)), np.zeros((1, 1, 2))))
     table, panel = np.zeros((len(videos), len(names))), []
-    for place in range(process_index, len(videos), process_count):
-        v, seen = videos[place], []
+    for position in range(process_index, len(videos), process_count):
+        v, scored = videos[position], []
         for t in range(store.videos[v].length - 1):
-            first, truth = store.image(v, t), _at_size(store.flow(v, t), store.videos[v].size)
+            first, ground_truth = store.image(v, t), _at_size(store.flow(v, t), store.videos[v].size)
             flow = estimate(first, store.image(v, t + 1))
-            scores = flow_scores(flow, truth)
-            seen.append([scores[name] for name in names])
+            scores = flow_scores(flow, ground_truth)
+            scored.append([scores[name] for name in names])
             if t == 0 and len(panel) < _PANEL_PAIRS:
-                panel.append(_column(first, flow, truth))
-        table[place] = np.mean(seen, 0)
+                panel.append(_column(first, flow, ground_truth))
+        table[position] = np.mean(scored, 0)
     table = sum_over_processes(table, process_count)
     sequences = {store.videos[v].name: dict(zip(names, map(float, row), strict=True))
                  for v, row in zip(videos, table, strict=True)}
@@ -100,15 +100,15 @@ def validate(estimate: Estimate, store: Any, videos: Sequence[int], process_inde
 
 
 def _at_size(flow, size):
-    """A stored field may be smaller than its frame; its vectors are in pixels of the frame all the same."""
+    """Resizes a stored field to its frame; the vectors of a smaller field are in pixels of the frame already."""
     return flow if flow.shape[:2] == tuple(size) else cv2.resize(flow, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-def _column(first, flow, truth):
-    """A frame above its flow above the true one, in the colors of one scale."""
-    radius = float(np.linalg.norm(truth, axis=-1).max()) + 1e-5
-    pictures = [first, *(np.asarray(flow_to_rgb(field, radius)).astype(np.uint8) for field in (flow, truth))]
+def _column(first, flow, ground_truth):
+    """Stacks a frame, its estimated flow and the ground truth, both flows colored on one scale."""
+    radius = float(np.linalg.norm(ground_truth, axis=-1).max()) + 1e-5
+    images = [first, *(np.asarray(flow_to_rgb(field, radius)).astype(np.uint8) for field in (flow, ground_truth))]
     width = max(1, round(first.shape[1] * _PANEL_HEIGHT / first.shape[0]))
-    return np.concatenate([cv2.resize(picture, (width, _PANEL_HEIGHT), interpolation=cv2.INTER_AREA)
-                           for picture in pictures])
+    return np.concatenate([cv2.resize(image, (width, _PANEL_HEIGHT), interpolation=cv2.INTER_AREA)
+                           for image in images])
 

@@ -1,8 +1,7 @@
-"""The training loop: from a configuration to weights, whatever interrupts it.
+"""The training loop: from a configuration to weights, resumable at any step.
 
-Every batch is a function of the seed and the step, so a run that starts again from a checkpoint makes the steps that
-it would have made. The device is kept one step ahead of the host, which reads the metrics of a step while the next one
-runs.
+Every batch is a function of the seed and the step, so a run that resumes from a checkpoint repeats the steps it would
+have made. The host reads the metrics of a step while the device computes the next one.
 """
 
 import contextlib
@@ -11,7 +10,7 @@ import math
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,16 @@ import numpy as np
 
 from uvos_jax.atomic_io import atomic_write, exclusive_lock, make_folder
 from uvos_jax.errors import UserError
-from uvos_jax.inference import Segmenter
-from uvos_jax.inference.flow.estimators import cached_estimator, dis_estimator
 from uvos_jax.interrupts import Interrupted, graceful_stop
 from uvos_jax.models import build
 from uvos_jax.progress import progress
-from uvos_jax.training import distributed, flow_validation
+from uvos_jax.training import distributed
 from uvos_jax.training.config import changed_keys, check, config_hash
+from uvos_jax.training.inputs import Batches, configured_batches, validation_store
 from uvos_jax.training.launchers import Launcher
-from uvos_jax.training.logs import RunLog, line
-from uvos_jax.training.phases import Phase, phase_at, phases
+from uvos_jax.training.logs import RunLog, Throughput, format_metrics
+from uvos_jax.training.phases import phase_at, phases
 from uvos_jax.training.setup import (
-    Setup,
     check_transfer,
     compile_step,
     first_state,
@@ -39,35 +36,34 @@ from uvos_jax.training.setup import (
     next_state,
     setup,
 )
-from uvos_jax.training.validation import choose, validate
+from uvos_jax.training.validation import Validator
 from uvos_jax.weights import checkpoints
 from uvos_jax.weights.training_checkpoints import RunCheckpoints, publish, withdraw
 
-_PROFILE_AFTER = 3  # steps, of which the first compiles
-
-Batches = Callable[[int, int], Iterator[Mapping[str, np.ndarray]]]
+_PROFILE_AFTER = 3  # steps; the first one compiles
 
 
 def train(config: Mapping[str, Any], workdir: str | Path, data_dir: str | Path | None = None, *, profile: int = 0,
           batches: Batches | None = None, held_back: Any = None) -> dict[str, Any]:
-    """Trains a model, or goes on with what an earlier call left in ``workdir``.
+    """Trains a model, or resumes the run in ``workdir``.
 
     Args:
-      config: see ``docs/training.md``.
-      workdir: of this run alone: ``config.json``, ``log.jsonl``, ``tensorboard/``, ``checkpoints/``, and the weights
-        ``best`` and ``last`` for inference.
-      data_dir: where converted datasets lie; the configuration's if not given.
-      profile: number of steps to trace into ``workdir/profile``, 0 for none.
-      batches: ``(phase index, first step) -> iterator`` of this process's NumPy clip batches, to train on something
-        other than the configuration's data.
-      held_back: store to validate on instead of the configuration's.
+        config: See ``docs/training.md``.
+        workdir: Folder of this run alone: ``config.json``, ``log.jsonl``, ``tensorboard/``, ``checkpoints/``, and the
+            weights ``best`` and ``last`` for inference.
+        data_dir: Folder of converted datasets; by default the configuration's.
+        profile: Number of steps to trace into ``workdir/profile``; 0 for none.
+        batches: ``(phase index, first step) -> iterator`` of this process's NumPy clip batches, instead of the
+            configuration's data.
+        held_back: Store to validate on, instead of the configuration's.
 
     Returns:
-      The metrics of the last step and ``"validation"``, if there was any; only the step if nothing was left to do.
+        The metrics of the last step, with ``"validation"`` if there was one; only ``"step"`` if the run was finished
+        already.
 
     Raises:
-      UserError: if the configuration, the data or a checkpoint cannot be used, or the loss is no longer finite.
-      Interrupted: after SIGTERM or SIGINT.
+        UserError: The configuration, the data or a checkpoint cannot be used, or the loss is not finite.
+        Interrupted: After SIGTERM or SIGINT; the state is saved.
     """
     for what, path in (("workdir", workdir), ("data-dir", data_dir)):
         if re.match(r"\w{2,}:/", str(path)):
@@ -76,70 +72,80 @@ def train(config: Mapping[str, Any], workdir: str | Path, data_dir: str | Path |
     config = check(config)
     run = _Run(config, Path(workdir).absolute(), data_dir or config["data_dir"], profile, batches, held_back)
     with contextlib.ExitStack() as stack:
-        return run.go(stack)
+        step, state = run.open(stack)
+        state = run.train_phases(step, state)
+        return run.finish(state)
 
 
 class _Run:
-    """One call of ``train``: what does not change while it runs, and the few things that do."""
+    """One call of ``train``."""
 
     def __init__(self, config, workdir, data_dir, profile, batches, held_back):
-        self.config, self.workdir, self.profile = config, workdir, profile
+        self.config, self.workdir = config, workdir
         self.recipe = phases(config)
         self.total = self.recipe[-1].stop
-        # All phases: a mistake in the last one shows now, not when it begins.
+        # All phases are set up now, so that a mistake in the last one is reported before training.
         self.setups = [setup(config, phase) for phase in self.recipe]
         for before, parts, phase in zip(self.setups, self.setups[1:], self.recipe[1:], strict=False):
             check_transfer(before, parts, phase)
         self.is_main = jax.process_index() == 0
         self.launcher = Launcher(config["launcher"])
         if config["batch_size"] % self.launcher.size:
-            raise UserError(f"batch_size is {config['batch_size']}, which {self.launcher.size} devices cannot share"
-                            " equally.")
-        self.batches, self.describe = (batches, None) if batches else _from_data(config, self.recipe, self.setups,
-                                                                                 data_dir)
-        self.every = (config["validate"] or {}).get("every", 0)
-        if self.every:
-            self.store = held_back if held_back is not None else _held_back(config["validate"], data_dir)
-            finds_masks = self.setups[-1].model.task != "flow"
-            chooser = choose if finds_masks else flow_validation.choose
-            self.videos = chooser(self.store, config["validate"].get("only"))
+            raise UserError(f"batch_size is {config['batch_size']}, which is not divisible by the"
+                            f" {self.launcher.size} devices; change batch_size.")
+        self.batches, self.describe = (batches, None) if batches else configured_batches(config, self.recipe,
+                                                                                         self.setups, data_dir)
+        self.validate_every = (config["validate"] or {}).get("every", 0)
+        if self.validate_every:
+            store = held_back if held_back is not None else validation_store(config["validate"], data_dir)
+            self.validator = Validator(store, config["validate"], self.setups[-1].model, workdir / "flow")
         self.checkpoints = RunCheckpoints(workdir / "checkpoints", config["keep"], config_hash(config))
-        # Before anything is written: pretrained weights may be missing or not fit.
-        self.begin = None if self.checkpoints.steps() else first_state(config, self.setups[0])
+        # Pretrained weights are read before anything is written: they may be missing or not fit.
+        self.initial = None if self.checkpoints.steps() else first_state(config, self.setups[0])
         make_folder(workdir)
-        self.segmenter = None
+        self.profiler = _Profiler(workdir / "profile", profile if self.is_main else 0, self._say)
         self.metrics: dict[str, Any] = {}
 
-    def go(self, stack):
+    def open(self, stack):
+        """Locks the folder, reads the last checkpoint, and opens the log; returns the step and the state."""
         if self.is_main:
-            stack.enter_context(exclusive_lock(self.workdir / ".lock", f"Another run is at work in '{self.workdir}'; choose"
-                                                              " another --workdir, or wait."))
+            stack.enter_context(exclusive_lock(
+                self.workdir / ".lock", f"Another run is using '{self.workdir}'; choose another --workdir, or wait."))
         step, state = self._resume()
-        self.first = step
-        self.best = self.checkpoints.best()
+        self.first, self.best = step, self.checkpoints.best()
         self.log = RunLog(self.workdir, step) if self.is_main else None
         if self.log:
             stack.callback(self.log.close)
         stack.callback(self.checkpoints.close)
-        if step < self.total:
-            remaining = progress(f"training {self.config['model']['name']}", self.total - step, "steps")
-            self.advance = stack.enter_context(remaining) if self.is_main else lambda: None
+        self.advance = lambda: None
+        if step < self.total and self.is_main:
+            self.advance = stack.enter_context(progress(f"training {self.config['model']['name']}", self.total - step,
+                                                        "steps"))
         # With several processes JAX listens for SIGTERM and stops all of them after the same step.
         single = jax.process_count() == 1
         self.stop_signal = stack.enter_context(graceful_stop("after this step, once its state is saved") if single
                                                else contextlib.nullcontext(lambda: None))
-        self.started = self.window_start = time.monotonic()
-        self.window_examples, self.window_waited, self.profiling = 0, 0.0, None
-        stack.callback(self._stop_profile)
+        stack.callback(self.profiler.stop)
+        self.throughput = Throughput()
+        return step, state
+
+    def train_phases(self, step, state):
+        """Runs the remaining phases; returns the final NumPy state."""
         for phase, parts in zip(self.recipe, self.setups, strict=True):
-            if state is None or phase.start <= step < phase.stop:
-                if state is None:
-                    state, self.begin = self.begin, None
-                elif step == phase.start and phase.index:
-                    self._say(f"Phase '{phase.name}' begins after step {step}: a new optimizer, parameters go on.")
-                    state = next_state(self.config, parts, phase, state)
-                state = self._run_phase(phase, parts, step, state)
-                step = phase.stop
+            if state is None:
+                state, self.initial = self.initial, None
+            elif not phase.start <= step < phase.stop:
+                continue
+            elif step == phase.start and phase.index:
+                self._say(f"Phase '{phase.name}' begins after step {step}, with a new optimizer and the current"
+                          " parameters.")
+                state = next_state(self.config, parts, phase, state)
+            state = self._run_phase(phase, parts, step, state)
+            step = phase.stop
+        return state
+
+    def finish(self, state):
+        """Publishes the last weights; returns the metrics."""
         self.checkpoints.wait()
         self._publish("last", self.total, self.recipe[-1], inference_variables(state))
         self._say(f"Finished after step {self.total}: weights in '{self.workdir / 'last'}'"
@@ -147,7 +153,7 @@ class _Run:
         return {"step": self.total} | self.metrics
 
     def _resume(self):
-        """Step and NumPy state of the last good checkpoint; ``(0, None)`` for a new run."""
+        """Returns step and NumPy state of the last intact checkpoint; ``(0, None)`` for a new run."""
         stored = self.workdir / "config.json"
         if self.checkpoints.steps() and stored.exists():
             try:
@@ -155,19 +161,19 @@ class _Run:
             except (OSError, TypeError, ValueError, RecursionError):
                 raise UserError(f"'{stored}' is damaged; choose another --workdir.") from None
             if changed := changed_keys(before, self.config):
-                raise UserError(f"The run in '{self.workdir}' was begun with another {', '.join(changed)}; go on with"
-                                " what it was, or choose another --workdir.")
+                raise UserError(f"The run in '{self.workdir}' was begun with another {', '.join(changed)}; restore the"
+                                " former values, or choose another --workdir.")
         shapes = {phase.index: parts.state for phase, parts in zip(self.recipe, self.setups, strict=True)}
         found = self.checkpoints.restore(lambda step: shapes[phase_at(self.recipe, step).index], self._say)
         step, state = found or (0, None)
-        _agree(step)
+        _check_same_step(step)
         self.checkpoints.clean(step)
         if self.is_main:
             if found is None:
                 for name in ("best", "last"):  # of a run whose checkpoints are gone
                     withdraw(self.workdir / name)
             else:
-                self._say(f"Goes on after step {step} of {self.total}.")
+                self._say(f"Resumes after step {step} of {self.total}.")
             atomic_write(stored, (json.dumps(self.config, indent=2) + "\n").encode())
         return step, state
 
@@ -178,30 +184,20 @@ class _Run:
         source, pending = iter(self.batches(phase.index, step)), None
         try:
             while step < phase.stop:
-                self._profile(step, state)
-                asked_at = time.monotonic()
-                batch = dict(next(source, None) or {})
-                self.window_waited += time.monotonic() - asked_at
-                if not batch:
-                    raise UserError(f"The data of phase '{phase.name}' ended at step {step} of {phase.stop}.")
-                examples = batch.pop("example", None)
+                self.profiler.step(step - self.first, state)
+                batch, examples = self._next_batch(source, phase, step)
                 state, metrics = compiled(state, self.launcher.place_batch(batch))
                 if pending:
-                    self._settle(*pending)
+                    self._read_metrics(*pending)
                 step += 1
                 pending = (phase, step, metrics, examples)
-                stop = self._stop_asked(step)
-                ends = step == self.total
-                validates = self._is_validated(phase) and (step % self.every == 0 or ends)
+                stop = self._requested_stop(step)
+                validates = self._is_validated(phase) and (step % self.validate_every == 0 or step == self.total)
                 saves = step % self.config["checkpoint_every"] == 0 or step == phase.stop or bool(stop)
                 if saves or validates:
-                    self._settle(*pending)  # raises before a broken state is saved
-                    paused_at = time.monotonic()
+                    self._read_metrics(*pending)  # raises before a broken state is saved
                     pending, host = None, self.launcher.to_host(state)
-                    score = self._validate(phase, parts, step, host) if validates else None
-                    if saves or (self.best and self.best[0] == step):
-                        self.checkpoints.save(step, host, score)
-                    self.window_start += time.monotonic() - paused_at  # the log's rate is that of training
+                    self._save_and_validate(phase, parts, step, host, saves, validates)
                 if stop:
                     self.checkpoints.wait()
                     name = signal.Signals(stop).name
@@ -212,49 +208,57 @@ class _Run:
                 source.close()
         return host
 
-    def _settle(self, phase, step, metrics, examples):
-        """Reads the metrics of a finished step: checks them, and logs them if it is time."""
+    def _next_batch(self, source, phase, step):
+        """Waits for a batch; returns it and the numbers of its examples, if it has them."""
+        asked_at = time.monotonic()
+        batch = dict(next(source, None) or {})
+        self.throughput.add_wait(time.monotonic() - asked_at)
+        if not batch:
+            raise UserError(f"The data of phase '{phase.name}' ended at step {step} of {phase.stop}.")
+        return batch, batch.pop("example", None)
+
+    def _read_metrics(self, phase, step, metrics, examples):
+        """Reads and checks the metrics of a finished step, and logs them every ``log_every`` steps."""
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         for name in ("loss", "grad_norm"):
             if not math.isfinite(metrics[name]):
                 raise UserError(f"The {name} of step {step} is {metrics[name]}. Its batch held"
-                                f" {self._examples(phase, step, examples)}. Nothing of this step is saved; look at"
-                                " these, or begin anew, in another --workdir, with a lower schedule.lr or with"
+                                f" {self._describe_batch(phase, step, examples)}. This step is not saved. Check these"
+                                " examples, or start again in another --workdir with a lower schedule.lr or with"
                                 " optimizer.clip_norm.")
         self.metrics |= metrics
-        self.window_examples += self.config["batch_size"]
-        if self.is_main:
-            self.advance()
+        self.throughput.add_examples(self.config["batch_size"])
+        self.advance()
         if step % self.config["log_every"] == 0 or step == self.total:
-            now = time.monotonic()
-            seconds = max(now - self.window_start, 1e-9)
-            memory = jax.local_devices()[0].memory_stats() or {}
-            values = metrics | {
-                "phase": phase.name, "examples_per_second": self.window_examples / seconds,
-                "input_wait": min(self.window_waited / seconds, 1.0), "device_memory": memory.get("bytes_in_use"),
-                "seconds": now - self.started}
+            values = metrics | {"phase": phase.name} | self.throughput.read()
             if self.log:
                 self.log.write(step, values)
-            left = (now - self.started) / (step - self.first) * (self.total - step)
-            self._say(line(step, self.total, values, left))
-            self.window_start, self.window_examples, self.window_waited = now, 0, 0.0
+            left = values["seconds"] / (step - self.first) * (self.total - step)
+            self._say(format_metrics(step, self.total, values, left))
 
-    def _examples(self, phase, step, examples):
-        places = range(self.config["batch_size"])
+    def _describe_batch(self, phase, step, examples):
+        positions = range(self.config["batch_size"])
         if self.describe:
-            return "; ".join(self.describe(phase.index, step - 1, place) for place in places)
+            return "; ".join(self.describe(phase.index, step - 1, position) for position in positions)
         if examples is None:
-            return f"examples {(step - 1) * len(places)} to {step * len(places) - 1}"
+            return f"examples {(step - 1) * len(positions)} to {step * len(positions) - 1}"
         return f"examples {', '.join(str(int(number)) for number in examples)}"
 
     def _is_validated(self, phase):
-        return bool(self.every) and phase.name in (self.config["validate"].get("phases") or (phase.name,))
+        return bool(self.validate_every) and phase.name in (self.config["validate"].get("phases") or (phase.name,))
+
+    def _save_and_validate(self, phase, parts, step, host, saves, validates):
+        paused_at = time.monotonic()
+        score = self._validate(phase, parts, step, host) if validates else None
+        if saves or (self.best and self.best[0] == step):
+            self.checkpoints.save(step, host, score)
+        self.throughput.exclude(time.monotonic() - paused_at)
 
     def _validate(self, phase, parts, step, host):
-        """Scores the held-back sequences; the best weights so far are published."""
+        """Scores the held-back sequences and publishes the best weights so far; returns the score."""
         variables = inference_variables(host)
-        scores, panel = self._scores(phase, parts, variables)
-        score = scores["J&F"] if "J&F" in scores else -scores["epe"]  # what is best is largest
+        scores, panel = self.validator.score(phase, parts.model, variables)
+        score = scores["J&F"] if "J&F" in scores else -scores["epe"]  # higher is better
         better = self.best is None or score > self.best[1]
         if better:
             self._publish("best", step, phase, variables)
@@ -264,114 +268,61 @@ class _Run:
             self.log.write(step, {"validation": scores})
             if panel is not None:
                 self.log.image(step, "validation", panel)
-        said = "  ".join(f"{name} {value:.4f}" for name, value in scores.items() if name != "sequences")
-        self._say(f"validation after step {step}: {said}"
+        means = "  ".join(f"{name} {value:.4f}" for name, value in scores.items() if name != "sequences")
+        self._say(f"validation after step {step}: {means}"
                   + ("  (best so far)" if better else f"  (best {abs(self.best[1]):.4f}, step {self.best[0]})"))
         return score
-
-    def _scores(self, phase, parts, variables):
-        """Means and a picture of the held-back sequences, by masks or by flow, whichever the model finds."""
-        processes = jax.process_index(), jax.process_count()
-        if parts.model.task == "flow":
-            return flow_validation.validate(flow_validation.estimator(parts.model, variables), self.store, self.videos,
-                                            *processes)
-        if self.segmenter is None or self.segmenter[0] != phase.index:
-            size = self.config["validate"].get("size")
-            model = parts.model.clone(**({"short_side": size} if size else {}))
-            # Flow depends on the videos alone, so a later validation finds it in the files.
-            flow = cached_estimator(dis_estimator, self.workdir / "flow") if "flow" in model.inputs else None
-            # One segmenter: it compiles once.
-            self.segmenter = phase.index, Segmenter(phase.model["name"], model, variables, flow=flow)
-        segmenter = self.segmenter[1]
-        segmenter.variables = jax.device_put(variables)
-        return validate(segmenter, self.store, self.videos, *processes)
 
     def _publish(self, name, step, phase, variables):
         if not self.is_main:
             return
-        # As a user builds it: neither precision nor what saves memory in training belongs to the weights.
+        # As users build it: precision and rematerialization of the training do not belong to the weights.
         fields = {k: v for k, v in phase.model.items() if k not in ("name", "dtype", "axis_name", "remat")}
         model = build(phase.model["name"], **fields)
         origin = f"trained by uvos_jax, step {step} of {self.total}"
         publish(self.workdir / name, step,
                 lambda path: checkpoints.save(path, phase.model["name"], model, variables, origin))
 
-    def _stop_asked(self, step):
-        """Number of the signal that asks to stop after this step; the same answer in every process."""
+    def _requested_stop(self, step):
+        """Returns the number of a signal that asks to stop after this step, the same in every process, or None."""
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
             return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
         return self.stop_signal()
 
-    def _profile(self, step, state):
-        """Begins or ends the trace, between two steps."""
-        if not self.profile or not self.is_main:
-            return
-        done = step - self.first
-        if done == _PROFILE_AFTER:
-            jax.block_until_ready(state)
-            self.profiling = self.workdir / "profile"
-            jax.profiler.start_trace(self.profiling)
-        elif self.profiling and done == _PROFILE_AFTER + self.profile:
-            jax.block_until_ready(state)
-            self._stop_profile()
-
-    def _stop_profile(self):
-        if self.profiling:
-            jax.profiler.stop_trace()
-            self._say(f"Trace of {self.profile} steps in '{self.profiling}'; open it with TensorBoard or xprof.")
-            self.profiling = None
-
-    def _say(self, sentence):
+    def _say(self, message):
         if self.is_main:
-            print(sentence, flush=True)
+            print(message, flush=True)
 
 
-def _from_data(config, recipe: tuple[Phase, ...], setups: list[Setup], data_dir):
-    """``(batches, describe)`` of the configuration's data, which the models of all phases can take."""
-    from uvos_jax.data.examples import pipeline
+class _Profiler:
+    """Traces some steps for TensorBoard or xprof."""
 
-    clips = [pipeline.from_config(phase.data | {"batch_size": config["batch_size"], "seed": config["seed"]},
-                                  data_dir or None)
-             for phase in recipe]
-    for parts, clip in zip(setups, clips, strict=True):
-        kinds = parts.model.categories
-        if kinds > 1 and len(clip.categories) != kinds:
-            raise UserError(f"The model tells {kinds} categories apart (model.categories), and data.categories names"
-                            f" {len(clip.categories) or 'none'}.")
-        for size in clip.sizes:
-            axes = config["batch_size"], clip.length, *size
-            shapes = {"frames": jax.ShapeDtypeStruct((*axes, 3), np.uint8),
-                      "labels": jax.ShapeDtypeStruct(axes, np.uint8),
-                      "still": jax.ShapeDtypeStruct(axes[:1], np.bool_)}
-            if clip.flow:
-                shapes["flow"] = jax.ShapeDtypeStruct((*axes, 2), np.float32)
-            if clip.categories:
-                shapes["categories"] = jax.ShapeDtypeStruct((*axes[:1], clip.objects), np.uint8)
-            jax.eval_shape(parts.model.training_batch, shapes)  # a mistake of a later phase shows now
+    def __init__(self, folder, steps, say):
+        self.folder, self.steps, self.say = folder, steps, say
+        self.running = False
 
-    def batches(index, start_step):
-        return pipeline.batches(clips[index], start_step, jax.process_index(), jax.process_count())
+    def step(self, done, state):
+        """Starts or stops the trace before a step, with ``done`` steps of this call finished."""
+        if self.steps and done == _PROFILE_AFTER:
+            jax.block_until_ready(state)
+            self.running = True
+            jax.profiler.start_trace(self.folder)
+        elif self.running and done == _PROFILE_AFTER + self.steps:
+            jax.block_until_ready(state)
+            self.stop()
 
-    return batches, lambda index, step, place: clips[index].describe(step, place)
+    def stop(self):
+        """Writes the trace, if one is running."""
+        if self.running:
+            jax.profiler.stop_trace()
+            self.say(f"Trace of {self.steps} steps in '{self.folder}'; open it with TensorBoard or xprof.")
+            self.running = False
 
 
-def _held_back(entry, data_dir):
-    from uvos_jax.data.storage.store import SyntheticStore, open_store
-
-    if entry.get("synthetic"):
-        return SyntheticStore(**entry["synthetic"])
-    for key in ("name", "split"):
-        if not entry.get(key):
-            raise UserError(f"The configuration's validate needs a {key}.")
-    if not data_dir:
-        raise UserError(f"'{entry['name']}' is read from a folder of converted datasets; give it by --data-dir.")
-    return open_store(data_dir, entry["name"], entry["split"])
-
-
-def _agree(step):
-    """Fails unless every process goes on from the same step; none changes the folder before all have read it."""
+def _check_same_step(step):
+    """Fails unless every process resumes from the same step; waits until all have read the folder."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

@@ -1,7 +1,7 @@
-"""Phases of a recipe: which step belongs to which, and what is carried from one to the next.
+"""Phases of a recipe: their steps and settings, and the transfer of parameters between them.
 
-Phases share one global step. At the start of each, the optimizer begins anew; parameters, running statistics and their
-averages are carried over.
+Phases share one global step. Each begins with a new optimizer; parameters, running statistics and their averages are
+kept.
 """
 
 import re
@@ -15,19 +15,19 @@ from uvos_jax.errors import UserError
 
 
 class Phase(NamedTuple):
-    """One phase with all that holds during it.
+    """One phase with its settings.
 
     Attributes:
-      index: its place in the recipe.
-      name: for the reader of the log.
-      start: global step before its first one.
-      stop: global step after its last one.
-      data: configuration of the clips.
-      optimizer: configuration of the optimizer.
-      schedule: configuration of the learning rate.
-      model: name and fields of the model.
-      batch_norm: ``"sync"``, ``"local"`` or ``"frozen"``.
-      transfer: rules ``{"from": regex, "to": replacement}``, see :func:`transfer`.
+        index: Position in the recipe, from 0.
+        name: Name, for logs.
+        start: Number of steps before the phase.
+        stop: Number of steps at its end.
+        data: Configuration of the clips.
+        optimizer: Configuration of the optimizer.
+        schedule: Configuration of the learning rate.
+        model: Name and fields of the model.
+        batch_norm: ``"sync"``, ``"local"`` or ``"frozen"``.
+        transfer: Rules ``{"from": regex, "to": replacement}``, see the function ``transfer``.
     """
 
     index: int
@@ -43,10 +43,10 @@ class Phase(NamedTuple):
 
 
 def phases(config: dict[str, Any]) -> tuple[Phase, ...]:
-    """The phases of a checked configuration; what a phase does not say is as for the whole recipe.
+    """Returns the phases of a checked configuration, with the recipe's settings where a phase has none.
 
-    A phase's ``data``, ``optimizer``, ``schedule`` and ``model`` are laid over those of the recipe key by key; an
-    optimizer or schedule of another name stands alone.
+    A phase's ``data``, ``optimizer``, ``schedule`` and ``model`` update those of the recipe key by key. An optimizer or
+    schedule of another name replaces the recipe's.
     """
     made, start = [], 0
     for index, entry in enumerate(config["phases"]):
@@ -64,26 +64,28 @@ def phases(config: dict[str, Any]) -> tuple[Phase, ...]:
 
 
 def phase_at(recipe: Sequence[Phase], step: int) -> Phase:
-    """The phase that leads to ``step``: at a border the one that ends there."""
+    """Returns the phase that ends at or contains ``step``; at a boundary the one that ends there."""
     return next((phase for phase in recipe if step <= phase.stop), recipe[-1])
 
 
 def transfer(tree: dict, expected: dict, fresh: Callable[[], dict], rules: Sequence[dict], phase: str) -> dict:
-    """Variables at the start of a phase: those before it where they fit, new ones elsewhere, then the copies asked for.
+    """Returns the variables at the start of a phase.
+
+    Variables of the previous phase are kept, new ones are initialized, and then the rules copy between them.
 
     Args:
-      tree: variables at the end of the phase before, nested dicts of arrays.
-      expected: shapes of the variables of the phase.
-      fresh: draws new variables of that shape; called only if the phase adds some.
-      rules: ``{"from": regex, "to": replacement}`` in order: every array whose path (``module/.../name``, within its
-        collection) starts with a match of ``from`` is copied to the path with the match replaced.
-      phase: its name, for messages.
+        tree: Variables at the end of the previous phase, nested dicts of arrays.
+        expected: Shapes of the variables of this phase.
+        fresh: Initializes variables of these shapes; called only if the phase adds some.
+        rules: ``{"from": regex, "to": replacement}`` in order: each array whose path (``module/.../name``, within its
+            collection) starts with a match of ``from`` is copied to the path with the match replaced.
+        phase: Name of the phase, for messages.
 
     Returns:
-      A tree of the shape of ``expected``.
+        A tree of the shapes of ``expected``.
 
     Raises:
-      UserError: if an array has another shape than before, or a rule matches nothing or leads nowhere.
+        UserError: An array changes its shape, or a rule matches nothing or has no target of the same shape.
     """
     before, expected = flatten_dict(tree), flatten_dict(expected)
     after = flatten_dict(fresh()) if expected.keys() - before.keys() else {}
@@ -94,18 +96,18 @@ def transfer(tree: dict, expected: dict, fresh: Callable[[], dict], rules: Seque
         if path in before:
             after[path] = before[path]
     for rule in rules:
-        copies = 0
+        matches = 0
         for path in before:
-            ours = "/".join(path[1:])
-            match = re.match(rule["from"], ours)
+            name = "/".join(path[1:])
+            match = re.match(rule["from"], name)
             if match is None:
                 continue
-            target = (path[0], *(match.expand(rule["to"]) + ours[match.end():]).split("/"))
+            target = (path[0], *(match.expand(rule["to"]) + name[match.end():]).split("/"))
             if target not in after or np.shape(after[target]) != np.shape(before[path]):
                 raise UserError(f"The transfer rule '{rule['from']}' to '{rule['to']}' of phase '{phase}' leads from"
-                                f" '{ours}' to '{'/'.join(target[1:])}', which the model does not have in that shape.")
+                                f" '{name}' to '{'/'.join(target[1:])}', which the model does not have in that shape.")
             after[target] = before[path]
-            copies += 1
-        if not copies:
+            matches += 1
+        if not matches:
             raise UserError(f"The transfer rule '{rule['from']}' of phase '{phase}' matches no parameter.")
     return unflatten_dict({path: after[path] for path in expected})

@@ -1,4 +1,4 @@
-"""What a phase runs: its model, optimizer and compiled step, and the state it begins with."""
+"""Setup of a phase: model, optimizer, compiled step and initial state."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,13 +22,13 @@ from uvos_jax.weights.packaged import load_packaged, packaged_names
 
 
 class Setup(NamedTuple):
-    """The parts of a phase.
+    """Model and optimizer of a phase.
 
     Attributes:
-      model: with the phase's fields and the run's precision.
-      tx: optimizer.
-      schedule: learning rate by updates of the phase.
-      state: shapes of the training state.
+        model: The model, with the phase's fields and the run's precision.
+        tx: Optimizer.
+        schedule: Learning rate by number of updates in the phase.
+        state: Shapes of the training state.
     """
 
     model: nn.Module
@@ -38,10 +38,10 @@ class Setup(NamedTuple):
 
 
 def setup(config: dict[str, Any], phase: Phase) -> Setup:
-    """Builds the parts of a phase; computes nothing.
+    """Builds model and optimizer of a phase; computes no arrays.
 
     Raises:
-      UserError: if the configuration's model, optimizer or schedule cannot be used.
+        UserError: The model, optimizer or schedule of the configuration cannot be used.
     """
     fields = {key: value for key, value in phase.model.items() if key != "name"}
     model = build(phase.model["name"], **({"dtype": config["precision"]} | fields))
@@ -56,22 +56,22 @@ def setup(config: dict[str, Any], phase: Phase) -> Setup:
 
 
 def compile_step(config: dict[str, Any], phase: Phase, parts: Setup, launcher: Launcher) -> Callable:
-    """The phase's step for a launcher: ``(placed state, placed batch) -> (state, metrics)``."""
+    """Returns the phase's step on a launcher: ``(placed state, placed batch) -> (state, metrics)``."""
     return launcher.compile(lambda axis_name: make_train_step(
         parts.model, parts.tx, parts.schedule, batch_norm=phase.batch_norm, accumulate=config["accumulate"],
         ema_decay=config["ema_decay"] or None, axis_name=axis_name, first_step=phase.start))
 
 
 def first_state(config: dict[str, Any], parts: Setup) -> TrainState:
-    """The state of step 0 as NumPy arrays: random by the seed, with the pretrained parts of ``init``.
+    """Returns the state of step 0 as NumPy arrays: initialized by the seed, with the pretrained weights of ``init``.
 
     Raises:
-      UserError: if the pretrained weights cannot be read or do not fit.
+        UserError: The pretrained weights cannot be read or do not match the model.
     """
     start = {"backbone": "", "target_backbone": "", "weights": ""} | config["init"]
     variables = None
     if any(start.values()):
-        variables = _drawn(config, parts)
+        variables = _initialized(config, parts)
     if start["weights"]:
         variables = _pretrained(start["weights"], config, variables)
     if start["backbone"]:
@@ -82,27 +82,27 @@ def first_state(config: dict[str, Any], parts: Setup) -> TrainState:
 
 
 def check_transfer(before: Setup, parts: Setup, phase: Phase) -> None:
-    """Checks that a phase can begin with what the one before leaves; computes nothing.
+    """Checks that a phase can start from the variables of the previous one; computes no arrays.
 
     Raises:
-      UserError: see ``phases.transfer``.
+        UserError: See ``phases.transfer``.
     """
     shapes = [{"params": each.state.params, "batch_stats": each.state.batch_stats} for each in (before, parts)]
     transfer(shapes[0], shapes[1], lambda: shapes[1], phase.transfer, phase.name)
 
 
 def next_state(config: dict[str, Any], parts: Setup, phase: Phase, before: TrainState) -> TrainState:
-    """The state at the start of a later phase: a new optimizer, all else carried over (see ``phases.transfer``).
+    """Returns the state at the start of a later phase: a new optimizer and transferred variables.
 
     Args:
-      config: checked.
-      parts: of the phase that begins.
-      phase: which begins.
-      before: NumPy state at the end of the one before.
+        config: A checked configuration.
+        parts: Setup of the phase.
+        phase: The phase, whose ``transfer`` rules apply.
+        before: NumPy state at the end of the previous phase.
     """
     expected = {"params": parts.state.params, "batch_stats": parts.state.batch_stats}
     variables = transfer({"params": before.params, "batch_stats": before.batch_stats}, expected,
-                      lambda: _drawn(config, parts), phase.transfer, phase.name)
+                      lambda: _initialized(config, parts), phase.transfer, phase.name)
     state = _state(config, parts, {"batch_stats": {}} | variables)
     if before.ema is not None:
         averages = transfer(before.ema, expected, lambda: variables, phase.transfer, phase.name)
@@ -111,24 +111,24 @@ def next_state(config: dict[str, Any], parts: Setup, phase: Phase, before: Train
 
 
 def inference_variables(state: TrainState) -> dict[str, Any]:
-    """What a trained state means to a user: the moving averages if there are any; parameters and statistics."""
+    """Returns the variables for inference: the moving averages if there are any, else the latest ones."""
     variables = state.ema or {"params": state.params, "batch_stats": state.batch_stats}
     return {name: tree for name, tree in variables.items() if tree}
 
 
 def _state(config, parts, variables):
-    # The seed is an argument, so that runs which differ in nothing else find what was compiled.
+    # The seed is an argument, so that runs with another seed find the compiled program in the cache.
     create = jax.jit(lambda v, seed: create_state(parts.model, parts.tx, v, seed, bool(config["ema_decay"])))
     return jax.tree.map(np.asarray, create(variables, np.uint32(config["seed"])))
 
 
-def _drawn(config, parts):
+def _initialized(config, parts):
     state = _state(config, parts, None)
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 
 def _pretrained(source, config, expected):
-    """Variables from a checkpoint directory, a published file or the package; they must fit exactly."""
+    """Reads variables from a checkpoint directory, a published file or the package; shapes must match exactly."""
     name = config["model"]["name"]
     if source in packaged_names() or Path(source).is_dir():
         stored, _, variables = load_packaged(source) if source in packaged_names() else checkpoints.load(source)
@@ -136,7 +136,7 @@ def _pretrained(source, config, expected):
         if stored != name:
             raise UserError(f"init.weights: '{source}' holds weights of {stored}, not of {name}.")
         if jax.tree.map(np.shape, variables) != jax.tree.map(np.shape, expected):
-            raise UserError(f"init.weights: the weights in '{source}' were made with other hyper-parameters of {name}.")
+            raise UserError(f"init.weights: the weights in '{source}' have other hyper-parameters of {name}.")
         return variables
     fields = {key: value for key, value in config["model"].items() if key != "name"}
     return from_torch(name, read_state_dict(source), **fields)

@@ -98,7 +98,7 @@ def source(settings, fails_at=None):
     return given
 
 
-def test_every_size_is_compiled_once_and_met_again_after_an_interruption(tmp_path, monkeypatch):
+def test_every_size_compiles_once_and_recurs_after_an_interruption(tmp_path, monkeypatch):
     traced = Counter()
     whole = Flowing.training_batch
 
@@ -134,7 +134,8 @@ def test_two_stages_with_validation_by_computed_flow(tmp_path, monkeypatch):
         asked.extend(first.mean((1, 2, 3)))
         return dis_estimator.compute(first, second)
 
-    monkeypatch.setattr("uvos_jax.training.loop.dis_estimator", FlowEstimator("dis", dis_estimator.identity, counted, 2))
+    monkeypatch.setattr("uvos_jax.training.validation.dis_estimator",
+                        FlowEstimator("dis", dis_estimator.identity, counted, 2))
     held_back = SyntheticStore(2, 4, (48, 64), seed=50)
     settings = config(data=DATA, phases=TWO_STAGES, validate={"every": 4, "phases": ["videos"]})
     final = train(settings, tmp_path, batches=source(settings), held_back=held_back)
@@ -152,18 +153,18 @@ def test_two_stages_with_validation_by_computed_flow(tmp_path, monkeypatch):
     assert validate(Segmenter(name, model, blind), held_back, choose(held_back, None))[0] != expected
 
 
-def test_a_phase_to_validate_must_be_there():
+def test_validating_an_unknown_phase_is_an_error():
     with pytest.raises(UserError, match="name 'video', which is no phase. Did you mean 'videos'"):
         train(config(phases=TWO_STAGES, validate={"every": 4, "phases": ["video"]}), "nowhere")
 
 
-def test_flow_that_the_data_lack_is_asked_for(tmp_path):
+def test_missing_flow_is_an_error(tmp_path):
     store = MemoryStore("stills", [("one", np.zeros((1, 8, 8, 3), np.uint8), np.ones((1, 8, 8), np.uint8), None)])
     with pytest.raises(UserError, match="Flow is asked for, but stills has none; convert it with --flow"):
         make_clips([part(store, {"name": "still"})], (8, 8), 1, 0, {"kind": "resize"}, flow=True)
 
 
-def test_rates_and_batches_take_turns_through_all_phases(tmp_path, monkeypatch):
+def test_rates_and_batches_alternate_through_all_phases(tmp_path, monkeypatch):
     whole, asked = Flowing.training_batch, []
 
     def noted(self, clip):
@@ -197,7 +198,7 @@ STREAMS = {"": {"appearance", "motion"}, ":tiny": {"appearance", "motion"}, ":ti
 @pytest.mark.parametrize(("preset", "changes"), [
     *((preset, ()) for preset in STREAMS), (":tiny", ("model.ima=False",)), (":tiny", ("model.ifa=False",)),
     ("", ("model.ima=False", "model.ifa=False")), (":tiny_motion", ("model.ifa=False",))])
-def test_phases_of_dpa_fit_each_other(preset, changes):
+def test_parameters_of_dpa_transfer_between_phases(preset, changes):
     settings = load_config(f"{CONFIG}{preset}", (*changes, "model.width=4", "model.embedding=8"))
     recipe = phases(settings)
     first, second = (setup(settings, phase) for phase in recipe)
