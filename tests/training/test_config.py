@@ -66,7 +66,7 @@ def test_recipes_are_found_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_config("default:fold0") == load_config(f"{CONFIGS / 'default.py'}:fold0")
     assert load_config("raft") == load_config(str(CONFIGS / "raft.py"))
-    (tmp_path / "raft").mkdir()  # a folder of that name is no configuration
+    (tmp_path / "raft").mkdir()  # a folder of the same name is ignored
     assert load_config("raft:tiny") == load_config(f"{CONFIGS / 'raft.py'}:tiny")
     with pytest.raises(UserError, match=r"no configuration file or recipe 'defalt'. Recipes: adnet, cfbi, default, .*"
                                         r"Did you mean 'default'"):
@@ -238,7 +238,7 @@ def test_the_command_line_prints_one_line(file, tmp_path, capfd, arguments, mess
     code, _, err = uvos("train", *arguments)
     assert code == 2, err
     assert message in err and err.startswith("Error: ") and err.count("\n") == 1
-    assert capfd.readouterr() == ("", "")  # nor does a library speak beside it
+    assert capfd.readouterr() == ("", "")  # libraries print nothing
     assert not (tmp_path / "run").exists()
 
 
@@ -274,7 +274,7 @@ def test_the_recipe_of_f2net_matches_the_paper():
     assert config["optimizer"]["weight_decay"] == 5e-4
     assert [phase.model["prior_from"] for phase in recipe] == ["truth", "predicted"]
     videos = [step for phase in recipe for step in range(phase.start, phase.stop) if step % 3]
-    assert 40 * 2079 <= 16 * len(videos) < 40 * 2079 + 40 * 16  # an epoch ends with the batch of its last frame
+    assert 40 * 2079 <= 16 * len(videos) < 40 * 2079 + 40 * 16  # the last batch of an epoch may be partial
     # One curve through both phases.
     rates = [make_schedule(phase.schedule, phase.stop - phase.start) for phase in recipe]
     for step in (0, 1_000, 3_899, 3_900, 5_000, 7_799):
@@ -344,7 +344,7 @@ def test_the_published_schedule_of_cfbi():
         assert float(rate(step - first)) == pytest.approx(0.01 * (1 - (step - 1_000) / 99_000) ** 0.9, rel=5e-3)
     first, second = (setup(config, phase) for phase in recipe)
     check_transfer(first, second, recipe[1])
-    # Frozen, as published: nothing of the backbone's norms is learned, all else is.
+    # As published, only the scales and biases of the backbone's norms are frozen.
     (group,) = config["optimizer"]["groups"]
     params = flatten_dict(first.state.params, sep="/")
     still = {path for path in params if re.fullmatch(group["match"], path)}

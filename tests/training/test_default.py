@@ -26,7 +26,7 @@ def test_every_sequence_is_held_back_in_one_fold():
     assert [len(names) for names in held] == [10, 10, 10] and len(set().union(*held)) == 30
     for config, names in zip(folds, held, strict=True):
         assert all(mixture["davis2016"]["exclude"] == names for mixture in _mixtures(config))
-    # What is shipped is trained like that on all of them.
+    # The packaged weights are trained in the same way on all sequences.
     full = load_config(str(DEFAULT))
     for mixture in _mixtures(full):
         assert not mixture["davis2016"].pop("exclude", ())

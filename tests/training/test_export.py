@@ -16,14 +16,14 @@ from uvos_jax.training.launchers import Launcher
 from uvos_jax.training.state import create_state
 from uvos_jax.training.step import make_train_step
 
-# Operations by which devices talk, as StableHLO and as compiled HLO write them.
+# Collective operations, as named in StableHLO and in compiled HLO.
 COLLECTIVES = r"(?:all_reduce|all_gather|all_to_all|reduce_scatter|collective_\w+)"
 BATCH = {"frames": jax.ShapeDtypeStruct((8, 2, 481, 857, 3), jnp.uint8),
          "labels": jax.ShapeDtypeStruct((8, 2, 481, 857), jnp.uint8)}
 
 
 def main(output):
-    """What the tests below look at, from a process with eight devices."""
+    """Returns the results that the tests below check, from a process with eight devices."""
     model, found = build("adnet"), {}
     shapes = jax.eval_shape(model.init, jax.random.key(0), model.example_batch())
     rate = optimizers.make_schedule({"name": "poly", "lr": 0.005, "steps": 40000}, 30000)
@@ -40,7 +40,7 @@ def main(output):
                        "collectives": Counter(re.findall(rf"stablehlo\.({COLLECTIVES})", exported.mlir_module()))}
     found["parameters"] = len(jax.tree.leaves(state.params))
     found["statistics"] = len(jax.tree.leaves(state.batch_stats))
-    # What the compiler makes of the jit form shows only after compilation, here on a small network.
+    # The collectives of the jit form appear only after compilation; here for a small network.
     tiny_state, factory = parts()
     launcher = Launcher("jit")
     call, args = launcher.compile(factory), (launcher.place_state(tiny_state), launcher.place_batch(clips(0)))
@@ -68,7 +68,7 @@ def test_the_full_size_step_lowers_for_accelerators(found, kind):
 
 @pytest.mark.slow
 def test_devices_exchange_gradients_and_statistics_only(found):
-    """One sum for every gradient, two (mean, variance) forwards and backwards for every batch norm, two metrics.
+    """One sum per gradient, two (mean, variance) forward and backward per batch norm, and two metrics.
 
     The auxiliary head is no part of this net's loss: its batch norm sums forwards only.
     """
@@ -76,7 +76,7 @@ def test_devices_exchange_gradients_and_statistics_only(found):
     backwards = 2 * (norms - 1)
     assert found["shard_map"]["collectives"] == {
         "all_reduce": found["parameters"] + found["statistics"] + backwards + 2}
-    assert found["jit"]["collectives"] == {}  # the compiler's to put in
+    assert found["jit"]["collectives"] == {}  # the compiler inserts them
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ SIZE = (40, 56)
 
 
 class Drift(Model):
-    """One vector for all pixels of all pairs, which training must find."""
+    """A model with one flow vector for all pixels of all pairs, which is trained."""
 
     task = "flow"
     VARIANTS = ("official",)
@@ -54,7 +54,7 @@ class Drift(Model):
 
 
 def shifts(length=4, size=SIZE, seed=0):
-    """A texture that moves by (3, -2) pixels a frame, as a clip of a ``MemoryStore``."""
+    """Returns a texture that moves by (3, -2) pixels per frame, as a clip of a ``MemoryStore``."""
     rng = np.random.default_rng(seed)
     texture = rng.integers(0, 255, (size[0] // 4, size[1] // 4, 3), np.uint8).repeat(4, 0).repeat(4, 1)
     frames = np.stack([np.roll(texture, (-2 * t, 3 * t), (0, 1)) for t in range(length)])
@@ -118,7 +118,7 @@ def test_unusable_validation_data_are_errors():
     with pytest.raises(UserError, match="'plain' has no flow to validate on"):
         choose(MemoryStore("plain", [(*shifts()[:3], None)]), None)
     computed = MemoryStore("computed", [shifts()])
-    computed.flow_origin = "DIS, preset medium"  # as a converted dataset says it
+    computed.flow_origin = "DIS, preset medium"  # as recorded in a converted dataset
     with pytest.raises(UserError, match="no ground truth"):
         choose(computed, None)
     with pytest.raises(UserError, match="'shift0' of 'short' .* flow needs two frames"):
@@ -130,7 +130,7 @@ def test_unusable_validation_data_are_errors():
 def test_the_loop_validates_by_endpoint_error_and_keeps_the_lowest(tmp_path, monkeypatch, capsys):
     row = System(Drift, "Drift", "tests", "frames")
     monkeypatch.setitem(SYSTEMS, "drift", row)
-    # Step 2 lands close to the truth, step 4 far beyond it.
+    # Step 2 is close to the ground truth, step 4 far beyond it.
     config = tiny_system.config(
         model={"name": "drift"}, batch_size=1, validate={"every": 2}, optimizer={"name": "sgd", "momentum": 0.0},
         phases=[{"name": "near", "steps": 2, "schedule": {"name": "constant", "lr": 0.8}},
@@ -162,12 +162,12 @@ def test_raft_learns_a_shift_through_the_loop(tmp_path):
             yield {name: np.concatenate([batch[name] for batch in both]) for name in both[0]}
 
     name, *arrays = shifts(3, seed=1000)
-    odd = MemoryStore("held-back", [(name, *(x[:, :37, :50] for x in arrays))])  # no multiples of 8
+    odd = MemoryStore("held-back", [(name, *(x[:, :37, :50] for x in arrays))])  # not divisible by 8
     train(config, tmp_path, batches=pairs, held_back=odd)
     logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     losses = [entry["loss"] for entry in logged if "loss" in entry]
     assert losses[-1] < 0.5 * losses[0]
-    assert logged[-1]["validation"]["epe"] < 2.5  # no motion would be off by 3.6 pixels
+    assert logged[-1]["validation"]["epe"] < 2.5  # zero flow has an error of 3.6 pixels
     name, model, variables = checkpoints.load(tmp_path / "last")
     assert (name, model.net) == ("raft", "small")
     scores, _ = validate(estimator(model, variables), odd, (0,))
@@ -181,7 +181,7 @@ def test_the_recipe_matches_the_published_script():
     assert (config["batch_size"], phase["steps"], config["data"]["size"]) == (10, 100_000, [368, 496])
     assert config["optimizer"] == {"name": "adamw", "weight_decay": 1e-4, "eps": 1e-8, "clip_norm": 1.0}
     rate = make_schedule(config["schedule"], phase["steps"])
-    # The rise takes 5% of the steps, from a 25th of the peak; a line leads down to nearly nothing.
+    # The warm-up takes 5% of the steps, from a 25th of the peak; the rate then falls linearly to nearly 0.
     np.testing.assert_allclose([rate(0), rate(5_004), rate(52_552)], [1.6e-5, 4e-4, 2e-4], rtol=1e-3)
     assert rate(100_099) < 1e-8
     fields = {key: value for key, value in config["model"].items() if key != "name"}
@@ -201,7 +201,7 @@ def test_examples_are_synthetic_pairs_with_flow_to_the_second_frame():
             inside = (column >= 0) & (column < 496) & (row >= 0) & (row < 368)
             return np.abs(first[inside] - second[row[inside], column[inside]]).mean()
 
-        # What noise, shadows and covered background leave is well below what motion makes.
+        # The residual of noise, shadows and occlusion is well below that of the motion.
         assert difference(1) < 0.75 * difference(0) and difference(0) < difference(-1)
     assert load_config(str(CONFIG))["validate"]["synthetic"]["seed"] >= data["mixture"][0]["count"]
 

@@ -15,7 +15,7 @@ SMALL_STEPS = {**SCHEDULE, "lr": 1e-3}
 
 
 def main(output):
-    """What the tests below look at, from a process with eight devices."""
+    """Returns the results that the tests below check, from a process with eight devices."""
     one, results = jax.devices()[:1], {}
     run_on = {"one": Launcher("jit", one)} | {kind: Launcher(kind) for kind in KINDS}
     cases = {"sync": {}, "frozen": {"batch_norm": "frozen"}, "accumulate": {"accumulate": 2},
@@ -34,7 +34,7 @@ def main(output):
                 results["local_first"], _ = run(launcher, state, factory, [0], call=call)
         results[case, "start"] = state
 
-    # One run that moves house after every step.
+    # One run that changes launcher or devices after every step.
     state, factory = parts(schedule=SMALL_STEPS)
     for step, (kind, n) in enumerate([("pmap", 8), ("jit", 4), ("shard_map", 2), ("pmap", 1)]):
         state, _ = run(Launcher(kind, jax.devices()[:n]), state, factory, [step])
@@ -59,15 +59,15 @@ def main(output):
 
 
 def two(output):
-    """Three steps under every launcher from one of two processes; the first one writes what came out."""
+    """Runs three steps with every launcher in one of two processes; the first one writes the results."""
     distributed.initialize()
-    distributed.initialize()  # harmless
+    distributed.initialize()  # has no effect in a single process
     assert jax.process_count() == 2
     results = {}
     state, factory = parts(schedule=SMALL_STEPS)
     for kind in KINDS:
         state_3, seen = run(Launcher(kind), state, factory, range(3))
-        # Another launcher takes over from what this one handed out.
+        # Another launcher continues from the state of this one.
         moved, _ = run(Launcher(KINDS[KINDS.index(kind) - 1]), state_3, factory, range(3, 5))
         results[kind] = Launcher(kind).size, state_3, seen, moved
     if jax.process_index() == 0:
@@ -106,7 +106,7 @@ def test_eight_devices_equal_one(eight, case, kind):
     _assert_equal_states(many, one)
     moved = max(np.abs(x - y).max() for x, y in zip(jax.tree.leaves(one.params), jax.tree.leaves(
         eight[case, "start"].params), strict=True))
-    assert moved > 1e-4  # a hundred times what may differ
+    assert moved > 1e-4  # a hundred times the tolerance
     for name in one_seen:
         np.testing.assert_allclose(seen[name], one_seen[name], rtol=1e-5, atol=1e-5)
     if case == "sync":
@@ -119,7 +119,7 @@ def test_a_run_may_change_launcher_and_devices_between_steps(eight):
 
 
 def test_local_statistics_are_averaged_over_devices(eight):
-    """By hand: each device's pair of examples alone, gradients and running statistics averaged."""
+    """Reference: each device's pair of examples alone, gradients and running statistics averaged."""
     start, factory = eight["local", "start"], parts(schedule=SMALL_STEPS)[1]
     step = jax.jit(factory(None))
     batch = clips(0)
@@ -135,7 +135,7 @@ def test_local_statistics_are_averaged_over_devices(eight):
     _assert_equal_states(launched.batch_stats, expected)
     _assert_equal_states(launched.params, params)
     shared = step(start, batch)[0].batch_stats
-    assert np.abs(shared["bn1"]["var"] - expected["bn1"]["var"]).max() > 1e-5  # or the test could not tell
+    assert np.abs(shared["bn1"]["var"] - expected["bn1"]["var"]).max() > 1e-5  # otherwise the test could not fail
 
 
 def test_devices_draw_their_own_dropout(eight):
@@ -165,7 +165,7 @@ def test_two_processes_of_four_devices_equal_one_device(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_placed_state_is_a_copy(kind):
-    """The step consumes what it is given; the caller's arrays, NumPy's or JAX's, are not touched."""
+    """The step donates its state; the caller's NumPy or JAX arrays stay valid."""
     state, factory = parts(ema=True, ema_decay=0.9)
     for given in (state, jax.tree.map(jax.numpy.asarray, state)):
         before = jax.tree.map(lambda x: np.array(x, copy=True), given)

@@ -35,7 +35,7 @@ def lines(workdir: Path) -> list[dict]:
 
 
 def held_back(count=2) -> MemoryStore:
-    """Videos like the training clips."""
+    """Returns videos like the training clips."""
     videos = []
     for v in range(count):
         batch = next(clips(0, 1000 + v, 5))
@@ -94,7 +94,7 @@ def test_a_transfer_rule_without_a_matching_target_is_an_error(tmp_path, rule, m
     phases = [{"name": "a", "steps": 1}, {"name": "b", "steps": 1, "model": {"two": True}, "transfer": [rule]}]
     with pytest.raises(UserError, match=message):
         train(config(phases=phases), tmp_path / "run", batches=clips)
-    assert not (tmp_path / "run").exists()  # it shows before the first phase begins
+    assert not (tmp_path / "run").exists()  # reported before the first phase
 
 
 def test_an_address_as_workdir_is_an_error(tmp_path, monkeypatch):
@@ -144,12 +144,12 @@ def test_averaged_parameters_are_published_for_inference(tmp_path):
     start = kernel("start", phases=[{"name": "a", "steps": 1}], schedule=STILL)
     one, two = (kernel(f"{n}", phases=[{"name": "a", "steps": n}]) for n in (1, 2))
     averaged = kernel("averaged", phases=[{"name": "a", "steps": 2}], ema_decay=0.15)
-    by_hand = 0.15 * (0.1 * start + 0.9 * one) + 0.85 * two  # the first weight is 1 / 10 at most
+    by_hand = 0.15 * (0.1 * start + 0.9 * one) + 0.85 * two  # the first decay is at most 1 / 10
     np.testing.assert_allclose(averaged, by_hand, rtol=1e-5, atol=1e-7)
 
 
 def poisoned(phase, start):
-    """Clips of floats, in which example 26 (step 7) is not a number."""
+    """Yields clips of floats, in which example 26 (step 7) is NaN."""
     for batch in clips(phase, start):
         batch["frames"] = batch["frames"].astype(np.float32)
         batch["frames"][batch["example"] == 26] = np.nan
@@ -161,7 +161,7 @@ def test_a_nan_loss_stops_the_run_and_names_the_batch(tmp_path):
         train(config(checkpoint_every=3, log_every=1), tmp_path, batches=poisoned)
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [3, 6]
     assert [entry["step"] for entry in lines(tmp_path)] == list(range(1, 7))
-    with pytest.raises(UserError, match="step 7"):  # the good state is still there, and the batch still bad
+    with pytest.raises(UserError, match="step 7"):  # the good state is kept, and the batch is still bad
         train(config(checkpoint_every=1, log_every=1), tmp_path, batches=poisoned)
     assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == 6
 
@@ -179,7 +179,7 @@ def test_a_signal_stops_after_the_step_with_the_state_saved(tmp_path, number):
         train(config(checkpoint_every=100), tmp_path, batches=interrupted)
     assert stopped.value.code == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000007"]
-    assert signal.getsignal(number) == before  # ours is gone
+    assert signal.getsignal(number) == before  # the handler is restored
     train(config(checkpoint_every=100), tmp_path, batches=clips)
     assert [entry["step"] for entry in lines(tmp_path)] == list(range(1, 11))
 

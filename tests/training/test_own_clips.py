@@ -61,7 +61,7 @@ def test_one_command_converts_trains_and_resumes(file, clips, tmp_path):
     assert code == 0, err
     assert f"{clips}, train: 1 videos, 4 frames, 2 of them with masks" in out
     assert (run / "last").exists() and (run / "data/uvos_folder/own").is_dir()
-    # A later call finds the clips converted and goes on; the folder may change its mind meanwhile.
+    # A second call reuses the converted clips and resumes, although the folder has changed.
     (clips / "Annotations/mine/00000.png").unlink()
     code, out, err = uvos(*command, "--config.phases.0.steps=2")
     assert code == 0 and "with masks" not in out, err

@@ -21,7 +21,7 @@ from uvos_jax.models import SYSTEMS
 from uvos_jax.training.loop import train
 from uvos_jax.weights import checkpoints
 
-# What depends on the clock.
+# Metrics that depend on time.
 TIMES = ("seconds", "examples_per_second", "input_wait", "device_memory")
 
 
@@ -38,7 +38,7 @@ def tiny(monkeypatch):
 
 
 def outcome(workdir: Path):
-    """Log without times, and the bytes of everything in the last weights."""
+    """Returns the log without times, and the bytes of all files of the last weights."""
     log = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
     log = [{key: value for key, value in entry.items() if key not in TIMES} for entry in log]
     variables = checkpoints.load(workdir / "last")[2]
@@ -71,13 +71,13 @@ def test_a_run_killed_ten_times_is_bit_identical(tmp_path, compiled):
     rng, workdir, reached = random.Random(0), tmp_path / "killed", []
     for kill in range(10):
         process = start(workdir, settings, compiled, SLOW="0.03")
-        if kill % 5 != 4:  # the others die while they import, compile, or restore
+        if kill % 5 != 4:  # the others are killed while importing, compiling or restoring
             known, further = _lines(workdir), rng.randrange(3, 12)
             while process.poll() is None and _lines(workdir) < known + further:
-                known = min(known, _lines(workdir))  # a start shortens the log
+                known = min(known, _lines(workdir))  # a resumed run shortens the log
                 time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.1 if kill % 5 != 4 else 3.0))
-        assert process.poll() is None, process.stdout.read()  # else this would have tested nothing
+        assert process.poll() is None, process.stdout.read()  # the process must still be running
         process.kill()
         process.wait()
         reached.append(_lines(workdir))
@@ -102,7 +102,7 @@ def test_a_stopped_process_has_the_exit_code_of_its_signal(tmp_path, compiled):
 
 
 def interrupted(at, tmp_path, settings, name="run"):
-    """A run whose data fails after step ``at``."""
+    """Runs until the data fail after step ``at``."""
     def batches(phase, first):
         for batch in clips(phase, first):
             if batch["example"][0] >= at * 4:
@@ -116,14 +116,14 @@ def interrupted(at, tmp_path, settings, name="run"):
 def test_steps_after_the_checkpoint_are_repeated_and_logged_again(tmp_path):
     settings = config(phases=[{"name": "a", "steps": 4}, {"name": "b", "steps": 6}], checkpoint_every=3)
     train(settings, tmp_path / "whole", batches=clips)
-    for at in (2, 4, 8):  # before any checkpoint; at the border of the phases; in the second one
+    for at in (2, 4, 8):  # before any checkpoint; at the boundary of the phases; in the second one
         interrupted(at, tmp_path, settings)
     with open(tmp_path / "run" / "log.jsonl", "a") as log:
-        log.write('{"step": 6, "lo')  # as a kill leaves it
+        log.write('{"step": 6, "lo')  # a line cut off by a kill
     train(settings, tmp_path / "run", batches=clips)
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
     before = outcome(tmp_path / "run")
-    assert train(settings, tmp_path / "run", batches=clips) == {"step": 10}  # nothing is left to do
+    assert train(settings, tmp_path / "run", batches=clips) == {"step": 10}  # the run is finished
     assert outcome(tmp_path / "run") == before
 
 

@@ -16,7 +16,7 @@ from uvos_jax.training.step import make_train_step
 from uvos_jax.weights.convert import convert, expected_variables
 
 LR = 0.005
-# As few activations as a whole AD-Net can have: one within rounding of a ReLU's kink may change gradients by 1e-3.
+# The smallest complete AD-Net: an activation within rounding of a ReLU's kink may change gradients by 1e-3.
 TINY = SMALL | {"width": 4, "aspp_features": 8, "embedding": 8, "hidden": 8}
 BGR_MEAN = np.float32([104.00698793, 116.66876762, 122.67891434])
 
@@ -28,7 +28,7 @@ def _pairs(step, size=(33, 41)):
 
 
 def _compiled(factory):
-    """The step of one device, compiled in a hurry."""
+    """Returns the step of one device, compiled without optimization."""
     return jax.jit(factory(None), compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -51,7 +51,7 @@ def test_three_steps_of_adnet_follow_torch(torch):
     net = TorchADNet(**hyper)
     with torch.no_grad():
         for name, x in net.named_parameters():
-            if name.endswith("bias"):  # far from zero, so that hardly a value lies within rounding of a ReLU's kink
+            if name.endswith("bias"):  # far from zero, to keep values away from the kinks of ReLUs
                 x.copy_(3 * torch.randn_like(x).sign())
     start = weights.from_torch("adnet", net.published_state_dict(), **TINY)
     torch_training.trainable(net)
@@ -128,12 +128,12 @@ def test_frozen_batch_norm_keeps_its_statistics_and_dropout_is_active():
     outputs, _ = TinyNet().apply({"params": state.params, "batch_stats": state.batch_stats}, inputs)
     without = TinyNet().loss(outputs, inputs, 0)[0].mean()
     assert abs(first["loss"] - without) > 1e-3
-    # The draws follow from the seed and the step.
+    # Dropout masks follow from the seed and the step.
     assert step(state, batch)[1]["loss"] == first["loss"]
     assert step(state.replace(step=state.step + 1), batch)[1]["loss"] != first["loss"]
     other, _ = parts(TinyNet(dropout=0.5), seed=4)
     assert step(state.replace(key=other.key), batch)[1]["loss"] != first["loss"]
-    # Without dropout the frozen step's loss is exactly evaluation's.
+    # Without dropout the loss of the frozen step equals that of evaluation.
     plain, factory = parts(batch_norm="frozen")
     np.testing.assert_allclose(_compiled(factory)(plain, batch)[1]["loss"], without, rtol=1e-6)
 
@@ -195,7 +195,7 @@ def test_the_initialization_follows_the_seed():
     jax.tree.map(np.testing.assert_array_equal, a, b)
     assert not np.array_equal(a.params["conv1"]["kernel"], c.params["conv1"]["kernel"])
     assert jax.tree.structure(a.params) == jax.tree.structure(state.params) and a.ema is None
-    # Any optax transform will do; the learning rate then follows the global step.
+    # Any optax transform works; the learning rate follows the global step.
     step = _compiled(lambda axis: make_train_step(TinyNet(), tx, lambda count: 0.1 * count))
     assert step(a.replace(step=jnp.int32(3)), clips(0))[1]["learning_rate"] == pytest.approx(0.3)
 

@@ -37,7 +37,7 @@ SIZES = [[24, 32], [16, 24]]
 
 
 class Flowing(Tiny):
-    """The tiny system whose second encoder sees the flow."""
+    """The tiny system with flow as input of its second encoder."""
 
     @property
     def inputs(self):
@@ -86,7 +86,7 @@ def lines(workdir: Path) -> list[dict]:
 
 
 def source(settings, fails_at=None):
-    """The batches of a configuration, of which one cannot be had."""
+    """Returns the batches of a configuration, one of which fails."""
     def given(phase, first):
         data = phases(check(settings))[phase].data
         clips = from_config(data | {"batch_size": settings["batch_size"], "seed": 0})
@@ -141,13 +141,13 @@ def test_two_stages_with_validation_by_computed_flow(tmp_path, monkeypatch):
     final = train(settings, tmp_path, batches=source(settings), held_back=held_back)
     scored = [entry["step"] for entry in lines(tmp_path) if "validation" in entry]
     assert scored == [8, 12], "stills are not validated, though their last step is 4"
-    # Each of 2 x 4 frames once; the second validation finds the flow in files.
+    # Each of 2 x 4 frames once; the second validation reads the flow from files.
     assert len(asked) == 8 == len(list((tmp_path / "flow").iterdir()))
     name, model, variables = checkpoints.load(tmp_path / "last")
     assert model.two and "flow_encoder" in variables["params"]
     expected, _ = validate(Segmenter(name, model, variables), held_back, choose(held_back, None))
     assert final["validation"] == expected
-    # The weights of the second stream do something: without them the answer is another one.
+    # The weights of the second stream matter: without them the scores differ.
     blind = jax.tree.map(np.copy, variables)
     blind["params"]["flow_encoder"]["conv"]["kernel"] *= 0
     assert validate(Segmenter(name, model, blind), held_back, choose(held_back, None))[0] != expected
@@ -183,9 +183,9 @@ def test_rates_and_batches_alternate_through_all_phases(tmp_path, monkeypatch):
                      phases=[{"name": str(i), "steps": n} for i, n in enumerate(steps)]), folder)
         return flatten_dict(checkpoints.load(folder / "last")[2]["params"])
 
-    # Steps 0 and 3 learn, and 6 would be the next. The second phase knows that its first is step 4.
+    # Steps 0 and 3 have a nonzero rate; the next would be 6. The second phase starts at step 4.
     through = weights(4, 2)
-    assert through["head", "bias"].any()  # it starts at 0
+    assert through["head", "bias"].any()  # its initial value is 0
     for path, leaf in weights(4).items():
         np.testing.assert_array_equal(through[path], leaf)
     assert set(asked) == {((4,), "bool"), ((2,), "bool")}  # the check before the start; a micro-batch

@@ -18,7 +18,7 @@ SIZE = (48, 72)
 
 
 def held_back(count=3):
-    """Short videos with a truth that the random network half meets, of different lengths."""
+    """Returns short videos of different lengths with ground truth that the random network partly matches."""
     videos = []
     for v in range(count):
         length = 4 + v
@@ -33,7 +33,7 @@ def test_validation_equals_uvos_segment_and_evaluate(tmp_path):
     segmenter = small_segmenter()
     store, videos = held_back()
     scores, panel = validate(segmenter, store, choose(store, None))
-    # The same by hand: results on disk, scored by the davis2016 protocol.
+    # Reference: results on disk, scored by the davis2016 protocol.
     root = tmp_path / "DAVIS"
     listing = root / "ImageSets" / "2016" / "val.txt"
     listing.parent.mkdir(parents=True)
@@ -61,7 +61,7 @@ def test_validation_equals_uvos_segment_and_evaluate(tmp_path):
 
 
 class Oracle:
-    """Answers with what it is told to, and remembers the masks that it was given."""
+    """Returns preset masks, and records the masks that it is given."""
 
     def __init__(self, answers, follows=False):
         self.answers, self.given, self.model = list(answers), [], SimpleNamespace(follows=follows)
@@ -76,8 +76,8 @@ def test_first_last_void_and_unlabeled_frames_are_ignored():
     name, frames, labels, _ = videos[0]
     frames, labels = np.concatenate([frames] * 2), np.concatenate([labels] * 2)  # 8 frames
     answer = (labels > 0).astype(np.uint8)
-    answer[0], answer[-1] = 0, 0  # do not count
-    labels[3] = 255  # no truth at all
+    answer[0], answer[-1] = 0, 0  # ignored
+    labels[3] = 255  # no ground truth
     answer[3] = 1
     labels[4, :5] = 255  # void above the object
     answer[4, :5] = 1
@@ -123,7 +123,7 @@ def test_sequences_are_selected_by_name():
 
 
 def followed(count=2):
-    """Videos of two objects each, with gaps between their ids, and answers that are shifted a little."""
+    """Returns videos of two objects each, with gaps between their ids, and slightly shifted results."""
     videos = []
     for v in range(count):
         labels = np.stack([rectangle(4, 30, 4 + 3 * t, 24 + 3 * t, SIZE, number=3 + v)
@@ -140,7 +140,7 @@ def test_a_prompted_model_is_scored_as_in_davis2017(tmp_path):
     for given, (_, _, labels, _) in zip(oracle.given, videos, strict=True):
         assert list(given) == [0]
         np.testing.assert_array_equal(given[0], labels[0])
-    # The benchmark's own files count objects without gaps.
+    # The files of the benchmark number objects without gaps.
     gapless = np.zeros(256, np.uint8)
     gapless[[3, 4, 9]] = 1, 1, 2
     davis(tmp_path / "DAVIS", {name: gapless[labels] for name, _, labels, _ in videos})
@@ -156,13 +156,13 @@ def test_a_prompted_model_is_scored_as_in_davis2017(tmp_path):
 def test_objects_are_given_when_they_appear_and_scored_afterwards():
     labels = np.stack([rectangle(4, 30, 4, 24, SIZE, number=7) for _ in range(7)])
     labels[2:, 32:45, 30:60] = 2  # appears in frame 2
-    labels[5:, :3] = 5  # in frame 5, behind which no frame counts
+    labels[5:, :3] = 5  # in frame 5, the last scored one
     labels[1, 40:, :10] = 255
     store = MemoryStore("late", [("one", clip(7, SIZE), labels, None)])
     given = first_masks(store, 0)
     assert list(given) == [0, 2] and set(np.unique(given[0])) == {0, 7} and set(np.unique(given[2])) == {0, 2}
     answer = labels.copy()
-    answer[:3][labels[:3] == 2] = 0  # not judged up to the frame where it is given
+    answer[:3][labels[:3] == 2] = 0  # not scored up to the frame in which it is given
     answer[1, 40:, :10] = 7  # void
     answer[4][labels[4] == 2] = 0
     scores, _ = validate(Oracle([answer], follows=True), store, (0,))
