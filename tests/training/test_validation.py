@@ -63,8 +63,8 @@ def test_validation_equals_uvos_segment_and_evaluate(tmp_path):
 class Oracle:
     """Returns preset masks, and records the masks that it is given."""
 
-    def __init__(self, answers, follows=False):
-        self.answers, self.given, self.model = list(answers), [], SimpleNamespace(follows=follows)
+    def __init__(self, answers, task="foreground"):
+        self.answers, self.given, self.model = list(answers), [], SimpleNamespace(task=task)
 
     def segment(self, frames, first_mask=None):
         self.given.append(first_mask)
@@ -135,7 +135,7 @@ def followed(count=2):
 
 def test_a_prompted_model_is_scored_as_in_davis2017(tmp_path):
     store, videos, answers = followed()
-    oracle = Oracle(answers, follows=True)
+    oracle = Oracle(answers, task="prompted")
     scores, panel = validate(oracle, store, choose(store, None))
     for given, (_, _, labels, _) in zip(oracle.given, videos, strict=True):
         assert list(given) == [0]
@@ -165,7 +165,7 @@ def test_objects_are_given_when_they_appear_and_scored_afterwards():
     answer[:3][labels[:3] == 2] = 0  # not scored up to the frame in which it is given
     answer[1, 40:, :10] = 7  # void
     answer[4][labels[4] == 2] = 0
-    scores, _ = validate(Oracle([answer], follows=True), store, (0,))
+    scores, _ = validate(Oracle([answer], task="prompted"), store, (0,))
     # Object 7 is right in frames 1 to 5; object 2 in frames 3 and 5, but not in 4.
     assert scores["J"] == pytest.approx((1 + 2 / 3) / 2) and scores["F"] == pytest.approx((1 + 2 / 3) / 2)
     assert scores["sequences"]["one"]["J"] == pytest.approx(scores["J"])
@@ -176,11 +176,11 @@ def test_the_mean_is_over_objects_not_over_videos():
     one_object = np.where(videos[0][2] == 9, 0, videos[0][2])
     store = MemoryStore("followed", [(*videos[0][:2], one_object, None), videos[1]])
     answers = [one_object, np.where(videos[1][2] == 9, 0, videos[1][2])]
-    scores, _ = validate(Oracle(answers, follows=True), store, (0, 1))
+    scores, _ = validate(Oracle(answers, task="prompted"), store, (0, 1))
     assert scores["J"] == pytest.approx(2 / 3) and scores["sequences"]["video1"]["J"] == pytest.approx(1 / 2)
 
 
 def test_a_video_without_objects_is_an_error():
     store = MemoryStore("empty", [("nothing", clip(4, SIZE), np.zeros((4, *SIZE), np.uint8), None)])
     with pytest.raises(UserError, match="'nothing' of 'empty' shows no object"):
-        validate(Oracle([], follows=True), store, choose(store, None))
+        validate(Oracle([], task="prompted"), store, choose(store, None))
