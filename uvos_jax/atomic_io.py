@@ -30,7 +30,7 @@ class PartialFile:
     """
 
     def __init__(self, path: str | os.PathLike, unique: bool = False):
-        """Choose the temporary name; creates nothing.
+        """Chooses the temporary name; creates nothing.
 
         Args:
             path: The final name, in an existing folder.
@@ -41,11 +41,11 @@ class PartialFile:
         self.partial = self.path.with_name(f".{self.path.name}.partial{f'-{uuid.uuid4().hex[:12]}' if unique else ''}")
 
     def commit(self) -> None:
-        """Rename the temporary file to its final name; an existing file or empty folder is replaced."""
+        """Renames the temporary file to its final name; an existing file or empty folder is replaced."""
         os.replace(self.partial, self.path)
 
     def discard(self) -> None:
-        """Remove the temporary file or folder if there is one."""
+        """Removes the temporary file or folder if there is one."""
         if self.partial.is_dir() and not self.partial.is_symlink():
             shutil.rmtree(self.partial, ignore_errors=True)
         else:
@@ -55,7 +55,7 @@ class PartialFile:
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike, unique: bool = False) -> Iterator[Path]:
-    """Yield a temporary path to write a file or folder to, and rename it to ``path`` on a clean exit.
+    """Yields a temporary path to write a file or folder to, and renames it to ``path`` on a clean exit.
 
     After an exception the temporary path is removed and ``path`` is left as it was. Operating system errors are raised
     unchanged.
@@ -74,7 +74,7 @@ def atomic_path(path: str | os.PathLike, unique: bool = False) -> Iterator[Path]
 
 
 def atomic_write(path: str | os.PathLike, data: bytes, unique: bool = False) -> None:
-    """Write ``data`` so that ``path`` holds either its old content or all of the new content.
+    """Writes ``data`` so that ``path`` holds either its old content or all of the new content.
 
     Args:
         path: The file to write; an existing file is replaced.
@@ -95,7 +95,7 @@ class StreamedTextFile:
     """A text file that is written piece by piece and appears under its name once it is finished."""
 
     def __init__(self, path: str | os.PathLike, separator: str = "", footer: str = ""):
-        """Prepare the file; the first piece creates it.
+        """Prepares the file; the first piece creates it.
 
         Args:
             path: The file to write, in an existing folder; an existing file is replaced.
@@ -108,7 +108,7 @@ class StreamedTextFile:
         self._file = None
 
     def write(self, piece: str, header: str = "") -> None:
-        """Append a piece.
+        """Appends a piece.
 
         Args:
             piece: The text.
@@ -127,7 +127,7 @@ class StreamedTextFile:
             raise write_error(self.path, error) from error
 
     def finish(self) -> bool:
-        """Complete the file and give it its name.
+        """Completes the file and gives it its name.
 
         Returns:
             False if nothing was written, so that there is no file.
@@ -147,7 +147,7 @@ class StreamedTextFile:
         return True
 
     def discard(self) -> None:
-        """Remove what has been written."""
+        """Removes what has been written."""
         if self._file is not None:
             with contextlib.suppress(OSError):  # a full disk fails on the buffered rest
                 self._file.close()
@@ -155,7 +155,7 @@ class StreamedTextFile:
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Rename the folder ``new`` to ``folder``; an existing ``folder`` is replaced.
+    """Renames the folder ``new`` to ``folder``; an existing ``folder`` is replaced.
 
     Folders cannot be swapped in one step: the old one is first renamed to ``replaced.<name>``. If the process is killed
     between the two renames, ``finish_replacement`` restores it.
@@ -174,7 +174,7 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 
 def finish_replacement(folder: Path) -> None:
-    """Complete an interrupted ``replace_folder``: remove the old folder if the new one is there, else restore it."""
+    """Completes an interrupted ``replace_folder``: removes the old folder if the new one exists, else restores it."""
     if folder.exists():
         shutil.rmtree(_replaced_path(folder), ignore_errors=True)
     elif _replaced_path(folder).exists():
@@ -187,7 +187,7 @@ def _replaced_path(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def exclusive_lock(path: str | os.PathLike, message: str) -> Iterator[None]:
-    """Hold a lock file, so that no other process works in the same folder.
+    """Holds a lock file, so that no other process works in the same folder.
 
     The operating system drops the lock when the process ends, however it ends: a lock file left behind by a killed
     process blocks nobody. On file systems without locks (some mounted buckets) there is no protection.
@@ -215,14 +215,14 @@ def exclusive_lock(path: str | os.PathLike, message: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed while the lock is held: a process that has opened this file then finds it unlinked and opens a new one.
+        # Removed while the lock is held: a process that has opened this file finds it unlinked and opens a new one.
         with contextlib.suppress(OSError):
             path.unlink()
         lock.release()
 
 
 def check_output_folder(path: str | os.PathLike) -> Path:
-    """Check that a folder can be created and written; creates nothing.
+    """Checks that a folder can be created and written; creates nothing.
 
     Args:
         path: The folder, which need not exist.
@@ -246,7 +246,7 @@ def check_output_folder(path: str | os.PathLike) -> Path:
 
 
 def make_folder(path: str | os.PathLike) -> None:
-    """Create a folder and its parents; an existing folder is fine.
+    """Creates a folder and its parents; an existing folder is fine.
 
     Raises:
         UserError: The operating system refused.
@@ -259,7 +259,7 @@ def make_folder(path: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def folder_unless_empty(path: str | os.PathLike) -> Iterator[None]:
-    """Create a folder and its parents; on exit remove those created here that are still empty.
+    """Creates a folder and its parents; on exit, removes those created here that are still empty.
 
     Raises:
         UserError: The operating system refused.

@@ -14,22 +14,22 @@ class UserError(ValueError):
 
 
 def nearest_hint(wrong: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the known name closest to ``wrong``, or an empty string."""
+    """Returns ``" Did you mean 'x'?"`` for the known name closest to ``wrong``, or an empty string."""
     match = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
 def quoted(path: str | os.PathLike) -> str:
-    """Return ``path`` in quotes, with unprintable characters escaped so that a message stays on one line."""
+    """Returns ``path`` in quotes, with unprintable characters escaped so that a message stays on one line."""
     return repr(os.fspath(path))
 
 
 def error_reason(error: BaseException) -> str:
-    """Return the text of an operating system or decoder error on one line, without errno and file name."""
+    """Returns the text of an error on one line, without errno, file name and final period."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())
+    return " ".join(text.split()).removesuffix(".")
 
 
 def write_error(path: str | os.PathLike, error: BaseException) -> UserError:
-    """Return the ``UserError`` to raise when ``path`` cannot be written because of ``error``."""
+    """Returns the ``UserError`` to raise when ``path`` cannot be written because of ``error``."""
     return UserError(f"Cannot write {quoted(path)}: {error_reason(error)}.")

@@ -1,3 +1,3 @@
-"""Values of label maps that mean the same everywhere."""
+"""Reserved label values."""
 
-VOID = 255  # uint8 label of pixels that count neither as an object nor as background
+VOID = 255  # uint8 label of pixels that are neither object nor background; they are ignored in scores

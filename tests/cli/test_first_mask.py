@@ -102,7 +102,7 @@ def _mask(path, labels):
 
 @pytest.mark.parametrize(("options", "words"), [
     (lambda: ["--first-mask", "nowhere.png"], "mask 'nowhere.png' does not exist"),
-    (lambda: ["--first-mask", _rgb("rgb.png")], "RGB picture, not a label mask"),
+    (lambda: ["--first-mask", _rgb("rgb.png")], "RGB image, not a label image"),
     (lambda: ["--first-mask", _mask("small.png", np.ones((8, 8)))], "'small.png' is 8x8 .*frames are 48x32"),
     (lambda: ["--first-mask", _mask("empty.png", np.zeros(SIZE))], "no object in it"),
     (lambda: ["--first-mask", _mask("void.png", np.eye(*SIZE) * 255)], "only background and void"),

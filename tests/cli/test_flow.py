@@ -125,7 +125,7 @@ def test_wrong_input_is_one_sentence(tmp_path):
         ([*segment, "raft"], "'uvos flow' runs it, and --flow raft"),
         ([*segment, "moving", "--flow", "raft"], "No weights of RAFT ship"),
         ([*segment, "moving", "--flow", "disc"], "There is no flow 'disc'"),
-        ([*segment, "moving", "--flow", "clip"], "picture of flow"),
+        ([*segment, "moving", "--flow", "clip"], "image of flow"),
         ([*segment, "moving", "--flow", "clip", "--flow-cache", "out"], "is read, not computed"),
         (["segment", "clip", "other", *to, "--weights", "random", "--model", "moving", "--flow", "clip"],
          "are the flow of one video, but 2 are given"),

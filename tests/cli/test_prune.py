@@ -77,7 +77,7 @@ def test_several_videos_have_a_folder_of_files(tmp_path):
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    (lambda _: ["--prune", "nowhere.json"], "detections 'nowhere.json' cannot be read"),
+    (lambda _: ["--prune", "nowhere.json"], "Cannot read the detections 'nowhere.json'"),
     (lambda _: ["--prune", _save("x.json", [{"image_id": 0, "bbox": [0, 0, -1, 2]}])], "has a negative side"),
     (lambda entries: ["--prune", _save("x.json", [e | {"image_id": 99} for e in entries])], "is of another video"),
     (lambda _: ["--prune", "x.json", "--prune-weights", "w.pth"], "--prune-weights is for --prune dtnet"),

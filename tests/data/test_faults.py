@@ -61,7 +61,7 @@ def test_all_faults_are_told_together(tmp_path):
                   "is not an image file",
                   "size 00001, 00002: the mask is 20x32, but the image 24x32",
                   "odd has frames of several sizes: 24x32 (2 frames, first 00000), 30x32 (1 frames, first 00001)",
-                  "color/00000.png' is an RGB picture", "color/00001.png' has more gray levels than a mask"):
+                  "color/00000.png' is an RGB image", "color/00001.png' has too many gray levels"):
         assert fault in text, (fault, text)
 
 
@@ -114,7 +114,7 @@ def test_broken_annotations_of_youtube_vis(tmp_path):
     path.write_text(json.dumps(content))
     text = complaints("youtube_vis", tmp_path)
     assert "frame 00000, object 1" in text and "frame 00010, object 1" in text
-    assert text.count("no compressed RLE") == 1 and text.count("do not sum to the 768 pixels") == 1
+    assert text.count("not a compressed RLE") == 1 and text.count("do not sum to the 768 pixels") == 1
     entries[1]["segmentations"].pop()
     path.write_text(json.dumps(content))
     assert "objects 2 have not one mask for each of the 3 frames" in complaints("youtube_vis", tmp_path)
@@ -185,7 +185,7 @@ def test_the_same_fault_of_many_files_is_told_once(tmp_path):
     for t in range(3):
         archives.gray(tmp_path / f"source/Annotations/480p/dogs/{t:05d}.png", archives.picture("colors"))
     text = complaints("davis2017/semi", tmp_path)
-    assert "has 1 fault," in text and "dogs 00000, 00001, 00002: " in text and "dogs/*.png' is an RGB picture" in text
+    assert "has 1 fault," in text and "dogs 00000, 00001, 00002: " in text and "dogs/*.png' is an RGB image" in text
 
 
 def test_run_lengths_of_any_writer_are_read():

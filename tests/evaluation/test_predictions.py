@@ -190,8 +190,8 @@ def test_complaints_about_several_sequences_come_together(tmp_path):
     assert "; bear 00004 holds object number 21; numbers go up to 20, relabel them from 1; " in text
     assert "; bear 00005 holds 255, which stands for void, but a prediction has none; write object numbers" in text
     assert "bear 00001-00003 is 50x40 where the ground truth is 60x40; " in text
-    assert "; bus 00003 is an RGB picture, not a label mask; save it as an indexed (palette) PNG" in text
-    assert "; bus 00004 has more gray levels than a mask, so it was antialiased or saved as JPEG; " in text
+    assert "; bus 00003 is an RGB image, not a label image. Save it as an indexed (palette) PNG" in text
+    assert "; bus 00004 has too many gray levels, so it was antialiased or saved as JPEG. " in text
     assert "; bus 00005 cannot be read: " in text and text.endswith("; bus 00006 is not an image file.")
     assert "  " not in text and ".;" not in text
 
@@ -231,7 +231,7 @@ def test_an_antialiased_or_void_mask_is_refused_as_foreground_too(tmp_path):
     Image.fromarray(SQUARE * 255).resize((120, 80)).resize((60, 40), Image.Resampling.BICUBIC).save(
         tmp_path / "p/bear/00004.png")
     text = refused(tmp_path, "bear 00001-00003 holds 255, which stands for void", "davis2016")
-    assert "; bear 00004 has " in text and "threshold it at 128" in text
+    assert "; bear 00004 has " in text and "Threshold it at 128" in text
 
 
 def test_a_dataset_with_gaps_is_refused(tmp_path):
@@ -286,7 +286,7 @@ def test_frames_that_share_a_complaint_are_named_together(tmp_path):
         save_masks(tmp_path / "p" / name, [SQUARE] * 5)
         for frame in ("00001", "00002"):
             Image.new("RGB", (60, 40)).save(tmp_path / "p" / name / f"{frame}.png")
-    text = refused(tmp_path, "bear 00001-00002, bus 00001-00002 is an RGB picture")
+    text = refused(tmp_path, "bear 00001-00002, bus 00001-00002 is an RGB image")
     assert text.count("RGB") == 1
 
 

@@ -319,7 +319,7 @@ def refused(truth, results) -> str:
 
 
 GOOD = track([box(0, 4), None], score=0.5)
-NO_RLE = "segmentations[0] has counts that are no compressed RLE"
+NO_RLE = "segmentations[0] has counts that are not a compressed RLE"
 NOT_FULL = "segmentations[0] has runs that do not sum to the 120 pixels of the frame"
 
 
@@ -331,8 +331,8 @@ NOT_FULL = "segmentations[0] has runs that do not sum to the 120 pixels of the f
         ({"category_id": 3}, "category_id 3 is not in the truth"),
         ({"segmentations": None}, "no list of segmentations, but video 1 has 2 frames"),
         ({"segmentations": [None] * 3}, "3 segmentations, but video 1 has 2 frames"),
-        ({"segmentations": [rle(np.ones((12, 10))), None]}, "has the size [12, 10], but its video [10, 12]"),
-        *(({"segmentations": [x, None]}, "is no RLE with") for x in ([[0, 0, 4, 0, 4, 9]], {"size": [10, 12]}, "x", 1)),
+        ({"segmentations": [rle(np.ones((12, 10))), None]}, "has size [12, 10], but its video has [10, 12]"),
+        *(({"segmentations": [x, None]}, "is not an RLE with") for x in ([[0, 0, 4, 0, 4, 9]], {"size": [10, 12]}, "x", 1)),
     ],
 )
 def test_broken_results(change, expected):

@@ -233,40 +233,40 @@ NAN = float("nan")
 
 
 @pytest.mark.parametrize(("content", "words"), [
-    ("{", "are no JSON"),
-    (7, "holds no detections; wanted are COCO"),
-    ({"boxes": []}, "holds no detections"),
-    ([3], "detection 0: its bbox is None"),
-    ([{"image_id": 0}], "detection 0: its bbox is None"),
+    ("{", "are not JSON"),
+    (7, "has no detections. Give COCO"),
+    ({"boxes": []}, "has no detections"),
+    ([3], "detection 0: bbox must be .* not None"),
+    ([{"image_id": 0}], "detection 0: bbox must be .* not None"),
     ([{"image_id": 0, "bbox": [1, 2, 3]}], "four numbers"),
     ([{"image_id": 0, "bbox": [1, 2, 3, NAN]}], "four numbers"),
     ([{"image_id": 0, "bbox": [1, 2, "3", 4]}], "four numbers"),
     ([{"image_id": 0, "bbox": [1, 2, 3, -4]}], "negative side"),
-    ([{"image_id": 0, "bbox": [1, 2, 3, 4], "score": NAN}], "its score is nan"),
-    ([{"image_id": 0, "bbox": [1, 2, 3, 4], "category_id": "cat"}], "category_id is 'cat'"),
-    ([{"bbox": [1, 2, 3, 4]}], "does not tell its frame"),
-    ([{"image_id": -1, "bbox": [1, 2, 3, 4]}], "its image_id is -1"),
-    ([{"image_id": True, "bbox": [1, 2, 3, 4]}], "its image_id is True"),
+    ([{"image_id": 0, "bbox": [1, 2, 3, 4], "score": NAN}], "score must be a number, not nan"),
+    ([{"image_id": 0, "bbox": [1, 2, 3, 4], "category_id": "cat"}], "category_id must be an integer from 0, not 'cat'"),
+    ([{"bbox": [1, 2, 3, 4]}], "no frame is given"),
+    ([{"image_id": -1, "bbox": [1, 2, 3, 4]}], "image_id must be a frame number from 0 or a name, not -1"),
+    ([{"image_id": True, "bbox": [1, 2, 3, 4]}], "image_id must be a frame number from 0 or a name, not True"),
     ({"images": [{"id": 4, "file_name": "0.jpg"}], "annotations": [{"image_id": 0, "bbox": [1, 2, 3, 4]}]},
-     "its image_id is 0, which no image has"),
-    ({"images": [{"id": 4, "file_name": "0.jpg"}] * 2, "annotations": []}, "two images have the id 4"),
-    ({"images": [{"id": 4}], "annotations": []}, "image 0: it has no whole number as id, or no file_name"),
-    ({"images": [{"id": i, "file_name": f"{i}/0.jpg"} for i in range(2)], "annotations": []}, "is of 2 videos"),
+     "no image has the image_id 0"),
+    ({"images": [{"id": 4, "file_name": "0.jpg"}] * 2, "annotations": []}, "two images have id 4"),
+    ({"images": [{"id": 4}], "annotations": []}, "image 0: no integer id or no file_name"),
+    ({"images": [{"id": i, "file_name": f"{i}/0.jpg"} for i in range(2)], "annotations": []}, "covers 2 videos"),
     ({"images": [{"id": 0, "file_name": "0.jpg", "width": 30, "height": 40}],
       "annotations": [{"image_id": 0, "bbox": [1, 2, 3, 4]}]}, "is of frames of 30x40 .* but those of .* 60x40"),
-    ({"images": [{"id": 0, "file_name": "0.jpg", "width": 0, "height": 40}], "annotations": []}, "cannot be"),
+    ({"images": [{"id": 0, "file_name": "0.jpg", "width": 0, "height": 40}], "annotations": []}, "invalid frame size"),
     ([{"image_id": 0, "bbox": [1, 2, 3, 4], "segmentation": {"size": [9, 9], "counts": "PPY1"}}],
-     "detection 0: its mask has the size"),
-    ([{"image_id": 0, "bbox": [1, 2, 3, 4], "segmentation": "here"}], "its mask is no RLE"),
+     "detection 0: its mask has size"),
+    ([{"image_id": 0, "bbox": [1, 2, 3, 4], "segmentation": "here"}], "its mask is not an RLE"),
     ([{"image_id": 50, "bbox": [1, 2, 3, 4]}], "is of another video: none of its frames .50, ... is in 'frames'"),
     ([{"file_name": "bear.jpg", "bbox": [1, 2, 3, 4]}], "is of another video: none of its frames .bear"),
-    ([{"boxes": []}], "track 0: it has no lists"),
-    ([{"frames": ["0"], "boxes": [], "segmentations": [None]}], "track 0: it has not as many"),
-    ([{"frames": ["0"], "boxes": [[1, 2, 3]], "segmentations": [{}]}], "track 0, frame '0': its bbox"),
-    ({"frames": []}, "its size is None"),
-    ({"size": [40, 60], "frames": [{"objects": []}]}, "frame 0: it has no name"),
-    ({"size": [40, 60], "frames": [{"name": "00000"}]}, "frame '00000': it has no list of objects"),
-    ({"size": [40, 60], "frames": [{"name": "00000", "objects": [{"id": 1}]}]}, "frame '00000', object 0: its bbox"),
+    ([{"boxes": []}], "track 0: no lists"),
+    ([{"frames": ["0"], "boxes": [], "segmentations": [None]}], "track 0: the numbers of"),
+    ([{"frames": ["0"], "boxes": [[1, 2, 3]], "segmentations": [{}]}], "track 0, frame '0': bbox"),
+    ({"frames": []}, "size must be .* not None"),
+    ({"size": [40, 60], "frames": [{"objects": []}]}, "frame 0: no name"),
+    ({"size": [40, 60], "frames": [{"name": "00000"}]}, "frame '00000': no list of objects"),
+    ({"size": [40, 60], "frames": [{"name": "00000", "objects": [{"id": 1}]}]}, "frame '00000', object 0: bbox"),
 ])
 def test_files_that_cannot_be_used_say_why(tmp_path, content, words):
     path = tmp_path / "bad.json"
@@ -280,9 +280,9 @@ def test_a_folder_has_a_file_for_each_video(tmp_path):
     save(tmp_path / "frames.json", [])
     assert pruned(tmp_path, video(2, (40, 60)))[1]
     (tmp_path / "frames.json").rename(tmp_path / "frame.json")
-    with pytest.raises(UserError, match="holds no 'frames.json' for the video 'frames'. Did you mean 'frame'"):
+    with pytest.raises(UserError, match="has no 'frames.json' for the video 'frames'. Did you mean 'frame'"):
         pruned(tmp_path, video(2, (40, 60)))
-    with pytest.raises(UserError, match="cannot be read: No such file"):
+    with pytest.raises(UserError, match="Cannot read the detections .*: No such file"):
         pruned(tmp_path / "other.json", video(2, (40, 60)))
 
 

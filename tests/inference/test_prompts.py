@@ -58,7 +58,7 @@ def _zero(value=0):
 
 @pytest.mark.parametrize(("make", "words"), [
     (lambda at: at / "none.png", "does not exist"),
-    (lambda at: _gray(at / "rgb.png", np.full((*SIZE, 3), 9, np.uint8)), "an RGB picture, not a label mask"),
+    (lambda at: _gray(at / "rgb.png", np.full((*SIZE, 3), 9, np.uint8)), "an RGB image, not a label image"),
     (lambda at: _save(at / "empty.png", _zero()), r"empty.png.*no object in it, only background\."),
     (lambda at: _save(at / "void.png", np.eye(*SIZE, dtype=np.uint8) * 255), "no object.*background and void"),
     (lambda at: _save(at / "many.png", _many(81)), "many.png.*81 objects in it, more than the 80"),

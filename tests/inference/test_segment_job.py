@@ -196,7 +196,7 @@ def test_a_folder_that_cannot_be_written_is_named_as_the_user_does(tmp_path, mon
     monkeypatch.chdir(tmp_path / "here")
     # Whoever runs this test may be allowed to write everywhere, so nobody is.
     monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)
-    with pytest.raises(UserError, match=r"'\.\./there' cannot be written to \((permission denied|the file system is )"):
+    with pytest.raises(UserError, match=r"'\.\./there' is not writable \((permission denied|the file system is )"):
         check_output(folder, True)
 
 

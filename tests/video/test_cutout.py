@@ -116,7 +116,7 @@ def test_videos_keep_probabilities(tmp_path, kind, error):
 
 
 def test_forms_of_cut_outs_that_there_are_not(tmp_path):
-    with pytest.raises(UserError, match="no cut-outs as 'gif'"):
+    with pytest.raises(UserError, match="Unknown cutout format 'gif'"):
         ResultWriter(tmp_path / "out", 25, outputs=OutputOptions(cutout="gif"))
     with pytest.raises(UserError, match="Did you mean 'webm'"):
         ResultWriter(tmp_path / "out", 25, outputs=OutputOptions(cutout="webn"))

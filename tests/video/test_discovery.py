@@ -71,7 +71,7 @@ def test_name_with_wildcards_is_taken_literally_if_it_exists(tmp_path):
 
 def test_images_beside_videos_are_asked_about(tmp_path):
     touch(tmp_path, "a.mp4", "b.png", "notes.txt")
-    question = r"images \('b.png'\) and videos \('a.mp4'\); say which.*\*\.png' or '.*\*\.mp4'"
+    question = r"images \('b.png'\) and videos \('a.mp4'\). Give one kind.*\*\.png' or '.*\*\.mp4'"
     for expand in (lambda: list_sources([str(tmp_path)]), lambda: open_source(tmp_path)):
         with pytest.raises(UserError, match=question):
             expand()
@@ -81,24 +81,24 @@ def test_images_beside_videos_are_asked_about(tmp_path):
 
 
 def test_nothing_usable(tmp_path):
-    assert_refused([], "no input was given")
-    assert_refused([tmp_path], "holds neither videos nor frames")
+    assert_refused([], "No input given")
+    assert_refused([tmp_path], "has neither videos, nor frames")
     assert_refused([tmp_path / "*.mp4"], "matches nothing")
     touch(tmp_path, "season/one/a.mp4", "notes.txt")
-    assert_refused([tmp_path], "holds neither videos nor frames")
-    assert_refused([tmp_path / "season"], r"Its subfolder 'one' holds videos; give '.*season/one' or '.*season/\*/\*'")
+    assert_refused([tmp_path], "has neither videos, nor frames")
+    assert_refused([tmp_path / "season"], r"Its subfolder 'one' has videos. Give '.*season/one' or '.*season/\*/\*'")
     assert_refused([tmp_path / "*.txt"], "matches no video and no image")
-    with pytest.raises(UserError, match="Its subfolder 'one' holds videos"):
+    with pytest.raises(UserError, match="Its subfolder 'one' has videos"):
         open_source(tmp_path / "season")
-    with pytest.raises(UserError, match=r"holds the video 'a.mp4', not the frames of one"):
+    with pytest.raises(UserError, match=r"has videos instead of frames: 'a.mp4'"):
         open_source(tmp_path / "season" / "one")
-    with pytest.raises(UserError, match=r"matches videos, of which one is to be named"):
+    with pytest.raises(UserError, match=r"matches videos. Give one of them"):
         open_source(tmp_path / "season" / "one" / "*")
 
 
 def test_pattern_that_the_shell_has_expanded(tmp_path):
     touch(tmp_path, "f/0.png", "f/1.png")
-    assert_refused(sorted((tmp_path / "f").iterdir()), r"2 single images were given.*their folder, '.*f'")
+    assert_refused(sorted((tmp_path / "f").iterdir()), r"2 single images given.*their folder, '.*f'")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")

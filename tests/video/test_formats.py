@@ -183,10 +183,10 @@ def two_sizes(folder):
 def test_size_that_changes_in_the_middle(tmp_path):
     frames = iter(open_source(two_sizes(tmp_path)))
     assert [next(frames).image.shape for _ in range(3)] == [(48, 64, 3)] * 3
-    with pytest.raises(UserError, match=r"'00003' is 48x64 but the first one, '00000', is 64x48"):
+    with pytest.raises(UserError, match=r"'00003' is 48x64 but the first frame, '00000', is 64x48"):
         next(frames)
     skipped = list(open_source(two_sizes(tmp_path), ClipOptions(on_error="skip")))
-    assert [frame.broken for frame in skipped] == [None] * 3 + ["it is 48x64, not 64x48"] * 3
+    assert [frame.broken for frame in skipped] == [None] * 3 + ["its size is 48x64, not 64x48"] * 3
     for frame in skipped[3:]:
         np.testing.assert_array_equal(frame.image, skipped[2].image)
 

@@ -83,12 +83,12 @@ def test_antialiased_mask_is_refused(tmp_path):
     blurred = np.asarray(Image.fromarray(tiled(0, 255, 0)).resize((100, 36), Image.Resampling.BICUBIC))
     assert len(np.unique(blurred)) > 8
     path = save(tmp_path / "x.png", blurred)
-    assert_refused(path, r"x\.png' has more gray levels than a mask, so it was antialiased .* threshold it at 128")
+    assert_refused(path, r"x\.png' has too many gray levels, so it was antialiased .* Threshold it at 128")
 
 
 def test_jpeg_passes_only_where_nothing_was_lost(tmp_path):
     np.testing.assert_array_equal(read_mask(save(tmp_path / "flat.jpg", tiled(0, 0))), tiled(0, 0))
-    assert_refused(save(tmp_path / "a.jpg", tiled(0, 255)), r"has more gray levels than a mask, so .* saved as JPEG")
+    assert_refused(save(tmp_path / "a.jpg", tiled(0, 255)), r"has too many gray levels, so .* saved as JPEG")
     # The blur of small numbers stays among small numbers, and must not pass for objects.
     path = save(tmp_path / "b.jpg", tiled(0, 9, 2, 5), quality=50)
     assert np.asarray(Image.open(path)).max() <= 20
@@ -100,13 +100,13 @@ def test_gray_with_alpha(tmp_path):
     opaque = np.dstack([gray, np.full_like(gray, 255)])
     np.testing.assert_array_equal(read_mask(save(tmp_path / "x.png", opaque)), tiled(0, 1))
     opaque[..., 0] = tiled(1, 2)
-    assert_refused(save(tmp_path / "y.png", opaque), "gray levels 1, 2 beside an alpha channel")
+    assert_refused(save(tmp_path / "y.png", opaque), "gray levels 1, 2 and an alpha channel")
     assert_refused(save(tmp_path / "z.png", np.dstack([gray, gray])), "partly transparent")
 
 
 @pytest.mark.parametrize(
     ("mode", "match"),
-    [("RGB", "an RGB picture, not a label mask"), ("RGBA", "an RGBA picture"), ("I;16", "16 bits or more")],
+    [("RGB", "an RGB image, not a label image"), ("RGBA", "an RGBA image"), ("I;16", "16 bits or more")],
 )
 def test_pictures_are_refused(tmp_path, mode, match):
     assert_refused(save(tmp_path / "x.png", tiled(0, 255), mode), match)
@@ -119,8 +119,8 @@ def test_files_that_are_no_masks(tmp_path):
     (tmp_path / "text.png").write_text("text")
     assert_refused(tmp_path / "text.png", "is not an image file")
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    assert_refused(tmp_path / "cut.png", r"cut\.png' cannot be read")
-    assert_refused(tmp_path, "cannot be read: Is a directory")
+    assert_refused(tmp_path / "cut.png", r"Cannot read the mask '.*cut\.png'")
+    assert_refused(tmp_path, "Cannot read the mask .*: Is a directory")
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int32, np.int64])
@@ -195,7 +195,7 @@ def test_numbered_gray_levels_stand_for_themselves(tmp_path):
     for values in ((0, 2), (0, 255), (3, 3), (0, 1, 20, 255)):
         path = save(tmp_path / "x.png", tiled(*values))
         np.testing.assert_array_equal(read_mask(path, numbered=True), tiled(*values))
-    with pytest.raises(UserError, match="neither 0/255 nor object numbers"):
+    with pytest.raises(UserError, match="neither 0/255 nor object ids"):
         read_mask(save(tmp_path / "y.png", tiled(0, 100)), numbered=True)
 
 

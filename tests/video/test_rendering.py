@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from uvos_jax.errors import UserError
-from uvos_jax.video import PALETTE, OverlayStyle, draw_overlay, overlay_style
+from uvos_jax.video import PALETTE, OverlayStyle, draw_overlay, parse_overlay_style
 
 
 def square(height: int = 40, width: int = 50, label: int = 1) -> np.ndarray:
@@ -68,7 +68,8 @@ def test_overlay_has_the_colors_of_another_palette():
     overlay = draw_overlay(np.zeros((40, 50, 3), np.uint8), square(), OverlayStyle(alpha=1), palette)
     np.testing.assert_array_equal(overlay[20, 20], (0, 0, 255))
     assert (draw_overlay(np.zeros((40, 50, 3), np.uint8), square(), OverlayStyle(alpha=1))[20, 20, 1:] == 0).all()
-    assert not draw_overlay(np.zeros((40, 50, 3), np.uint8), square(), OverlayStyle(alpha=1), np.zeros_like(PALETTE)).any()
+    black = np.zeros_like(PALETTE)
+    assert not draw_overlay(np.zeros((40, 50, 3), np.uint8), square(), OverlayStyle(alpha=1), black).any()
 
 
 def test_overlay_of_another_size():
@@ -152,18 +153,19 @@ def test_blur_hides_more_than_a_pixel_on_a_large_frame():
     ("hsl(0,100%,50%)", (255, 0, 0)),
 ])
 def test_backgrounds_as_written_on_a_command_line(text, background):
-    assert overlay_style(0.25, 3, text) == OverlayStyle(alpha=0.25, contour=3, background=background)
+    assert parse_overlay_style(0.25, 3, text) == OverlayStyle(alpha=0.25, contour=3, background=background)
 
 
 @pytest.mark.parametrize(("values", "message"), [
     ((1.5, None, None), "alpha .* got 1.5"), ((-0.1, 1, None), "alpha"), ((float("nan"), 1, None), "alpha"),
     ((0.5, -1, None), "contour .* got -1"), ((0.5, 101, None), "contour"),
-    ((0.5, 1, "gren"), "no background 'gren'.*Did you mean 'green'"), ((0.5, 1, "blurr"), "Did you mean 'blur'"),
-    ((0.5, 1, "#12"), "no background"), ((0.5, 1, "1,2"), "no background"), ((0.5, 1, "a,b,c"), "no background"),
-    ((0.5, 1, "0,300,0"), "no color of three values"), ((0.5, 1, "#00ff0080"), "--cutout"),
-    ((0.5, 1, "1,2,3,4"), "no background"), ((0.5, 1, "new\nline"), "no background"),
+    ((0.5, 1, "gren"), "Unknown background 'gren'.*Did you mean 'green'"), ((0.5, 1, "blurr"), "Did you mean 'blur'"),
+    ((0.5, 1, "#12"), "Unknown background"), ((0.5, 1, "1,2"), "Unknown background"),
+    ((0.5, 1, "a,b,c"), "Unknown background"),
+    ((0.5, 1, "0,300,0"), "not a color of three values"), ((0.5, 1, "#00ff0080"), "--cutout"),
+    ((0.5, 1, "1,2,3,4"), "Unknown background"), ((0.5, 1, "new\nline"), "Unknown background"),
 ])
 def test_looks_that_mean_nothing(values, message):
     with pytest.raises(UserError, match=message) as caught:
-        overlay_style(*values)
+        parse_overlay_style(*values)
     assert "\n" not in str(caught.value)

@@ -102,7 +102,7 @@ def test_memory_is_bounded_in_bytes_too(tmp_path, monkeypatch):
 
 
 def test_a_single_frame_beyond_the_bound_is_taken(tmp_path, monkeypatch):
-    monkeypatch.setattr(output, "_MOST_BYTES", 1)
+    monkeypatch.setattr(output, "_MAX_QUEUED_BYTES", 1)
     with ResultWriter(tmp_path, fps=10) as writer:
         for index in range(3):
             writer.add(frame(f"{index}"), labels())

@@ -129,7 +129,7 @@ def test_generator_is_live_read_once_and_never_ahead():
     frames = iter(source)
     assert (next(frames).name, next(frames).name, taken) == ("00000", "00001", [0, 1])
     frames.close()
-    with pytest.raises(UserError, match="only once"):
+    with pytest.raises(UserError, match="a second time"):
         iter(source)
 
 
@@ -148,12 +148,12 @@ def test_missing_path_names_the_nearest(tmp_path):
 
 
 def test_empty_folder(tmp_path):
-    assert_refused(tmp_path, "holds no frames .*png")
+    assert_refused(tmp_path, "has no frames .*png")
     save(tmp_path / "bear" / "0.png", picture(1))
     (tmp_path / "aaa").mkdir()
-    assert_refused(tmp_path, "its subfolder 'bear' does; give")
+    assert_refused(tmp_path, "subfolders with frames: 'bear'. Give")
     save(tmp_path / "boat" / "0.png", picture(1))
-    assert_refused(tmp_path, r"its subfolder 'bear' \(and 1 more\) does; give")
+    assert_refused(tmp_path, r"subfolders with frames: 'bear' and 1 more. Give")
 
 
 def test_glob_without_images(tmp_path):
@@ -171,8 +171,8 @@ def test_frames_of_one_stem(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not a picture at all"])
 def test_first_frame_that_does_not_decode_is_refused_at_once(tmp_path, content):
     (tmp_path / "0.png").write_bytes(content)
-    assert_refused(tmp_path, r"0\.png' cannot be decoded")
-    assert_refused(tmp_path / "0.png", r"0\.png' cannot be decoded")
+    assert_refused(tmp_path, r"Cannot decode the frame '.*0\.png'")
+    assert_refused(tmp_path / "0.png", r"Cannot decode the frame '.*0\.png'")
 
 
 @pytest.mark.parametrize("side", [9000, 60000])
@@ -182,7 +182,7 @@ def test_picture_that_only_claims_to_be_huge_is_refused_by_its_header(tmp_path, 
     start = data.index(b"\xff\xc0") + 5  # height and width follow the marker, its length and the depth
     data[start : start + 4] = side.to_bytes(2, "big") * 2
     path.write_bytes(data)
-    assert_refused(tmp_path, r"0\.jpg' cannot be used, it has more than 64 megapixels; shrink it")
+    assert_refused(tmp_path, r"Cannot use the frame '.*0\.jpg': it has more than 64 megapixels. Reduce its size")
 
 
 def test_png_that_claims_more_than_the_file_holds(tmp_path):
@@ -194,12 +194,12 @@ def test_png_that_claims_more_than_the_file_holds(tmp_path):
     start = data.index(b"IDAT") - 4
     data[start : start + 4] = b"\x7f\xff\xff\xff"
     path.write_bytes(data)
-    assert_refused(tmp_path, r"0\.png' cannot be decoded, it is cut off")
+    assert_refused(tmp_path, r"Cannot decode the frame '.*0\.png': it is truncated")
 
 
 def test_broken_link_is_not_skipped(tmp_path):
     (tmp_path / "0.png").symlink_to(tmp_path / "gone.png")
-    assert_refused(tmp_path, "cannot read the frame .*No such file or directory; make sure that it is there")
+    assert_refused(tmp_path, "Cannot read the frame .*No such file or directory. Check that it exists")
 
 
 def test_later_frame_that_does_not_decode(tmp_path):
@@ -208,7 +208,7 @@ def test_later_frame_that_does_not_decode(tmp_path):
     whole.write_bytes(whole.read_bytes()[:400])
     frames = iter(open_source(tmp_path))
     assert next(frames).name == "0"
-    with pytest.raises(UserError, match=r"1\.png' cannot be decoded") as caught:
+    with pytest.raises(UserError, match=r"Cannot decode the frame '.*1\.png'") as caught:
         next(frames)
     assert "\n" not in str(caught.value)
 
@@ -216,9 +216,9 @@ def test_later_frame_that_does_not_decode(tmp_path):
 def test_frames_of_two_sizes(tmp_path):
     save(tmp_path / "a.png", picture(1, 6, 8))
     save(tmp_path / "b.png", picture(1, 8, 6))
-    with pytest.raises(UserError, match=r"'b' is 6x8 but the first one, 'a', is 8x6"):
+    with pytest.raises(UserError, match=r"'b' is 6x8 but the first frame, 'a', is 8x6"):
         list(open_source(tmp_path))
-    with pytest.raises(UserError, match=r"'00001' is 6x8 but the first one, '00000', is 8x6"):
+    with pytest.raises(UserError, match=r"'00001' is 6x8 but the first frame, '00000', is 8x6"):
         list(open_source(iter([picture(1, 6, 8), picture(1, 8, 6)])))
 
 
@@ -228,7 +228,7 @@ def test_frames_of_two_sizes(tmp_path):
         (np.zeros((2, 6, 8, 3), np.float32), r"float32 array of shape \(2, 6, 8, 3\)"),
         (np.zeros((6, 8, 3), np.uint8), r"shape \(6, 8, 3\)"),
         (np.zeros((2, 3, 6, 8), np.uint8), r"shape \(2, 3, 6, 8\)"),
-        (np.zeros((0, 6, 8, 3), np.uint8), "not empty"),
+        (np.zeros((0, 6, 8, 3), np.uint8), "non-empty"),
     ],
 )
 def test_array_of_another_form(array, match):
@@ -241,7 +241,7 @@ def test_what_is_no_source(source):
 
 
 def test_list_of_something_else():
-    assert_refused([], "list .* holds no frame")
+    assert_refused([], "list .* has no frames")
     assert_refused(["a.png", "b.png"], "'00000' is an object of type 'str'")
     assert_refused([np.zeros((6, 8), np.uint8)], r"'00000' is a uint8 array of shape \(6, 8\)")
 
@@ -251,7 +251,7 @@ def test_iterator_of_something_else_fails_where_it_goes_wrong():
     next(frames)
     with pytest.raises(UserError, match="'00001' is a float64 array"):
         next(frames)
-    with pytest.raises(UserError, match="holds no frame"):
+    with pytest.raises(UserError, match="has no frames"):
         list(open_source(iter([])))
 
 

@@ -96,7 +96,7 @@ def test_damage_in_the_middle_names_the_frame(tmp_path):
         data[start : start + packet.size] = b"\xff" * packet.size
     path.write_bytes(data)
     frames = iter(open_source(path))
-    with pytest.raises(UserError, match=r"a\.mkv' cannot be decoded at frame 00003 \(") as caught:
+    with pytest.raises(UserError, match=r"Cannot decode frame 00003 of '.*a\.mkv': ") as caught:
         for _ in range(6):
             next(frames)
     assert "\n" not in str(caught.value)
@@ -104,9 +104,9 @@ def test_damage_in_the_middle_names_the_frame(tmp_path):
 
 def test_what_is_no_video(tmp_path):
     (tmp_path / "noise.mp4").write_bytes(b"abcd" * 999)
-    assert_refused(tmp_path / "noise.mp4", r"noise\.mp4' cannot be read as a video \(Invalid data")
+    assert_refused(tmp_path / "noise.mp4", r"Cannot read '.*noise\.mp4' as a video: Invalid data")
     (tmp_path / "empty.mp4").write_bytes(b"")
-    assert_refused(tmp_path / "empty.mp4", r"empty\.mp4' cannot be read as a video")
+    assert_refused(tmp_path / "empty.mp4", r"Cannot read '.*empty\.mp4' as a video")
     (tmp_path / "notes.txt").write_text("FFmpeg would draw this as a terminal.\n" * 50)
     assert_refused(tmp_path / "notes.txt", "it is a text file")
 
@@ -161,27 +161,27 @@ def test_video_of_an_unknown_codec(tmp_path):
 
 def test_what_only_looks_like_a_video(tmp_path):
     (tmp_path / "folder.mp4").mkdir()
-    assert_refused(tmp_path / "folder.mp4", r"the folder '.*folder\.mp4' holds no frames")
+    assert_refused(tmp_path / "folder.mp4", r"The folder '.*folder\.mp4' has no frames")
     (tmp_path / "notes.mp4").write_text("These are notes.\n" * 500)
-    assert_refused(tmp_path / "notes.mp4", r"notes\.mp4' cannot be read as a video")
+    assert_refused(tmp_path / "notes.mp4", r"Cannot read '.*notes\.mp4' as a video")
     (tmp_path / "a.mp4").symlink_to(tmp_path / "b.mp4")
     assert_refused(tmp_path / "a.mp4", r"a\.mp4' is a link to '.*b\.mp4', which does not exist")
     (tmp_path / "b.mp4").symlink_to(tmp_path / "a.mp4")
-    assert_refused(tmp_path / "a.mp4", r"a\.mp4' cannot be read: Too many levels of symbolic links")
-    assert_refused("nul\0.mp4", "cannot be read: .*embedded null")
-    assert_refused(tmp_path / ("x" * 300), "cannot be read: File name too long")
+    assert_refused(tmp_path / "a.mp4", r"Cannot read '.*a\.mp4': Too many levels of symbolic links")
+    assert_refused("nul\0.mp4", "Cannot read .*: embedded null")
+    assert_refused(tmp_path / ("x" * 300), "Cannot read '.*': File name too long")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_devices_and_pipes_do_not_hang(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
-    assert_refused(tmp_path / "pipe.mp4", "neither a file nor a folder, but a device, pipe or socket; .* give '-'")
+    assert_refused(tmp_path / "pipe.mp4", "is a device, pipe or socket, .* give '-'")
     assert_refused("/dev/zero", "neither a file nor a folder")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
     assert_refused(tmp_path / "zero.png", "neither a file nor a folder")
     (tmp_path / "frames").mkdir()
     os.mkfifo(tmp_path / "frames" / "0.png")
-    assert_refused(tmp_path / "frames", r"0\.png': it is no regular file")
+    assert_refused(tmp_path / "frames", r"0\.png': it is not a regular file")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
@@ -201,16 +201,16 @@ def test_file_cannot_reach_for_the_network(tmp_path):
     path = tmp_path / "a.sdp"  # of a stream that never comes
     path.write_text("v=0\no=- 0 0 IN IP4 127.0.0.1\ns=-\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 50004 RTP/AVP 96\n"
                     "a=rtpmap:96 H264/90000\n")
-    assert_refused(path, r"a\.sdp' cannot be read as a video")
+    assert_refused(path, r"Cannot read '.*a\.sdp' as a video")
 
 
 def test_frames_too_large_for_any_memory(tmp_path):
     path = tmp_path / "a.gif"
     picture = b"," + struct.pack("<4HB", 0, 0, 1, 1, 0) + b"\x02\x02\x4c\x01\x00;"
     path.write_bytes(b"GIF89a" + struct.pack("<2H3B", 40000, 40000, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff" + picture)
-    assert_refused(path, r"cannot read '.*a\.gif': Image size \(1600000000 pixels\)")
+    assert_refused(path, r"Cannot read '.*a\.gif': Image size \(1600000000 pixels\)")
     path.write_bytes(path.read_bytes().replace(struct.pack("<2H", 40000, 40000), struct.pack("<2H", 9000, 9000)))
-    assert_refused(path, r"a\.gif' cannot be used, it has more than 64 megapixels")
+    assert_refused(path, r"a\.gif' has more than 64 megapixels")
     path = tmp_path / "a.y4m"
     path.write_bytes(b"YUV4MPEG2 W10000 H8000 F25:1 C420\nFRAME\n" + bytes(1000))
     assert_refused(path, r"its frames are 10000x8000, more than 64 megapixels")
@@ -220,12 +220,12 @@ def test_input_that_vanishes(tmp_path):
     path = make_video(tmp_path / "a.mp4")
     source = open_source(path)
     path.unlink()
-    with pytest.raises(UserError, match=r"a\.mp4' cannot be read as a video \(No such file"):
+    with pytest.raises(UserError, match=r"Cannot read '.*a\.mp4' as a video: No such file"):
         list(source)
 
 
 def test_without_pyav_only_videos_are_refused(tmp_path, monkeypatch):
     path = make_video(tmp_path / "a.mp4")
     monkeypatch.setitem(sys.modules, "av", None)
-    assert_refused(path, r"a\.mp4' needs PyAV; install")
+    assert_refused(path, r"a\.mp4' needs PyAV. Install")
     assert len(list(open_source([quarter_red(4, 4)]))) == 1

@@ -67,7 +67,7 @@ def test_video_arguments_that_are_defects(tmp_path):
     for fps in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="fps"):
             VideoWriter(tmp_path / "x.mp4", fps)
-    with pytest.raises(ValueError, match="ends in .mp4"):
+    with pytest.raises(ValueError, match="suffix of a video must be .mp4"):
         VideoWriter(tmp_path / "x.avi", 25)
     with VideoWriter(tmp_path / "x.mp4", fps=24) as writer:
         with pytest.raises(ValueError, match="uint8"):

@@ -112,11 +112,11 @@ def segment(
                 ResultWriter,
                 list_sources,
                 open_source,
-                overlay_style,
+                parse_overlay_style,
             )
             from uvos_jax.weights.packaged import about, recognized
 
-            outputs = OutputOptions(not no_overlay, overlay_style(alpha, contour, background), soft, json, cutout)
+            outputs = OutputOptions(not no_overlay, parse_overlay_style(alpha, contour, background), soft, json, cutout)
             ResultWriter(".", 1.0, outputs)  # writes nothing, and knows what it could not write
             clip = ClipOptions(start, end, every, on_error)
             sources = list_sources(inputs)

@@ -148,7 +148,8 @@ class Complaints:
             labels = reader(path)
         except UserError as error:
             # The reader names the file; here the frames that share the complaint are named instead.
-            text = str(error).removeprefix("the mask ").replace(repr(str(path)), "")
+            text = str(error).replace(f"Cannot read the mask {str(path)!r}:", "cannot be read:")
+            text = text.removeprefix("The mask ").replace(repr(str(path)), "")
             self.note(frame, text.strip().rstrip("."))
             return None
         return labels if shape is None or self.fits(frame, labels, shape) else None

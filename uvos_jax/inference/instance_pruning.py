@@ -16,8 +16,8 @@ from uvos_jax.video import Frame, Source
 from uvos_jax.video.coco_rle import to_rle
 from uvos_jax.video.detections import (
     CAR,
+    MIN_SCORE,
     PERSON,
-    SMALLEST_SCORE,
     Detection,
     Detections,
     detections_file,
@@ -283,7 +283,7 @@ class InstancePruner:
         if outside:
             self._say(f"{where}: {_boxes(outside)} without a pixel in the frame, left out.")
         if not count:
-            unsure = f" of a score of {SMALLEST_SCORE} or more" if self._detections.unsure else ""
+            unsure = f" of a score of {MIN_SCORE} or more" if self._detections.dropped else ""
             self._say(f"{where} holds no instance{unsure}, so that nothing is pruned.")
         elif self._rule is official_rule and count <= 3 * self._boxes.length:
             self._say(f"{where} has {count / self._boxes.length:.1f} boxes a frame; the published rules remove"

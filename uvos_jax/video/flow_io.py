@@ -1,6 +1,6 @@
-"""Optical flow in files: Middlebury's .flo, NumPy's .npy, KITTI's 16-bit PNG; and its picture on the color wheel.
+"""Optical flow files (Middlebury .flo, NumPy .npy, KITTI 16-bit PNG) and flow drawn on the color wheel.
 
-Flow is float32 [h, w, 2], (dx, dy) in pixels of its own grid.
+Flow is float32 [h, w, 2], (dx, dy) in pixels at its own resolution.
 """
 
 import io
@@ -14,51 +14,52 @@ from uvos_jax.atomic_io import atomic_write
 from uvos_jax.color_wheel import color_wheel
 from uvos_jax.errors import UserError, error_reason, quoted
 from uvos_jax.video.frames import LARGEST_FRAME
-from uvos_jax.video.image_io import is_cut_off_png
+from uvos_jax.video.image_io import is_truncated_png
 
 FLOW_SUFFIXES = (".flo", ".npy", ".png")
-_FLO_MAGIC = b"PIEH"  # Middlebury's mark, the number 202021.25 in little-endian order
-_LONGEST = 1e6  # pixels; Middlebury's files mark unknown vectors by 1e9 and more
-# KITTI's PNG: 64ths of a pixel around the middle of 16 bits.
+_FLO_MAGIC = b"PIEH"  # Middlebury's tag, the float 202021.25 in little-endian order
+_LONGEST = 1e6  # pixels; Middlebury files mark unknown flow by 1e9 and more
+# KITTI PNG: units of 1/64 pixel, zero at the middle of the 16-bit range.
 _PNG_STEPS = 64.0
 _PNG_ZERO = 2**15
 
 
 def read_flow(path: str | os.PathLike) -> np.ndarray:
-    """Reads optical flow by the suffix of its file.
+    """Reads optical flow in the format given by the file suffix.
 
     Args:
-        path: A Middlebury .flo, a .npy [h, w, 2], or a 16-bit .png as KITTI stores flow.
+        path: A Middlebury .flo file, a .npy array [h, w, 2], or a 16-bit KITTI .png.
 
     Returns:
         float32 [h, w, 2], (dx, dy) in pixels.
 
     Raises:
-        UserError: The file cannot be read, holds something else, or lacks flow at some pixel.
+        UserError: The file cannot be read, is not flow, or has pixels without flow.
     """
     path = Path(path)
     try:
         flow = _READERS.get(path.suffix.lower(), _read_flo)(path)
     except UserError:
         raise
-    except Exception as error:  # on broken headers NumPy's reader raises whatever it stumbles over
-        raise UserError(f"{quoted(path)} cannot be read as flow: {error_reason(error).removesuffix('.')}.") from error
+    except Exception as error:  # NumPy's reader raises many kinds for broken headers
+        raise UserError(f"Cannot read {quoted(path)} as flow: {error_reason(error)}.") from error
     if flow.ndim != 3 or flow.shape[2] != 2 or flow.dtype.kind not in "fiu" or 0 in flow.shape:
         raise UserError(f"{quoted(path)} is not flow [h, w, 2] but {flow.dtype} {list(flow.shape)}.")
     if not (np.abs(flow) < _LONGEST).all():
-        raise UserError(f"{quoted(path)} has flow that is not finite, or longer than a million pixels.")
+        raise UserError(f"{quoted(path)} has flow that is not finite or exceeds a million pixels. Compute it again.")
     return flow.astype(np.float32)
 
 
 def write_flow(path: str | os.PathLike, flow: np.ndarray) -> None:
-    """Writes optical flow in the form that the suffix names, in one step.
+    """Writes optical flow atomically, in the format given by the file suffix.
 
     Args:
-        path: Ends in .flo, .npy or .png (KITTI's 16 bits: steps of 1/64 pixel).
-        flow: float32 [h, w, 2].
+        path: A file that ends in .flo, .npy or .png (16-bit KITTI, in steps of 1/64 pixel).
+        flow: float32 [h, w, 2], pixels.
 
     Raises:
-        UserError: The operating system refused, or a vector is too long for the form.
+        UserError: The operating system refused, or a vector exceeds the range of the format.
+        ValueError: The suffix is none of these.
     """
     path, suffix = Path(path), Path(path).suffix.lower()
     flow = np.ascontiguousarray(flow, "<f4")
@@ -71,29 +72,29 @@ def write_flow(path: str | os.PathLike, flow: np.ndarray) -> None:
     elif suffix == ".png":
         steps = np.rint(flow * _PNG_STEPS) + _PNG_ZERO
         if steps.min() < 0 or steps.max() > 2**16 - 1:
-            raise UserError(f"{quoted(path)} cannot hold flow of {np.abs(flow).max():.0f} pixels: a 16-bit PNG ends at"
-                            " 512; choose .flo.")
-        # OpenCV's order is blue, green, red: valid, dy, dx.
+            raise UserError(f"Cannot write flow of {np.abs(flow).max():.0f} pixels to {quoted(path)}: a 16-bit PNG ends"
+                            " at 512. Choose .flo.")
+        # OpenCV's channel order is blue, green, red: valid, dy, dx.
         data = _png(np.dstack([np.ones(flow.shape[:2], np.uint16), steps[..., ::-1].astype(np.uint16)]))
     else:
-        raise ValueError(f"no form of flow is called {suffix}")
+        raise ValueError(f"no flow format has the suffix {suffix!r}")
     atomic_write(path, data)
 
 
 def write_flow_picture(path: str | os.PathLike, flow: np.ndarray) -> None:
-    """Writes :func:`flow_picture` as PNG, in one step; raises ``UserError`` if the operating system refuses."""
+    """Writes ``flow_picture`` as PNG, atomically; raises ``UserError`` if the operating system refuses."""
     atomic_write(path, _png(flow_picture(flow)[..., ::-1]))
 
 
 def resize_flow(flow: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes flow with its vectors.
+    """Resizes flow and scales its vectors.
 
     Args:
         flow: float32 [h, w, 2].
         size: (height, width) in pixels.
 
     Returns:
-        float32 [height, width, 2], in pixels of the new grid.
+        float32 [height, width, 2], in pixels at the new resolution.
     """
     (height, width), (new_height, new_width) = flow.shape[:2], size
     if (height, width) == (new_height, new_width):
@@ -104,13 +105,13 @@ def resize_flow(flow: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def flow_picture(flow: np.ndarray) -> np.ndarray:
-    """Draws optical flow on the color wheel of Baker et al. (IJCV 2011), as RAFT's code does: hue is direction.
+    """Draws optical flow on the color wheel of Baker et al. (IJCV 2011), as the RAFT code does: hue is direction.
 
     Args:
-        flow: float32 [h, w, 2], (dx, dy).
+        flow: float32 [h, w, 2], (dx, dy) in pixels.
 
     Returns:
-        uint8 [h, w, 3], RGB; white is no motion, and the longest vector of the field has full color.
+        uint8 [h, w, 3], RGB; white is no motion, and the longest vector has full saturation.
     """
     wheel = color_wheel()
     radius = np.sqrt((flow**2).sum(-1))
@@ -128,7 +129,7 @@ def _read_flo(path):
     data = path.read_bytes()
     width, height = np.frombuffer(data, "<i4", 2, 4)
     if data[:4] != _FLO_MAGIC or width < 1 or height < 1:
-        raise ValueError("it does not start as a .flo file does")
+        raise ValueError("it has no .flo header")
     return np.frombuffer(data, "<f4", offset=12).reshape(height, width, 2)
 
 
@@ -139,19 +140,19 @@ def _read_npy(path):
 
 def _read_png(path):
     data = np.fromfile(path, np.uint8)
-    header = bytes(data[:26])  # signature, the first chunk's length and kind, width, height, bits, kind of color
-    if header[:8] != b"\x89PNG\r\n\x1a\n" or len(header) < 26 or is_cut_off_png(data):
-        raise ValueError("it is no PNG file, or only a part of one")
+    header = bytes(data[:26])  # signature, length and type of the first chunk, width, height, bit depth, color type
+    if header[:8] != b"\x89PNG\r\n\x1a\n" or len(header) < 26 or is_truncated_png(data):
+        raise ValueError("it is not a complete PNG file")
     if header[24:] != b"\x10\x02":
-        raise UserError(f"{quoted(path)} is a picture of flow, from which it cannot be had back exactly; give .flo,"
-                        " .npy or KITTI's 16-bit PNG.")
+        raise UserError(f"{quoted(path)} is an image of flow on the color wheel, which cannot be read back exactly."
+                        " Give .flo, .npy or 16-bit KITTI .png.")
     if int.from_bytes(header[16:20], "big") * int.from_bytes(header[20:24], "big") > LARGEST_FRAME:
         raise ValueError(f"it has more than {LARGEST_FRAME >> 20} megapixels")
     pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise ValueError("it cannot be decoded")
     if not pixels[..., 0].all():
-        raise UserError(f"{quoted(path)} has pixels without flow, as KITTI's ground truth; flow is needed at all.")
+        raise UserError(f"{quoted(path)} has pixels without flow, like KITTI ground truth. Give flow at every pixel.")
     return (pixels[..., :0:-1].astype(np.float32) - _PNG_ZERO) / _PNG_STEPS
 
 

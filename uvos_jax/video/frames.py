@@ -1,4 +1,8 @@
-"""What an opened video is: a named sequence of frames of one size."""
+"""Frames of a video: an opened source, the range that is read, and the decoding of that range.
+
+A reader yields a ``LazyFrame`` for each frame of a video. ``decode_range`` turns those inside a ``FrameRange`` into
+``Frame`` objects and treats the ones that cannot be decoded. A ``Source`` is what a caller iterates over.
+"""
 
 import contextlib
 import math
@@ -13,6 +17,12 @@ import numpy as np
 from uvos_jax.errors import UserError
 
 DEFAULT_FPS = 24.0
+# Pixels of the largest frame, room for 8K. The header of a broken file may ask for more than the memory holds.
+LARGEST_FRAME = 1 << 26
+OnError = Literal["stop", "skip"]
+_TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)s?")
+_LATEST = 1e9  # seconds; later than the end of any video, and small enough to compute with
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -20,12 +30,12 @@ class Frame:
     """One frame of a video.
 
     Attributes:
-        name: The stem of its image file, or its five-digit index ("00000") where it has no file of its own.
+        name: The stem of its image file, or its five-digit index ("00000") in a source without image files.
         image: uint8 [h, w, 3], RGB.
-        time: Seconds from the first frame of the video by its own time stamps (a camera: by the clock); None where
-            there are none.
-        broken: Why it could not be decoded; then the image is the last good one, or the first good one where none
-            came before. None for a frame that is whole.
+        time: Seconds since the first frame, by the time stamps of the video (for a camera: by the clock). None if
+            there are no time stamps.
+        broken: Why the frame could not be decoded, or None. A broken frame has the last good image before it, or the
+            first good image of the video if there is none before it.
     """
 
     name: str
@@ -34,24 +44,58 @@ class Frame:
     broken: str | None = None
 
 
+class FrameError(UserError):
+    """One frame cannot be read; the frames after it may be intact.
+
+    Attributes:
+        reason: What is wrong with the frame, in a few words.
+    """
+
+    def __init__(self, message: str, reason: str):
+        """Creates the error.
+
+        Args:
+            message: The whole message.
+            reason: What is wrong with the frame, in a few words.
+        """
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class LazyFrame:
+    """A frame that a reader has reached and not yet decoded to an array.
+
+    Attributes:
+        name: As in ``Frame``.
+        load: Returns the image, uint8 [h, w, 3], RGB; raises ``FrameError`` if it cannot be decoded.
+        time: As in ``Frame``.
+        error: Set if the reader already knows that the frame cannot be decoded.
+    """
+
+    name: str
+    load: Callable[[], np.ndarray]
+    time: float | None = None
+    error: FrameError | None = None
+
+
 @dataclass
 class Source:
-    """The frames of one video, made by ``open_source`` and read by iterating.
+    """The frames of one video; opened by ``open_source`` and read by iterating.
 
-    Every iteration starts anew, unless ``rereadable`` is False. All frames have the size of the first.
+    Every iteration starts at the first frame, unless ``rereadable`` is False. All frames have the same size.
 
     Attributes:
         name: A short name of the video, such as the stem of its file.
         kind: Where the frames come from; arrays count as "iterator".
-        start: Begins a new pass over the frames; iterate over the source itself.
-        fps: Frames per second: the average rate of a video file, a stream or stdin, what a camera says of itself,
-            and 24.0 for all else; divided by ``every`` where only one of so many is given.
-        length: Number of frames. Exact for a folder, a glob, image files and arrays; for a video file an
-            estimate good enough for a progress bar; None where nothing is known.
-        live: True if frames come one by one from a camera, a stream or an iterator of unknown length:
-            whoever reads them must not hold them back.
+        start: Begins a new pass over the frames. Iterate over the source instead of calling it.
+        fps: Frames per second, divided by the ``every`` of ``ClipOptions``: the average rate of a video file, a stream
+            or stdin, the rate that a camera reports, and 24.0 for other sources.
+        length: Number of frames: exact for image files and arrays, an estimate for a video file, None if unknown.
+        live: True if frames arrive one by one from a camera, a stream or an iterator of unknown length, so that a
+            consumer must not hold them back.
         rereadable: False for a camera, a stream, stdin and a one-shot iterator.
-        paths: The files and folders that the frames are read from; empty for all that is no file.
+        paths: The files and folders that the frames are read from; empty for other sources.
     """
 
     name: str
@@ -62,21 +106,19 @@ class Source:
     live: bool = False
     rereadable: bool = True
     paths: tuple[Path, ...] = ()
-    _spent: bool = field(default=False, init=False, repr=False)
+    _exhausted: bool = field(default=False, init=False, repr=False)
 
     def __iter__(self) -> Iterator[Frame]:
         """Starts a pass over the frames.
 
         Raises:
-            UserError: At once, on the second pass over what can be read once. While reading: a frame cannot
-                be decoded or differs from the first one in size, or there is no frame at all.
+            UserError: Immediately, on the second pass over a source that can be read once. While reading: a frame
+                cannot be decoded or differs from the first frame in size, or the source has no frame.
         """
-        if self._spent:
-            what = "an iterator that can be read only once; give a list" if self.kind == "iterator" else (
-                f"a {self.kind} that can be read only once; open it again"
-            )
-            raise UserError(f"these frames came from {what}.")
-        self._spent = not self.rereadable
+        if self._exhausted:
+            remedy = "Give a list" if self.kind == "iterator" else "Open it again"
+            raise UserError(f"Cannot read the {self.kind} {self.name!r} a second time. {remedy}.")
+        self._exhausted = not self.rereadable
         return self._frames()
 
     def _frames(self) -> Iterator[Frame]:
@@ -86,23 +128,17 @@ class Source:
                 empty = False
                 yield frame
         if empty:
-            raise UserError(f"the source {self.name!r} holds no frame.")
-
-
-Item = TypeVar("Item")
-_TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)s?")
-
-_LATEST = 1e9  # seconds; beyond any video, and safe to compute with
+            raise UserError(f"The source {self.name!r} has no frames.")
 
 
 @dataclass(frozen=True)
 class FrameRange:
-    """A stretch of a video. A position is the index of a frame (int) or seconds from the start (float).
+    """A range of a video. A position is a frame index (int) or seconds from the start (float).
 
     Attributes:
-        start: The first position that belongs to it.
-        end: The first position behind it; None is the end of the video.
-        every: Of the frames between, each ``every``-th is kept, the first one too.
+        start: First position inside the range.
+        end: First position after the range; None is the end of the video.
+        every: Keep every ``every``-th frame of the range, beginning with its first.
     """
 
     start: int | float = 0
@@ -110,188 +146,159 @@ class FrameRange:
     every: int = 1
 
     def select(self, items: Iterable[Item], fps: float) -> Iterator[tuple[Item, bool]]:
-        """Yields the items between start and end, each with whether it is kept; reads none behind the end.
+        """Yields the items inside the range, each with whether it is kept; reads none after the end.
 
         Args:
             items: The frames of a video, each with a ``time`` in seconds or None.
-            fps: Tells the time of those that have none.
+            fps: Frame rate that times the items without a time stamp.
 
         Raises:
-            UserError: There are frames, and none of them lies in the span.
+            UserError: There are frames, but none inside the range.
         """
         inside = index = 0
         time = 0.0
         for index, item in enumerate(items, 1):
             time = (index - 1) / fps if item.time is None else item.time
-            if self.end is not None and not _before(index - 1, time, self.end):
+            if self.end is not None and not _is_before(index - 1, time, self.end):
                 break
-            if not _before(index - 1, time, self.start):
+            if not _is_before(index - 1, time, self.start):
                 yield item, inside % self.every == 0
                 inside += 1
         else:
             if index and not inside:
                 raise UserError(
-                    f"the start, {_shown(self.start)}, lies behind the end of the video, which has {_many(index)} "
-                    f"(the last one at {time:.3f} s); give an earlier start."
+                    f"The start ({_position_text(self.start)}) is after the end of the video, which has "
+                    f"{_frame_count(index)}, the last one at {time:.3f} s. Give an earlier start."
                 )
         if not inside and index:
             raise UserError(
-                f"no frame lies between the start, {_shown(self.start)}, and the end, {_shown(self.end)}; "
-                f"the video has {_many(index)} up to there."
+                f"There is no frame between the start ({_position_text(self.start)}) and the end "
+                f"({_position_text(self.end)}); the video has {_frame_count(index)} up to the end. Widen the range."
             )
 
     def count(self, length: int, fps: float) -> int:
-        """Returns how many of ``length`` frames at a steady rate are kept."""
+        """Returns how many of ``length`` frames at a constant frame rate are kept."""
         first = _first_index(self.start, fps)
-        behind = length if self.end is None else min(length, _first_index(self.end, fps))
-        return max(0, -(-(behind - first) // self.every))
+        end = length if self.end is None else min(length, _first_index(self.end, fps))
+        return max(0, -(-(end - first) // self.every))
 
 
-def frame_range(start: int | str | None = None, end: int | str | None = None, every: int = 1) -> FrameRange:
-    """Reads what a user asked for.
+def parse_frame_range(start: int | str | None = None, end: int | str | None = None, every: int = 1) -> FrameRange:
+    """Parses the range options of a user.
 
     Args:
         start: Index of the first frame, counted from 0, or a time: "90" and "90s" are seconds, "1:05" is minutes and
-            seconds, "1:02:03.5" hours too. None is the start of the video.
-        end: The same for the first frame that is not wanted any more; None is the end of the video.
-        every: 5 keeps one frame of five.
+            seconds, "1:02:03.5" includes hours. None is the start of the video.
+        end: Index or time of the first frame after the range; None is the end of the video.
+        every: Keep one frame in this many.
 
     Raises:
-        UserError: They cannot be read, or no frame can lie between them.
+        UserError: An option cannot be parsed, or the range is empty.
     """
     if not _is_index(every) or every < 1:
-        raise UserError(f"'every' is {every!r}; it must be a whole number of frames, at least 1.")
-    span = FrameRange(_position("start", start or 0), None if end is None else _position("end", end), every)
-    if span.end is not None and isinstance(span.end, type(span.start)) and span.end <= span.start:
-        raise UserError(f"the end, {_shown(span.end)}, does not lie behind the start, {_shown(span.start)}.")
-    if span.end == 0:
-        raise UserError("the end is 0, which leaves no frame; give a later end.")
-    return span
+        raise UserError(f"'every' must be a whole number of frames, at least 1; got {every!r}.")
+    end_position = None if end is None else _parse_position("end", end)
+    parsed = FrameRange(_parse_position("start", start or 0), end_position, every)
+    if parsed.end is not None and isinstance(parsed.end, type(parsed.start)) and parsed.end <= parsed.start:
+        raise UserError(f"The end ({_position_text(parsed.end)}) must be after the start "
+                        f"({_position_text(parsed.start)}).")
+    if parsed.end == 0:
+        raise UserError("The end is 0, so no frame is left. Give a later end.")
+    return parsed
 
 
-def _position(name: str, given: object) -> int | float:
-    if _is_index(given) and given >= 0:
-        return given
-    match = _TIME.fullmatch(given.strip()) if isinstance(given, str) else None
+def decode_range(
+    frames: Iterator[LazyFrame], frame_range: FrameRange, fps: float, on_error: OnError
+) -> Iterator[Frame]:
+    """Decodes the frames inside a range; frames outside it are never turned into arrays.
+
+    Args:
+        frames: All frames of a video.
+        frame_range: The frames to keep.
+        fps: Frame rate that times the frames without a time stamp.
+        on_error: "stop" raises at the first broken frame inside the range. "skip" repeats the last good image in its
+            place, or the first good image for broken frames before it.
+
+    Yields:
+        The kept frames.
+
+    Raises:
+        UserError: With "stop", a frame is broken or differs from the first frame in size. With "skip", all frames are
+            broken. The range has no frame.
+    """
+    first: tuple[str, np.ndarray] | None = None
+    last_good = None
+    leading: list[tuple[LazyFrame, FrameError]] = []  # broken frames before the first good one
+    for frame, kept in frame_range.select(frames, fps):
+        try:
+            # Raised even for a frame that is not kept: later frames of a video file build on it.
+            if frame.error:
+                raise frame.error
+            if not kept:
+                continue
+            image = frame.load()
+            if first is not None and image.shape != first[1].shape:
+                raise _size_error(frame.name, image, *first)
+        except FrameError as error:
+            if on_error == "stop":
+                remedy = "To continue without it: --on-error skip (Python: on_error='skip')."
+                raise UserError(f"{error} {remedy}") from error
+            if kept and last_good is None:
+                leading.append((frame, error))
+            elif kept:
+                yield Frame(frame.name, last_good, frame.time, error.reason)
+            continue
+        if first is None:
+            first = frame.name, image
+            yield from (Frame(other.name, image, other.time, error.reason) for other, error in leading)
+        last_good = image
+        yield Frame(frame.name, image, frame.time)
+    if first is None and leading:
+        raise UserError(f"No frame can be decoded. {leading[0][1]}")
+
+
+def _parse_position(name: str, value: object) -> int | float:
+    if _is_index(value) and value >= 0:
+        return value
+    match = _TIME.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
-        # Text is always a time; nobody who writes text, as on the command line, can give an index.
-        wanted = "" if isinstance(given, str) else "the index of a frame or "
-        raise UserError(f"the {name} is {given!r}; give {wanted}a time such as '90', '12.5s', '1:05' or '1:02:03.5'.")
+        # Text is always a time: the command line cannot give an index.
+        expected = "" if isinstance(value, str) else "a frame index or "
+        raise UserError(f"The {name} is {value!r}. Give {expected}a time such as '90', '12.5s', '1:05' or '1:02:03.5'.")
     hours, minutes, seconds = (float(part or 0) for part in match.groups())
     return min(3600 * hours + 60 * minutes + seconds, _LATEST)
 
 
-def _is_index(given: object) -> bool:
-    return isinstance(given, int) and not isinstance(given, bool)
+def _is_index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _before(index: int, time: float, position: int | float) -> bool:
+def _is_before(index: int, time: float, position: int | float) -> bool:
     return (time if isinstance(position, float) else index) < position
 
 
 def _first_index(position: int | float, fps: float) -> int:
-    """Returns the first index that is not before a position, at a steady rate."""
+    """Returns the first index that is not before a position, at a constant frame rate."""
     if not isinstance(position, float):
         return position
     index = max(0, math.ceil(position * fps) - 1)  # rounding may have put it one too high
-    while _before(index, index / fps, position):
+    while _is_before(index, index / fps, position):
         index += 1
     return index
 
 
-def _shown(position: int | float) -> str:
+def _position_text(position: int | float) -> str:
     return f"{position:g} s" if isinstance(position, float) else f"frame {position}"
 
 
-def _many(count: int) -> str:
+def _frame_count(count: int) -> str:
     return "1 frame" if count == 1 else f"{count} frames"
 
 
-# Pixels of the largest frame: room for 8K. The header of a broken file may ask for more than there is memory.
-LARGEST_FRAME = 1 << 26
-
-
-class FrameError(UserError):
-    """One frame cannot be had, while those behind it may be whole.
-
-    Attributes:
-        why: What is wrong with it, in a few words.
-    """
-
-    def __init__(self, sentence: str, why: str):
-        super().__init__(sentence)
-        self.why = why
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A frame that a reader has come by and not yet turned into an array.
-
-    Attributes:
-        name: As in ``Frame``.
-        load: Gives the array, uint8 [h, w, 3]; raises ``FrameError`` if it cannot.
-        time: As in ``Frame``.
-        damage: What is known to be wrong with it before ``load`` is called.
-    """
-
-    name: str
-    load: Callable[[], np.ndarray]
-    time: float | None = None
-    damage: FrameError | None = None
-
-
-def frames_of(
-    pictures: Iterator[Picture], span: FrameRange, fps: float, on_error: Literal["stop", "skip"]
-) -> Iterator[Frame]:
-    """Yields the frames of a span; the pictures beside it are never turned into arrays.
-
-    Args:
-        pictures: All pictures of a video.
-        span: Which of them to keep.
-        fps: Their rate, which tells the time of those without one.
-        on_error: "stop" raises at the first broken picture within the span; "skip" gives the last good image in its
-            place, and the first good one for those that come before it.
-
-    Raises:
-        UserError: A picture is broken or of another size than the first (with "stop"); every one is (with "skip");
-            the span holds none.
-    """
-    first: tuple[str, np.ndarray] | None = None
-    held = None
-    leading: list[tuple[Picture, FrameError]] = []
-    for picture, kept in span.select(pictures, fps):
-        try:
-            # A broken picture of a video file stops even where it would be dropped: later ones build on it.
-            if picture.damage:
-                raise picture.damage
-            if not kept:
-                continue
-            image = picture.load()
-            if first is not None and image.shape != first[1].shape:
-                raise _another_size(picture.name, image, *first)
-        except FrameError as damage:
-            if on_error == "stop":
-                raise UserError(
-                    f"{str(damage).removesuffix('.')}, or go on without it: --on-error skip (Python: on_error='skip')."
-                ) from damage
-            if kept and held is None:
-                leading.append((picture, damage))
-            elif kept:
-                yield Frame(picture.name, held, picture.time, damage.why)
-            continue
-        if first is None:
-            first = picture.name, image
-            yield from (Frame(other.name, image, other.time, damage.why) for other, damage in leading)
-        held = image
-        yield Frame(picture.name, image, picture.time)
-    if first is None and leading:
-        raise UserError(f"not one frame can be used: {leading[0][1]}")
-
-
-def _another_size(name: str, image: np.ndarray, first_name: str, first: np.ndarray) -> FrameError:
-    size, wanted = (f"{array.shape[1]}x{array.shape[0]}" for array in (image, first))
+def _size_error(name: str, image: np.ndarray, first_name: str, first: np.ndarray) -> FrameError:
+    size, expected = (f"{array.shape[1]}x{array.shape[0]}" for array in (image, first))
     return FrameError(
-        f"frame {name!r} is {size} but the first one, {first_name!r}, is {wanted} (width x height); "
-        "give frames of one size.",
-        f"it is {size}, not {wanted}",
+        f"Frame {name!r} is {size} but the first frame, {first_name!r}, is {expected} (width x height). "
+        "Give frames of one size.",
+        f"its size is {size}, not {expected}",
     )

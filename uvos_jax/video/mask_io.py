@@ -1,4 +1,4 @@
-"""Label masks as image files: reading what people have, writing indexed PNG."""
+"""Label masks as image files: reading common mask formats, writing indexed PNG."""
 
 import io
 import os
@@ -8,21 +8,21 @@ import numpy as np
 
 from uvos_jax.atomic_io import atomic_write
 from uvos_jax.errors import UserError, error_reason, nearest_hint, quoted
+from uvos_jax.labels import VOID
 
-VOID = 255
-# Gray levels from 1 up to this one are taken as object numbers; DAVIS and YouTube-VOS stay below.
+# Gray levels from 1 up to this one are read as object ids; DAVIS and YouTube-VOS stay below.
 LARGEST_GRAY_ID = 20
-# A mask with more gray levels than this is a blurred one, not one with oddly numbered objects.
+# A mask with more gray levels than this is antialiased rather than one with large object ids.
 _FEW_LEVELS = 8
-# Above this zlib level the time doubles or worse, and the files shrink little.
+# Higher zlib levels at least double the time for little smaller files.
 _COMPRESS_LEVEL = 3
 
 
 def _voc_palette() -> np.ndarray:
     """Computes the color map of PASCAL VOC and DAVIS.
 
-    The bits of a label are dealt to red, green and blue in turn, and each channel is filled from its highest
-    bit downwards: bit 3k + c of the label is bit 7 - k of channel c.
+    The bits of a label go to red, green and blue in turn, filling each channel from its highest bit: bit 3k + c of the
+    label is bit 7 - k of channel c.
 
     Returns:
         uint8 [256, 3], RGB.
@@ -30,8 +30,8 @@ def _voc_palette() -> np.ndarray:
     labels = np.arange(256)
     palette = np.zeros((256, 3), np.uint8)
     for bit in range(8):
-        place, channel = divmod(bit, 3)
-        palette[:, channel] |= ((labels >> bit & 1) << (7 - place)).astype(np.uint8)
+        shift, channel = divmod(bit, 3)
+        palette[:, channel] |= ((labels >> bit & 1) << (7 - shift)).astype(np.uint8)
     return palette
 
 
@@ -41,28 +41,26 @@ PALETTE = _voc_palette()
 def read_mask(path: str | os.PathLike, numbered: bool = False) -> np.ndarray:
     """Reads the labels of a mask file.
 
-    What the pixels mean depends on how they are stored:
+    The meaning of the pixels depends on how they are stored:
 
-    - indexed (palette): their indices, with 255 for void;
-    - 1 bit: 0 and 1;
-    - gray holding one value, or 0 and one other value: 0 and 1, whatever the other value is (an image
-      all of one value other than 0 is all 1);
-    - gray whose levels, apart from 255, are two or more and at most 20: object numbers, with 255 for void.
-      So {0, 255} is one object, and {0, 1, 255} is one object and void. JPEG is excluded here, since its
-      losses turn one number into another;
-    - gray with a fully opaque alpha channel: as gray with one object (DAVIS-2016 has such files).
+    - indexed (palette): the indices are labels, 255 is void;
+    - 1 bit: labels 0 and 1;
+    - gray with one value, or with 0 and one other value: labels 0 and 1 (an image of one nonzero value is all 1);
+    - gray with two or more levels other than 255, none above 20: object ids, 255 is void. So {0, 255} is one object,
+      and {0, 1, 255} is one object and void. JPEG is excluded, since its compression changes levels;
+    - gray with a fully opaque alpha channel: one object, as in gray (DAVIS-2016 has such files).
 
     Args:
-        path: An image file, best a PNG.
-        numbered: The mask is known to hold object numbers, so that gray levels stand for themselves, {0, 2} for
-            object 2 and {0, 255} for void.
+        path: An image file, preferably PNG.
+        numbered: The mask is known to hold object ids, so gray levels are labels: {0, 2} is object 2, and {0, 255} is
+            void.
 
     Returns:
         uint8 [h, w].
 
     Raises:
-        UserError: There is no such file, it is no image, or its pixels cannot be read as labels without
-            guessing: a color picture, an antialiased or compressed mask, 16 bits.
+        UserError: The file does not exist, is not an image, or its pixels are not clearly labels: a color image, an
+            antialiased or compressed mask, 16 bits.
     """
     pixels, mode, file_format = _decode(Path(path))
     if mode == "P":
@@ -73,23 +71,23 @@ def read_mask(path: str | os.PathLike, numbered: bool = False) -> np.ndarray:
         return _labels_of_gray(path, pixels, "JPEG" if file_format == "JPEG" else "plain", numbered)
     if mode == "LA":
         if pixels[..., 1].min() < 255:
-            raise UserError(f"{quoted(path)} is partly transparent, not a plain mask; save it without alpha.")
+            raise UserError(f"The mask {quoted(path)} is partly transparent. Save it without an alpha channel.")
         return _labels_of_gray(path, pixels[..., 0], "alpha", numbered)
     raise UserError(
-        f"{quoted(path)} is {_kind_of_picture(mode)}, not a label mask; "
-        "save it as an indexed (palette) PNG or as one gray channel holding 0/255 or object numbers."
+        f"The mask {quoted(path)} is {_mode_text(mode)}, not a label image. "
+        "Save it as an indexed (palette) PNG, or as one gray channel of 0/255 or object ids."
     )
 
 
 def read_palette(path: str | os.PathLike) -> np.ndarray | None:
-    """Reads the colors of an indexed mask, for masks that are to look like it.
+    """Reads the palette of an indexed mask, to write masks in the same colors.
 
     Args:
         path: A mask that ``read_mask`` takes.
 
     Returns:
-        uint8 [256, 3], RGB, with the colors of ``PALETTE`` where the file has none; None of a mask that is not
-        indexed, and of one with a color darker than its background's, which could not be told from a picture.
+        uint8 [256, 3], RGB, completed with the colors of ``PALETTE``. None for a mask that is not indexed, or whose
+        palette has a color darker than the background: ``check_palette`` would reject masks written with it.
     """
     from PIL import Image
 
@@ -103,7 +101,7 @@ def read_palette(path: str | os.PathLike) -> np.ndarray | None:
 
 
 def write_mask(path: str | os.PathLike, labels: np.ndarray, palette: np.ndarray = PALETTE) -> None:
-    """Writes labels as an indexed PNG, in one step.
+    """Writes labels as an indexed PNG, atomically.
 
     Args:
         path: The file to write, in an existing folder; an existing file is replaced.
@@ -111,26 +109,26 @@ def write_mask(path: str | os.PathLike, labels: np.ndarray, palette: np.ndarray 
         palette: uint8 [256, 3], RGB.
 
     Raises:
-        ValueError: The labels are of another shape, dtype or range.
+        ValueError: The labels have another shape, dtype or range.
         UserError: The operating system refused to write the file.
     """
     atomic_write(path, encode_mask(labels, palette))
 
 
 def encode_mask(labels: np.ndarray, palette: np.ndarray = PALETTE) -> bytes:
-    """Returns labels as the content of an indexed PNG.
+    """Encodes labels as the content of an indexed PNG file.
 
     Args:
         labels: Integer or bool [h, w], 0..255.
         palette: uint8 [256, 3], RGB.
 
     Raises:
-        ValueError: The labels are of another shape, dtype or range.
+        ValueError: The labels have another shape, dtype or range.
     """
     from PIL import Image
 
     image = Image.fromarray(_as_uint8(labels))
-    image.putpalette(palette.tobytes())  # makes a gray image an indexed one, with the same bytes
+    image.putpalette(palette.tobytes())  # turns the gray image into an indexed one with the same bytes
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=_COMPRESS_LEVEL)
     return buffer.getvalue()
@@ -146,7 +144,7 @@ def _as_uint8(labels: np.ndarray) -> np.ndarray:
 
 
 def _decode(path: Path) -> tuple[np.ndarray, str, str]:
-    """Returns the pixels of an image file as they are stored, its Pillow mode and its format."""
+    """Returns the stored pixels of an image file, its Pillow mode and its format."""
     from PIL import Image
 
     try:
@@ -158,23 +156,26 @@ def _decode(path: Path) -> tuple[np.ndarray, str, str]:
         raise
     except FileNotFoundError as error:
         names = [name for name in os.listdir(path.parent) if name != path.name] if path.parent.is_dir() else ()
-        raise UserError(f"the mask {quoted(path)} does not exist.{nearest_hint(path.name, names)}") from error
+        raise UserError(f"The mask {quoted(path)} does not exist.{nearest_hint(path.name, names)}") from error
     except Image.UnidentifiedImageError as error:
-        raise UserError(f"the mask {quoted(path)} is not an image file.") from error
-    except Exception as error:  # on broken files Pillow's decoders raise whatever they stumble over
-        raise UserError(f"the mask {quoted(path)} cannot be read: {error_reason(error)}.") from error
+        raise UserError(f"The mask {quoted(path)} is not an image file.") from error
+    except Exception as error:  # Pillow raises many kinds for broken files
+        raise UserError(f"Cannot read the mask {quoted(path)}: {error_reason(error)}.") from error
 
 
 def check_palette(image, pixels: np.ndarray, path: str | os.PathLike) -> None:
-    """Raises a UserError for an indexed image whose indices number colors and not objects.
+    """Checks that the indices of an indexed image are labels and not colors of a quantized image.
 
-    Programs that reduce a picture to few colors number these as they please. Background is 0 and black in
-    masks, so it tells that entry 0 is bright, or that a pixel has a darker color.
+    In masks the background is index 0 and black. Programs that reduce an image to few colors order the palette
+    differently, so a bright entry 0, or a used color darker than entry 0, shows that the indices are not labels.
 
     Args:
-        image: A Pillow image of any mode.
+        image: A Pillow image of any mode; only mode P is checked.
         pixels: Its pixels.
         path: Its file, for the message.
+
+    Raises:
+        UserError: The indices are not labels.
     """
     if image.mode != "P":
         return
@@ -182,12 +183,12 @@ def check_palette(image, pixels: np.ndarray, path: str | os.PathLike) -> None:
     used = np.flatnonzero(np.bincount(pixels.ravel()))
     used = used[used < len(brightness)]
     if brightness[0] > 3 * 128 or (brightness[used] < brightness[0]).any():
-        raise UserError(f"{quoted(path)} has a palette whose entry 0 is not the dark background, so its indices number "
-                        "colors, not objects; save it with object numbers as indices, and black as entry 0.")
+        raise UserError(f"The mask {quoted(path)} has a palette whose entry 0 is not the dark background, so its "
+                        "indices are not object ids. Save it with object ids as indices and black as entry 0.")
 
 
 def _labels_of_gray(path: str | os.PathLike, gray: np.ndarray, form: str, numbered: bool) -> np.ndarray:
-    """``form`` is "plain", "alpha" where there is a channel of it, or "JPEG", which no numbers survive."""
+    """Returns the labels of a gray mask; ``form`` is "plain", "alpha" (it has that channel) or "JPEG"."""
     may_hold_ids = form == "plain" or (form == "alpha" and numbered)
     levels = np.flatnonzero(np.bincount(gray.ravel()))
     if not numbered and (levels.size == 1 or (levels.size == 2 and levels[0] == 0)):
@@ -199,22 +200,22 @@ def _labels_of_gray(path: str | os.PathLike, gray: np.ndarray, form: str, number
         return gray
     if levels.size <= _FEW_LEVELS and may_hold_ids:
         raise UserError(
-            f"{quoted(path)} has the gray levels {', '.join(map(str, levels))}, which are neither 0/255 nor "
-            f"object numbers up to {LARGEST_GRAY_ID}; "
-            "threshold it at 128, or save it as an indexed (palette) PNG of object numbers."
+            f"The mask {quoted(path)} has the gray levels {', '.join(map(str, levels))}, which are neither 0/255 nor "
+            f"object ids up to {LARGEST_GRAY_ID}. Threshold it at 128, or save it as an indexed (palette) PNG of "
+            "object ids."
         )
     if levels.size <= _FEW_LEVELS and form == "alpha":
         raise UserError(
-            f"{quoted(path)} has the gray levels {', '.join(map(str, levels))} beside an alpha channel, where one "
-            "level beside 0 marks one object; save it without the alpha channel."
+            f"The mask {quoted(path)} has the gray levels {', '.join(map(str, levels))} and an alpha channel, which "
+            "allows one object only. Save it without the alpha channel."
         )
     raise UserError(
-        f"{quoted(path)} has more gray levels than a mask, so it was antialiased or saved as JPEG; "
-        "threshold it at 128 (or save with nearest-neighbor resizing) and save again as PNG."
+        f"The mask {quoted(path)} has too many gray levels, so it was antialiased or saved as JPEG. "
+        "Threshold it at 128, or resize with nearest neighbor, and save it as PNG."
     )
 
 
-def _kind_of_picture(mode: str) -> str:
-    if mode[0] in "IF":  # Pillow's names for gray of 16 and 32 bits
-        return "a picture of 16 bits or more"
-    return f"an {mode} picture" if mode[0] in "RLH" else f"a {mode} picture"
+def _mode_text(mode: str) -> str:
+    if mode[0] in "IF":  # Pillow's modes for gray of 16 and 32 bits
+        return "an image of 16 bits or more"
+    return f"an {mode} image" if mode[0] in "RLH" else f"a {mode} image"

@@ -1,4 +1,4 @@
-"""Looking at results: objects drawn onto the frames."""
+"""Rendering of results: objects drawn onto frames (overlay) and cut out on a transparent background (cutout)."""
 
 import math
 from dataclasses import dataclass
@@ -7,22 +7,29 @@ import cv2
 import numpy as np
 
 from uvos_jax.errors import UserError, nearest_hint
-from uvos_jax.video.mask_io import PALETTE, VOID
+from uvos_jax.labels import VOID
+from uvos_jax.video.mask_io import PALETTE
 
 EFFECTS = ("blur", "gray")
-_WIDEST_CONTOUR = 100
+CUTOUTS = ("png", "mov", "webm")
+_MAX_CONTOUR = 100  # pixels
+# In frames with fewer rows than this, a contour one pixel wide is visible.
+_THIN_CONTOUR_ROWS = 720
+# Longer side at which the background is blurred; a blurred frame has no detail that needs more pixels.
+_BLURRED_SIDE = 320
+# The blur window is the longer side divided by this: wide enough that faces and text cannot be recognized.
+_BLUR_DIVISOR = 12
 
 
 @dataclass(frozen=True)
 class OverlayStyle:
-    """How objects are drawn onto a frame, and what becomes of the rest of it.
+    """How objects are drawn onto a frame, and what is shown behind them.
 
     Attributes:
-        alpha: Weight of the tint, 0 (none) to 1 (the object is of one color).
+        alpha: Weight of the tint, 0 (none) to 1 (solid color).
         contour: Width of the outline in pixels, 0 for none; None chooses by the size of the frame.
-        background: What is put behind the objects: None for the frame as it is, "blur" or "gray" for the frame
-            blurred or without color, or (red, green, blue), 0..255 each. A color with ``alpha`` and ``contour`` 0
-            gives the objects cut out on that color.
+        background: None for the unchanged frame; "blur" or "gray" for the frame blurred or without color; or a color
+            (red, green, blue), 0..255 each. A color with ``alpha`` and ``contour`` 0 shows the objects on that color.
     """
 
     alpha: float = 0.5
@@ -33,52 +40,32 @@ class OverlayStyle:
 DEFAULT_STYLE = OverlayStyle()
 
 
-def overlay_style(alpha: float = DEFAULT_STYLE.alpha, contour: int | None = None, background: str | None = None) -> OverlayStyle:
-    """Makes a ``OverlayStyle`` of what was written on a command line.
+def parse_overlay_style(alpha: float = DEFAULT_STYLE.alpha, contour: int | None = None, background: str | None = None
+                        ) -> OverlayStyle:
+    """Parses the overlay options of the command line.
 
     Args:
         alpha: 0 to 1.
         contour: 0 to 100 pixels; None chooses by the size of the frame.
-        background: "blur", "gray" (or "grey"), "0,255,0", "#00ff00" or any other color that CSS has a form for; None
-            or "" keeps the frame. For the plain color gray write "#808080".
+        background: "blur", "gray" (or "grey"), or a color: "0,255,0", "#00ff00" or another CSS color. None or ""
+            keeps the frame. For the color gray give "#808080".
+
+    Returns:
+        The style.
 
     Raises:
-        UserError: One of them is out of range or means nothing.
+        UserError: An option is out of range or cannot be parsed.
     """
     if not (math.isfinite(alpha) and 0 <= alpha <= 1):
-        raise UserError(f"alpha is the strength of the tint, from 0 (none) to 1 (solid); got {alpha:g}.")
-    if contour is not None and not 0 <= contour <= _WIDEST_CONTOUR:
-        raise UserError(f"contour is a width of 0 (none) to {_WIDEST_CONTOUR} pixels; got {contour}.")
-    return OverlayStyle(float(alpha), contour, _background_of(background.strip().lower()) if background else None)
+        raise UserError(f"alpha must be from 0 (no tint) to 1 (solid color); got {alpha:g}.")
+    if contour is not None and not 0 <= contour <= _MAX_CONTOUR:
+        raise UserError(f"contour must be from 0 (none) to {_MAX_CONTOUR} pixels; got {contour}.")
+    return OverlayStyle(float(alpha), contour, _parse_background(background.strip().lower()) if background else None)
 
 
-def _background_of(text: str) -> str | tuple[int, int, int]:
-    from PIL import ImageColor
-
-    if text in (*EFFECTS, "grey"):
-        return text.replace("grey", "gray")
-    try:
-        color = ImageColor.getrgb(f"rgb({text})" if "," in text and "(" not in text else text)
-    except ValueError:
-        raise UserError(f"There is no background {text!r}.{nearest_hint(text, (*EFFECTS, *ImageColor.colormap))} Give "
-                        "'blur', 'gray', or a color such as 'green', '#00ff00' or '0,255,0'.") from None
-    if len(color) != 3 or max(color) > 255:
-        raise UserError(f"The background {text!r} is no color of three values from 0 to 255; for transparency make a "
-                        "cut-out (--cutout).")
-    return color
-
-
-# Below this many rows a contour of one pixel is enough to be seen.
-_ROWS_OF_THIN_CONTOUR = 720
-# A blurred frame has no detail that needs more pixels than this on its longer side.
-_BLURRED_SIDE = 320
-# A window of this part of the longer side leaves no face and no writing to be recognized.
-_BLUR_PART = 12
-
-
-def draw_overlay(image: np.ndarray, labels: np.ndarray, style: OverlayStyle = DEFAULT_STYLE, palette: np.ndarray = PALETTE
-                 ) -> np.ndarray:
-    """Tints the objects of a frame, each in the brightened color of its label, and outlines them.
+def draw_overlay(image: np.ndarray, labels: np.ndarray, style: OverlayStyle = DEFAULT_STYLE,
+                 palette: np.ndarray = PALETTE) -> np.ndarray:
+    """Tints the objects of a frame in the brightened colors of their labels, and outlines them.
 
     Args:
         image: uint8 [h, w, 3], RGB.
@@ -90,33 +77,54 @@ def draw_overlay(image: np.ndarray, labels: np.ndarray, style: OverlayStyle = DE
         uint8 [h, w, 3], a new array.
 
     Raises:
-        ValueError: The labels have another size than the image.
+        ValueError: Labels and image differ in size.
     """
     objects = objects_only(image, labels)
-    overlay = _background(image, objects, style.background)
+    overlay = _draw_background(image, objects, style.background)
     colors = cv2.LUT(cv2.merge([objects] * 3), _brightened(palette)[None])
     cv2.copyTo(cv2.addWeighted(image, 1 - style.alpha, colors, style.alpha, 0), objects, overlay)
     width = style.contour
     if width is None:
-        width = 1 if image.shape[0] < _ROWS_OF_THIN_CONTOUR else 2
+        width = 1 if image.shape[0] < _THIN_CONTOUR_ROWS else 2
     if width:
-        # A pixel lies on a contour if a neighbor has another label. The contour is drawn inside the object.
+        # Contour pixels have a neighbor with another label. The contour is drawn inside the object.
         window = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
         contour = cv2.compare(cv2.dilate(objects, window), cv2.erode(objects, window), cv2.CMP_NE)
         cv2.copyTo(colors, cv2.bitwise_and(contour, objects), overlay)
     return overlay
 
 
-def _brightened(palette: np.ndarray) -> np.ndarray:
-    """Stretches a palette, which is dark (label 1 is half red), by a curve that keeps its colors apart."""
-    return np.round(255 * (palette / max(palette.max(), 1)) ** 0.4).clip(0, 255).astype(np.uint8)
+def cut_out(image: np.ndarray, labels: np.ndarray, probability: np.ndarray | None = None, margin: int = 0
+            ) -> np.ndarray:
+    """Makes everything except the objects transparent.
+
+    Args:
+        image: uint8 [h, w, 3], RGB.
+        labels: Integer or bool [h, w], 0..255; 0 is background and 255 void, neither of which is an object.
+        probability: uint8 [h, w], 255 for certain foreground; replaces the labels as opacity.
+        margin: Width in pixels of a band around the objects that keeps its colors. Lossy compression mixes neighboring
+            colors, which would otherwise darken the border of the objects. Transparent pixels beyond the band are
+            black, so that the background cannot be recovered.
+
+    Returns:
+        uint8 [h, w, 4], RGB and opacity (straight alpha).
+
+    Raises:
+        ValueError: Labels or probability differ from the image in size.
+    """
+    objects = objects_only(image, labels)
+    if probability is not None and probability.shape != objects.shape:
+        raise ValueError(f"probability {list(probability.shape)} does not fit an image {list(image.shape)}")
+    opacity = np.uint8(255) * (objects > 0) if probability is None else probability
+    keep = cv2.dilate(opacity, np.ones((2 * margin + 1, 2 * margin + 1), np.uint8)) if margin else opacity
+    return np.dstack([cv2.copyTo(image, keep, np.zeros_like(image)), opacity])
 
 
 def objects_only(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns a copy of labels as uint8 [h, w] with void as background.
+    """Returns a copy of the labels as uint8 [h, w] in which void is background.
 
     Raises:
-        ValueError: The labels have another size than the image [h, w, 3].
+        ValueError: The labels differ in size from the image [h, w, 3].
     """
     if labels.shape != image.shape[:2]:
         raise ValueError(f"labels {list(labels.shape)} do not fit an image {list(image.shape)}")
@@ -125,56 +133,49 @@ def objects_only(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return objects
 
 
-def _background(image: np.ndarray, objects: np.ndarray, kind: str | tuple[int, int, int] | None) -> np.ndarray:
-    """Returns a new frame to draw the objects onto, see ``OverlayStyle``."""
-    if kind is None:
+def _parse_background(text: str) -> str | tuple[int, int, int]:
+    from PIL import ImageColor
+
+    if text in (*EFFECTS, "grey"):
+        return text.replace("grey", "gray")
+    try:
+        color = ImageColor.getrgb(f"rgb({text})" if "," in text and "(" not in text else text)
+    except ValueError:
+        raise UserError(f"Unknown background {text!r}.{nearest_hint(text, (*EFFECTS, *ImageColor.colormap))} Give "
+                        "'blur', 'gray', or a color such as 'green', '#00ff00' or '0,255,0'.") from None
+    if len(color) != 3 or max(color) > 255:
+        raise UserError(f"The background {text!r} is not a color of three values from 0 to 255. For transparency use "
+                        "--cutout.")
+    return color
+
+
+def _brightened(palette: np.ndarray) -> np.ndarray:
+    """Brightens a palette by a gamma curve that keeps its colors distinct; label 1 of DAVIS is dark red."""
+    return np.round(255 * (palette / max(palette.max(), 1)) ** 0.4).clip(0, 255).astype(np.uint8)
+
+
+def _draw_background(image: np.ndarray, objects: np.ndarray, background: str | tuple[int, int, int] | None
+                     ) -> np.ndarray:
+    """Returns a new frame to draw the objects onto; see ``OverlayStyle.background``."""
+    if background is None:
         return image.copy()
-    if kind == "gray":
+    if background == "gray":
         return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    if kind == "blur":
+    if background == "blur":
         return _blurred(image, objects)
-    return np.full_like(image, kind)
+    return np.full_like(image, background)
 
 
 def _blurred(image: np.ndarray, objects: np.ndarray) -> np.ndarray:
-    """Blurs what is around the objects; their own colors stay out of it, or they would seem to glow."""
+    """Blurs the background without the colors of the objects, which would otherwise bleed into a halo."""
     outside = np.uint8(255) * (objects == 0)
     height, width = outside.shape
     shrink = max(1, max(height, width) / _BLURRED_SIDE)
     small = max(1, round(width / shrink)), max(1, round(height / shrink))
-    window = (max(small) // _BLUR_PART | 1,) * 2  # it has to be odd
+    window = (max(small) // _BLUR_DIVISOR | 1,) * 2  # must be odd
     colors, weights = (
         cv2.stackBlur(cv2.resize(pixels, small, interpolation=cv2.INTER_AREA).astype(np.float32), window)
         for pixels in (cv2.copyTo(image, outside, np.zeros_like(image)), outside)
     )
     mean = 255 * colors / np.maximum(weights, 1e-3)[..., None]
     return cv2.resize(mean.round().clip(0, 255).astype(np.uint8), (width, height), interpolation=cv2.INTER_LINEAR)
-
-
-CUTOUTS = ("png", "mov", "webm")
-
-
-def cut_out(image: np.ndarray, labels: np.ndarray, probability: np.ndarray | None = None, margin: int = 0
-            ) -> np.ndarray:
-    """Makes everything but the objects transparent.
-
-    Args:
-        image: uint8 [h, w, 3], RGB.
-        labels: Integer or bool [h, w], 0..255; 0 is background and 255 void, neither of which is an object.
-        probability: uint8 [h, w], 255 for sure foreground; taken as opacity where given, instead of the labels.
-        margin: Width in pixels of a seam outside the objects that keeps its colors. Beyond it, transparent pixels
-            are black, so that nothing of the background can be brought back. Lossy compression mixes neighboring
-            colors, which without a seam would darken the rim of the objects.
-
-    Returns:
-        uint8 [h, w, 4], RGB and opacity (straight, not multiplied in).
-
-    Raises:
-        ValueError: The labels or the probability have another size than the image.
-    """
-    objects = objects_only(image, labels)
-    if probability is not None and probability.shape != objects.shape:
-        raise ValueError(f"probability {list(probability.shape)} does not fit an image {list(image.shape)}")
-    opacity = np.uint8(255) * (objects > 0) if probability is None else probability
-    keep = cv2.dilate(opacity, np.ones((2 * margin + 1, 2 * margin + 1), np.uint8)) if margin else opacity
-    return np.dstack([cv2.copyTo(image, keep, np.zeros_like(image)), opacity])

@@ -1,4 +1,4 @@
-"""What comes while it happens, or can be read once: cameras, network streams, the standard input."""
+"""Sources that are live or can be read once: cameras, network streams, standard input."""
 
 import contextlib
 import math
@@ -16,58 +16,61 @@ import cv2
 import numpy as np
 
 from uvos_jax.errors import UserError, error_reason
-from uvos_jax.video.frames import DEFAULT_FPS, Picture, Source
-from uvos_jax.video.video_reader import LOCAL, decode_pictures, open_video, rate_of
+from uvos_jax.video.frames import DEFAULT_FPS, LazyFrame, Source
+from uvos_jax.video.video_reader import LOCAL, decode_frames, frame_rate, open_video
 
-# Seconds after which a silent server counts as dead, when connecting and later while reading.
+# Seconds without data after which a server counts as dead, while connecting and while reading.
 TIME_LIMIT = 10.0
 _URL = re.compile(r"(rtsps?|rtmps?|rtp|srt|udp|tcp|https?)://.", re.IGNORECASE)
-# What an MP4 or QuickTime file may begin with, and how much of it is read to find out where its index is.
+# Types of the first box of an MP4 or QuickTime file, and how much of the file is read to find its index.
 _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
 _LOOK_AHEAD = 1 << 20  # bytes
 SCHEMES = "rtsp://, rtmp://, rtp://, srt://, udp://, tcp://, http:// and https://"
 
 
 def is_stream(text: str) -> bool:
-    """Tells whether ``text`` is the address of a network stream."""
+    """Returns whether ``text`` is the address of a network stream."""
     return bool(_URL.match(text))
 
 
 def public_url(text: str) -> str:
-    """Returns an address without user, password and query, fit for messages and files; other text as it is."""
+    """Returns an address without user, password and query, for messages and files; other text unchanged."""
     if not is_stream(text):
         return text
     scheme, rest = text.split("://", 1)
     rest = re.split(r"[?#]", rest, maxsplit=1)[0]
     host, slash, path = rest.partition("/")
     if "@" not in host and not re.fullmatch(r"(\[[^\]]*\]|[^:]*)(:\d*)?", host):
-        host, slash, path = rest, "", ""  # a password with a slash in it
+        host, slash, path = rest, "", ""  # a password that contains a slash
     if "@" in host:
         host, slash, path = (host.rpartition("@")[2] + slash + path).partition("/")
     return f"{scheme}://{host}{slash}{path}"
 
 
 def open_camera(index: int) -> Source:
-    """Opens a camera; the source's ``start`` gives pictures.
+    """Opens a camera.
 
     Args:
-        index: Its number, as OpenCV counts.
+        index: The camera's index in OpenCV.
+
+    Returns:
+        A source whose ``start`` yields lazy frames.
 
     Raises:
-        UserError: It cannot be opened.
+        UserError: The camera cannot be opened.
     """
     capture = cv2.VideoCapture(index)
     if not capture.isOpened():
         capture.release()
         raise UserError(
-            f"there is no file '{index}', and camera {index} cannot be opened; "
-            "check that it is plugged in and that no other program uses it."
+            f"There is no file '{index}', and camera {index} cannot be opened. "
+            "Check that it is connected and that no other program uses it."
         )
     fps = capture.get(cv2.CAP_PROP_FPS)
     return Source(
         name=f"camera{index}",
         kind="camera",
-        start=partial(_camera_pictures, capture, index),
+        start=partial(_camera_frames, capture, index),
         fps=fps if math.isfinite(fps) and fps > 0 else DEFAULT_FPS,
         live=True,
         rereadable=False,
@@ -75,45 +78,51 @@ def open_camera(index: int) -> Source:
 
 
 def open_stream(url: str) -> Source:
-    """Opens a network stream; the source's ``start`` gives pictures.
+    """Opens a network stream.
 
     Args:
-        url: Its address.
+        url: The address.
+
+    Returns:
+        A source whose ``start`` yields lazy frames.
 
     Raises:
-        UserError: It cannot be opened within ``TIME_LIMIT`` seconds, or is no video.
+        UserError: The stream cannot be opened within ``TIME_LIMIT`` seconds, or is not a video.
     """
-    shown = public_url(url)
-    label = f"the stream {shown!r}"
-    # Pictures sent by UDP, which is what cameras choose if not asked otherwise, get lost on the way.
+    address = public_url(url)
+    label = f"the stream {address!r}"
+    # Cameras default to UDP, which loses frames.
     options = {"rtsp_flags": "prefer_tcp"} if url.lower().startswith("rtsp") else {}
     opened = open_video(
-        url, label, "check the address and that it is sending", options, timeout=(TIME_LIMIT, TIME_LIMIT)
+        url, label, "Check the address and that the server is sending.", options, timeout=(TIME_LIMIT, TIME_LIMIT)
     )
-    return _once("stream", _stream_name(shown), label, *opened)
+    return _single_pass_source("stream", _stream_name(address), label, *opened)
 
 
 def open_stdin() -> Source:
-    """Opens the video that is piped in; the source's ``start`` gives pictures.
+    """Opens a video on standard input.
 
-    An MP4 or QuickTime file whose index comes behind its pictures is first written to a temporary file.
+    An MP4 or QuickTime file whose index follows its frames is first copied to a temporary file.
+
+    Returns:
+        A source whose ``start`` yields lazy frames.
 
     Raises:
-        UserError: The standard input is a terminal, closed or no video, or there is no room for the temporary file.
+        UserError: Standard input is a terminal, closed or not a video, or there is no room for the temporary file.
     """
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
-        raise UserError("nothing is piped in; '-' reads a video from stdin: uvos segment - < clip.mkv")
+        raise UserError("Standard input has no video. Pipe one in, as in 'uvos segment - < clip.mkv'.")
     with contextlib.ExitStack() as opened:
         file = sys.stdin.buffer
         if not file.seekable():
-            head, index_last = _beginning(file)
+            head, index_last = _read_head(file)
             file = opened.enter_context(_copy(head, file)) if index_last else _Pipe(head, file)
-        video = open_video(file, "stdin", "check that it is a whole video, or name the file", LOCAL)
-        return _once("stdin", "stdin", "what comes in on stdin", *video, file=opened.pop_all())
+        video = open_video(file, "stdin", "Check that it is a complete video, or give the file.", LOCAL)
+        return _single_pass_source("stdin", "stdin", "the video on stdin", *video, file=opened.pop_all())
 
 
 class _Pipe:
-    """What comes in on a pipe, of which the beginning has been read already."""
+    """A pipe whose first bytes have already been read."""
 
     def __init__(self, head: bytes, rest: BinaryIO):
         self._head, self._rest = head, rest
@@ -123,8 +132,8 @@ class _Pipe:
         return piece or self._rest.read(count)
 
 
-def _beginning(file: BinaryIO) -> tuple[bytes, bool]:
-    """Returns what was read, and whether it begins an MP4 or QuickTime file with its index behind the pictures."""
+def _read_head(file: BinaryIO) -> tuple[bytes, bool]:
+    """Returns the bytes read, and whether they begin an MP4 or QuickTime file whose index follows its frames."""
     head = file.read(8)
     if head[4:] not in _BOXES:
         return head, False
@@ -142,7 +151,7 @@ def _beginning(file: BinaryIO) -> tuple[bytes, bool]:
 
 
 def _copy(head: bytes, rest: BinaryIO) -> BinaryIO:
-    """Returns a temporary file, which has no name and so is gone as soon as nobody has it open, however that comes."""
+    """Copies a pipe to a temporary file, which has no name and so disappears with the process that has it open."""
     try:
         with contextlib.ExitStack() as failing:
             file = failing.enter_context(tempfile.TemporaryFile())
@@ -153,62 +162,62 @@ def _copy(head: bytes, rest: BinaryIO) -> BinaryIO:
             return file
     except OSError as error:
         raise UserError(
-            "what comes in on stdin must be copied before it can be read, since its index comes last, and the copy "
-            f"cannot be written to {tempfile.gettempdir()!r} ({error_reason(error)}); name the file instead, or set TMPDIR "
-            "to a folder with room."
+            "The video on stdin has its index at the end, so it must be copied before reading, and the copy cannot be "
+            f"written to {tempfile.gettempdir()!r}: {error_reason(error)}. Give the file instead, or set TMPDIR to a "
+            "folder with free space."
         ) from error
 
 
-def _once(kind: str, name: str, label: str, container, stream, file=None) -> Source:
-    """Returns the source of an opened video; ``file`` is closed behind it."""
+def _single_pass_source(kind: str, name: str, label: str, container, stream, file=None) -> Source:
+    """Returns the source of an opened video that can be read once; ``file`` is closed after the pass."""
 
-    def pictures() -> Iterator[Picture]:
-        decoded = decode_pictures(container, stream, label, "send it anew")
+    def frames() -> Iterator[LazyFrame]:
+        decoded = decode_frames(container, stream, label, "Send it again.")
         with file or contextlib.nullcontext(), container, contextlib.closing(decoded):
-            for number, picture in enumerate(decoded):
-                # Reading has failed at once, as it does where FFmpeg went to the index first and cannot come back.
-                at_once = not number and picture.damage and picture.time is None
-                if at_once and kind == "stream" and "mp4" in container.format.name:
+            for number, frame in enumerate(decoded):
+                # FFmpeg went to the index first and cannot seek back, so that reading fails immediately.
+                failed_at_start = not number and frame.error and frame.time is None
+                if failed_at_start and kind == "stream" and "mp4" in container.format.name:
                     raise UserError(
-                        f"{label} gives no picture ({picture.damage.why}); MP4 and QuickTime files may need a server "
-                        "that can send from any place: download the file and give its name."
+                        f"Cannot decode any frame of {label}: {frame.error.reason}. MP4 and QuickTime files may need a "
+                        "server that supports seeking. Download the file and give its path."
                     )
-                yield picture
+                yield frame
 
     return Source(
         name=name,
         kind=kind,
-        start=pictures,
-        fps=rate_of(stream) or DEFAULT_FPS,
+        start=frames,
+        fps=frame_rate(stream) or DEFAULT_FPS,
         live=kind == "stream",
         rereadable=False,
     )
 
 
-def _camera_pictures(capture, index: int) -> Iterator[Picture]:
-    """Yields pictures until the camera gives none any more; their time is when they came."""
-    began = None
+def _camera_frames(capture, index: int) -> Iterator[LazyFrame]:
+    """Yields frames until the camera stops, timed by their arrival."""
+    first = None
     try:
         for number in count():
-            there, image = capture.read()
-            if not there:
+            success, image = capture.read()
+            if not success:
                 break
             now = time.monotonic()
-            began = now if began is None else began
-            yield Picture(f"{number:05d}", partial(_rgb, image), now - began)
+            first = now if first is None else first
+            yield LazyFrame(f"{number:05d}", partial(_rgb, image), now - first)
     finally:
         capture.release()
-    if began is None:
-        raise UserError(f"camera {index} gives no picture; check that no other program uses it.")
+    if first is None:
+        raise UserError(f"Camera {index} gives no frame. Check that no other program uses it.")
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _stream_name(shown: str) -> str:
-    """Returns a name for files: the last part of the path without its suffix, or else the host."""
-    host, _, path = shown.split("://", 1)[1].partition("/")
+def _stream_name(address: str) -> str:
+    """Returns a name for files: the last part of the path without its suffix, or the host if there is no path."""
+    host, _, path = address.split("://", 1)[1].partition("/")
     last = path.rstrip("/").rpartition("/")[2]
     name = last.rpartition(".")[0] or last or host
     return re.sub(r"[^\w.-]+", "_", name).strip("._")[:80] or "stream"

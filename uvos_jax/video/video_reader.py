@@ -1,4 +1,4 @@
-"""Video files, and whatever else PyAV opens, decoded picture by picture."""
+"""Decoding video files and other input of PyAV frame by frame."""
 
 import contextlib
 import os
@@ -13,26 +13,26 @@ from typing import Any
 import numpy as np
 
 from uvos_jax.errors import UserError, error_reason, quoted
-from uvos_jax.video.frames import LARGEST_FRAME, FrameError, Picture
+from uvos_jax.video.frames import LARGEST_FRAME, FrameError, LazyFrame
 
-# Beyond this a rate is the unit of a clock, which some streams state in its place.
-_FASTEST = 1000
-# A file must not make FFmpeg wait for something from the network, as a list of addresses would.
+# Some streams state the unit of their clock in place of the frame rate; it exceeds this many frames per second.
+_MAX_FPS = 1000
+# A file must not make FFmpeg connect to the network, as a playlist of addresses would.
 LOCAL = {"protocol_whitelist": "file,crypto,data"}
-_ADVICE = "give a video file, a folder of frames or a glob pattern"
-_REMEDY = "re-encode the video or cut it before that frame"
-# What can be cut or joined anywhere, so that it may begin with frames that need others which are not there.
-_WITHOUT_BEGINNING = {"mpegts", "mpeg", "h264", "hevc", "rtsp", "rtp", "sdp", "flv", "live_flv"}
+_ADVICE = "Give a video file, a folder of frames or a glob pattern."
+_REMEDY = "Re-encode the video or cut it before this frame."
+# Formats that can be cut anywhere, so that the first frames may depend on frames that are missing.
+_CUT_ANYWHERE = {"mpegts", "mpeg", "h264", "hevc", "rtsp", "rtp", "sdp", "flv", "live_flv"}
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file says about itself.
+    """Metadata of a video file.
 
     Attributes:
-        fps: Average frame rate, or None where the file states none.
-        length: Number of frames: the container's own count, else duration times rate, else None. It may
-            be off by some frames.
+        fps: Average frame rate, or None if the file has none.
+        length: Number of frames: the count in the container, else duration times rate, else None. It may be off by
+            some frames.
     """
 
     fps: float | None
@@ -40,67 +40,70 @@ class VideoInfo:
 
 
 def import_av(task: str) -> ModuleType:
-    """Imports PyAV, which only video files need, for ``task`` (the subject of the error's sentence)."""
+    """Imports PyAV; ``task`` begins the error message, as in "Reading 'a.mp4'".
+
+    Raises:
+        UserError: PyAV is not installed.
+    """
     try:
         import av
     except ImportError as error:
-        raise UserError(f"{task} needs PyAV; install it with 'pip install av'.") from error
+        raise UserError(f"{task} needs PyAV. Install it with 'pip install av'.") from error
     return av
 
 
 def av_path(path: str | os.PathLike) -> str:
-    """Returns ``path`` as FFmpeg takes it: without the scheme, ``12:30.mp4`` would be of protocol 12."""
+    """Returns ``path`` as an FFmpeg URL; without the scheme, FFmpeg reads ``12:30.mp4`` as protocol 12."""
     return f"file:{os.fspath(path)}"
 
 
 def container_errors() -> tuple[type[Exception], ...]:
-    """Returns what PyAV raises when a file is not what it should be."""
-    av = import_av("working with a video file")
+    """Returns the exceptions that PyAV raises for unusable files."""
+    av = import_av("A video file")
     return (av.FFmpegError, OSError, ValueError)
 
 
 def probe_video(path: Path) -> VideoInfo:
-    """Reads a video's rate and length from its header.
+    """Reads the frame rate and length of a video from its header.
 
     Raises:
         UserError: The file is not a video.
     """
     with _opened_file(path) as (container, stream):
-        rate = rate_of(stream)
+        rate = frame_rate(stream)
         return VideoInfo(fps=rate, length=_length(container, stream, rate))
 
 
-def read_video(path: Path) -> Iterator[Picture]:
-    """Decodes the pictures of a video file one after the other, in the order in which they are shown.
+def read_video(path: Path) -> Iterator[LazyFrame]:
+    """Decodes the frames of a video file in presentation order.
 
-    Turned upright when the file asks for a rotation (phones write it so); a mirroring is ignored, pixels that are not
-    square stay as they are stored, and transparency is dropped, as in image files: what color lies beneath is the
-    author's, and any background drawn under it would have edges of its own.
+    Frames are rotated upright if the file asks for it, as phones do. Mirroring is ignored and non-square pixels stay as
+    stored. Transparency is dropped, as in image files: any background drawn under it would add edges of its own.
 
     Args:
         path: A video file.
 
     Yields:
-        A picture for every frame, and a damaged one for each that does not decode, each in its place. What is whole
-        but was made from what is not looks damaged too; decoders do not tell of it. After a file that breaks off comes
-        one more damaged picture.
+        A lazy frame for every frame of the file; ``error`` is set for frames that do not decode. An intact frame that
+        was predicted from a broken one may look damaged; decoders do not report it. A truncated file yields one more
+        broken frame at its end.
 
     Raises:
         UserError: The file is not a video.
     """
-    # Many threads are fast, but lose track of which packet was broken and of frames beside it. So at the first sign of
-    # damage the file is read again by one, which is how every frame before it is given in any case.
-    given = 0
-    with contextlib.closing(_read_file(path, threads=True)) as pictures:
-        for picture in pictures:
-            if picture.damage:
+    # Several threads are fast, but lose track of which packet was broken and drop frames beside it. At the first error
+    # the file is therefore read again with one thread, which yields the same frames up to there.
+    yielded = 0
+    with contextlib.closing(_read_file(path, threads=True)) as frames:
+        for frame in frames:
+            if frame.error:
                 break
-            yield picture
-            given += 1
+            yield frame
+            yielded += 1
         else:
             return
-    with contextlib.closing(_read_file(path, threads=False)) as pictures:
-        yield from islice(pictures, given, None)
+    with contextlib.closing(_read_file(path, threads=False)) as frames:
+        yield from islice(frames, yielded, None)
 
 
 def open_video(what: Any, label: str, advice: str, options: dict[str, str], **how: Any) -> tuple:
@@ -108,60 +111,60 @@ def open_video(what: Any, label: str, advice: str, options: dict[str, str], **ho
 
     Args:
         what: A path or address for FFmpeg, or an open file.
-        label: What it is called in an error.
-        advice: What to do if it cannot be opened, the end of a sentence.
-        options: FFmpeg's.
-        **how: The rest, for ``av.open``.
+        label: Name of the video in error messages.
+        advice: Last sentence of the error message: what to do if the video cannot be opened.
+        options: Options for FFmpeg.
+        **how: Further arguments of ``av.open``.
 
     Returns:
-        Its container, which the caller closes, and its video stream.
+        The container, which the caller closes, and its video stream.
 
     Raises:
-        UserError: It is no video.
+        UserError: It is not a video that PyAV can decode.
     """
-    av = import_av(f"reading {label}")
+    av = import_av(f"Reading {label}")
     limit = {"max_pixels": str(LARGEST_FRAME)}
     try:
-        # Titles and comments in a foreign encoding must not make the pictures unreadable.
+        # Titles and comments in an unknown encoding must not make the video unreadable.
         container = av.open(what, metadata_errors="ignore", options=options | limit, **how)
     except container_errors() as error:
-        # An address may hold a password, and the error the address.
-        raise _no_video(label, _why(error), advice) from None
-    # FFmpeg would draw any .txt file as the screen of a terminal.
+        # The error would show the address, which may contain a password.
+        raise _open_error(label, _av_reason(error), advice) from None
+    # FFmpeg renders any text file as the screen of a terminal.
     refusal = "it is a text file" if container.format.name == "tty" else None
     # The cover picture of a song is stored as a video stream of one frame.
     cover = av.stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not refusal and not streams:
         refusal = "it has no video stream"
-    # PyAV up to 18.0 crashes, rather than raises, when told to decode such a stream.
+    # PyAV up to 18.0 crashes when it decodes such a stream.
     if not refusal and streams[0].codec_context is None:
-        refusal = "it is in a format that this PyAV has no decoder for"
+        refusal = "this PyAV has no decoder for its format"
     if not refusal and streams[0].width * streams[0].height > LARGEST_FRAME:
         refusal = f"its frames are {streams[0].width}x{streams[0].height}, more than {LARGEST_FRAME >> 20} megapixels"
     if refusal:
         container.close()
-        raise _no_video(label, refusal, advice)
+        raise _open_error(label, refusal, advice)
     streams[0].codec_context.options = limit
     return container, streams[0]
 
 
-def decode_pictures(
+def decode_frames(
     container: Any, stream: Any, label: str, remedy: str, threads: bool = False
-) -> Iterator[Picture]:
-    """Decodes what ``open_video`` has opened.
+) -> Iterator[LazyFrame]:
+    """Decodes a video that ``open_video`` has opened.
 
     Args:
-        container: Its container.
-        stream: Its video stream.
-        label: What it is called in an error.
-        remedy: What to do about a picture that does not decode, the end of a sentence.
-        threads: Whether frames are decoded side by side; a damaged picture is then the last.
+        container: The container.
+        stream: The video stream.
+        label: Name of the video in error messages.
+        remedy: Last sentence of the error message for a frame that does not decode.
+        threads: Decode slices of a frame in parallel; the first broken frame is then the last one yielded.
 
     Yields:
-        As ``read_video``; where reading itself fails, a damaged picture is the last.
+        The same as ``read_video``; if reading itself fails, the last frame is a broken one.
     """
-    # Not whole frames side by side: on a busy machine those may be handed out before their damage is known.
+    # Slices rather than frames in parallel: on a busy machine frames may be returned before their damage is known.
     stream.thread_type = "SLICE" if threads else "NONE"
     zero, turns = None, 0
     for number, (stamp, frame, why) in enumerate(_decoded(container, stream, threads)):
@@ -169,100 +172,101 @@ def decode_pictures(
         time = None if stamp is None else float((stamp - zero) * stream.time_base)
         name = f"{number:05d}"
         if why is None:
-            # H.264 may tell it at key frames only. Both PyAV's angle and np.rot90's turns are counterclockwise.
+            # H.264 may state the rotation at key frames only. Both PyAV and np.rot90 turn counterclockwise.
             turns = round(frame.rotation / 90) or (0 if frame.key_frame else turns)
-            yield Picture(name, partial(_upright_rgb, frame, turns), time)
+            yield LazyFrame(name, partial(_upright_rgb, frame, turns), time)
         else:
-            yield _broken(name, time, label, why, remedy)
+            yield _broken_frame(name, time, label, why, remedy)
 
 
-def rate_of(stream: Any) -> float | None:
-    """Returns a stream's frames per second, or None where it states none."""
+def frame_rate(stream: Any) -> float | None:
+    """Returns the frames per second of a stream, or None if it states none."""
     rate = stream.average_rate or stream.guessed_rate
-    return float(rate) if rate and 0 < rate <= _FASTEST else None
+    return float(rate) if rate and 0 < rate <= _MAX_FPS else None
 
 
 def _decoded(container, stream, threads: bool) -> Iterator[tuple[int | None, Any, str | None]]:
-    """Yields time stamp, frame and None, or time stamp, None and what is wrong, in the order of showing."""
+    """Yields (time stamp, frame, None), or (time stamp, None, reason) if broken, in presentation order."""
     errors = container_errors()
-    # Time stamps of packets that have given no frame yet: what raised an error, and what did not. Healthy streams have
-    # some that never will; but next to a broken one, and up to the next key frame, they are its victims.
+    # Packets without a frame so far, as (time stamp, reason): those that raised an error, and those that did not.
+    # Intact streams have some packets that never yield a frame; but after a broken packet, and up to the next key
+    # frame, a missing frame is lost because of it.
     lost: list[tuple[int, str]] = []
-    owed: list[tuple[int, str]] = []
+    pending: list[tuple[int, str]] = []
     given_up: set[int] = set()
-    harmed = seen_frame = False
-    seen_key = container.format.name not in _WITHOUT_BEGINNING
-    broken_off = None
+    damaged = seen_frame = False
+    seen_key = container.format.name not in _CUT_ANYWHERE
+    read_failure = None
     packets = container.demux(stream)
-    while broken_off is None:
+    while read_failure is None:
         try:
             packet = next(packets, None)
             if packet is None:
                 break
         except errors as error:
-            packet, broken_off = None, _why(error)
+            packet, read_failure = None, _av_reason(error)
         stamp = packet and packet.pts
-        # An empty one would end the decoder's work; it stands for a frame that was dropped when recording.
+        # An empty packet stands for a frame that was dropped while recording; decoding it would end the stream.
         if packet and not packet.size and (stamp is not None or packet.dts is not None):
             continue
         seen_key = seen_key or bool(packet and packet.is_keyframe)
         frames, why = [], None
         try:
-            frames = stream.decode(packet)  # None stands for the end: what the decoder still holds
+            frames = stream.decode(packet)  # None flushes the decoder
         except errors as error:
             why = error_reason(error)
-        if why and threads:  # it is about an earlier packet
+        if why and threads:  # the error belongs to an earlier packet
             yield None, None, why
             return
         if why and seen_key:
-            harmed = True
+            damaged = True
             if stamp is None:
                 yield None, None, why
             else:
                 lost.append((stamp, why))
         elif seen_key and stamp is not None and not packet.is_discard:
-            owed.append((stamp, "what it builds on is broken"))
+            pending.append((stamp, "a frame it depends on is broken"))
         for frame in frames:
-            if frame.pts in given_up:  # a straggler, after a broken one has stood for it
+            if frame.pts in given_up:  # late: a broken frame was already yielded in its place
                 continue
             if frame.pts is not None:
-                # PyAV says nothing of an error that comes after a frame in one go, as happens with threads.
-                victims = owed if harmed or (threads and seen_frame) else []
+                # With threads, PyAV drops an error that follows a frame in the same call.
+                victims = pending if damaged or (threads and seen_frame) else []
                 due = sorted(item for item in lost + victims if item[0] < frame.pts)
                 lost = [item for item in lost if item[0] >= frame.pts]
-                owed = [item for item in owed if item[0] > frame.pts]
+                pending = [item for item in pending if item[0] > frame.pts]
                 given_up.update(due_stamp for due_stamp, _ in due)
                 yield from ((due_stamp, None, due_why) for due_stamp, due_why in due)
-            harmed, seen_frame = harmed and not frame.key_frame, True
+            damaged, seen_frame = damaged and not frame.key_frame, True
             yield frame.pts, (None if frame.is_corrupt else frame), ("it is damaged" if frame.is_corrupt else None)
-    due = sorted(lost + (owed if harmed or threads else []))
+    due = sorted(lost + (pending if damaged or threads else []))
     yield from ((due_stamp, None, due_why) for due_stamp, due_why in due)
-    if broken_off is not None:
-        yield None, None, broken_off
+    if read_failure is not None:
+        yield None, None, read_failure
 
 
-def _broken(name: str, time: float | None, label: str, why: str, remedy: str) -> Picture:
-    damage = FrameError(f"{label} cannot be decoded at frame {name} ({why}); {remedy}.", why)
-    return Picture(name, partial(_raise, damage), time, damage)
+def _broken_frame(name: str, time: float | None, label: str, why: str, remedy: str) -> LazyFrame:
+    error = FrameError(f"Cannot decode frame {name} of {label}: {why}. {remedy}", why)
+    return LazyFrame(name, partial(_raise, error), time, error)
 
 
 def _raise(error: Exception) -> np.ndarray:
     raise error
 
 
-def _read_file(path: Path, threads: bool) -> Iterator[Picture]:
-    """Yields a file's pictures, and a damaged one where it ends too early without the decoder's noticing."""
+def _read_file(path: Path, threads: bool) -> Iterator[LazyFrame]:
+    """Yields the frames of a file, and a broken one if it is truncated without an error of the decoder."""
     with _opened_file(path) as (container, stream):
         count, last = 0, None
-        with contextlib.closing(decode_pictures(container, stream, quoted(path), _REMEDY, threads)) as pictures:
-            for last in pictures:
+        with contextlib.closing(decode_frames(container, stream, quoted(path), _REMEDY, threads)) as frames:
+            for last in frames:
                 yield last
                 count += 1
         if last is None:
-            raise _no_video(quoted(path), "it holds no frame", _ADVICE)
-        ends_well = last.damage is not None or _reaches_end(container, stream, count, last)
-        if not ends_well and _is_cut_short(path, container, stream):
-            yield _broken(f"{count:05d}", None, quoted(path), "the file is cut off there", "get the whole file")
+            raise _open_error(quoted(path), "it has no frames", _ADVICE)
+        complete = last.error is not None or _reaches_end(container, stream, count, last)
+        if not complete and _is_truncated(path, container, stream):
+            yield _broken_frame(f"{count:05d}", None, quoted(path), "the file is truncated", "Get the complete file.")
 
 
 @contextlib.contextmanager
@@ -272,23 +276,23 @@ def _opened_file(path: Path) -> Iterator[tuple]:
         yield container, stream
 
 
-def _why(error: Exception) -> str:
-    """Returns what is wrong in a few words; FFmpeg's for a time limit would puzzle."""
-    silent = isinstance(error, import_av("reading a video").error.ExitError)
-    return "nothing came within the time limit" if silent else error_reason(error)
+def _av_reason(error: Exception) -> str:
+    """Returns the text of an error; FFmpeg reports a timeout as "Immediate exit requested"."""
+    timeout = isinstance(error, import_av("Reading a video").error.ExitError)
+    return "no data within the time limit" if timeout else error_reason(error)
 
 
-def _no_video(label: str, why: str, advice: str) -> UserError:
-    return UserError(f"{label} cannot be read as a video ({why}); {advice}.")
+def _open_error(label: str, why: str, advice: str) -> UserError:
+    return UserError(f"Cannot read {label} as a video: {why}. {advice}")
 
 
 def _length(container, stream, rate: float | None) -> int | None:
-    # A broken header may promise anything, but no more frames than the file has bytes.
-    length = _promised_length(container, stream, rate)
+    # A broken header may state any length; a file cannot have more frames than bytes.
+    length = _stated_length(container, stream, rate)
     return length and min(length, max(1, container.size))
 
 
-def _promised_length(container, stream, rate: float | None) -> int | None:
+def _stated_length(container, stream, rate: float | None) -> int | None:
     if stream.frames > 0:
         return stream.frames
     if stream.duration is not None:
@@ -300,33 +304,33 @@ def _promised_length(container, stream, rate: float | None) -> int | None:
     return max(1, round(seconds * rate)) if rate else None
 
 
-def _reaches_end(container, stream, count: int, last: Picture) -> bool:
-    """Tells whether ``count`` pictures are all that the header promises."""
+def _reaches_end(container, stream, count: int, last: LazyFrame) -> bool:
+    """Returns whether ``count`` frames are all that the header states."""
     if stream.frames:
         return count >= stream.frames
     if last.time is None or container.duration is None:
         return True
-    # The last picture is shown for a while, too.
-    return last.time + 2 / (rate_of(stream) or 1) > container.duration / 1_000_000
+    # The duration includes the display time of the last frame.
+    return last.time + 2 / (frame_rate(stream) or 1) > container.duration / 1_000_000
 
 
-def _is_cut_short(path: Path, container, stream) -> bool:
-    """Tells whether a file is shorter than its own header says; alone, too few pictures may have healthy reasons."""
+def _is_truncated(path: Path, container, stream) -> bool:
+    """Returns whether a file is shorter than its header states; intact files may also have fewer frames than stated."""
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
             head = file.read(4096)
-    except OSError:  # gone meanwhile
+    except OSError:  # removed in the meantime
         return True
     if head[:4] == b"RIFF":
         return 8 + int.from_bytes(head[4:8], "little") > size
     if "matroska" in container.format.name:
-        # The segment's size: as many bytes as the first one has leading zero bits, and one; all ones is "unknown".
+        # Segment size: one byte plus as many as the first byte has leading zero bits; all ones means "unknown".
         start = head.find(b"\x18\x53\x80\x67") + 4
         width = 9 - head[start].bit_length() if start >= 4 and start < len(head) else 9
         known = int.from_bytes(head[start : start + width], "big") & ((1 << 7 * width) - 1) if width < 9 else 0
         return width < 9 and known + 1 != 1 << 7 * width and start + width + known > size
-    # Where the index comes first (MP4), it still knows where the last picture was.
+    # An index at the front of the file (MP4) still has the position of the last frame.
     index = getattr(stream, "index_entries", ())  # PyAV 17 has none
     return len(index) > 0 and index[-1].pos + index[-1].size > size
 

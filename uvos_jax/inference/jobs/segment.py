@@ -28,12 +28,11 @@ from uvos_jax.inference.segmenter import FrameResult, Segmenter
 from uvos_jax.interrupts import Interrupted
 from uvos_jax.video import Frame, OutputOptions, ResultWriter, Source, read_mask, write_json
 from uvos_jax.video.frames import FrameError
-from uvos_jax.video.json_results import NAME as TRACKS
-from uvos_jax.video.json_results import TOLD, write_tracks
+from uvos_jax.video.json_results import TRACK_NOTES, TRACKS_FILE, write_tracks
 from uvos_jax.video.result_writer import RESULTS
 from uvos_jax.weights.packaged import about, recognized
 
-_RESULTS = (*RESULTS, TRACKS, "run.json", "debug")
+_RESULTS = (*RESULTS, TRACKS_FILE, "run.json", "debug")
 _LOCK = ".uvos.lock"
 _TOLD = {"source", "results", "resumed", "skipped", "seconds"}  # what a finished run says of itself, at least
 
@@ -119,7 +118,7 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
     objects, pruning = segmenter.objects(source, first_mask), make_pruner(prune, source, segmenter, say)
     chunk = segmenter.chunk_for(source, chunk)
     options = options or {}
-    started, progress = time.perf_counter(), _Progress(None if outputs.json else {*segmenter.model.notes, *TOLD})
+    started, progress = time.perf_counter(), _Progress(None if outputs.json else {*segmenter.model.notes, *TRACK_NOTES})
     if isinstance(segmenter.flow, Path) and source.rereadable:
         check_flow_folder(segmenter.flow, source)
     busy = f"Another run is writing into '{output}'; choose another --output."
@@ -173,10 +172,10 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
             raise told from error
         finds_many = segmenter.model.task == "tracks"
         if finds_many:
-            write_tracks(output, source.name, *(progress.notes[name] for name in TOLD if name in progress.notes))
+            write_tracks(output, source.name, *(progress.notes[name] for name in TRACK_NOTES if name in progress.notes))
         run = {"finished": True, **facts, **_description(segmenter, first.frame, references),
                "skipped": progress.skipped, "resumed": progress.resumed,
-               "results": [*writer.names, *([TRACKS] * finds_many), "run.json"],
+               "results": [*writer.names, *([TRACKS_FILE] * finds_many), "run.json"],
                "seconds": round(time.perf_counter() - started, 3), "peak_memory_mib": _peak_memory(),
                "options": options}
         run["source"]["frames"] = progress.frames
