@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from uvos_jax.nn.aspp import ASPP
-from uvos_jax.nn.layers import BatchNorm, Conv, GroupNorm, Policy, leaky_relu
+from uvos_jax.nn.layers import BatchNorm, Conv, ConvNorm, GroupNorm, Policy, instance_norm, leaky_relu
 from uvos_jax.nn.resnet import ResNet
 from uvos_jax.nn.vgg import VGG16
 from uvos_jax.ops.conv import conv2d
@@ -311,3 +311,34 @@ def test_group_norm_equals_torch(torch):
     made = GroupNorm(3, dtype=jnp.bfloat16).apply(params, jnp.asarray(x, jnp.float32))
     assert made.dtype == jnp.bfloat16
     np.testing.assert_allclose(made.astype(jnp.float32), np.moveaxis(theirs.numpy(), 1, 3), atol=0.05)
+
+
+@pytest.mark.parametrize(("norm", "parameters"), [("batch", {"conv", "bn"}), ("group", {"conv", "norm"}),
+                                                  ("instance", {"conv"}), ("none", {"conv"})])
+def test_conv_norm_composes_its_layers(norm, parameters):
+    x = _noise(2, 6, 7, 3)
+    model = ConvNorm(4, stride=2, use_bias=True, norm=norm, norm_groups=2)
+    out, _, variables = _run(model, x)
+    assert variables["params"].keys() == parameters
+    expected = Conv(4, stride=2, use_bias=True).apply({"params": variables["params"]["conv"]}, x)
+    if norm == "batch":
+        own = {name: tree["bn"] for name, tree in variables.items()}
+        expected = BatchNorm().apply(own, expected)
+    elif norm == "group":
+        expected = GroupNorm(2).apply({"params": variables["params"]["norm"]}, expected)
+    elif norm == "instance":
+        expected = instance_norm(expected)
+    np.testing.assert_allclose(out, jax.nn.relu(expected), atol=1e-6)
+
+
+def test_conv_norm_follows_its_policy():
+    model = ConvNorm(4, policy=Policy(jnp.bfloat16), activation=None)
+    out, _, variables = _run(model, _noise(1, 5, 5, 3))
+    assert out.dtype == jnp.bfloat16 and (np.asarray(out, np.float32) < 0).any()
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(variables))
+    assert Policy(jnp.bfloat16, "devices").float32 == Policy(jnp.float32, "devices")
+
+
+def test_conv_norm_refuses_an_unknown_norm():
+    with pytest.raises(ValueError, match="Unknown norm 'layer'.*batch, group"):
+        ConvNorm(4, norm="layer").init(jax.random.key(0), _noise(1, 5, 5, 3))

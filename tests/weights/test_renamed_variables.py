@@ -1,0 +1,66 @@
+"""Weights of version 0.1 under current names."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from tests.helpers.small_adnet import SMALL
+from uvos_jax import UserError
+from uvos_jax.inference.loading import random_variables
+from uvos_jax.models import build
+from uvos_jax.weights import checkpoints, packaged
+from uvos_jax.weights.compatibility import current_path
+
+
+@pytest.mark.parametrize(("system", "old", "new"), [
+    ("adnet", "aspp/branch0_conv/kernel", "aspp/branch0/conv/kernel"),
+    ("dpa", "motion_stream/context/aspp/pool_bn/var", "motion_stream/context/aspp/pool/bn/var"),
+    ("dtnet", "dnet/salient_aspp/project_bn/mean", "dnet/salient_aspp/project/bn/mean"),
+    ("f2net", "centre/cross/kernel", "center/cross/kernel"),
+    ("cfbi", "decoder/aspp/branch3_bn/scale", "decoder/aspp/branch3/bn/scale"),
+    ("raft", "fnet/conv1/kernel", "fnet/conv1/kernel"),
+])
+def test_paths_of_0_1_are_renamed(system, old, new):
+    assert current_path(system, old) == new
+    assert current_path(system, new) == new
+
+
+@pytest.fixture
+def old_checkpoint(tmp_path):
+    """A checkpoint as version 0.1 wrote it, and its variables under current names."""
+    model = build("adnet", **SMALL)
+    variables = random_variables(model)
+    old = {}
+    for path, leaf in flatten_dict(variables).items():
+        if path[1] == "aspp":
+            path = (*path[:2], f"{path[2]}_{path[3]}", *path[4:])
+        old[path] = np.asarray(leaf)
+    directory = tmp_path / "old"
+    checkpoints.save(directory, "adnet", model, unflatten_dict(old), "random")
+    file = directory / "uvos.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"uvos_jax": "0.1.0"}))
+    return directory, variables
+
+
+def test_a_checkpoint_of_0_1_loads(old_checkpoint):
+    directory, variables = old_checkpoint
+    _, _, loaded = checkpoints.load(directory)
+    jax.tree.map(np.testing.assert_array_equal, loaded, jax.tree.map(np.asarray, variables))
+
+
+def test_damaged_weights_of_0_1_are_refused(old_checkpoint):
+    directory, _ = old_checkpoint
+    file = directory / "uvos.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sha256": "0" * 64}))
+    with pytest.raises(UserError):
+        checkpoints.load(directory)
+
+
+@pytest.mark.parametrize("weights", packaged.packaged_names())
+def test_packaged_weights_are_recognized_by_both_digests(weights):
+    _, _, variables = packaged.load_packaged(weights)
+    assert packaged.recognized(checkpoints.digest(variables)) == weights
+    assert packaged.recognized(packaged.about(weights)["sha256"]) == weights
