@@ -350,7 +350,7 @@ def load(name: str | None = None, weights: str | Path | None = None, *, scales: 
       UserError: if any of these cannot be used.
     """
     if precision not in PRECISIONS:
-        raise UserError(f"There is no precision '{precision}'.{nearest_hint(precision, PRECISIONS)} ObjectEntry:"
+        raise UserError(f"There is no precision '{precision}'.{nearest_hint(precision, PRECISIONS)} Known:"
                         f" {', '.join(PRECISIONS)}.")
     if name is not None:
         _check_segments(name)  # an unknown name is the first thing to say
