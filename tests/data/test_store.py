@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -188,3 +189,10 @@ def test_versions_and_configurations(tmp_path):
     version(tmp_path / "uvos_c" / "1.0.0", file_format="tfrecord")
     with pytest.raises(UserError, match="tfrecord.*convert c again"):
         open_store(tmp_path, "c", "train")
+
+
+def test_datasets_that_version_0_1_converted_can_be_read(converted, tmp_path):
+    folder = shutil.copytree(converted, tmp_path / "data")
+    (table,) = folder.rglob("metadata.json")
+    table.write_text(table.read_text().replace('"labeled"', '"labelled"'))
+    assert open_store(folder, "made_up", "train").videos == open_store(converted, "made_up", "train").videos

@@ -321,8 +321,9 @@ def shrink(image: np.ndarray, reduce: int) -> np.ndarray:
 def _video_of_row(row: dict) -> Video:
     """Returns what a row of ``metadata.json`` says; raises one of many errors if it says nothing that can be."""
     objects = tuple(tuple(map(int, ids)) for ids in row["objects"])
+    labeled = row["labeled"] if "labeled" in row else row["labelled"]  # the key of version 0.1
     video = Video(str(row["name"]), int(row["length"]), (int(row["height"]), int(row["width"])), objects,
-                  tuple(map(int, row["labeled"])), int(row["start"]),
+                  tuple(map(int, labeled)), int(row["start"]),
                   tuple((int(number), str(name)) for number, name in row.get("categories", {}).items()))
     if len(objects) != video.length or not set(video.labeled) <= set(range(video.length)):
         raise ValueError(f"video {video.name} has other frames than it says")
