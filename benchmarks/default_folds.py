@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from uvos_jax.cli.options import hyper_parameters_of
+from uvos_jax.cli.options import parse_hyper_parameters
 from uvos_jax.data.storage.store import open_store
 from uvos_jax.inference import load
 from uvos_jax.training.validation import choose, validate
@@ -55,7 +55,7 @@ def main():
         held = json.loads((run / "config.json").read_text())["validate"] or {"name": "davis2016", "split": "train"}
         store = open_store(args.data_dir, held["name"], held["split"])
         segmenter = load(weights=run / "last", flip=args.flip, flow_cache=args.flow_cache,
-                         **hyper_parameters_of(args.set))
+                         **parse_hyper_parameters(args.set))
         chosen = choose(store, held.get("only", ()))
         scores, _ = validate(segmenter, store, chosen)
         for name, row in scores["sequences"].items():

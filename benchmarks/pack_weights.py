@@ -45,7 +45,7 @@ def main():
     for seed in demo.SEEDS:
         frames, truth = demo.generated_clip(seed)
         rows = {"checkpoint": checkpoint.segment(frames) > 0, "packed": rounded.segment(frames) > 0}
-        rows |= demo.trivial(truth)
+        rows |= demo.baselines(truth)
         if not totals:
             print("| seed | object | " + " | ".join(f"{name}: J | F" for name in rows) + " |")
             print("|---" * (2 + 2 * len(rows)) + "|")

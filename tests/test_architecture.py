@@ -28,7 +28,7 @@ ALLOWED = {
     "cli": {"training", "data", "evaluation", "inference", "weights", "models", "video", "progress"},
     "progress": set(),
     "__main__": {"cli"},
-    "__init__": {"inference", "api"},
+    "__init__": {"inference", "video", "api"},
     "api": {"inference"},
     "errors": set(),
     "extras": set(),

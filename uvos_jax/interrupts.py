@@ -20,6 +20,7 @@ class Interrupted(Exception):
     """
 
     def __init__(self, number: int, message: str = ""):
+        """Describes the interruption; the command line prints the message and exits with ``code``."""
         super().__init__(message)
         self.number = int(number)
         self.code = 128 + self.number

@@ -1,4 +1,7 @@
-"""Progress of long jobs on standard error: a live bar in a terminal, a line every few seconds elsewhere."""
+"""Progress of long jobs on standard error: a bar in terminals and notebooks, a line every ten seconds elsewhere.
+
+Rate and remaining time come from one meter, which leaves out compilation: its clock starts after the first step.
+"""
 
 import contextlib
 import sys
@@ -6,80 +9,162 @@ import time
 from collections.abc import Callable, Iterator
 
 _LINE_EVERY = 10.0  # seconds
+# Frames of one chunk finish together. Steps this close to the first belong to it, so that they do not count as fast.
+_BURST = 0.5  # seconds
 
 
-class _Lines:
-    """Progress for logs, notebooks and pipes, where a bar cannot be drawn over itself."""
+class Meter:
+    """Counts steps; the one source of rate and remaining time.
 
-    def __init__(self, what: str, total: int | None, unit: str):
-        self._what, self._total, self._unit = what, total, unit
-        self._done, self._started = 0, time.monotonic()
-        self._next_line = self._started + _LINE_EVERY
-        self._at_first = 0, self._started  # steps and time when the first ones were done, which may have waited
+    Attributes:
+        done: Number of finished steps.
+        total: Expected number of steps, or None if unknown.
+    """
+
+    def __init__(self, total: int | None = None, clock: Callable[[], float] = time.monotonic):
+        """Starts at 0 steps.
+
+        Args:
+            total: Expected number of steps.
+            clock: Returns the time in seconds.
+        """
+        self.done, self.total = 0, total
+        self._clock = clock
+        self._started = clock()
+        self._first: float | None = None  # time of the first step
+        self._base = 0, self._started  # steps and time from which the rate is measured
+        self._latest = self._started
+
+    def advance(self, count: int = 1) -> None:
+        """Adds finished steps."""
+        self.done += count
+        self._latest = self._clock()
+        if self._first is None:
+            self._first = self._latest
+        if self._latest - self._first <= _BURST:
+            self._base = self.done, self._latest
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start, compilation included."""
+        return self._clock() - self._started
+
+    @property
+    def rate(self) -> float | None:
+        """Steps per second without the first step, which compiles; None while there are too few."""
+        steps, seconds = self.done - self._base[0], self._latest - self._base[1]
+        return steps / seconds if steps > 0 and seconds > 0 else None
+
+    @property
+    def remaining(self) -> float | None:
+        """Estimated seconds until ``total`` is reached, or None if unknown."""
+        if not self.total or self.done >= self.total or self.rate is None:
+            return None
+        return (self.total - self.done) / self.rate
+
+
+class Advance:
+    """Function that advances a meter and shows it; yielded by ``progress``."""
+
+    def __init__(self, meter: Meter, show: Callable[[], None] = lambda: None):
+        """Combines the two.
+
+        Args:
+            meter: Counts.
+            show: Updates the display; called after each step.
+        """
+        self.meter = meter
+        self._show = show
 
     def __call__(self, count: int = 1) -> None:
-        self._done += count
-        if not self._at_first[0]:
-            self._at_first = self._done, time.monotonic()
-        if time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + _LINE_EVERY
-            of = f"/{self._total}" if self._total else ""
-            since = self._done - self._at_first[0], time.monotonic() - self._at_first[1]
-            known = self._total and self._done < self._total and min(since) > 0
-            left = f", {(self._total - self._done) * since[1] / since[0]:.0f} s left" if known else ""
-            self._say(of, left)
-
-    def end(self) -> None:
-        """The last line; the number of steps may have turned out to be another, and nothing is left."""
-        if self._done:
-            self._say("", "")
-
-    def _say(self, of: str, left: str) -> None:
-        elapsed = max(time.monotonic() - self._started, 1e-9)
-        rate = f"{self._done / elapsed:.3g} {self._unit}/s"
-        print(f"{self._what}: {self._done}{of} {self._unit} in {elapsed:.0f} s, {rate}{left}", file=sys.stderr,
-              flush=True)
+        """Adds ``count`` finished steps."""
+        self.meter.advance(count)
+        self._show()
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int | None, unit: str = "frames", first: str = "") -> Iterator[Callable[..., None]]:
-    """Yields a function ``advance(count=1)`` that shows count, rate and time left.
+def progress(what: str, total: int | None = None, unit: str = "frames", first: str = "") -> Iterator[Advance]:
+    """Shows the progress of a job: count, rate and remaining time.
 
     Args:
-      what: is being done.
-      total: number of steps, or None if unknown; the true number may turn out to be another.
-      unit: what is counted.
-      first: what the first step waits for, shown until it is done.
+        what: Name of the job.
+        total: Number of steps, or None if unknown; the actual number may differ.
+        unit: What is counted, plural.
+        first: What the first step waits for, shown until it is done.
+
+    Yields:
+        A function ``advance(count=1)`` whose ``meter`` holds count, rate and remaining time.
     """
-    if not sys.stderr.isatty():
-        lines = _Lines(what, total, unit)
-        if first:
-            print(f"{what}: {first} ...", file=sys.stderr, flush=True)
-        yield lines
-        lines.end()
-        return
+    meter = Meter(total)
+    show = _bar if sys.stderr.isatty() or _in_notebook() else _lines
+    with show(meter, what, unit, first) as update:
+        yield Advance(meter, update)
+
+
+@contextlib.contextmanager
+def no_progress(what: str = "", total: int | None = None, unit: str = "", first: str = "") -> Iterator[Advance]:
+    """Counts as ``progress`` does and shows nothing."""
+    yield Advance(Meter(total))
+
+
+@contextlib.contextmanager
+def _lines(meter: Meter, what: str, unit: str, first: str) -> Iterator[Callable[[], None]]:
+    """Lines for logs and pipes, where a bar cannot be redrawn."""
+    next_line = time.monotonic() + _LINE_EVERY
+
+    def write(of: str = "", remaining: str = "") -> None:
+        rate = f", {meter.rate:.3g} {unit}/s" if meter.rate else ""
+        print(f"{what}: {meter.done}{of} {unit} in {meter.seconds:.0f} s{rate}{remaining}", file=sys.stderr, flush=True)
+
+    def update() -> None:
+        nonlocal next_line
+        if time.monotonic() >= next_line:
+            next_line = time.monotonic() + _LINE_EVERY
+            remaining = meter.remaining
+            write(f"/{meter.total}" if meter.total else "", "" if remaining is None else f", {remaining:.0f} s left")
+
+    if first:
+        print(f"{what}: {first} ...", file=sys.stderr, flush=True)
+    yield update
+    if meter.done:
+        write()
+
+
+@contextlib.contextmanager
+def _bar(meter: Meter, what: str, unit: str, first: str) -> Iterator[Callable[[], None]]:
+    """A bar that Rich redraws, in terminals and notebooks."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    rate = TextColumn("{task.fields[rate]}")
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeElapsedColumn(),
-                  TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False),
-                  console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"{what} ({first})" if first else what, total=total, rate="")
-        started = time.monotonic()
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+               TextColumn("{task.fields[rate]}", markup=False), TimeElapsedColumn(),
+               TextColumn("{task.fields[remaining]}", markup=False))
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(f"{what} ({first})" if first else what, total=meter.total, rate="", remaining="")
 
-        def advance(count: int = 1) -> None:
-            done = bar.tasks[task].completed + count
-            per_second = f"{done / (time.monotonic() - started):.3g} {unit}/s"
-            bar.update(task, description=what, completed=done, rate=per_second)
+        def update() -> None:
+            rate, remaining = meter.rate, meter.remaining
+            bar.update(task, description=what, completed=meter.done,
+                       rate=f"{rate:.3g} {unit}/s" if rate else "",
+                       remaining="" if remaining is None else f"{format_seconds(remaining)} left")
 
-        yield advance
-        if total and bar.tasks[task].completed:
-            bar.update(task, total=bar.tasks[task].completed)
+        yield update
+        if meter.total and meter.done:  # the number of frames that a file states may be wrong
+            bar.update(task, total=meter.done, remaining="")
+
+
+def format_seconds(seconds: float) -> str:
+    """Formats a duration as ``m:ss`` or ``h:mm:ss``."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook whose front end can redraw a bar."""
+    if "IPython" not in sys.modules:
+        return False
+    import importlib.util
+
+    shell = sys.modules["IPython"].get_ipython()
+    return getattr(shell, "kernel", None) is not None and importlib.util.find_spec("ipywidgets") is not None

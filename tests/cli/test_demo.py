@@ -76,7 +76,7 @@ def test_demo_writes_the_clip_its_masks_and_honest_scores(folder, tmp_path):
     masks = np.stack([read_mask(done / f"generated/masks/{name}.png", numbered=True) for name in names])
     scores = json.loads((done / "generated/scores.json").read_text())["scores"]
     expected = {"adnet, packaged": masks > 0, "everything": np.ones_like(truth),
-                "first mask copied (knows a true mask)": np.broadcast_to(truth[0], truth.shape)}
+                "first mask copied (from ground truth)": np.broadcast_to(truth[0], truth.shape)}
     assert set(scores) == set(expected)
     for name, prediction in expected.items():
         assert scores[name]["J"] == pytest.approx(_plain_jaccard(prediction > 0, truth > 0), abs=1e-9), name

@@ -189,8 +189,8 @@ def test_refused_predictions_give_one_sentence_and_no_file(uvos, made, tmp_path,
     ("youtube-vis", {"--sequences": "1"}, "leave --sequences out"),
     ("davis2016", {"--pack": "x.zip"}, "no server for davis2016"),
     ("davis2017-semi", {"--pack": "x.tar"}, "name of a zip file; got 'x.tar'"),
-    ("davis2017-semi", {"--pack": "x.zip", "--sequences": "bear"}, "leave --sequences and --output out"),
-    ("davis2017-semi", {"--pack": "x.zip", "--output": "scores"}, "leave --sequences and --output out"),
+    ("davis2017-semi", {"--pack": "x.zip", "--sequences": "bear"}, "Leave out --sequences and --output"),
+    ("davis2017-semi", {"--pack": "x.zip", "--output": "scores"}, "Leave out --sequences and --output"),
 ])
 def test_mishaps_end_in_one_sentence(uvos, made, tmp_path, protocol, changes, message):
     data, predictions = made(protocol if protocol in PROTOCOLS else "davis2016")
@@ -222,7 +222,7 @@ def test_an_output_that_cannot_be_written_is_noticed_before_anything_is_scored(u
     monkeypatch.setattr("uvos_jax.evaluation.protocols.evaluate", lambda *_, **__: pytest.fail("it was scored"))
     sentence, _ = refused(uvos, tmp_path, "evaluate", "fbms-j", "--predictions", predictions, "--dataset", data,
                           "--output", "scores", "--workers", "1")
-    assert "cannot be written to" in sentence
+    assert "is not writable" in sentence
 
 
 @pytest.mark.parametrize(("protocol", "above"), [("davis2017-semi", ""), ("davis2017-unsup", ""),
@@ -289,7 +289,7 @@ def test_compare_prints_a_table_and_writes_the_pictures(uvos, made, tmp_path):
     code, out, _ = uvos("compare", predictions, tmp_path / "better", "--dataset", data, "--workers", "1")
     assert code == 0
     lines = [line.split() for line in out.splitlines()]
-    assert lines[0] == ["Sequence", "run.7", "better", "Difference"]
+    assert lines[0] == ["Sequence", "J&F", "run.7", "J&F", "better", "Difference"]
     assert [line[0] for line in lines[1:4]] == ["bear", "boat", "all"] and lines[2][-1] == "0.0000"
     names = {path.name for path in (tmp_path / "uvos_output" / "compare").iterdir()}
     assert names == {"comparison.csv", "comparison.json", "differences.png", "worst_frames.png"}

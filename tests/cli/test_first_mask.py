@@ -86,7 +86,7 @@ def test_another_model_starts_it(tmp_path):
                         "random", "--output", "out")
     assert code == 0, err
     run = json.loads((tmp_path / "out/run.json").read_text())
-    assert run["objects"] == [{"id": 1, "frame": "00002"}] and run["options"]["first_model"] == "bright"
+    assert run["objects"] == [{"id": 1, "frame": "00002"}] and run["prompts"]["first_model"] == "bright"
     assert not read_mask("out/masks/00001.png").any() and read_mask("out/masks/00005.png").any()
 
 
@@ -109,8 +109,8 @@ def _mask(path, labels):
     (lambda: ["--first-mask", _mask("many.png", np.resize(np.arange(90), SIZE))], "89 objects in it"),
     (lambda: [], "following follows objects that it is given.*--first-mask"),
     (lambda: ["--first-mask", "auto", "--first-model", "following", "--first-weights", "random"], "needs a first mask"),
-    (lambda: ["--first-mask", "auto", "--first-model", "adnet"], "No weights of adnet ship.*give --first-weights too"),
-    (lambda: ["--first-mask", "a.png", "--first-model", "adnet"], "--first-model is for --first-mask auto"),
+    (lambda: ["--first-mask", "auto", "--first-model", "adnet"], "No weights of adnet ship.*Give --first-weights"),
+    (lambda: ["--first-mask", "a.png", "--first-model", "adnet"], "--first-model needs --first-mask auto"),
     (lambda: ["--model", "bright", "--first-mask", "a.png"], "bright finds its object itself: leave out --first-mask"),
 ])
 def test_what_cannot_be_used_ends_with_a_sentence_and_nothing_is_written(tmp_path, options, words):

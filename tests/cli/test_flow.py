@@ -45,10 +45,10 @@ def test_a_file_a_frame_named_and_sized_as_the_frames(tmp_path):
     np.testing.assert_allclose(_motion(tmp_path / "flow"), [3, 3, 3, 3, -3], atol=0.2)
     about = json.loads((tmp_path / "flow/flow.json").read_text())
     assert about["finished"] and about["frames"] == LENGTH and "DIS" in about["method"]
-    assert "flow: 5 files" in out and "The flow of the last frame leads to the one before it" in err
+    assert "flow: 5 files" in out and "The flow of the last frame points to the previous frame" in err
 
     code, _, err = uvos("flow", tmp_path / "clip", "--output", "back", "--backward", "--flow-cache", "cache")
-    assert code == 0 and "The flow of the first frame is zero" in err
+    assert code == 0 and "The first frame has zero flow" in err
     np.testing.assert_allclose(_motion(tmp_path / "back"), [0, -3, -3, -3, -3], atol=0.2)
     assert len(_names(tmp_path / "cache")) == 4
 
@@ -91,10 +91,10 @@ def test_flow_in_a_folder_does_as_well_as_flow_that_is_computed(tmp_path):
 def test_one_frame_has_no_motion_and_both_commands_say_so(tmp_path):
     clip = _clip(tmp_path / "clip", 1)
     code, _, err = uvos("flow", clip, "--output", "flow")
-    assert code == 0 and "one frame, so that nothing is known of motion: its flow is zero" in err
+    assert code == 0 and "a single frame; its optical flow is set to zero" in err
     assert not read_flow(tmp_path / "flow/00000.flo").any()
     code, _, err = uvos("segment", clip, "--model", "moving", "--weights", "random")
-    assert code == 0 and "one frame, so that nothing is known of motion: its flow is zero" in err
+    assert code == 0 and "a single frame; its optical flow is set to zero" in err
 
 
 def _refused(arguments, words, output="out"):
@@ -113,8 +113,8 @@ def test_wrong_input_is_one_sentence(tmp_path):
     (tmp_path / "weights.npz").write_text("")
     _clip(tmp_path / "other", 2)
     for arguments, words in (
-        ([*flow, "--method", "rafd"], "dis, raft, not 'rafd'. Did you mean 'raft'?"),
-        ([*flow, "--format", "flow"], "flo, png16, picture, not 'flow'. Did you mean 'flo'?"),
+        ([*flow, "--method", "rafd"], "'dis', 'raft'. Did you mean 'raft'?"),
+        ([*flow, "--format", "flow"], "'flo', 'png16', 'picture'. Did you mean 'flo'?"),
         ([*flow, "--method", "raft"], "No weights of RAFT ship"),
         ([*flow, "--method", "raft", "--weights", "none.pth"], "no weights 'none.pth'"),
         ([*flow, "--method", "raft", "--weights", "weights.npz"], "weights.npz"),
@@ -128,7 +128,7 @@ def test_wrong_input_is_one_sentence(tmp_path):
         ([*segment, "moving", "--flow", "clip"], "image of flow"),
         ([*segment, "moving", "--flow", "clip", "--flow-cache", "out"], "is read, not computed"),
         (["segment", "clip", "other", *to, "--weights", "random", "--model", "moving", "--flow", "clip"],
-         "are the flow of one video, but 2 are given"),
+         "holds the flow of one video, but 2 videos are given"),
     ):
         _refused(arguments, words)
 
@@ -177,7 +177,7 @@ def test_a_damaged_frame_stops_or_is_passed_over(tmp_path):
     assert _names(tmp_path / "flow") == ["00000.flo", "flow.json"]
 
     code, _, err = uvos("flow", clip, "--output", "flow", "--overwrite", "--on-error", "skip")
-    assert code == 0 and "zero: frame 00002." in err
+    assert code == 0 and "Wrote zero flow for frames that cannot be decoded: 00002." in err
     np.testing.assert_allclose(_motion(tmp_path / "flow"), [3, -3, 0, 3, -3], atol=0.2)
     assert list(json.loads((tmp_path / "flow/flow.json").read_text())["broken"]) == ["00002"]
     assert uvos("flow", clip, "--output", "flow2", "--on-error", "pass")[0] == 2

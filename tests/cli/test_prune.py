@@ -49,7 +49,7 @@ def test_a_small_static_instance_leaves_the_masks(tmp_path):
     assert code == 0, err
     assert "'coco.json' has detections of 1 frame that never came by: 40." in " ".join((out + err).split())
     run = json.loads((tmp_path / "out/run.json").read_text())
-    assert run["pruned"] == {"instances": 6, "frames": 6} and run["options"]["prune"] == "coco.json"
+    assert run["pruned"] == {"instances": 6, "frames": 6} and run["prompts"]["prune"] == "coco.json"
     for t in range(6):
         whole, pruned = (read_mask(f"{folder}/masks/{t:05d}.png") for folder in ("whole", "out"))
         assert whole[20:26, 30:38].all() and not pruned[20:, 30:38].any()
@@ -80,7 +80,7 @@ def test_several_videos_have_a_folder_of_files(tmp_path):
     (lambda _: ["--prune", "nowhere.json"], "Cannot read the detections 'nowhere.json'"),
     (lambda _: ["--prune", _save("x.json", [{"image_id": 0, "bbox": [0, 0, -1, 2]}])], "has a negative side"),
     (lambda entries: ["--prune", _save("x.json", [e | {"image_id": 99} for e in entries])], "is of another video"),
-    (lambda _: ["--prune", "x.json", "--prune-weights", "w.pth"], "--prune-weights is for --prune dtnet"),
+    (lambda _: ["--prune", "x.json", "--prune-weights", "w.pth"], "--prune-weights needs --prune dtnet"),
     (lambda _: ["--prune", "dtnet"], "dtnet"),
     (lambda _: ["--model", "following", "--first-mask", "auto", "--first-model", "bright", "--first-weights", "random",
                 "--prune", "x.json"], "following tells objects apart"),

@@ -170,13 +170,13 @@ def test_tables(tmp_path, animals, two_runs):
     assert sorted(paths) == sorted((tmp_path / "deep" / "out").iterdir())
     with open(tmp_path / "deep" / "out" / "comparison.csv", newline="") as file:
         assert list(csv.reader(file)) == [
-            ["Sequence", "old", "new", "Difference"],
+            ["Sequence", "J&F old", "J&F new", "Difference"],
             ["bee", "0.250000", "1.000000", "0.750000"],
             ["ant", "0.500000", "1.000000", "0.500000"],
             ["dog", "1.000000", "0.500000", "-0.500000"],
             ["cat", "0.750000", "0.750000", "0.000000"],
             ["all", "0.625000", "0.812500", "0.187500"]]
-    assert table(comparison)[-1] == {"Sequence": "all", "old": 0.625, "new": 0.8125, "Difference": 0.1875}
+    assert table(comparison)[-1] == {"Sequence": "all", "J&F old": 0.625, "J&F new": 0.8125, "Difference": 0.1875}
     written = json.loads((tmp_path / "deep" / "out" / "comparison.json").read_text())
     assert written["runs"] == {"old": str(two_runs[0]), "new": str(two_runs[1])}
     assert written["overall"] == {"scores": {"old": 0.625, "new": 0.8125}, "difference": 0.1875}

@@ -372,10 +372,10 @@ def test_a_manifest_of_more_weights_than_memory_holds(keys):
 
 
 def test_options_of_the_command_line_that_nobody_means():
-    from uvos_jax.cli.options import hyper_parameters_of, size_of
+    from uvos_jax.cli.options import parse_hyper_parameters, parse_size
     from uvos_jax.models import build
 
     for size in ("9" * 5000 + "x48", "48x10000000"):
-        assert "--size wants" in _refusal(size_of, size)
-    assert size_of("99999x16") == (99999, 16)
-    assert "depths" in _refusal(lambda: build("adnet", **hyper_parameters_of(["depths=" + "[" * 100_000])))
+        assert "--size must be" in _refusal(parse_size, size)
+    assert parse_size("99999x16") == (99999, 16)
+    assert "depths" in _refusal(lambda: build("adnet", **parse_hyper_parameters(["depths=" + "[" * 100_000])))

@@ -333,7 +333,7 @@ def test_a_video_of_one_frame_says_that_its_flow_is_zero(tmp_path):
     run = segment_to_folder(moving(), open_source(levels([50])), tmp_path / "out", say=said.append,
                             outputs=OutputOptions(soft=True))
     assert run["zero_flow"]
-    assert said == ["'frames' has one frame, so that nothing is known of motion: its flow is zero."]
+    assert said == ["'frames' has a single frame; its optical flow is set to zero."]
     assert (cv2.imread(str(tmp_path / "out/soft/00000.png"), cv2.IMREAD_UNCHANGED) == 128).all()
     assert "zero_flow" not in segment_to_folder(moving(), open_source(levels([50, 60])), tmp_path / "two")
 

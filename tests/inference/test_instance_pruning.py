@@ -16,6 +16,7 @@ from uvos_jax.inference import Segmenter
 from uvos_jax.inference.instance_pruning import InstancePruner, VideoInstances, iou, official_rule, paper_rule
 from uvos_jax.inference.jobs import resume
 from uvos_jax.inference.jobs.segment import segment_to_folder
+from uvos_jax.inference.prompt_options import PromptOptions
 from uvos_jax.video import ClipOptions, OutputOptions, open_source
 from uvos_jax.video.json_results import tracks_of
 
@@ -339,7 +340,7 @@ def test_a_pruned_run_goes_on_where_it_ended(tmp_path, variant):
     def segment(output, **changes):
         return segment_to_folder(segmenter, open_source(frames), tmp_path / output, **{
             "chunk": 4, "save_every": 0, "resume": True, "outputs": OutputOptions(soft=True, overlay=False),
-            "prune": path} | changes)
+            "prompts": PromptOptions(prune=path)} | changes)
 
     count = itertools.count(1)
 
@@ -358,13 +359,13 @@ def test_a_pruned_run_goes_on_where_it_ended(tmp_path, variant):
     # Other detections, or none, are another run.
     said = []
     path.write_text(json.dumps(entries[:-1]))
-    for changes in ({}, {"prune": None}):
+    for changes in ({}, {"prompts": PromptOptions()}):
         with pytest.raises(UserError, match="differs in instances to prune"):
             segment("out", **changes)
     (tmp_path / "out/run.json").write_text('{"finished": false}')
     (tmp_path / "out" / resume.STATE).write_bytes(b"")
     segment("out", say=said.append)
-    assert "started over" in said[0]
+    assert "starting over" in said[0]
 
 
 def test_another_models_objects_are_instances_too(tmp_path):

@@ -15,6 +15,7 @@ from uvos_jax import UserError
 from uvos_jax.inference import load
 from uvos_jax.inference.jobs.segment import segment_to_folder
 from uvos_jax.inference.object_registry import ObjectRegistry
+from uvos_jax.inference.prompt_options import PromptOptions
 from uvos_jax.models import build
 from uvos_jax.video import PALETTE, OutputOptions, open_source, read_mask, write_mask
 from uvos_jax.weights import checkpoints
@@ -83,7 +84,7 @@ def test_what_cannot_be_used_is_said(folder, tmp_path, make, words):
 def test_a_mask_of_another_size_is_refused_before_anything_is_written(segmenter, folder, tmp_path, index):
     masks = {0: _many(2), index: np.ones((33, 48), np.uint8)}
     with pytest.raises(UserError, match=rf"frame {index} is 48x33 .width x height., but the frames are 48x32"):
-        segment_to_folder(segmenter, open_source(folder), tmp_path / "out", first_mask=masks)
+        segment_to_folder(segmenter, open_source(folder), tmp_path / "out", prompts=PromptOptions(masks))
     assert not (tmp_path / "out").exists()
 
 
@@ -179,7 +180,7 @@ def test_palette_and_ids_are_kept(segmenter, clip, folder, tmp_path):
     palette[0] = 0
     first = np.array([0, 200, 3, 30], np.uint8)[clip[1][0]]
     path = _save(tmp_path / "first.png", first, palette)
-    run = segment_to_folder(segmenter, open_source(folder), tmp_path / "out", first_mask=path,
+    run = segment_to_folder(segmenter, open_source(folder), tmp_path / "out", prompts=PromptOptions(path),
                             outputs=OutputOptions(json=True))
     for t in (0, 9):
         with Image.open(tmp_path / f"out/masks/{t:05d}.png") as image:
@@ -189,7 +190,7 @@ def test_palette_and_ids_are_kept(segmenter, clip, folder, tmp_path):
     assert run["objects"] == [{"id": i, "frame": "00000"} for i in (3, 30, 200)] and len(run["first_mask"]) == 64
     assert [line.count('"id"') for line in (tmp_path / "out/objects.json").read_text().splitlines()[1:-1]] == [3] * 10
     gray = _gray(tmp_path / "gray.png", clip[1][0])
-    segment_to_folder(segmenter, open_source(folder), tmp_path / "davis", first_mask=gray,
+    segment_to_folder(segmenter, open_source(folder), tmp_path / "davis", prompts=PromptOptions(gray),
                       outputs=OutputOptions(overlay=False))
     with Image.open(tmp_path / "davis/masks/00000.png") as image:
         assert (np.reshape(image.getpalette(), (-1, 3)) == PALETTE).all()
@@ -211,7 +212,8 @@ def test_an_interrupted_run_goes_on_with_the_same_objects(clip, folder, tmp_path
     truth = clip[1]
     masks = {0: np.uint8(7) * (truth[0] == 3), 4: truth[4] * (truth[4] < 3)}
     segmenter = following(max_objects=2)
-    options = {"first_mask": masks, "chunk": 2, "save_every": 0, "outputs": OutputOptions(soft=True, overlay=False)}
+    options = {"prompts": PromptOptions(masks), "chunk": 2, "save_every": 0,
+               "outputs": OutputOptions(soft=True, overlay=False)}
     segment_to_folder(segmenter, open_source(folder), tmp_path / "whole", **options)
     for at in (3, 5, 9):  # before the second mask, while it is on its way, and behind it
         output = tmp_path / f"out{at}"
@@ -225,19 +227,20 @@ def test_an_interrupted_run_goes_on_with_the_same_objects(clip, folder, tmp_path
 def test_a_run_with_another_mask_is_not_gone_on_with(segmenter, clip, folder, tmp_path):
     options = {"chunk": 2, "save_every": 0, "outputs": OutputOptions(overlay=False)}
     first = clip[1][0]
-    _interrupted(segmenter, folder, tmp_path / "out", 5, first_mask=first, **options)
+    _interrupted(segmenter, folder, tmp_path / "out", 5, prompts=PromptOptions(first), **options)
     said = []
     run = segment_to_folder(segmenter, open_source(folder), tmp_path / "out", resume=True, say=said.append,
-                            first_mask=np.where(first == 3, 0, first), **options)
-    assert run["resumed"] == 0 and "started over, since it differs in first mask" in said[0]
+                            prompts=PromptOptions(np.where(first == 3, 0, first)), **options)
+    assert run["resumed"] == 0 and "starting over, because it differs in first mask" in said[0]
     with pytest.raises(UserError, match="finished run that differs in first mask"):
-        segment_to_folder(segmenter, open_source(folder), tmp_path / "out", resume=True, first_mask=first, **options)
+        segment_to_folder(segmenter, open_source(folder), tmp_path / "out", resume=True,
+                          prompts=PromptOptions(first), **options)
 
 
 def test_what_another_model_found_is_gone_on_with(segmenter, clip, tmp_path):
     frames = np.concatenate([np.broadcast_to(COLORS[0], (4, *SIZE, 3)).astype(np.uint8), clip[0]])
     folder = save_frames(tmp_path / "late", frames)
-    options = {"first_mask": bright(), "chunk": 2, "save_every": 0, "outputs": OutputOptions(overlay=False)}
+    options = {"prompts": PromptOptions(bright()), "chunk": 2, "save_every": 0, "outputs": OutputOptions(overlay=False)}
     said = []
     segment_to_folder(segmenter, open_source(folder), tmp_path / "whole", say=said.append, **options)
     assert said == ["bright found an object in frame 00004; it is tracked from there."]

@@ -94,13 +94,13 @@ def test_a_reference_behind_the_first_frame_is_in_the_state(frames, tmp_path):
     ({"chunk": 3}, "chunk"),
     ({"outputs": dataclasses.replace(OUTPUTS, soft=False)}, "soft"),
     ({"outputs": dataclasses.replace(OUTPUTS, cutout=None)}, "cutout"),
-    ({"options": {"every": 2}}, "every"),
+    ({"clip": ClipOptions(every=2)}, "every"),
 ])
 def test_an_unfinished_run_that_does_not_agree_is_started_over(segmenter, frames, tmp_path, changes, named):
     interrupted(segmenter, frames, tmp_path / "out", 9)
     said = []
     run = segment(segmenter, frames, tmp_path / "out", say=said.append, **changes)
-    assert len(said) == 1 and "started over" in said[0] and named in said[0]
+    assert len(said) == 1 and "starting over" in said[0] and named in said[0]
     assert run["resumed"] == 0
     segment(segmenter, frames, tmp_path / "fresh", **changes)
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
@@ -143,7 +143,7 @@ def test_a_damaged_state_is_said_and_the_run_started_over(segmenter, frames, tmp
     path.write_bytes(damage(path.read_bytes()))
     said = []
     run = segment(segmenter, frames, tmp_path / "out", say=said.append)
-    assert "started over" in said[0] and "damaged" in said[0] and run["resumed"] == 0
+    assert "starting over" in said[0] and "damaged" in said[0] and run["resumed"] == 0
     segment(segmenter, frames, tmp_path / "fresh")
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
@@ -165,8 +165,8 @@ def test_a_finished_run_is_left_alone(segmenter, frames, tmp_path):
     run = segment(segmenter, frames, tmp_path / "out")
     before, said = files(), []
     assert segment(segmenter, frames, tmp_path / "out", say=said.append) == run
-    assert len(said) == 1 and "finished already" in said[0]
-    with pytest.raises(UserError, match="finished run that differs in chunk: .*--overwrite"):
+    assert len(said) == 1 and "already finished" in said[0]
+    with pytest.raises(UserError, match="finished run that differs in chunk. .*--overwrite"):
         segment(segmenter, frames, tmp_path / "out", chunk=2)
     assert files() == before
     assert segment(segmenter, frames, tmp_path / "out", chunk=2, overwrite=True)["chunk"] == 2

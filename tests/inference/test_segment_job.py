@@ -70,7 +70,7 @@ def test_video_file_gives_five_digit_names_and_its_rate(segmenter, tmp_path):
 def test_results_are_replaced_only_when_asked_and_only_by_a_run_that_works(segmenter, tmp_path):
     out = tmp_path / "out"
     segment_to_folder(segmenter, open_source(clip(3)), out)
-    with pytest.raises(UserError, match="holds results already.*--overwrite"):
+    with pytest.raises(UserError, match="already holds results.*--overwrite"):
         segment_to_folder(segmenter, open_source(clip(2)), out)
     unreadable = iter([np.zeros((4, 4), np.uint8)])
     with pytest.raises(UserError):
@@ -134,7 +134,7 @@ def _after(frames, number):
 
 @pytest.mark.parametrize(("number", "code", "name"), [(2, 130, "SIGINT"), (15, 143, "SIGTERM")])
 def test_a_signal_ends_a_run_after_a_frame(segmenter, tmp_path, number, code, name):
-    with pytest.raises(Interrupted, match="3 masks are kept in .*--resume goes on") as caught:
+    with pytest.raises(Interrupted, match="3 masks are kept in .*--resume to continue") as caught:
         segment_to_folder(segmenter, open_source(clip(9)), tmp_path / "out", stop=_after(3, number))
     run = json.loads((tmp_path / "out/run.json").read_text())
     assert caught.value.code == code and run == {"finished": False, "stopped": f"stopped by {name}", "frames": 3}
@@ -218,7 +218,7 @@ def test_results_among_the_frames_are_no_frames(segmenter, tmp_path):
 def test_overwrite_never_deletes_the_input_or_what_others_made(segmenter, tmp_path):
     (tmp_path / "set").mkdir()
     frames = _folder(tmp_path / "set/masks", clip(3))
-    with pytest.raises(UserError, match="no run of uvos has made"):
+    with pytest.raises(UserError, match="was not written by uvos"):
         segment_to_folder(segmenter, open_source(frames), tmp_path / "set", overwrite=True)
     (tmp_path / "set/run.json").write_text("{}")
     with pytest.raises(UserError, match="The input lies in"):
@@ -229,7 +229,7 @@ def test_overwrite_never_deletes_the_input_or_what_others_made(segmenter, tmp_pa
 def test_a_second_run_into_the_same_folder_is_refused_while_the_first_one_works(segmenter, tmp_path):
     def frames():
         yield clip(1)[0]
-        with pytest.raises(UserError, match="holds results already"):
+        with pytest.raises(UserError, match="already holds results"):
             segment_to_folder(segmenter, open_source(clip(2)), tmp_path / "out")
         yield clip(1)[0]
 

@@ -275,7 +275,7 @@ def test_an_interrupted_run_goes_on_with_the_same_targets(segmenter, tmp_path):
                           save_every=0)
     said = []
     run = segment_to_folder(segmenter, open_source(source), tmp_path / "out", chunk=2, resume=True, say=said.append)
-    assert run["resumed"] == 4 and "going on after 4 frames" in said[0]
+    assert run["resumed"] == 4 and "resuming after 4 frames" in said[0]
     for name in ("tracks.json", *(f"masks/{t:03d}.png" for t in range(8))):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

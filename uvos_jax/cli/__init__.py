@@ -1,12 +1,13 @@
 """The command line: ``uvos``, or ``python -m uvos_jax``.
 
-Whatever a command needs is imported inside it, so that ``--help`` and a mistyped option answer at once.
+A command imports what it needs in its body, so that ``--help`` and a mistyped option respond at once.
 """
 
 import os
+import re
 import sys
 
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, nearest_hint
 from uvos_jax.interrupts import Interrupted, exit_immediately
 
 with exit_immediately():
@@ -17,14 +18,14 @@ with exit_immediately():
     from uvos_jax.cli import segment, flow, demo, weights, training, evaluation  # noqa: F401
     # isort: on
 
-_INTERRUPTED = 130  # what Typer makes of Ctrl-C
+_ABORTED = 130  # Typer's exit code of Ctrl-C
 
 
 def main() -> None:
-    """Runs the command line; whatever the user got wrong becomes one sentence and exit code 2."""
+    """Runs the command line; a user error prints one line and exits with code 2."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a name the terminal cannot show is no reason to fail
+            stream.reconfigure(errors="backslashreplace")  # file names may hold characters that the terminal lacks
     try:
         code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
         sys.stdout.flush()
@@ -33,27 +34,36 @@ def main() -> None:
     except Interrupted as interrupted:
         print(interrupted, file=sys.stderr, flush=True)
         raise SystemExit(interrupted.code) from None
-    except BrokenPipeError:  # whoever read the output has had enough, as in 'uvos models | head -1'
+    except BrokenPipeError:  # the reader of the output has left, as in 'uvos models | head -1'
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at the end
         raise SystemExit(1) from None
-    except OSError as error:  # a file or folder that the operating system does not let us use
+    except OSError as error:  # a file or folder that the operating system refuses
         if error.filename is None:
             raise
         _fail(f"'{error.filename}' cannot be used: {error.strerror}.")
     except Exception as error:
-        # Typer's own complaints about the command line, known by the method they share.
+        # Typer's errors of the command line share this method.
         if not hasattr(error, "format_message"):
             raise
-        named = [argument for argument in sys.argv[1:] if argument.startswith("-") and os.path.isfile(argument)]
-        hint = f". For the file '{named[0]}' write './{named[0]}'." if named else ""
-        _fail(error.format_message().removesuffix(".") + hint if hint else error.format_message())
-    if code == _INTERRUPTED:
-        print("Interrupted; what was written is kept.", file=sys.stderr, flush=True)
-        # Ctrl-C may come while XLA compiles; Python's own way out would tear down what it still uses, and crash.
-        os._exit(_INTERRUPTED)
+        message = error.format_message().replace("Value error, ", "")
+        _fail(message.removesuffix(".") + hint if (hint := _hint(message)) else message)
+    if code == _ABORTED:
+        print("Interrupted; files written so far are kept.", file=sys.stderr, flush=True)
+        # Ctrl-C may come while XLA compiles. Python's shutdown would tear down objects in use, and crash.
+        os._exit(_ABORTED)
     raise SystemExit(code or 0)
 
 
-def _fail(sentence: str) -> None:
-    print(f"Error: {' '.join(sentence.split())}", file=sys.stderr)
+def _hint(message: str) -> str:
+    """Returns what Typer's message about the command line lacks, or an empty string."""
+    files = [argument for argument in sys.argv[1:] if argument.startswith("-") and os.path.isfile(argument)]
+    if files:
+        return f". For the file '{files[0]}' write './{files[0]}'."
+    choice = re.search(r": '(.*)' is not one of (.*)\.$", message)
+    hint = nearest_hint(choice[1], re.findall(r"'([^']*)'", choice[2])) if choice else ""
+    return f".{hint}" if hint else ""
+
+
+def _fail(message: str) -> None:
+    print(f"Error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)

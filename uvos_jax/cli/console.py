@@ -1,93 +1,117 @@
-"""What a command says: results on standard output, notes and errors on standard error, all of it in a log file."""
+"""Output of a command: results on standard output, messages on standard error, both in the log file."""
 
 import contextlib
+import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from uvos_jax.errors import UserError
+from uvos_jax import progress
+from uvos_jax.errors import UserError, write_error
 from uvos_jax.interrupts import Interrupted
-from uvos_jax.progress import progress
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
 
 
-class Messages:
-    """Says sentences.
+@dataclasses.dataclass(frozen=True)
+class Console:
+    """Where a command writes.
 
     Attributes:
-        quiet: Whether only errors are shown, and no progress; the log file gets everything.
+        log: Logger with a handler for standard error and, with ``--log-file``, one for the file.
+        quiet: Whether standard output and standard error show errors only.
     """
 
-    def __init__(self, quiet: bool, log: logging.Logger):
-        self.quiet = quiet
-        self._log = log
+    log: logging.Logger
+    quiet: bool
 
-    def result(self, sentence: str) -> None:
-        """What came out."""
-        self._log.info(sentence)
+    def result(self, text: str) -> None:
+        """Prints a result of the command, one line or more, on standard output."""
+        for line in text.strip("\n").splitlines():
+            self.log.info(line, extra={"result": True})
         if not self.quiet:
-            print(sentence, flush=True)
+            print(text, flush=True)
 
-    def note(self, sentence: str) -> None:
-        """What is good to know."""
-        self._log.info(sentence)
-        if not self.quiet:
-            print(sentence, file=sys.stderr, flush=True)
+    def note(self, message: str) -> None:
+        """Shows a message on standard error."""
+        self.log.info(message)
 
-    def error(self, sentence: str) -> None:
-        """What went wrong with a part of the work."""
-        sentence = " ".join(sentence.split())
-        self._log.error(sentence)
-        print(f"Error: {sentence}", file=sys.stderr, flush=True)
+    def error(self, message: str) -> None:
+        """Shows an error that does not end the command."""
+        self.log.error(message)
 
-    def last_word(self, sentence: str) -> None:
-        """Why the work ends early."""
-        self._log.warning(sentence)
-        print(sentence, file=sys.stderr, flush=True)
-
-    @contextlib.contextmanager
-    def progress(self, what: str, total: int | None, first: str = "") -> Iterator[Callable[[], None]]:
-        """As ``uvos_jax.progress.progress``, in frames; shows nothing when quiet."""
-        self._log.info(f"{what}: begun")
-        if self.quiet:
-            yield lambda: None
-            return
-        with progress(what, total, first=first) as advance:
-            yield advance
+    def progress(self, what: str, total: int | None = None, unit: str = "frames", first: str = ""
+                 ) -> "AbstractContextManager[progress.Advance]":
+        """Same as ``uvos_jax.progress.progress``, silent with ``--quiet``."""
+        self.log.debug("%s: started", what)
+        return (progress.no_progress if self.quiet else progress.progress)(what, total, unit, first)
 
 
 @contextlib.contextmanager
-def messages(quiet: bool, log_file: Path | None) -> Iterator[Messages]:
-    """Opens the log file, if there is one, for a command; what ends the command is written into it, too.
+def console(quiet: bool = False, log_file: Path | None = None) -> Iterator[Console]:
+    """Opens the output of a command; an exception that ends the command is written to the log file, too.
 
     Args:
-        quiet: See ``Messages``.
-        log_file: Lines with the time are appended to it.
+        quiet: See ``Console``.
+        log_file: File that all output is appended to, with the time.
 
     Raises:
-        UserError: The file cannot be written.
+        UserError: The log file cannot be written.
     """
-    log = logging.Logger("uvos")
-    handler: logging.Handler = logging.NullHandler()
-    if log_file is not None:
-        try:
-            handler = logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace")
-        except OSError as error:
-            from uvos_jax.errors import write_error
-
-            raise write_error(log_file, error) from error
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
+    log = logging.Logger("uvos", logging.DEBUG)
+    screen = _screen_handler()
+    screen.setLevel(logging.ERROR if quiet else logging.INFO)
+    screen.addFilter(lambda record: not hasattr(record, "result") and not hasattr(record, "fatal"))
+    screen.setFormatter(_Formatter())
+    log.addHandler(screen)
+    file = _file_handler(log_file)
+    log.addHandler(file)
+    fatal = {"fatal": True}  # main() prints what ends the command
     try:
-        yield Messages(quiet, log)
+        yield Console(log, quiet)
     except Interrupted as interrupted:
-        log.warning(str(interrupted))
+        log.warning(str(interrupted), extra=fatal)
         raise
     except UserError as error:
-        log.error(" ".join(str(error).split()))
+        log.error(" ".join(str(error).split()), extra=fatal)
         raise
     except Exception:
-        log.exception("The command has failed:")
+        log.exception("Unexpected error:", extra=fatal)
         raise
     finally:
-        handler.close()
+        file.close()
+
+
+class _Formatter(logging.Formatter):
+    """One line per message; errors start with ``Error:``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = " ".join(record.getMessage().split())
+        return f"Error: {message}" if record.levelno >= logging.ERROR else message
+
+
+def _screen_handler() -> logging.Handler:
+    """Rich in terminals, where it keeps a progress bar below the messages; whole lines in pipes and logs."""
+    if not sys.stderr.isatty():
+        return logging.StreamHandler(sys.stderr)
+    import rich.console
+    from rich.highlighter import NullHighlighter
+    from rich.logging import RichHandler
+
+    return RichHandler(console=rich.console.Console(stderr=True), show_time=False, show_level=False, show_path=False,
+                       highlighter=NullHighlighter())
+
+
+def _file_handler(log_file: Path | None) -> logging.Handler:
+    if log_file is None:
+        return logging.NullHandler()
+    try:
+        handler = logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise write_error(log_file, error) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setLevel(logging.INFO)
+    return handler

@@ -159,10 +159,10 @@ def compare(runs: list[Path], dataset: str | Path, protocol: str = "davis2016", 
 
 
 def table(comparison: Comparison) -> list[dict[str, str | float]]:
-    """Returns the comparison as rows of a table, a sequence each; the last one holds the scores of the dataset."""
-    rows = [*comparison.rows, comparison.overall]
-    return [{"Sequence": row.name} | dict(zip(comparison.names, row.scores, strict=True))
-            | {"Difference": row.difference} for row in rows]
+    """Returns rows of a table, one per sequence and a last one of the dataset; headers name the measure."""
+    rows, headers = [*comparison.rows, comparison.overall], [f"{comparison.measure} {name}" for name in comparison.names]
+    return [{"Sequence": row.name} | dict(zip(headers, row.scores, strict=True)) | {"Difference": row.difference}
+            for row in rows]
 
 
 def write(comparison: Comparison, output: Path) -> list[Path]:
@@ -186,8 +186,8 @@ def write(comparison: Comparison, output: Path) -> list[Path]:
         "protocol": comparison.protocol, "rule": comparison.results[0].rule, "split": comparison.split,
         "measure": comparison.measure,
         "runs": {name: str(run) for name, run in zip(comparison.names, comparison.runs, strict=True)},
-        "overall": _entry(comparison, rows[-1]),
-        "sequences": {row["Sequence"]: _entry(comparison, row) for row in rows[:-1]},
+        "overall": _entry(comparison, comparison.overall),
+        "sequences": {row.name: _entry(comparison, row) for row in comparison.rows},
         "worst_frames": [{"sequence": name, "frame": frame, "scores": dict(zip(comparison.names, values, strict=True))}
                          for name, frame, values in worst],
     }
@@ -254,7 +254,7 @@ def _frame_score(measures):
 
 
 def _entry(comparison, row):
-    return {"scores": {name: row[name] for name in comparison.names}, "difference": row["Difference"]}
+    return {"scores": dict(zip(comparison.names, row.scores, strict=True)), "difference": row.difference}
 
 
 def _color(index):

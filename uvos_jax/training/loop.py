@@ -10,7 +10,7 @@ import math
 import re
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from uvos_jax.atomic_io import atomic_write, exclusive_lock, make_folder
 from uvos_jax.errors import UserError
 from uvos_jax.interrupts import Interrupted, graceful_stop
 from uvos_jax.models import build
-from uvos_jax.progress import progress
+from uvos_jax.progress import no_progress
+from uvos_jax.progress import progress as show_progress
 from uvos_jax.training import distributed
 from uvos_jax.training.config import changed_keys, check, config_hash
 from uvos_jax.training.inputs import Batches, configured_batches, validation_store
@@ -43,8 +44,13 @@ from uvos_jax.weights.training_checkpoints import RunCheckpoints, publish, withd
 _PROFILE_AFTER = 3  # steps; the first one compiles
 
 
+def _print(message: str) -> None:
+    print(message, flush=True)
+
+
 def train(config: Mapping[str, Any], workdir: str | Path, data_dir: str | Path | None = None, *, profile: int = 0,
-          batches: Batches | None = None, held_back: Any = None) -> dict[str, Any]:
+          batches: Batches | None = None, held_back: Any = None, say: Callable[[str], None] = _print,
+          progress: Callable = show_progress) -> dict[str, Any]:
     """Trains a model, or resumes the run in ``workdir``.
 
     Args:
@@ -56,6 +62,8 @@ def train(config: Mapping[str, Any], workdir: str | Path, data_dir: str | Path |
         batches: ``(phase index, first step) -> iterator`` of this process's NumPy clip batches, instead of the
             configuration's data.
         held_back: Store to validate on, instead of the configuration's.
+        say: Called with each message, in the main process.
+        progress: Shows progress as ``uvos_jax.progress.progress`` does, in the main process.
 
     Returns:
         The metrics of the last step, with ``"validation"`` if there was one; only ``"step"`` if the run was finished
@@ -70,7 +78,8 @@ def train(config: Mapping[str, Any], workdir: str | Path, data_dir: str | Path |
             raise UserError(f"--{what} '{path}' is an address, not a folder; mount the bucket and give the folder.")
     distributed.initialize()
     config = check(config)
-    run = _Run(config, Path(workdir).absolute(), data_dir or config["data_dir"], profile, batches, held_back)
+    run = _Run(config, Path(workdir).absolute(), data_dir or config["data_dir"], profile, batches, held_back, say,
+               progress)
     with contextlib.ExitStack() as stack:
         step, state = run.open(stack)
         state = run.train_phases(step, state)
@@ -80,8 +89,8 @@ def train(config: Mapping[str, Any], workdir: str | Path, data_dir: str | Path |
 class _Run:
     """One call of ``train``."""
 
-    def __init__(self, config, workdir, data_dir, profile, batches, held_back):
-        self.config, self.workdir = config, workdir
+    def __init__(self, config, workdir, data_dir, profile, batches, held_back, say, progress):
+        self.config, self.workdir, self.say, self.progress = config, workdir, say, progress
         self.recipe = phases(config)
         self.total = self.recipe[-1].stop
         # All phases are set up now, so that a mistake in the last one is reported before training.
@@ -117,10 +126,10 @@ class _Run:
         if self.log:
             stack.callback(self.log.close)
         stack.callback(self.checkpoints.close)
-        self.advance = lambda: None
-        if step < self.total and self.is_main:
-            self.advance = stack.enter_context(progress(f"training {self.config['model']['name']}", self.total - step,
-                                                        "steps"))
+        if step < self.total:
+            show = self.progress if self.is_main else no_progress
+            self.advance = stack.enter_context(show(f"training {self.config['model']['name']}", self.total - step,
+                                                    "steps"))
         # With several processes JAX listens for SIGTERM and stops all of them after the same step.
         single = jax.process_count() == 1
         self.stop_signal = stack.enter_context(graceful_stop("after this step, once its state is saved") if single
@@ -233,8 +242,7 @@ class _Run:
             values = metrics | {"phase": phase.name} | self.throughput.read()
             if self.log:
                 self.log.write(step, values)
-            left = values["seconds"] / (step - self.first) * (self.total - step)
-            self._say(format_metrics(step, self.total, values, left))
+            self._say(format_metrics(step, self.total, values, self.advance.meter.remaining))
 
     def _describe_batch(self, phase, step, examples):
         positions = range(self.config["batch_size"])
@@ -293,7 +301,7 @@ class _Run:
 
     def _say(self, message):
         if self.is_main:
-            print(message, flush=True)
+            self.say(message)
 
 
 class _Profiler:

@@ -108,7 +108,6 @@ def _threads(make: Callable[[int], Batch], first: int, size: int, workers: int, 
 
 
 def _tensorflow(make: Callable[[int], Batch], first: int, size: int, workers: int, clips: Clips) -> Iterator[Batch]:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it greets on stderr
     import tensorflow as tf
 
     with suppress(RuntimeError):  # too late if TensorFlow is in use already; the devices are JAX's

@@ -200,8 +200,7 @@ def _full_name(dataset, config):
 
 
 def _import_builders():
-    """The TFDS classes; TensorFlow is kept from telling about itself on the way."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    """Imports the TFDS builders without messages of TensorFlow and absl."""
     from uvos_jax.data.storage import tfds_builders as builders
 
     logging.getLogger("absl").setLevel(logging.ERROR)

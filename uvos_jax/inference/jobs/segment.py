@@ -1,6 +1,6 @@
-"""One video to a folder of results: a mask for each frame, what spans the video, and ``run.json``.
+"""Segmentation of one video into a folder: a mask per frame, files that span the video, and ``run.json``.
 
-A run may end at any moment. What is done is kept; :mod:`uvos_jax.inference.jobs.resume` is how it goes on.
+A run may end at any moment. Finished masks are kept, and :mod:`uvos_jax.inference.jobs.resume` continues from them.
 """
 
 import contextlib
@@ -20,13 +20,22 @@ from uvos_jax.atomic_io import PartialFile, check_output_folder, exclusive_lock,
 from uvos_jax.errors import UserError, error_reason, quoted
 from uvos_jax.inference.flow.estimators import FlowEstimator
 from uvos_jax.inference.flow.folder import check_flow_folder
-from uvos_jax.inference.instance_pruning import PruneInput, extra_stages, make_pruner
+from uvos_jax.inference.instance_pruning import extra_stages, make_pruner
 from uvos_jax.inference.jobs import resume as resuming
-from uvos_jax.inference.prompts import FirstMask
+from uvos_jax.inference.prompt_options import PromptOptions
 from uvos_jax.inference.reference_frames import ReferenceFrames, select_reference_frames
-from uvos_jax.inference.segmenter import FrameResult, Segmenter
+from uvos_jax.inference.segmenter import Segmenter
 from uvos_jax.interrupts import Interrupted
-from uvos_jax.video import Frame, OutputOptions, ResultWriter, Source, read_mask, write_json
+from uvos_jax.video import (
+    ClipOptions,
+    Frame,
+    OutputOptions,
+    ResultWriter,
+    Source,
+    open_source,
+    read_mask,
+    write_json,
+)
 from uvos_jax.video.frames import FrameError
 from uvos_jax.video.json_results import TRACK_NOTES, TRACKS_FILE, write_tracks
 from uvos_jax.video.result_writer import RESULTS
@@ -34,37 +43,53 @@ from uvos_jax.weights.packaged import about, recognized
 
 _RESULTS = (*RESULTS, TRACKS_FILE, "run.json", "debug")
 _LOCK = ".uvos.lock"
-_TOLD = {"source", "results", "resumed", "skipped", "seconds"}  # what a finished run says of itself, at least
+_REQUIRED_KEYS = {"source", "results", "resumed", "skipped", "seconds"}  # of the run.json of a finished run
 
 
 def check_output(output: str | Path, overwrite: bool, source: Source | None = None, resume: bool = False) -> Path:
-    """Returns the output folder's path, or says at once why it cannot be used.
+    """Checks that results can be written into a folder.
+
+    Args:
+        output: The folder; it need not exist.
+        overwrite: Whether results of an earlier run may be replaced.
+        source: The video, which must not lie among the results to be replaced.
+        resume: Whether an earlier run may be continued.
+
+    Returns:
+        Path of the folder.
 
     Raises:
-      UserError: if it cannot be made or written, holds results that may not be replaced, or replacing them would
-        delete the source.
+        UserError: It cannot be created or written, holds results that may not be replaced, or replacing them would
+            delete the source.
     """
     output = check_output_folder(output)
     there = [output / name for name in _RESULTS if (output / name).exists()]
     names = ", ".join(path.name for path in there)
     if there and not (output / "run.json").exists():
-        raise UserError(f"'{output}' holds '{there[0].name}', which no run of uvos has made; choose another --output.")
+        raise UserError(f"'{output}' holds '{there[0].name}', which was not written by uvos. Choose another --output.")
     if there and not (overwrite or resume):
         unfinished = not _read_run(output).get("finished")
-        raise UserError(f"'{output}' holds results already ({names}{', of an unfinished run' if unfinished else ''}):"
-                        f" {'go on with --resume, ' if unfinished else ''}choose another --output, or replace them with"
-                        " --overwrite.")
+        raise UserError(f"'{output}' already holds results ({names}{', of an unfinished run' if unfinished else ''})."
+                        f" {'Continue with --resume, choose' if unfinished else 'Choose'} another --output, or replace"
+                        " them with --overwrite.")
     for path in (path.resolve() for path in (source.paths if source else ())):
         if any(result.resolve() in (path, *path.parents) for result in there):
-            raise UserError(f"The input lies in '{output}', among the results to be replaced; choose another --output.")
+            raise UserError(f"The input lies in '{output}', among the results to be replaced. Choose another --output.")
     return output
 
 
 @dataclasses.dataclass
 class _Progress:
-    """How far a run has come; of the notes it keeps those that ``kept`` names, or all of them.
+    """Counts of a run, and per-frame values for files that are written at the end.
 
-    Whatever is kept of every frame makes memory grow with the video: without ``--json`` that is a flag.
+    Attributes:
+        kept: Names of the notes to keep, or None for all. Values kept per frame grow with the length of the video, so
+            without ``--json`` only flags are kept.
+        frames: Frames written.
+        resumed: Frames taken from an earlier run.
+        skipped: Reason for each frame that could not be decoded, by its name.
+        confidences: Confidence of each frame.
+        notes: Values of each kept note, one per frame.
     """
 
     kept: set[str] | None = None
@@ -75,59 +100,60 @@ class _Progress:
     notes: dict[str, list] = dataclasses.field(default_factory=dict)
 
 
-def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, *, chunk: int | None = None,
-                      overwrite: bool = False, resume: bool = False, options: dict[str, Any] | None = None,
-                      on_frame: Callable[[], None] = lambda: None,
-                      outputs: OutputOptions = OutputOptions(), first_mask: FirstMask = None,
-                      prune: PruneInput = None, say: Callable[[str], None] = lambda sentence: None,
+def segment_to_folder(segmenter: Segmenter, source: Any, output: str | Path, *, clip: ClipOptions = ClipOptions(),
+                      outputs: OutputOptions = OutputOptions(), prompts: PromptOptions = PromptOptions(),
+                      chunk: int | None = None, overwrite: bool = False, resume: bool = False,
+                      options: dict[str, Any] | None = None, on_frame: Callable[[], object] = lambda: None,
+                      say: Callable[[str], None] = lambda message: None,
                       stop: Callable[[], int | None] = lambda: None, save_every: float = 1.0) -> dict[str, Any]:
-    """Segments a video into a folder.
+    """Segments a video into a folder of results.
 
-    ``run.json`` says ``"finished": false`` from the first frame on. Masks appear one by one, each whole; what spans the
-    video appears at the end, also at an early one. Results of an earlier run are removed, or continued, once the first
-    frame of this one is done. No second run can write into the folder meanwhile.
+    ``run.json`` says ``"finished": false`` from the first frame on. Masks appear one by one, each file complete; files
+    that span the video appear at the end, also if the run ends early. Results of an earlier run are removed, or
+    continued, once the first frame of this run is done. A lock keeps other runs out of the folder.
 
     Args:
-      segmenter: the model with its weights.
-      source: an opened video.
-      output: the folder; made if missing.
-      chunk: frames encoded together, see ``Segmenter.stream``.
-      overwrite: whether results of an earlier run may be replaced.
-      resume: whether an unfinished run in the folder goes on, and a finished one of the same options is left as it is.
-        Where an unfinished one does not agree with this one, it is replaced.
-      options: what the user asked for, kept in ``run.json``; ``start``, ``end`` and ``every`` say which part of the
-        video ``source`` is.
-      on_frame: called after each frame, for progress.
-      outputs: the files to write beside the masks.
-      first_mask: what a model that follows is to follow, see ``Segmenter.stream``.
-      prune: instances to be taken out of a foreground, likewise.
-      say: called with a sentence about what becomes of an earlier run, about masks, detections or a video of one frame.
-      stop: asked after each frame; the number of a signal ends the run, which a live source finishes.
-      save_every: seconds between two states to go on from, at least; 0 saves one after each chunk.
+        segmenter: The model with its weights.
+        source: A video as ``open_source`` takes it, or an opened one.
+        output: The folder; created if missing.
+        clip: The part of the video to segment. Of an opened source, the part it was opened with.
+        outputs: Files to write beside the masks.
+        prompts: Objects to track and instances to remove.
+        chunk: Frames encoded at once, see ``Segmenter.stream``.
+        overwrite: Replace results of an earlier run.
+        resume: Continue an unfinished run and leave a finished one with equal options as it is. An unfinished run with
+            other options is replaced.
+        options: Further JSON values to keep in ``run.json``.
+        on_frame: Called after each frame.
+        say: Called with messages for the user: about an earlier run, masks, detections.
+        stop: Polled after each frame. The number of a signal ends the run; a live source is finished normally.
+        save_every: Least seconds between two saved states to resume from; 0 saves one after each chunk.
 
     Returns:
-      The content of ``run.json``.
+        The content of ``run.json``.
 
     Raises:
-      UserError: if the video cannot be read or the folder not be written; the text says what is kept.
-      Interrupted: if ``stop`` said so.
+        UserError: The video cannot be read or the folder cannot be written; the message says what is kept.
+        Interrupted: ``stop`` returned the number of a signal.
     """
+    source = source if isinstance(source, Source) else open_source(source, clip)
+    prompts = prompts.load_models(segmenter)
     if resume and not source.rereadable:
-        raise UserError(f"--resume reads the video once more, which {_kind(source)} does not allow; leave it out.")
+        raise UserError(f"--resume reads the video a second time, which {_kind(source)} does not allow. Leave it out.")
     output = check_output(output, overwrite, source, resume)
-    objects, pruning = segmenter.objects(source, first_mask), make_pruner(prune, source, segmenter, say)
+    objects, pruning = segmenter.objects(source, prompts.first_mask), make_pruner(prompts.prune, source, segmenter, say)
     chunk = segmenter.chunk_for(source, chunk)
-    options = options or {}
     started, progress = time.perf_counter(), _Progress(None if outputs.json else {*segmenter.model.notes, *TRACK_NOTES})
     if isinstance(segmenter.flow, Path) and source.rereadable:
         check_flow_folder(segmenter.flow, source)
-    busy = f"Another run is writing into '{output}'; choose another --output."
+    busy = f"Another run is writing into '{output}'. Choose another --output."
     with folder_unless_empty(output), exclusive_lock(output / _LOCK, busy):
-        check_output(output, overwrite, source, resume)  # once more, now that nobody else can write
+        check_output(output, overwrite, source, resume)  # again, now that the folder is locked
 
         def facts_from(first: Frame) -> dict[str, Any]:
-            asked = {name: options.get(name) for name in ("start", "end", "every")}
-            return resuming.run_signature(segmenter, source, first, chunk, asked, dataclasses.asdict(outputs), objects, pruning)
+            part = {"start": clip.start, "end": clip.end, "every": clip.every}
+            return resuming.run_signature(segmenter, source, first, chunk, part, dataclasses.asdict(outputs), objects,
+                                          pruning)
 
         point = None
         if resume and (output / "run.json").exists():
@@ -141,18 +167,19 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
         try:
             with contextlib.closing(segmenter.run(source, chunk=chunk, soft=outputs.soft, references=references,
                                                   begin=(point.frames, point.state) if point else None,
-                                                  first_mask=objects, prune=pruning, say=say)) as answers:
-                first = next(answers)  # nothing of an earlier run is touched before
+                                                  first_mask=objects, prune=pruning, say=say)) as results:
+                first = next(results)  # results of an earlier run are kept until the first frame works
                 facts = facts_from(first.frame)
-                _begin(output, keep=point is not None)
+                _start_run(output, keep=point is not None)
                 with writer, resuming.ResumeSaver(output, facts, references, save_every, writer, objects) as state:
-                    for answer in chain([first], answers):
-                        if answer.labels is None:
-                            _add_from_disk(writer, output, answer.frame, progress, point)
+                    for result in chain([first], results):
+                        if result.labels is None:
+                            _add_from_disk(writer, output, result.frame, progress, point)
                         else:
-                            _add(writer, answer, progress)
-                            if source.rereadable and answer.carry is not None:
-                                state.after_chunk(answer.carry, progress)
+                            writer.add(result.frame, result.labels, result.probability, result.confidence, result.notes)
+                            _count(result.frame, result.confidence, result.notes, progress)
+                            if source.rereadable and result.carry is not None:
+                                state.after_chunk(result.carry, progress)
                         on_frame()
                         number = stop()
                         if number and source.live:
@@ -162,22 +189,23 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
         except BaseException as error:
             if not progress.frames:
                 raise
-            if stop() and isinstance(error, (UserError, OSError)):
-                error = Interrupted(stop())  # the same Ctrl-C may have ended what the frames came from
-            told = _told(error, output, source)
+            if (number := stop()) and isinstance(error, (UserError, OSError)):
+                error = Interrupted(number)  # Ctrl-C also ends the other programs of a pipe
+            explained = _with_kept(error, output, source)
             with contextlib.suppress(UserError):  # the disk may be full
-                write_json(output / "run.json", {"finished": False, "stopped": _why(error), "frames": _masks(output)})
-            if told is None:
+                write_json(output / "run.json", {"finished": False, "stopped": _reason(error),
+                                                 "frames": _count_masks(output)})
+            if explained is None:
                 raise
-            raise told from error
-        finds_many = segmenter.model.task == "tracks"
-        if finds_many:
+            raise explained from error
+        tracks = segmenter.model.task == "tracks"
+        if tracks:
             write_tracks(output, source.name, *(progress.notes[name] for name in TRACK_NOTES if name in progress.notes))
         run = {"finished": True, **facts, **_description(segmenter, first.frame, references),
                "skipped": progress.skipped, "resumed": progress.resumed,
-               "results": [*writer.names, *([TRACKS_FILE] * finds_many), "run.json"],
+               "results": [*writer.names, *([TRACKS_FILE] * tracks), "run.json"],
                "seconds": round(time.perf_counter() - started, 3), "peak_memory_mib": _peak_memory(),
-               "options": options}
+               "clip": dataclasses.asdict(clip), "prompts": prompts.as_json(), "options": options or {}}
         run["source"]["frames"] = progress.frames
         if objects:
             run["objects"] = [{"id": entry.id, "frame": entry.frame} for entry in objects.entries]
@@ -188,7 +216,7 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
                 say(pruning.unused_note)
         if progress.frames == 1 and isinstance(segmenter.flow, FlowEstimator):
             run["zero_flow"] = True
-            say(f"'{source.name}' has one frame, so that nothing is known of motion: its flow is zero.")
+            say(f"'{source.name}' has a single frame; its optical flow is set to zero.")
         for name, sentence in segmenter.model.notes.items():
             count = sum(progress.notes[name])
             run.setdefault("notes", {})[name] = count
@@ -200,37 +228,39 @@ def segment_to_folder(segmenter: Segmenter, source: Source, output: str | Path, 
 
 
 def _read_run(output: Path) -> dict[str, Any]:
-    """What an earlier run says about itself; nothing if its file is damaged."""
+    """Reads the ``run.json`` of an earlier run; empty if there is none or it is damaged."""
     try:
         run = json_text.loads((output / "run.json").read_text())
     except (OSError, ValueError, RecursionError):
         return {}
-    return run if isinstance(run, dict) and (not run.get("finished") or run.keys() >= _TOLD) else {}
+    if isinstance(run, dict) and isinstance(run.get("outputs"), dict) and "look" in run["outputs"]:  # version 0.1
+        run["outputs"]["style"] = run["outputs"].pop("look")
+    return run if isinstance(run, dict) and (not run.get("finished") or run.keys() >= _REQUIRED_KEYS) else {}
 
 
 def _earlier(segmenter, source, output, facts_from, overwrite, say):
-    """What --resume makes of earlier results: ``(the finished run or None, the point to go on from or None)``."""
+    """Returns what ``resume`` finds: ``(finished run or None, point to continue from or None)``."""
     with contextlib.closing(iter(source)) as frames:
         first = next(frames)
     facts, run = facts_from(first), _read_run(output)
     if run.get("finished"):
         differing = resuming.differences(run, facts, finished=True)
         if not differing:
-            say(f"'{output}' is finished already; nothing is done again.")
+            say(f"'{output}' is already finished; nothing to do.")
             _remove_state(output)
             return run, None
         if not overwrite:
-            raise UserError(f"'{output}' holds results of a finished run that differs in {', '.join(differing)}: choose"
+            raise UserError(f"'{output}' holds results of a finished run that differs in {', '.join(differing)}. Choose"
                             " another --output, or replace them with --overwrite.")
         return None, None
     point, why = resuming.load(output, segmenter, first, facts)
-    say(f"'{output}': going on after {point.frames} frames." if point else
-        f"'{output}': the unfinished run is started over, since {why}.")
+    say(f"'{output}': resuming after {point.frames} frames." if point else
+        f"'{output}': starting over, because {why}.")
     return None, point
 
 
-def _begin(output: Path, keep: bool) -> None:
-    """Marks the folder as that of an unfinished run, and removes what earlier ones left, unless that is continued."""
+def _start_run(output: Path, keep: bool) -> None:
+    """Marks the run in the folder as unfinished, and removes earlier results unless they are continued."""
     write_json(output / "run.json", {"finished": False})
     if keep:
         return
@@ -242,7 +272,7 @@ def _begin(output: Path, keep: bool) -> None:
             else:
                 path.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"Earlier results in '{output}' cannot be removed: {error_reason(error)}.") from error
+        raise UserError(f"Cannot remove earlier results in '{output}': {error_reason(error)}.") from error
 
 
 def _remove_state(output: Path) -> None:
@@ -252,20 +282,15 @@ def _remove_state(output: Path) -> None:
     PartialFile(state).discard()  # left by a process that was killed while it wrote the state
 
 
-def _add(writer: ResultWriter, answer: FrameResult, progress: _Progress) -> None:
-    writer.add(answer.frame, answer.labels, answer.probability, answer.confidence, answer.notes)
-    _count(answer.frame, answer.confidence, answer.notes, progress)
-
-
 def _add_from_disk(writer, output, frame, progress, point) -> None:
-    """Shows a frame of an earlier run to the results that span the video."""
+    """Adds a frame of an earlier run to the files that span the video."""
     labels = read_mask(output / "masks" / f"{frame.name}.png", numbered=True)
     probability = confidence = None
     if point.confidences:
         path = output / "soft" / f"{frame.name}.png"
         probability, confidence = cv2.imread(str(path), cv2.IMREAD_UNCHANGED), point.confidences[progress.frames]
         if probability is None:
-            raise UserError(f"{quoted(path)} is gone or damaged; start over with --overwrite.")
+            raise UserError(f"{quoted(path)} is missing or damaged. Start over with --overwrite.")
     notes = {name: values[progress.frames] for name, values in point.notes.items()}
     writer.add(frame, labels, probability, confidence, notes, on_disk=True)
     progress.resumed += 1
@@ -283,38 +308,38 @@ def _count(frame, confidence, notes, progress):
             progress.notes.setdefault(name, []).append(value)
 
 
-def _told(error: BaseException, output: Path, source: Source) -> Exception | None:
-    """The error with what is kept and how to go on; None for those that are not the user's."""
-    count = _masks(output)
+def _with_kept(error: BaseException, output: Path, source: Source) -> Exception | None:
+    """Returns the error with what is kept and how to continue; None if it is a bug."""
+    count = _count_masks(output)
     kept = f"{count} {'mask is' if count == 1 else 'masks are'} kept in '{output}'"
     if not source.rereadable:
         kept += "."
     elif isinstance(error, Interrupted):
-        kept += "; the same command with --resume goes on."
+        kept += ". Run the same command with --resume to continue."
     else:
-        mended = "mended or skipped" if isinstance(error.__cause__, FrameError) else "mended"
-        kept += f"; once that is {mended}, the same command with --resume goes on."
+        fix = "fixing or skipping it" if isinstance(error.__cause__, FrameError) else "fixing it"
+        kept += f". After {fix}, run the same command with --resume to continue."
     if isinstance(error, Interrupted):
         return Interrupted(error.number, f"Interrupted. {kept}")
     if isinstance(error, UserError):
         return UserError(f"{error} {kept}")
     if isinstance(error, OSError):
-        return UserError(f"{_why(error)} {kept}")
+        return UserError(f"{_reason(error)} {kept}")
     return None
 
 
-def _why(error: BaseException) -> str:
-    """Why a run ended before its time, in a sentence."""
+def _reason(error: BaseException) -> str:
+    """Returns the reason why a run ended early."""
     if isinstance(error, Interrupted):
         return f"stopped by {error.signal_name}"
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, OSError):
-        return f"The video cannot be read any further: {error_reason(error)}."
+        return f"Cannot read the rest of the video: {error_reason(error)}."
     return str(error) or type(error).__name__
 
 
-def _masks(output: Path) -> int:
+def _count_masks(output: Path) -> int:
     return len(list((output / "masks").glob("*.png")))
 
 
@@ -324,13 +349,13 @@ def _kind(source: Source) -> str:
 
 def _description(segmenter: Segmenter, first: Frame, references: ReferenceFrames) -> dict[str, Any]:
     model, native_size = segmenter.model, first.image.shape[:2]
-    packaged = recognized(segmenter.weights_digest)
+    packaged, cache = recognized(segmenter.weights_digest), getattr(segmenter.flow, "cache_folder", None)
     return {
         "weights": {"in_the_package": packaged, "license": about(packaged)["license"]} if packaged else None,
         "network_sizes": [list(model.frame_size(native_size, scale)) for scale in segmenter.scales],
         "reference_frames": list(references.indices),
         "references": references.rule,
-        **({"flow_cache": str(segmenter.flow.cache_folder)} if getattr(segmenter.flow, "cache_folder", None) else {}),
+        **({"flow_cache": str(cache)} if cache else {}),
         "postprocess": list(model.postprocess),
         "threshold": model.threshold,
         "device_id": segmenter.device.id,
@@ -338,7 +363,7 @@ def _description(segmenter: Segmenter, first: Frame, references: ReferenceFrames
 
 
 def _peak_memory() -> float | None:
-    """The most that this process has had resident so far, in MiB; None where the system does not tell."""
+    """Returns the peak resident memory of this process in MiB, or None where the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows

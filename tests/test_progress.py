@@ -1,0 +1,83 @@
+"""Progress: one estimate of rate and remaining time, without compilation, in every kind of output."""
+
+import re
+
+import pytest
+
+from uvos_jax import progress as module
+from uvos_jax.progress import Meter, format_seconds, no_progress, progress
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_rate_and_remaining_time_exclude_the_first_step():
+    clock = Clock()
+    meter = Meter(20, clock)
+    assert meter.rate is None and meter.remaining is None
+    clock.now += 60  # compilation
+    meter.advance()
+    assert meter.rate is None and meter.remaining is None
+    for _ in range(4):
+        clock.now += 2
+        meter.advance()
+    assert meter.rate == pytest.approx(0.5) and meter.remaining == pytest.approx(30) and meter.seconds == 68
+
+
+def test_frames_of_the_first_chunk_count_as_one_step():
+    clock = Clock()
+    meter = Meter(16, clock)
+    for _ in range(3):
+        clock.now += 8
+        for _ in range(4):
+            clock.now += 0.01
+            meter.advance()
+    assert meter.rate == pytest.approx(8 / 16, rel=0.02) and meter.remaining == pytest.approx(8, rel=0.02)
+
+
+def test_nothing_remains_at_the_end_or_if_the_total_is_unknown():
+    clock = Clock()
+    for total in (2, None):
+        meter = Meter(total, clock)
+        for _ in range(2):
+            clock.now += 1
+            meter.advance()
+        assert meter.rate == 1 and meter.remaining is None
+
+
+def test_pipes_get_a_line_every_few_seconds(capsys, monkeypatch):
+    monkeypatch.setattr(module, "_LINE_EVERY", 0.0)
+    monkeypatch.setattr(module, "_BURST", 0.0)
+    with progress("clip", 3, first="compiling") as advance:
+        for _ in range(2):
+            advance()
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == "" and lines[0] == "clip: compiling ..." and lines[1].startswith("clip: 1/3 frames in 0 s")
+    assert re.fullmatch(r"clip: 2/3 frames in 0 s, \S+ frames/s, 0 s left", lines[2])
+    assert re.fullmatch(r"clip: 2 frames in 0 s, \S+ frames/s", lines[3]) and len(lines) == 4
+
+
+def test_terminals_get_one_bar(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+    with progress("clip", 3, first="compiling") as advance:
+        for _ in range(3):
+            advance()
+    err = capsys.readouterr().err
+    assert "3/3" in err and err.count("left") <= 1
+
+
+def test_quiet_progress_still_counts(capsys):
+    with no_progress("clip", 2) as advance:
+        advance(2)
+    assert advance.meter.done == 2 and capsys.readouterr() == ("", "")
+
+
+def test_durations():
+    assert [format_seconds(seconds) for seconds in (0.4, 61, 3725)] == ["0:00", "1:01", "1:02:05"]
