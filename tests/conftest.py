@@ -1,39 +1,32 @@
 """Fixtures that several test files share."""
 
-import functools
+import gc
 import os
 from collections import Counter
 from pathlib import Path
 
-from tests.helpers.paths import GOLDEN
+from tests.helpers import allowed_skips, compilation
 
-# Most of the suite is compiling. What LLVM does beyond the plainest code changes no result, and costs a sixth of the
-# time. Processes that tests start inherit it.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+os.environ.update(compilation.environment())  # JAX reads it when it is imported
 
-import jax
 import pytest
 
-from uvos_jax.weights import convert
+from tests.helpers.paths import GOLDEN
 
-
-def _traced_once(expected_variables):
-    """Tracing a network for its shapes takes seconds, and gives the same every time."""
-    traced = functools.cache(expected_variables)
-
-    @functools.wraps(expected_variables)
-    def copy(model):
-        return jax.tree.map(lambda shape: shape, traced(model))
-
-    return copy
-
-
-# Before any other module takes the function from this one by its name.
-convert.expected_variables = _traced_once(convert.expected_variables)
+compilation.write_from_this_process()
 
 
 def pytest_configure(config):
     config.option.loadscopereorder = False  # xdist would begin with the files of most tests, however short
+    if not hasattr(config, "workerinput"):
+        compilation.drop_old_programs()
+
+
+def pytest_collection_finish():
+    """Keeps what is imported by now out of garbage collection, which otherwise takes a quarter of tracing."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def pytest_collection_modifyitems(items):
@@ -41,6 +34,20 @@ def pytest_collection_modifyitems(items):
     tests = Counter(item.path for item in items)
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: (-slow[item.path], -tests[item.path]))
+
+
+def pytest_terminal_summary(terminalreporter):
+    if unexpected := allowed_skips.unexpected(terminalreporter.stats.get("skipped", ())):
+        terminalreporter.section("skipped without being in tests/helpers/allowed_skips.py", red=True)
+        for line in unexpected:
+            terminalreporter.line(line)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session, exitstatus):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter and exitstatus == pytest.ExitCode.OK and allowed_skips.unexpected(reporter.stats.get("skipped", ())):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture

@@ -13,19 +13,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save as save_tensors
 
-import uvos_jax.weights.convert as convert
 from tests.helpers.fuzz import command, damaged, json_bytes, left_behind, not_a_sentence, restructured, survey
 from uvos_jax.errors import UserError
 from uvos_jax.weights import checkpoints, from_torch, read_state_dict
 from uvos_jax.weights.convert import expected_torch_shapes
 
 TINY = {"depths": [1, 1, 1, 1], "width": 2, "aspp_features": 4, "embedding": 4, "hidden": 4, "short_side": 33}
-
-
-def _quick():
-    """Tracing the network for its shapes takes long, and gives the same every time."""
-    if not hasattr(convert.expected_variables, "cache_info"):
-        convert.expected_variables = checkpoints.expected_variables = cache(convert.expected_variables)
 
 
 @cache
@@ -66,7 +59,6 @@ def _files():
 
 
 def _file_case(seed, folder):
-    _quick()
     rng = np.random.default_rng([1, seed])
     names = list(_files())
     name, other = names[seed % len(names)], names[int(rng.integers(len(names)))]
@@ -144,7 +136,6 @@ def _restructure_file(path, rng):
 
 
 def _folder_case(seed, folder):
-    _quick()
     rng = np.random.default_rng([2, seed])
     shutil.copytree(_folders(folder.parent) / "weights", folder / "w")
     if seed % 4:
@@ -196,8 +187,6 @@ def _run_case(seed, folder):
 def _packaged_case(seed, folder):
     from uvos_jax.weights import packaged
 
-    _quick()
-    packaged.expected_variables = convert.expected_variables
     rng = np.random.default_rng([4, seed])
     packaged.ASSETS, file = folder, folder / "default.safetensors"
     packaged.pack(_folders(folder.parent) / "weights", file, origin="a test", license="none",

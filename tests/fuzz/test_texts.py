@@ -135,11 +135,6 @@ MANIFEST = {"keys": {"features.conv1.weight": [8, 3, 3, 3], "features.bn1.weight
 
 
 def _parity_case(seed, folder):
-    import uvos_jax.weights.convert as convert
-
-    # Tracing the network for its shapes takes long, and gives the same every time.
-    if not hasattr(convert.expected_variables, "cache_info"):
-        convert.expected_variables = cache(convert.expected_variables)
     rng = np.random.default_rng([5, seed])
     reference, manifest = folder / "adnet_x.npz", folder / "adnet_manifest.json"
     np.savez(reference, system="adnet", variant="official", tolerance=1e-4, ref=np.zeros((1, 3, 9, 9), np.float32),

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.helpers import compilation
 from tests.helpers.paths import REPOSITORY
 from uvos_jax.nn.layers import BatchNorm, Conv, Policy
 from uvos_jax.ops.losses import binary_cross_entropy
@@ -107,7 +108,7 @@ def in_processes(module: str, output: Path, *, devices: int, processes: int = 1,
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY),
-                   "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"}
+                   "XLA_FLAGS": f"{compilation.FLAGS} --xla_force_host_platform_device_count={devices}"}
     started = []
     for i in range(processes):
         joined = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(processes),

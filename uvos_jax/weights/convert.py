@@ -17,6 +17,7 @@ A rule is ``(pattern, key, layout)``. The pattern matches the whole path of one 
 - ``unused``: no module of ours; the pattern matches keys that are saved, and that the published network never reads.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -86,7 +87,15 @@ def from_torch(name: str, state_dict: Mapping[str, np.ndarray], **overrides) -> 
 
 
 def expected_variables(model: Model) -> dict:
-    """Shapes of a model's variables as ``ShapeDtypeStruct``s, without computing anything."""
+    """Returns the shapes of a model's variables as ``ShapeDtypeStruct``s, without computing anything.
+
+    Equal models are traced once per process, because tracing takes seconds. The caller owns the returned tree.
+    """
+    return jax.tree.map(lambda shape: shape, _traced_variables(model))
+
+
+@functools.lru_cache(maxsize=128)
+def _traced_variables(model: Model) -> dict:
     return jax.eval_shape(model.init, jax.random.key(0), model.example_batch())
 
 

@@ -1,0 +1,1 @@
+"""Exhaustive checks before a release; see docs/release_checks.md."""
