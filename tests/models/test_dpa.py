@@ -56,8 +56,8 @@ def test_parameters_are_those_of_table_2(row, millions):
     assert sum(x.size for x in jax.tree.leaves(params)) == pytest.approx(1e6 * millions, rel=0.02)
 
 
-@pytest.mark.parametrize("row", ["I", "II", "III", "IX", "X"])
-def test_rows_of_table_1_can_be_traced_for_training(row):
+def check_training_trace(row):
+    """Traces the gradient of a row's loss; it must have the structure of the parameters."""
     model = build("dpa", **TINY, **TABLE_1[row])
     variables, clip = expected_variables(model), _shapes(_clip())
 
@@ -71,6 +71,11 @@ def test_rows_of_table_1_can_be_traced_for_training(row):
                                        clip)
     assert jax.tree.structure(gradient) == jax.tree.structure(variables["params"])
     assert jax.tree.structure(updated) == jax.tree.structure(variables["batch_stats"])
+
+
+@pytest.mark.parametrize("row", ["I", "X"])  # the others: tests/release
+def test_rows_of_table_1_can_be_traced_for_training(row):
+    check_training_trace(row)
 
 
 @pytest.mark.parametrize("row", ["IV", "V", "VI", "VII", "VIII"])
