@@ -170,7 +170,7 @@ def segment_batch(segmenter: Segmenter, items: Sequence[BatchItem],
     if stopped:
         finished = sum(result.run is not None for result in results)
         raise Interrupted(stopped[0].number, f"Interrupted. {finished} of {len(items)} videos are finished; the same"
-                                             " command with --resume goes on.")
+                                             " command with --resume continues.")
     return sorted(results, key=lambda result: result.item.number)
 
 
