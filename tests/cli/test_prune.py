@@ -47,7 +47,7 @@ def test_a_small_static_instance_leaves_the_masks(tmp_path):
     _save("coco.json", [*entries, {"image_id": 40, "bbox": [0, 0, 14, 14]}])
     code, out, err = uvos("segment", "clip", *MODEL, "--output", "out", "--prune", "coco.json")
     assert code == 0, err
-    assert "'coco.json' has detections of 1 frame that never came by: 40." in " ".join((out + err).split())
+    assert "'coco.json' has detections of 1 frame that were not processed: 40." in " ".join((out + err).split())
     run = json.loads((tmp_path / "out/run.json").read_text())
     assert run["pruned"] == {"instances": 6, "frames": 6} and run["prompts"]["prune"] == "coco.json"
     for t in range(6):
@@ -79,11 +79,11 @@ def test_several_videos_have_a_folder_of_files(tmp_path):
 @pytest.mark.parametrize(("options", "words"), [
     (lambda _: ["--prune", "nowhere.json"], "Cannot read the detections 'nowhere.json'"),
     (lambda _: ["--prune", _save("x.json", [{"image_id": 0, "bbox": [0, 0, -1, 2]}])], "has a negative side"),
-    (lambda entries: ["--prune", _save("x.json", [e | {"image_id": 99} for e in entries])], "is of another video"),
+    (lambda entries: ["--prune", _save("x.json", [e | {"image_id": 99} for e in entries])], "belongs to another video"),
     (lambda _: ["--prune", "x.json", "--prune-weights", "w.pth"], "--prune-weights needs --prune dtnet"),
     (lambda _: ["--prune", "dtnet"], "dtnet"),
     (lambda _: ["--model", "following", "--first-mask", "auto", "--first-model", "bright", "--first-weights", "random",
-                "--prune", "x.json"], "following tells objects apart"),
+                "--prune", "x.json"], "Cannot prune with following"),
 ])
 def test_what_cannot_be_used_ends_with_a_sentence_and_nothing_is_written(tmp_path, options, words):
     options = options(_clip(tmp_path / "clip"))

@@ -221,13 +221,13 @@ def test_what_is_odd_is_said_once_and_does_no_harm(tmp_path):
     entries = [{"image_id": t, "bbox": box} for t in range(9) for box in ([-5, -5, 15, 15], [50.2, 30.1, 14, 20])]
     entries += [{"image_id": 2, "bbox": [70, 5, 9, 9]}, {"image_id": 3, "bbox": [8, 8, 0, 4]}]
     _, said, pruning = pruned(save(tmp_path / "odd.json", entries), video(6, (40, 60)))
-    assert len(said) == 2 and "18 boxes beyond the frame" in said[0] and "2 boxes without a pixel" in said[1]
-    assert pruning.unused_note.endswith("has detections of 3 frames that never came by: 6, 7, 8.")
+    assert len(said) == 2 and "18 boxes extended beyond the frame" in said[0] and "2 boxes outside the frame" in said[1]
+    assert pruning.unused_note.endswith("has detections of 3 frames that were not processed: 6, 7, 8.")
     for content in ([], [{"image_id": 0, "bbox": [1, 1, 9, 9], "score": 0.3}], {"size": [40, 60], "frames": []}):
         keep, said, pruning = pruned(save(tmp_path / "odd.json", content), video(6, (40, 60)), "official")
         assert keep.all() and len(said) == 1 and "nothing is pruned" in said[0] and pruning.unused_note is None
     _, said, _ = pruned(save(tmp_path / "few.json", entries), video(6, (40, 60)), "official")
-    assert "has 2.0 boxes a frame" in said[-1]
+    assert "has 2.0 boxes per frame" in said[-1]
 
 
 NAN = float("nan")
@@ -254,13 +254,13 @@ NAN = float("nan")
     ({"images": [{"id": 4}], "annotations": []}, "image 0: no integer id or no file_name"),
     ({"images": [{"id": i, "file_name": f"{i}/0.jpg"} for i in range(2)], "annotations": []}, "covers 2 videos"),
     ({"images": [{"id": 0, "file_name": "0.jpg", "width": 30, "height": 40}],
-      "annotations": [{"image_id": 0, "bbox": [1, 2, 3, 4]}]}, "is of frames of 30x40 .* but those of .* 60x40"),
+      "annotations": [{"image_id": 0, "bbox": [1, 2, 3, 4]}]}, "is for frames of 30x40 .* but those of .* 60x40"),
     ({"images": [{"id": 0, "file_name": "0.jpg", "width": 0, "height": 40}], "annotations": []}, "invalid frame size"),
     ([{"image_id": 0, "bbox": [1, 2, 3, 4], "segmentation": {"size": [9, 9], "counts": "PPY1"}}],
      "detection 0: its mask has size"),
     ([{"image_id": 0, "bbox": [1, 2, 3, 4], "segmentation": "here"}], "its mask is not an RLE"),
-    ([{"image_id": 50, "bbox": [1, 2, 3, 4]}], "is of another video: none of its frames .50, ... is in 'frames'"),
-    ([{"file_name": "bear.jpg", "bbox": [1, 2, 3, 4]}], "is of another video: none of its frames .bear"),
+    ([{"image_id": 50, "bbox": [1, 2, 3, 4]}], "belongs to another video: none of its frames .50, ... is in 'frames'"),
+    ([{"file_name": "bear.jpg", "bbox": [1, 2, 3, 4]}], "belongs to another video: none of its frames .bear"),
     ([{"boxes": []}], "track 0: no lists"),
     ([{"frames": ["0"], "boxes": [], "segmentations": [None]}], "track 0: the numbers of"),
     ([{"frames": ["0"], "boxes": [[1, 2, 3]], "segmentations": [{}]}], "track 0, frame '0': bbox"),
@@ -388,12 +388,12 @@ def test_another_models_objects_are_instances_too(tmp_path):
     from_file = segmenter.segment(frames, prune=save(tmp_path / "a.json", entries))
     np.testing.assert_array_equal(segmenter.segment(frames, prune=Finder()), from_file)
     assert not from_file[:, 20:25, 30:38].any()
-    with pytest.raises(UserError, match="finder looks at the whole video"):
+    with pytest.raises(UserError, match="finder must process the whole video"):
         segmenter.segment(iter(frames), prune=Finder())
-    with pytest.raises(UserError, match="Instances to prune come from a file"):
+    with pytest.raises(UserError, match="Cannot prune instances with"):
         segmenter.segment(frames, prune=3)
 
 
 def test_models_that_tell_objects_apart_are_not_pruned():
-    with pytest.raises(UserError, match="following tells objects apart"):
+    with pytest.raises(UserError, match="Cannot prune with following"):
         following().segment(np.zeros((2, *SIZE, 3), np.uint8), first_mask=np.ones(SIZE, np.uint8), prune="a.json")
