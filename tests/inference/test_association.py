@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from uvos_jax.inference.tracking.association import (
-    Settings,
-    apply,
+    AssociationSettings,
     associate,
-    decided_labels,
     empty_tracks,
     ious,
     joint_areas,
     link_by_iou,
+    merge_labels,
+    update_tracks,
 )
 
 SIZE = (40, 50)  # 2000 pixels, so that the smallest new target has 2
@@ -31,12 +31,12 @@ def scene(*boxes, size=SIZE):
     return labels
 
 
-def step(tracks, frame, proposals, looks, targets, settings=Settings(), scores=None, rule=associate):  # noqa: B008
+def step(tracks, frame, proposals, looks, targets, settings=AssociationSettings(), scores=None, rule=associate):  # noqa: B008
     """One frame; proposals are as strong as they come early."""
     looks = np.reshape(looks, (-1, 3))
     scores = 1 - np.arange(len(looks)) / 100 if scores is None else np.array(scores)
     decision = rule(tracks, frame, proposals, scores, looks, targets, settings)
-    return decision, apply(tracks, decision, frame, scores, looks), decided_labels(decision, proposals, targets)
+    return decision, update_tracks(tracks, decision, frame, scores, looks), merge_labels(decision, proposals, targets)
 
 
 def known(*looks, slots=4, boxes=((0, 0, 20, 20), (0, 30, 20, 20), (30, 0, 10, 10))):
@@ -147,7 +147,7 @@ def test_memories_that_nothing_verifies_are_updated_every_eight_frames():
         for target in updates:
             updates[target] += [frame] * int(decision.update[target])
     assert updates == {0: [3, 11, 14, 22], 1: [8, 16, 24]}
-    off, _, _ = step(tracks, 99, scene((0, 0, 20, 20)), [RED], targets, Settings(memory_update=False))
+    off, _, _ = step(tracks, 99, scene((0, 0, 20, 20)), [RED], targets, AssociationSettings(memory_update=False))
     assert off.replace[0] == 0 and not off.update.any() and not off.doubled.any()
 
 
@@ -213,16 +213,16 @@ def test_the_pieces_of_a_split_object_are_no_new_targets(share, replaced):
 
 
 @pytest.mark.parametrize(("settings", "look", "box", "back"), [
-    (Settings(), GREEN, None, True),
-    (Settings(), 0.9 * GREEN + np.sqrt(0.19) * BLUE, None, True),
-    (Settings(), 3 * BLUE + 4 * GREEN, None, False),  # a mean cosine of just 0.8
-    (Settings(return_above=0.7), 3 * BLUE + 4 * GREEN, None, True),
-    (Settings(return_above=None), GREEN, None, False),
-    (Settings(verification=False), GREEN, None, False),
-    (Settings(), GREEN, (20, 49, 1, 1), True),  # next to nothing of it is left
-    (Settings(), GREEN, (20, 40, 10, 10), True),  # less than half of it is
-    (Settings(shrunk=0.2), GREEN, (20, 40, 10, 10), False),  # T-Net has it elsewhere
-    (Settings(), GREEN, (20, 34, 15, 15), False),
+    (AssociationSettings(), GREEN, None, True),
+    (AssociationSettings(), 0.9 * GREEN + np.sqrt(0.19) * BLUE, None, True),
+    (AssociationSettings(), 3 * BLUE + 4 * GREEN, None, False),  # a mean cosine of just 0.8
+    (AssociationSettings(return_above=0.7), 3 * BLUE + 4 * GREEN, None, True),
+    (AssociationSettings(return_above=None), GREEN, None, False),
+    (AssociationSettings(verification=False), GREEN, None, False),
+    (AssociationSettings(), GREEN, (20, 49, 1, 1), True),  # next to nothing of it is left
+    (AssociationSettings(), GREEN, (20, 40, 10, 10), True),  # less than half of it is
+    (AssociationSettings(shrunk=0.2), GREEN, (20, 40, 10, 10), False),  # T-Net has it elsewhere
+    (AssociationSettings(), GREEN, (20, 34, 15, 15), False),
 ])
 def test_an_object_that_left_comes_back_by_its_look(settings, look, box, back):
     tracks, _ = known(RED, GREEN)
@@ -250,7 +250,7 @@ def test_of_two_that_may_come_back_each_gets_its_own():
 def test_without_verification_the_targets_own_masks_stay():
     tracks, targets = known(RED, GREEN)
     proposals = scene((2, 2, 20, 20), (2, 30, 20, 20), (30, 30, 5, 5))
-    decision, after, decided = step(tracks, 1, proposals, [RED, GREEN, BLUE], targets, Settings(verification=False))
+    decision, after, decided = step(tracks, 1, proposals, [RED, GREEN, BLUE], targets, AssociationSettings(verification=False))
     assert (decision.replace == -1).all() and not decision.update.any() and decision.new.tolist() == [2]
     np.testing.assert_array_equal(decided, targets + 3 * scene((30, 30, 5, 5)))
     np.testing.assert_array_equal(after.latest[:2], tracks.latest[:2])
@@ -259,11 +259,11 @@ def test_without_verification_the_targets_own_masks_stay():
 def test_where_overlaps_below_a_half_count_the_most_alike_come_first():
     tracks, targets = known(RED, boxes=((0, 0, 20, 20),))
     proposals = scene((0, 0, 20, 9), (0, 9, 20, 11))
-    decision, _, _ = step(tracks, 1, proposals, [RED, RED + GREEN], targets, Settings(overlap=0.3))
+    decision, _, _ = step(tracks, 1, proposals, [RED, RED + GREEN], targets, AssociationSettings(overlap=0.3))
     assert decision.replace[0] == 0
-    decision, _, _ = step(tracks, 1, proposals, [RED + GREEN, RED], targets, Settings(overlap=0.3))
+    decision, _, _ = step(tracks, 1, proposals, [RED + GREEN, RED], targets, AssociationSettings(overlap=0.3))
     assert decision.replace[0] == 1
-    decision, _, _ = step(tracks, 1, proposals, [RED, RED], targets, Settings(overlap=0.3), scores=[0.4, 0.8])
+    decision, _, _ = step(tracks, 1, proposals, [RED, RED], targets, AssociationSettings(overlap=0.3), scores=[0.4, 0.8])
     assert decision.replace[0] == 1  # as alike, but stronger
 
 
@@ -273,11 +273,11 @@ def test_only_as_many_targets_as_there_is_room_for(slots, most, expected):
     strengths = np.array([0.3, 0.9, 0.1, 0.7, 0.5, 0.2])
     looks = np.eye(6)[:, :3] + 0.1
     decision, tracks, decided = step(empty_tracks(slots, 3), 0, proposals, looks, np.zeros(SIZE, np.uint8),
-                                     Settings(most=most), scores=strengths)
+                                     AssociationSettings(max_ids=most), scores=strengths)
     assert decision.new.tolist() == [1, 3, 4, 0, 5, 2][:expected]
     assert np.unique(decided).tolist() == list(range(expected + 1))
     more = scene((30, 0, 5, 5), (30, 10, 5, 5), (30, 20, 5, 5))
-    decision, tracks, _ = step(tracks, 1, more, [RED, GREEN, BLUE], decided, Settings(most=most, return_above=None))
+    decision, tracks, _ = step(tracks, 1, more, [RED, GREEN, BLUE], decided, AssociationSettings(max_ids=most, return_above=None))
     assert len(decision.new) == min(3, min(slots, most) - expected) and tracks.ids.max() <= min(slots, most)
 
 
@@ -333,8 +333,8 @@ def test_the_order_of_the_proposals_means_nothing(seed):
     renumbered = np.append(0, np.argsort(order) + 1)[found]
     results = []
     for labels, strengths, its_looks in ((found, scores, looks), (renumbered, scores[order], looks[order])):
-        decision = associate(tracks, 20, labels, strengths, its_looks, targets, Settings())
-        results.append((*apply(tracks, decision, 20, strengths, its_looks), decided_labels(decision, labels, targets),
+        decision = associate(tracks, 20, labels, strengths, its_looks, targets, AssociationSettings())
+        results.append((*update_tracks(tracks, decision, 20, strengths, its_looks), merge_labels(decision, labels, targets),
                         decision.similarity, decision.update, decision.doubled))
     for one, other in zip(*results, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
@@ -350,9 +350,9 @@ def test_any_scene_keeps_the_rules(return_above):
     for seed in range(10):
         tracks, found, scores, looks, targets = random_scene(seed)
         smallest = 9
-        settings = Settings(smallest=smallest / found.size, return_above=return_above)
+        settings = AssociationSettings(smallest=smallest / found.size, return_above=return_above)
         decision = associate(tracks, 20, found, scores, looks, targets, settings)
-        decided = decided_labels(decision, found, targets)
+        decided = merge_labels(decision, found, targets)
         masks = [found == p + 1 for p in range(len(scores))]
         unit = looks / np.linalg.norm(looks, axis=1, keepdims=True)
         used = decision.new.tolist()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from uvos_jax.inference.tracking.augmentation import samples, without
+from uvos_jax.inference.tracking.augmentation import augmented_samples, inpaint_object
 
 RED = (220, 30, 20)
 
@@ -20,7 +20,7 @@ def _scene(top=60, left=70, height=40, width=50, size=(160, 220)):
 
 def test_the_first_sample_is_the_frame_itself():
     frame, mask = _scene()
-    frames, masks = samples(frame, mask)
+    frames, masks = augmented_samples(frame, mask)
     assert frames.shape == (5, *frame.shape) and frames.dtype == masks.dtype == np.uint8
     np.testing.assert_array_equal(frames[0], frame)
     np.testing.assert_array_equal(masks[0], mask * 255)
@@ -29,7 +29,7 @@ def test_the_first_sample_is_the_frame_itself():
 
 def test_the_object_is_where_its_label_says_and_nowhere_else():
     frame, mask = _scene()
-    frames, masks = samples(frame, mask, count=12, seed=3)
+    frames, masks = augmented_samples(frame, mask, count=12, seed=3)
     red = frames[..., 0].astype(int) - frames[..., 2]
     # Away from the edges, which are mixed, the label is red and nothing else is, not where the object was either.
     for reds, label in zip(red[1:], masks[1:] > 0, strict=True):
@@ -51,7 +51,7 @@ def _inside(mask, steps):
 def test_half_of_them_are_mirrored():
     frame, mask = _scene(height=60, width=60, size=(200, 240))
     frame[mask] = np.where(np.arange(60)[None, :, None] < 30, RED, (30, 220, 20)).repeat(60, 0).reshape(-1, 3)
-    frames, masks = samples(frame, mask, count=40, seed=1)
+    frames, masks = augmented_samples(frame, mask, count=40, seed=1)
     columns = np.arange(frame.shape[1])
     turned = []
     for picture, label in zip(frames[1:].astype(int), masks[1:] > 0, strict=True):
@@ -62,7 +62,7 @@ def test_half_of_them_are_mirrored():
 
 def test_holes_are_filled_with_what_is_around_them():
     frame, mask = _scene()
-    filled = without(frame, mask)
+    filled = inpaint_object(frame, mask)
     ground, _ = _scene(height=0)
     assert np.abs(filled.astype(int) - ground)[mask].max() < 25
     far = ~_inside(~mask, 0) | _inside(~mask, 4)
@@ -71,7 +71,7 @@ def test_holes_are_filled_with_what_is_around_them():
 
 def test_the_seed_decides():
     frame, mask = _scene()
-    once, again, other = (samples(frame, mask, seed=seed)[0] for seed in (1, 1, 2))
+    once, again, other = (augmented_samples(frame, mask, seed=seed)[0] for seed in (1, 1, 2))
     np.testing.assert_array_equal(once, again)
     assert (once[1:] != other[1:]).any((1, 2, 3)).all()
 
@@ -83,17 +83,17 @@ def test_the_seed_decides():
 ])
 def test_odd_masks_give_samples_with_an_object(box):
     frame, mask = _scene(*box)
-    frames, masks = samples(frame, mask, count=8)
+    frames, masks = augmented_samples(frame, mask, count=8)
     assert masks.any((1, 2)).all() and frames.shape == (8, 160, 220, 3)
 
 
 def test_one_sample_is_the_frame():
     frame, mask = _scene()
-    frames, masks = samples(frame, mask, count=1)
+    frames, masks = augmented_samples(frame, mask, count=1)
     assert len(frames) == len(masks) == 1
 
 
 def test_an_empty_mask_is_refused():
     frame, mask = _scene(height=0)
     with pytest.raises(ValueError, match="no object"):
-        samples(frame, mask)
+        augmented_samples(frame, mask)

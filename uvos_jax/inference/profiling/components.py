@@ -232,9 +232,9 @@ def _dtnet(engine, variables, objects) -> dict[str, _Component]:
     return {"encoders": _Component(encode, (variables, inputs)),
             "discovery": _Component(discover, (variables, discovery, features)),
             "embeddings": _Component(call("embed_proposals"), (variables, frame, labels[None]), counted=embed),
-            "target scores": _Component(engine.follow, (targets, target_features)),
-            "target memories": _Component(engine.remember, (targets, target_features, labels, due, due)),
-            f"target fits, {objects} x": _Component(engine.update, (targets, *one), objects)}
+            "target scores": _Component(engine.segment_targets, (targets, target_features)),
+            "target memories": _Component(engine.add_sample, (targets, target_features, labels, due, due)),
+            f"target fits, {objects} x": _Component(engine.update_targets, (targets, *one), objects)}
 
 
 _PREDICT_COMPONENTS = {"cfbi": _cfbi}

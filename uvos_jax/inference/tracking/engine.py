@@ -1,12 +1,13 @@
-"""D-Net and T-Net on a video: what the device does with a chunk, and what is decided about each frame on the host.
+"""Runs D-Net and T-Net on a video: networks on the device, association on the host.
 
-D-Net is scanned over a chunk, since it looks at its own last answer. Which proposal belongs to which target is
-irregular, and a matter of a few numbers: that is NumPy (:mod:`uvos_jax.inference.tracking.association`). What it asks of the
-target models goes back to the device, to functions that have one shape for any number of objects.
+D-Net is scanned over a chunk, since its input includes its previous output. The association of proposals with targets
+is irregular but small, and runs in NumPy (:mod:`uvos_jax.inference.tracking.association`). The target models are
+updated on the device by functions whose shapes do not depend on the number of objects.
 """
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import cv2
 import flax.struct
@@ -16,25 +17,25 @@ import numpy as np
 
 from uvos_jax.inference.engine import StepOutput, StreamState
 from uvos_jax.inference.tracking import association
-from uvos_jax.inference.tracking.augmentation import samples
+from uvos_jax.inference.tracking.augmentation import augmented_samples
 from uvos_jax.models.dtnet import target_model as target
-from uvos_jax.models.dtnet.model import DTNet
+from uvos_jax.models.dtnet.model import DTNet, Proposals
 from uvos_jax.ops.preprocess import preprocess
 from uvos_jax.ops.resize import resize_bilinear
 
-_SAMPLES = 5  # of a target's first frame, itself and augmented ones: FRTM's
+_SAMPLES = 5  # initial samples of a target, its first frame and augmentations, as in FRTM
 
 
 @flax.struct.dataclass
 class TrackState:
-    """All that a video's past is.
+    """Recurrent state of D-Net and T-Net.
 
     Attributes:
-      discovery: what D-Net remembers.
-      targets: T-Net's models, one a place.
-      tracks: who is in which place, see ``association``.
-      frame: int32, how many frames there have been.
-      labels: uint8 ``[h, w]``, places in the last one, at the networks' size.
+        discovery: State of D-Net.
+        targets: T-Net's target models, one per slot.
+        tracks: Ids and association state of the slots.
+        frame: int32, number of processed frames.
+        labels: uint8 ``[h, w]``, slots in the last frame at network size.
     """
 
     discovery: object
@@ -44,15 +45,31 @@ class TrackState:
     labels: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class TrackingEngine:
-    """As ``Engine``, for the model that finds and follows objects by itself; labels are ids, 1 to ``model.max_tracks``.
+class ChunkProposals(NamedTuple):
+    """What the networks compute for a chunk without looking at the targets; all with leading axis ``t``.
 
     Attributes:
-      model: its module.
-      native_size: ``(height, width)`` of the frames and of the labels.
-      soft: whether probabilities and confidences are made beside the labels.
-      link_only: whether D-Net's proposals are linked by their overlap alone, without T-Net: a baseline.
+        embeddings: Embedding of each proposal, float ``[t, p, d]``.
+        proposals: D-Net's ``Proposals``.
+        frames: Preprocessed frames, float ``[t, h, w, 3]``.
+        features: T-Net's features, ``[t, h', w', c]``.
+    """
+
+    embeddings: jax.Array
+    proposals: Proposals
+    frames: jax.Array
+    features: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackingEngine:
+    """``Engine`` for the model that tracks objects without a prompt; labels are ids, 1 to ``model.max_tracks``.
+
+    Attributes:
+        model: The Flax module.
+        native_size: ``(height, width)`` of the frames and of the labels.
+        soft: Whether probabilities and confidences are computed.
+        link_only: Whether D-Net's proposals are linked by overlap alone, without T-Net; a baseline.
     """
 
     model: DTNet
@@ -62,56 +79,64 @@ class TrackingEngine:
 
     @functools.cached_property
     def size(self) -> tuple[int, int]:
-        """``(height, width)`` at which the networks run."""
+        """``(height, width)`` of the network input."""
         return self.model.frame_size(self.native_size)
 
     @functools.cached_property
-    def settings(self) -> association.Settings:
-        """The rules of association that the model's fields choose."""
-        return association.Settings(verification=self.model.verification, memory_update=self.model.memory_update,
-                                    most=self.model.max_tracks)
+    def settings(self) -> association.AssociationSettings:
+        """Association thresholds from the hyper-parameters of the model."""
+        return association.AssociationSettings(
+            verification=self.model.verification, memory_update=self.model.memory_update, max_ids=self.model.max_tracks)
 
     @functools.cached_property
     def start(self):
-        """``(variables, frames uint8 [1, h, w, 3], flows=None) -> StreamState``, jitted; ``frames`` holds the first one."""
+        """Jitted ``(variables, frames uint8 [1, h, w, 3], flows=None) -> StreamState``, from the first frame."""
         return jax.jit(self._start)
 
-    def step(self, variables, carry, frames, valid, flows=None) -> tuple[StreamState, StepOutput]:
-        """``frames`` uint8 ``[t, h, w, 3]`` and ``valid`` bool ``[t]`` to ``(carry, StepOutput of [t])``; see ``Engine``.
+    def step(self, variables, state, frames, valid, flows=None) -> tuple[StreamState, StepOutput]:
+        """Processes a chunk; see ``Engine.step``.
 
-        Notes of a frame are the flags of ``model.notes``, and ``scores``, float32 ``[tracks]``: how sure D-Net is of
-        each id's mask, or T-Net if it is T-Net's; 0 of ids that are not in the frame. Where the model tells them apart,
-        ``categories``, int32 ``[tracks]``: from 1, of the ids whose mask is D-Net's, 0 of all others.
+        Args:
+            variables: Weights of the model.
+            state: State after the previous chunk.
+            frames: uint8 ``[t, h, w, 3]``.
+            valid: bool ``[t]``, false for padding and broken frames.
+            flows: Not used.
+
+        Returns:
+            The next state, and the output with leading axis ``t``. Its notes are the flags of ``model.notes``;
+            ``scores``, float32 ``[tracks]``, the confidence of each id's mask from D-Net, or T-Net where T-Net made
+            the mask, 0 for ids that are not in the frame; and, if the model classifies, ``categories``, int32
+            ``[tracks]``, from 1 for ids whose mask is D-Net's, else 0.
         """
-        state, last = carry.states[0], carry.last
+        track_state, last = state.states[0], state.last
         frames = np.asarray(frames)
-        discovery, seen = self.look(variables, state.discovery, frames, valid)
-        state = state.replace(discovery=discovery)
-        decisions = []
+        discovery, proposed = self.propose(variables, track_state.discovery, frames, valid)
+        track_state = track_state.replace(discovery=discovery)
+        outputs = []
         for i in range(len(frames)):
             if valid[i]:
-                state, last = self._one(variables, state, jax.tree.map(lambda x, i=i: x[i], seen), frames[i])
-            decisions.append(last)
-        decided = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *decisions)
-        return StreamState((state,), (), last), decided
+                proposed_i = jax.tree.map(lambda x, i=i: x[i], proposed)
+                track_state, last = self._track_frame(variables, track_state, proposed_i, frames[i])
+            outputs.append(last)
+        output = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *outputs)
+        return StreamState((track_state,), (), last), output
 
     @functools.cached_property
-    def look(self):
-        """What needs no target, jitted: ``(variables, D-Net's state, frames, valid) -> (state, {name: [t, ...]})``.
-
-        The dict has the frame at the networks' size (``frame``), T-Net's features (``target``), D-Net's answer
-        (``found``) and an embedding of each proposal (``embeddings``).
-        """
-        return jax.jit(self._look)
+    def propose(self):
+        """Jitted ``(variables, D-Net state, frames, valid) -> (D-Net state, ChunkProposals)``."""
+        return jax.jit(self._propose)
 
     def _start(self, variables, frames, flows=None):
         features = self._apply(variables, "encode", {"frame": self._frame(frames[:1])})
         model = self.model
-        targets = target.empty_targets(model.max_tracks, model.memory, features["target"].shape[1:], model.target_channels)
+        feature_shape = features["target"].shape[1:]
+        targets = target.empty_targets(model.max_tracks, model.memory, feature_shape, model.target_channels)
         tracks = jax.tree.map(jnp.asarray, association.empty_tracks(model.max_tracks, model.embedding))
         state = TrackState(self._apply(variables, "init_state", features), targets, tracks, jnp.zeros((), jnp.int32),
                            jnp.zeros(self.size, jnp.uint8))
-        notes = {name: jnp.zeros((), bool) for name in model.notes} | {"scores": jnp.zeros(model.max_tracks, jnp.float32)}
+        notes = {name: jnp.zeros((), bool) for name in model.notes}
+        notes["scores"] = jnp.zeros(model.max_tracks, jnp.float32)
         if model.categories > 1:
             notes["categories"] = jnp.zeros(model.max_tracks, jnp.int32)
         last = StepOutput(jnp.zeros(self.native_size, jnp.uint8), notes=notes)
@@ -119,115 +144,115 @@ class TrackingEngine:
             last = last.replace(probability=last.labels, confidence=jnp.zeros((), jnp.float32))
         return StreamState((state,), (), last)
 
-    def _look(self, variables, discovery, frames, valid):
+    def _propose(self, variables, discovery, frames, valid):
         features = self._apply(variables, "encode", {"frame": self._frame(frames)})
 
-        def one(state, xs):
-            its, is_valid = xs
-            new, found = self._apply(variables, "propose", state, jax.tree.map(lambda x: x[None], its))
+        def one_frame(state, xs):
+            frame_features, is_valid = xs
+            new, proposals = self._apply(variables, "propose", state, jax.tree.map(lambda x: x[None], frame_features))
             state = jax.tree.map(lambda x, y: jnp.where(is_valid, x, y), new, state)
-            return state, jax.tree.map(lambda x: x[0], found)
+            return state, jax.tree.map(lambda x: x[0], proposals)
 
-        discovery, found = jax.lax.scan(one, discovery, (features, valid))
-        embeddings = self._apply(variables, "embed_proposals", features["frame"], found.labels)
-        return discovery, {"frame": features["frame"], "target": features["target"], "found": found,
-                           "embeddings": embeddings}
+        discovery, proposals = jax.lax.scan(one_frame, discovery, (features, valid))
+        embeddings = self._apply(variables, "embed_proposals", features["frame"], proposals.labels)
+        return discovery, ChunkProposals(embeddings, proposals, features["frame"], features["target"])
 
-    def _one(self, variables, state, seen, frame):
-        """What is decided about one frame, and the state after it."""
-        index, found = int(state.frame), jax.tree.map(np.asarray, seen["found"])
-        tracks, embeddings = association.Tracks(*map(np.asarray, state.tracks)), np.asarray(seen["embeddings"])
+    def _track_frame(self, variables, state, proposed, frame):
+        """Associates the proposals of one frame and updates the targets; returns the next state and the output."""
+        index, proposals = int(state.frame), jax.tree.map(np.asarray, proposed.proposals)
+        tracks, embeddings = association.Tracks(*map(np.asarray, state.tracks)), np.asarray(proposed.embeddings)
         if self.link_only:
-            decide, coarse = association.link_by_iou, np.asarray(state.labels)
-            anything, sure = found.saliency, np.zeros(len(tracks.ids), np.float32)
+            rule, target_labels = association.link_by_iou, np.asarray(state.labels)
+            foreground, target_confidence = proposals.saliency, np.zeros(len(tracks.ids), np.float32)
         else:
-            decide = association.associate
-            coarse, anything, sure = map(np.asarray, self.follow(state.targets, seen["target"]))
-        decision = decide(tracks, index, found.labels, found.score, embeddings, coarse, self.settings)
-        places = association.decided_labels(decision, found.labels, coarse)
-        tracks = association.apply(tracks, decision, index, found.score, embeddings)
-        targets = self._learn(variables, state.targets, decision, seen["target"], places, frame, index)
-        state = TrackState(state.discovery, targets, tracks, np.int32(index + 1), places)
-        left_out = found.dropped > 0 or _beyond(decision, found.score, tracks)
-        notes = {"crowded": np.asarray(left_out),
-                 "scores": _by_id(tracks, _of_places(decision, places, found.score, sure))}
+            rule = association.associate
+            target_labels, foreground, target_confidence = map(
+                np.asarray, self.segment_targets(state.targets, proposed.features))
+        result = rule(tracks, index, proposals.labels, proposals.score, embeddings, target_labels, self.settings)
+        labels = association.merge_labels(result, proposals.labels, target_labels)
+        tracks = association.update_tracks(tracks, result, index, proposals.score, embeddings)
+        targets = self._update_models(variables, state.targets, result, proposed.features, labels, frame, index)
+        state = TrackState(state.discovery, targets, tracks, np.int32(index + 1), labels)
+        crowded = proposals.dropped > 0 or _exhausted(result, proposals.score, tracks)
+        notes = {"crowded": np.asarray(crowded),
+                 "scores": _by_id(tracks, _by_slot(result, labels, proposals.score, target_confidence))}
         if self.model.categories > 1:
-            kinds = 1 + found.categories.argmax(-1).astype(np.int32)
-            notes["categories"] = _by_id(tracks, _of_places(decision, places, kinds, np.zeros_like(tracks.ids)))
-        return state, self._decision(tracks, places, np.maximum(anything, found.saliency), notes)
+            categories = 1 + proposals.categories.argmax(-1).astype(np.int32)
+            notes["categories"] = _by_id(tracks, _by_slot(result, labels, categories, np.zeros_like(tracks.ids)))
+        return state, self._output(tracks, labels, np.maximum(foreground, proposals.saliency), notes)
 
-    def _learn(self, variables, targets, decision, features, places, frame, index):
-        """The target models after a frame: memories get it, those are fitted that got it, new ones begin."""
+    def _update_models(self, variables, targets, result, features, labels, frame, index):
+        """Adds the frame to the memories that are due, refits their models, and starts the models of new targets."""
         if self.link_only:
             return targets
-        if decision.update.any():
-            targets = self.remember(targets, features, places, decision.update, decision.doubled)
-            due, together = np.flatnonzero(decision.update).astype(np.int32), _together()
-            for i in range(0, len(due), together):
-                slots = np.resize(due[i:i + together], together)
-                targets = self.update(targets, slots, np.arange(together) < len(due) - i)
-        if len(decision.slots):
+        if result.update.any():
+            targets = self.add_sample(targets, features, labels, result.update, result.doubled)
+            due, batch_size = np.flatnonzero(result.update).astype(np.int32), _update_batch_size()
+            for i in range(0, len(due), batch_size):
+                slots = np.resize(due[i:i + batch_size], batch_size)
+                targets = self.update_targets(targets, slots, np.arange(batch_size) < len(due) - i)
+        if len(result.slots):
             small = cv2.resize(frame, self.size[::-1], interpolation=cv2.INTER_AREA)
-            for slot in decision.slots.tolist():
-                frames, masks = samples(small, places == slot + 1, _SAMPLES, seed=1000 * index + slot)
-                targets = self.begin(variables, targets, slot, frames, masks)
+            for slot in result.slots.tolist():
+                frames, masks = augmented_samples(small, labels == slot + 1, _SAMPLES, seed=1000 * index + slot)
+                targets = self.start_target(variables, targets, slot, frames, masks)
         return targets
 
-    def _decision(self, tracks, places, anything, notes):
-        """The frame's answer at native size, its places as ids."""
-        ids = np.append(0, tracks.ids).astype(np.uint8)[places]
+    def _output(self, tracks, labels, foreground, notes):
+        """The output of a frame at native size, with slots mapped to ids."""
+        ids = np.append(0, tracks.ids).astype(np.uint8)[labels]
         notes = {"nothing": np.asarray(not ids.any()), **notes}
         if self.size != self.native_size:
             ids = np.asarray(self._labels_at_native_size(ids))
         if not self.soft:
             return StepOutput(ids, notes=notes)
-        probability, confidence = self._soft(anything, ids)
+        probability, confidence = self._soft(foreground, ids)
         return StepOutput(ids, probability, confidence, notes)
 
     @functools.cached_property
-    def follow(self):
-        """T-Net on one frame, jitted: ``(targets, features [h', w', c])`` to three arrays.
+    def segment_targets(self):
+        """Jitted T-Net for one frame: ``(targets, features [h', w', c])`` to three arrays.
 
-        They are labels uint8 ``[h, w]`` of places, the probability of any target, float32 ``[h, w]``, and how sure each
-        target's mask is, float32 ``[tracks]``.
+        They are labels uint8 ``[h, w]`` (slot + 1), the probability of any target, float32 ``[h, w]``, and the mean
+        probability inside each target's mask, float32 ``[tracks]``.
         """
-        def follow(targets, features):
+        def segment_targets(targets, features):
             scores = target.score_targets(targets, features)
             scores = resize_bilinear(scores[..., None], self.size, align_corners=False)[..., 0]
-            chances = target.merge_scores(scores, targets.alive)
-            labels = chances.argmax(0)
-            inside = labels == jnp.arange(1, len(chances))[:, None, None]
-            sure = jnp.where(inside, chances[1:], 0).sum((1, 2)) / jnp.maximum(inside.sum((1, 2)), 1)
-            return labels.astype(jnp.uint8), 1 - chances[0], sure
+            probs = target.merge_scores(scores, targets.alive)
+            labels = probs.argmax(0)
+            inside = labels == jnp.arange(1, len(probs))[:, None, None]
+            confidence = jnp.where(inside, probs[1:], 0).sum((1, 2)) / jnp.maximum(inside.sum((1, 2)), 1)
+            return labels.astype(jnp.uint8), 1 - probs[0], confidence
 
-        return jax.jit(follow)
-
-    @functools.cached_property
-    def remember(self):
-        """``target.remember``, jitted, with labels as uint8 ``[h, w]`` of places."""
-        def remember(targets, features, places, due, doubled):
-            labels = places == jnp.arange(1, len(due) + 1, dtype=jnp.uint8)[:, None, None]
-            return target.remember(targets, features, labels.astype(jnp.uint8) * 255, due, doubled)
-
-        return jax.jit(remember)
+        return jax.jit(segment_targets)
 
     @functools.cached_property
-    def update(self):
-        """``target.update_targets``, jitted, called with the places of one target on a CPU and of four elsewhere."""
+    def add_sample(self):
+        """Jitted ``target.remember`` with labels uint8 ``[h, w]`` (slot + 1)."""
+        def add_sample(targets, features, labels, due, doubled):
+            masks = labels == jnp.arange(1, len(due) + 1, dtype=jnp.uint8)[:, None, None]
+            return target.remember(targets, features, masks.astype(jnp.uint8) * 255, due, doubled)
+
+        return jax.jit(add_sample)
+
+    @functools.cached_property
+    def update_targets(self):
+        """Jitted ``target.update_targets``, called with one slot on a CPU and with four elsewhere."""
         return jax.jit(target.update_targets)
 
     @functools.cached_property
-    def begin(self):
-        """A new target, jitted: ``(variables, targets, slot, frames uint8 [5, h, w, 3], masks uint8 [5, h, w])``."""
-        def begin(variables, targets, slot, frames, masks):
+    def start_target(self):
+        """Jitted ``(variables, targets, slot, frames uint8 [5, h, w, 3], masks uint8 [5, h, w]) -> targets``."""
+        def start_target(variables, targets, slot, frames, masks):
             features = self._apply(variables, "target_features", self._frame(frames))
             return target.start_target(targets, slot, features, masks, jax.random.key(slot))
 
-        return jax.jit(begin)
+        return jax.jit(start_target)
 
     @functools.cached_property
     def _labels_at_native_size(self):
-        """Labels without the steps of a coarser grid: those of most weight after bilinear interpolation."""
+        """Resizes labels by the argmax of bilinearly resized one-hot maps, for smooth edges."""
         def resize(ids):
             one_hot = jax.nn.one_hot(ids, self.model.max_tracks + 1)
             return resize_bilinear(one_hot[None], self.native_size, align_corners=False)[0].argmax(-1).astype(jnp.uint8)
@@ -236,12 +261,12 @@ class TrackingEngine:
 
     @functools.cached_property
     def _soft(self):
-        def soft(anything, ids):
-            chance = resize_bilinear(anything[None, :, :, None], self.native_size, align_corners=False)[0, :, :, 0]
+        def soft(foreground, ids):
+            prob = resize_bilinear(foreground[None, :, :, None], self.native_size, align_corners=False)[0, :, :, 0]
             inside = ids > 0
-            confidence = jnp.where(inside, chance, 0).sum() / jnp.maximum(inside.sum(), 1)
-            confidence = jnp.where(inside.any(), confidence, 1 - chance.mean())
-            return jnp.round(255 * chance).astype(jnp.uint8), confidence
+            confidence = jnp.where(inside, prob, 0).sum() / jnp.maximum(inside.sum(), 1)
+            confidence = jnp.where(inside.any(), confidence, 1 - prob.mean())
+            return jnp.round(255 * prob).astype(jnp.uint8), confidence
 
         return jax.jit(soft)
 
@@ -252,26 +277,27 @@ class TrackingEngine:
         return self.model.apply(variables, *args, method=method)
 
 
-def _together():
-    """Target models that are fitted at once: a CPU gains nothing by it, and what fills up costs as much as others."""
+def _update_batch_size():
+    """Number of target models fitted at once: batching gains nothing on a CPU, and padding costs as much as a target."""
     return 1 if jax.default_backend() == "cpu" else 4
 
 
-def _of_places(decision, places, of_proposals, otherwise):
-    """What is said of each place's mask ``[tracks]``: of the proposal that it is, or else; 0 of what is not there."""
-    said = np.where(decision.replace >= 0, of_proposals[decision.replace], otherwise)
-    said[decision.slots] = of_proposals[decision.new]
-    return np.where(np.bincount(places.ravel(), minlength=len(said) + 1)[1:] > 0, said, 0).astype(of_proposals.dtype)
+def _by_slot(result, labels, of_proposals, of_targets):
+    """``[tracks]``, the value of each slot's proposal, or of its target without one; 0 if it is not in the frame."""
+    values = np.where(result.replace >= 0, of_proposals[result.replace], of_targets)
+    values[result.slots] = of_proposals[result.new]
+    present = np.bincount(labels.ravel(), minlength=len(values) + 1)[1:] > 0
+    return np.where(present, values, 0).astype(of_proposals.dtype)
 
 
-def _by_id(tracks, of_places):
-    """``[tracks]``, from that of places to that of ids 1, 2, ..."""
-    by_id, known = np.zeros_like(of_places), tracks.ids > 0
-    by_id[tracks.ids[known] - 1] = of_places[known]
+def _by_id(tracks, by_slot):
+    """Reorders values ``[tracks]`` from slots to ids 1, 2, ..."""
+    by_id, used = np.zeros_like(by_slot), tracks.ids > 0
+    by_id[tracks.ids[used] - 1] = by_slot[used]
     return by_id
 
 
-def _beyond(decision, score, tracks):
-    """Whether all ids are given away while a proposal is left that nobody has taken."""
-    taken = len(decision.new) + (decision.replace >= 0).sum()
-    return bool((tracks.ids > 0).all() and taken < (score > 0).sum())
+def _exhausted(result, score, tracks):
+    """Whether all ids are used while a proposal is left without a target."""
+    used = len(result.new) + (result.replace >= 0).sum()
+    return bool((tracks.ids > 0).all() and used < (score > 0).sum())
