@@ -9,7 +9,7 @@ from tests.helpers.small_adnet import clip
 from uvos_jax import UserError
 from uvos_jax.inference import Segmenter
 from uvos_jax.inference.debug_figures import check_figures, write_figures
-from uvos_jax.inference.debug_figures.dpa import _look
+from uvos_jax.inference.debug_figures.dpa import _features
 from uvos_jax.inference.jobs.segment import segment_to_folder
 from uvos_jax.inference.loading import random_variables
 from uvos_jax.models import build
@@ -47,14 +47,14 @@ def test_what_is_drawn_changes_with_references_and_with_the_other_stream():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (3, 64, 96, 3), np.uint8)
     flows = rng.normal(size=(3, 64, 96, 2)).astype(np.float32)
-    shown, maps = _look(segmenter.model, segmenter.variables, images, flows)
+    shown, maps = _features(segmenter.model, segmenter.variables, images, flows)
     assert shown.shape == (64, 96, 3)
     names = ("block4", "ima4", "block5", "ima5", "ifa")
     assert set(maps) == {f"{stream}_{name}" for stream in ("appearance", "motion") for name in names}
     assert maps["motion_ima4"].shape == (8, 12) and maps["motion_ifa"].shape == (4, 6)
 
     def changed(images, flows):
-        other = _look(segmenter.model, segmenter.variables, images, flows)[1]
+        other = _features(segmenter.model, segmenter.variables, images, flows)[1]
         return {name for name in maps if not np.allclose(maps[name], other[name], atol=1e-6)}
 
     # ReferenceFrames reach a frame by IFA alone; the motion stream's have seen the appearance stream's through IMA.

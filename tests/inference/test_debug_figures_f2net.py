@@ -123,5 +123,5 @@ def test_cells_of_a_map_lie_on_every_fourth_pixel_of_the_network():
 
 @pytest.mark.parametrize("net", ["baseline", "ad"])
 def test_debug_is_refused_where_no_center_is_looked_for(net):
-    with pytest.raises(UserError, match=f"'{net}' looks for none"):
+    with pytest.raises(UserError, match=f"'{net}' predicts none"):
         check_figures(Segmenter("f2net", *small(net=net)), source())

@@ -1,4 +1,4 @@
-"""D-Net and T-Net's driver, with a network that sees colors in place of the learned one."""
+"""Engine of D-Net and T-Net, with a network that recognizes colors in place of the learned one."""
 
 import dataclasses
 import json
@@ -21,6 +21,8 @@ from uvos_jax.training.validation import choose, validate
 from uvos_jax.video import OutputOptions, open_source, read_mask
 
 SIZE = 64, 96
+# The jitted functions of the engine.
+COMPILED = ("propose", "segment_targets", "add_sample", "update_targets", "start_target")
 # What the network knows as objects, RGB; all else is background.
 COLORS = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [250, 250, 20], [20, 250, 250]], np.uint8)
 
@@ -104,9 +106,9 @@ def segmenter():
 
 
 def like(engine, **changes):
-    """The engine with other fields, of which its compiled functions know nothing."""
+    """The engine with other fields that its compiled functions do not depend on."""
     other = dataclasses.replace(engine, **changes)
-    vars(other).update({name: getattr(engine, name) for name in ("look", "follow", "remember", "update", "begin")})
+    vars(other).update({name: getattr(engine, name) for name in COMPILED})
     return other
 
 
@@ -119,7 +121,7 @@ def ids(labels, truth, number):
     return found
 
 
-def test_objects_keep_their_ids_where_they_cross_and_where_they_leave_and_return(segmenter):
+def test_ids_survive_crossing_and_absence(segmenter):
     there = walk((20, 4), (20, 76), 12)
     back = walk((12, 72), (12, 6), 12)
     away = {t: place for t, place in walk((44, 30), (44, 40), 12).items() if not 4 <= t < 8}
@@ -133,7 +135,7 @@ def test_objects_keep_their_ids_where_they_cross_and_where_they_leave_and_return
     assert (labels > 0).tolist() == (truth > 0).tolist()
 
 
-def test_t_net_finds_the_object_where_d_net_is_blind(segmenter):
+def test_t_net_segments_the_object_without_proposals(segmenter):
     frames, truth = film(6, (0, walk((8, 8), (28, 48), 6), 24, 32))
     frames[3:5, 0, 0] = 0
     labels = segmenter.segment(frames)
@@ -143,73 +145,73 @@ def test_t_net_finds_the_object_where_d_net_is_blind(segmenter):
     assert set(np.unique(labels)) == {0, 1}
 
 
-def test_one_program_serves_any_number_of_objects(segmenter):
+def test_compiles_once_for_any_number_of_objects(segmenter):
     one, _ = film(4, (0, walk((8, 8), (8, 40), 4), 20, 20))
     three, _ = film(4, (0, walk((4, 8), (4, 40), 4), 14, 20), (1, walk((24, 8), (24, 40), 4), 14, 20),
                     (2, {2: (46, 10), 3: (46, 14)}, 14, 20))
     segmenter.segment(one)
     engine = segmenter.engine(SIZE)
-    compiled = {name: getattr(engine, name)._cache_size() for name in ("look", "follow", "remember", "update", "begin")}
+    compiled = {name: getattr(engine, name)._cache_size() for name in COMPILED}
     assert all(compiled.values())
     assert set(np.unique(segmenter.segment(three))) == {0, 1, 2, 3}
     assert {name: getattr(engine, name)._cache_size() for name in compiled} == compiled
 
 
-def test_chunks_and_single_frames_agree_and_a_run_goes_on_from_its_carry(segmenter):
+def test_chunk_size_does_not_matter_and_a_run_continues_from_its_state(segmenter):
     frames, _ = film(6, (0, walk((8, 8), (28, 48), 6), 20, 20), (1, walk((40, 60), (4, 20), 6), 16, 16))
     whole = segmenter.segment(frames, chunk=6)
     np.testing.assert_array_equal(segmenter.segment(frames, chunk=1), whole)
     np.testing.assert_array_equal(segmenter.segment(frames, chunk=4), whole)
     engine = segmenter.engine(SIZE)
-    carry, first = engine.step(segmenter.variables, engine.start(segmenter.variables, frames[:1]), frames[:3],
+    state, first = engine.step(segmenter.variables, engine.start(segmenter.variables, frames[:1]), frames[:3],
                                np.ones(3, bool))
     # As a stored state: nothing but arrays, of the shapes that the start has.
-    leaves = jax.tree.leaves(carry)
+    leaves = jax.tree.leaves(state)
     shapes = jax.eval_shape(engine.start, segmenter.variables, frames[:1])
     assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(shapes)] == [
         (np.shape(leaf), np.asarray(leaf).dtype) for leaf in leaves]
-    carry = jax.tree.unflatten(jax.tree.structure(shapes), [np.asarray(leaf).copy() for leaf in leaves])
-    _, second = engine.step(segmenter.variables, carry, frames[3:], np.ones(3, bool))
+    state = jax.tree.unflatten(jax.tree.structure(shapes), [np.asarray(leaf).copy() for leaf in leaves])
+    _, second = engine.step(segmenter.variables, state, frames[3:], np.ones(3, bool))
     np.testing.assert_array_equal(np.concatenate([first.labels, second.labels]), whole)
 
 
-def test_frames_that_fill_up_or_are_broken_leave_no_trace(segmenter):
+def test_invalid_frames_do_not_change_the_state(segmenter):
     frames, _ = film(4, (0, walk((8, 8), (28, 48), 4), 20, 20))
     engine = segmenter.engine(SIZE)
     start = engine.start(segmenter.variables, frames[:1])
     noise = np.random.default_rng(0).integers(0, 256, frames[:1].shape, np.uint8)
     mixed = np.concatenate([frames[:2], noise, frames[2:]])
-    carry, decided = engine.step(segmenter.variables, start, mixed, np.array([True, True, False, True, True]))
+    state, output = engine.step(segmenter.variables, start, mixed, np.array([True, True, False, True, True]))
     other, plain = engine.step(segmenter.variables, start, frames, np.ones(4, bool))
-    np.testing.assert_array_equal(decided.labels[[0, 1, 3, 4]], plain.labels)
-    np.testing.assert_array_equal(decided.labels[2], plain.labels[1])
-    assert int(carry.states[0].frame) == int(other.states[0].frame) == 4
+    np.testing.assert_array_equal(output.labels[[0, 1, 3, 4]], plain.labels)
+    np.testing.assert_array_equal(output.labels[2], plain.labels[1])
+    assert int(state.states[0].frame) == int(other.states[0].frame) == 4
 
 
-def test_notes_say_that_nothing_is_there_or_too_much(segmenter):
+def test_notes_report_no_objects_and_too_many(segmenter):
     empty, _ = film(2)
     engine = segmenter.engine(SIZE)
-    _, decided = engine.step(segmenter.variables, engine.start(segmenter.variables, empty[:1]), empty, np.ones(2, bool))
-    assert decided.notes["nothing"].all() and not decided.labels.any() and not decided.notes["scores"].any()
+    _, output = engine.step(segmenter.variables, engine.start(segmenter.variables, empty[:1]), empty, np.ones(2, bool))
+    assert output.notes["nothing"].all() and not output.labels.any() and not output.notes["scores"].any()
     many, _ = film(2, *[(color, walk((2 + 12 * color, 10), (2 + 12 * color, 12), 2), 10, 30 - 3 * color)
                         for color in range(5)])
-    _, decided = engine.step(segmenter.variables, engine.start(segmenter.variables, many[:1]), many, np.ones(2, bool))
-    assert decided.notes["crowded"].all() and set(np.unique(decided.labels)) == {0, 1, 2, 3, 4}
-    assert (decided.notes["scores"] > 0.5).all()
+    _, output = engine.step(segmenter.variables, engine.start(segmenter.variables, many[:1]), many, np.ones(2, bool))
+    assert output.notes["crowded"].all() and set(np.unique(output.labels)) == {0, 1, 2, 3, 4}
+    assert (output.notes["scores"] > 0.5).all()
 
 
-def test_soft_answers_and_native_size(segmenter):
+def test_soft_output_and_native_size(segmenter):
     frames, truth = film(3, (0, walk((8, 8), (28, 48), 3), 24, 32))
     large = frames.repeat(2, 1).repeat(2, 2)
     engine = like(segmenter.engine(SIZE), native_size=large.shape[1:3], soft=True)
-    _, decided = engine.step(segmenter.variables, engine.start(segmenter.variables, large[:1]), large, np.ones(3, bool))
-    assert (decided.labels == truth.repeat(2, 1).repeat(2, 2)).mean() > 0.98
-    assert decided.probability.dtype == np.uint8
-    assert decided.probability[truth.repeat(2, 1).repeat(2, 2) == 1].mean() > 220
-    assert (decided.confidence > 0.9).all()
+    _, output = engine.step(segmenter.variables, engine.start(segmenter.variables, large[:1]), large, np.ones(3, bool))
+    assert (output.labels == truth.repeat(2, 1).repeat(2, 2)).mean() > 0.98
+    assert output.probability.dtype == np.uint8
+    assert output.probability[truth.repeat(2, 1).repeat(2, 2) == 1].mean() > 220
+    assert (output.confidence > 0.9).all()
 
 
-def test_rules_are_the_models_fields(segmenter):
+def test_association_settings_come_from_the_model(segmenter):
     frames, truth = film(5, (0, walk((8, 8), (28, 60), 5), 20, 20))
     engine = segmenter.engine(SIZE)
     start = engine.start(segmenter.variables, frames[:1])
@@ -222,12 +224,12 @@ def test_rules_are_the_models_fields(segmenter):
     assert first > 5 and (rigid[0].states[0].targets.weights[0] > 0).sum() == 5  # the samples of its start
 
 
-def test_linking_by_overlap_loses_what_moves_too_far(segmenter):
+def test_linking_by_overlap_loses_fast_objects(segmenter):
     frames, truth = film(4, (0, {0: (8, 4), 1: (8, 8), 2: (8, 60), 3: (8, 64)}, 20, 20))
     engine = like(segmenter.engine(SIZE), link_only=True)
     start = engine.start(segmenter.variables, frames[:1])
-    _, decided = engine.step(segmenter.variables, start, frames, np.ones(4, bool))
-    assert ids(decided.labels, truth, 1) == [1, 1, 2, 2]
+    _, output = engine.step(segmenter.variables, start, frames, np.ones(4, bool))
+    assert ids(output.labels, truth, 1) == [1, 1, 2, 2]
 
 
 def _folder(frames, path):
@@ -237,7 +239,7 @@ def _folder(frames, path):
     return path
 
 
-def test_tracks_json_tells_each_object_over_the_whole_video(segmenter, tmp_path):
+def test_tracks_json_holds_each_object_over_the_whole_video(segmenter, tmp_path):
     there = walk((20, 4), (20, 60), 6)
     away = {t: (44, 30 + t) for t in (0, 1, 4, 5)}
     frames, truth = film(6, (0, there, 14, 14), (2, away, 12, 18))
@@ -254,17 +256,17 @@ def test_tracks_json_tells_each_object_over_the_whole_video(segmenter, tmp_path)
     assert small["score"] == pytest.approx(np.mean(small["scores"]), abs=1e-4)
 
 
-def test_a_video_without_objects_says_so(segmenter, tmp_path):
-    said = []
+def test_a_video_without_objects_is_reported(segmenter, tmp_path):
+    messages = []
     frames, _ = film(3)
     run = segment_to_folder(segmenter, open_source(_folder(frames, tmp_path / "clip")), tmp_path / "out",
-                            say=said.append)
-    assert said == ["In 3 of 3 frames no object was found."] and run["notes"]["nothing"] == 3
+                            say=messages.append)
+    assert messages == ["In 3 of 3 frames no object was found."] and run["notes"]["nothing"] == 3
     assert json.loads((tmp_path / "out/tracks.json").read_text()) == []
     assert not any(read_mask(path).any() for path in (tmp_path / "out/masks").iterdir())
 
 
-def test_an_interrupted_run_goes_on_with_the_same_targets(segmenter, tmp_path):
+def test_an_interrupted_run_continues_with_the_same_targets(segmenter, tmp_path):
     frames, _ = film(8, (0, walk((20, 4), (20, 60), 8), 14, 14), (1, walk((40, 60), (4, 20), 8), 16, 16))
     frames[4:6, 0, 0] = 0  # T-Net's turn, so that its memories matter
     source = _folder(frames, tmp_path / "clip")
@@ -273,20 +275,20 @@ def test_an_interrupted_run_goes_on_with_the_same_targets(segmenter, tmp_path):
     with pytest.raises(Interrupted):
         segment_to_folder(segmenter, open_source(source), tmp_path / "out", chunk=2, stop=lambda: next(stopped, 15),
                           save_every=0)
-    said = []
-    run = segment_to_folder(segmenter, open_source(source), tmp_path / "out", chunk=2, resume=True, say=said.append)
-    assert run["resumed"] == 4 and "resuming after 4 frames" in said[0]
+    messages = []
+    run = segment_to_folder(segmenter, open_source(source), tmp_path / "out", chunk=2, resume=True, say=messages.append)
+    assert run["resumed"] == 4 and "resuming after 4 frames" in messages[0]
     for name in ("tracks.json", *(f"masks/{t:03d}.png" for t in range(8))):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 @pytest.mark.parametrize("options", [{"scales": (0.5, 1.0)}, {"flip": True}])
-def test_several_views_are_refused(segmenter, options):
+def test_multiple_views_are_rejected(segmenter, options):
     with pytest.raises(UserError, match="dtnet runs once a frame; leave out --scales and --flip"):
         Segmenter("dtnet", segmenter.model, segmenter.variables, **options)
 
 
-def test_validation_judges_every_object_by_the_proposal_that_suits_it(segmenter):
+def test_validation_scores_each_object_with_its_best_proposal(segmenter):
     frames, truth = film(5, (0, walk((20, 4), (20, 60), 5), 14, 14), (2, {0: (44, 30), 1: (44, 31)}, 12, 18))
     store = MemoryStore("held-back", [("clip", frames, truth, None)])
     scores, _ = validate(segmenter, store, choose(store, None))
@@ -297,12 +299,12 @@ def test_validation_judges_every_object_by_the_proposal_that_suits_it(segmenter)
     assert validate(segmenter, MemoryStore("blind", [("clip", blind, truth, None)]), (0,))[0]["J"] == pytest.approx(0.3)
 
 
-def test_a_track_is_of_the_kind_of_most_of_its_proposals(tmp_path):
+def test_category_of_a_track_is_the_majority_of_its_proposals(tmp_path):
     kinds = Segmenter("dtnet", Colors(categories=5), {"params": {"nothing": np.zeros(1, np.float32)}})
     frames, _ = film(5, (3, walk((8, 8), (12, 16), 5), 24, 24), (1, walk((40, 60), (36, 60), 5), 16, 24))
     frames[2, 0, 1] = 0  # taken for other kinds once
     segment_to_folder(kinds, open_source(frames), tmp_path / "out", outputs=OutputOptions(overlay=False))
     tracks = json.loads((tmp_path / "out" / "tracks.json").read_text())
     assert [(track["id"], track["category_id"], len(track["frames"])) for track in tracks] == [(1, 4, 5), (2, 2, 5)]
-    answers = list(kinds.run(open_source(frames)))
-    assert [answer.notes["categories"][:2] for answer in answers] == [[4, 2], [4, 2], [5, 3], [4, 2], [4, 2]]
+    results = list(kinds.run(open_source(frames)))
+    assert [result.notes["categories"][:2] for result in results] == [[4, 2], [4, 2], [5, 3], [4, 2], [4, 2]]

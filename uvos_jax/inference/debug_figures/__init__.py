@@ -1,40 +1,38 @@
-"""``--debug`` pictures: a look inside a model at work, each system's own."""
+"""Debug figures (``--debug``): visualizations of a model's internals, one module per system."""
 
 from pathlib import Path
 
 from uvos_jax.errors import UserError
-from uvos_jax.inference.debug_figures import adnet as figures_adnet
-from uvos_jax.inference.debug_figures import dpa as figures_dpa
-from uvos_jax.inference.debug_figures import f2net as figures_f2net
+from uvos_jax.inference.debug_figures import adnet, dpa, f2net
 from uvos_jax.inference.segmenter import Segmenter
 from uvos_jax.video import Source
 
-_DRAWN_BY = {"adnet": figures_adnet, "dpa": figures_dpa, "f2net": figures_f2net}
+_MODULES = {"adnet": adnet, "dpa": dpa, "f2net": f2net}
 
 
 def check_figures(segmenter: Segmenter, source: Source) -> None:
-    """Raises ``UserError`` if :func:`write_figures` could not work for this model or source."""
-    if segmenter.name not in _DRAWN_BY:
-        raise UserError(f"--debug knows nothing to draw of {segmenter.name}; it does of {', '.join(_DRAWN_BY)}.")
-    _DRAWN_BY[segmenter.name].check(segmenter.model)
+    """Raises ``UserError`` if :func:`write_figures` does not support this model or source."""
+    if segmenter.name not in _MODULES:
+        raise UserError(f"No debug figures for {segmenter.name}. Leave out --debug, or use {', '.join(_MODULES)}.")
+    _MODULES[segmenter.name].check(segmenter.model)
     if not source.rereadable:
-        raise UserError("--debug reads the video a second time, which an iterator does not allow.")
+        raise UserError("--debug reads the video twice, which an iterator does not allow. Leave it out.")
 
 
 def write_figures(segmenter: Segmenter, source: Source, results: Path, count: int) -> list[Path]:
-    """Draws what the model's paper shows of its inside; reads the video and the masks written for it once more.
+    """Draws the figures of the model's paper for a video; reads the video and its masks again.
 
     Args:
-      segmenter: with its weights.
-      source: the video, which must allow a second reading.
-      results: folder with ``masks/``; the pictures go to ``debug/`` in it.
-      count: frames of the video.
+        segmenter: The model with its weights.
+        source: The video, which must allow a second reading.
+        results: Output folder with ``masks/``; figures are written to ``debug/`` in it.
+        count: Number of frames of the video.
 
     Returns:
-      The pictures.
+        The paths of the figures.
 
     Raises:
-      UserError: if there is nothing to draw, or the pictures cannot be written.
+        UserError: If there are no figures for the model, or they cannot be written.
     """
     check_figures(segmenter, source)
     import matplotlib
@@ -43,6 +41,6 @@ def write_figures(segmenter: Segmenter, source: Source, results: Path, count: in
     folder = results / "debug"
     try:
         folder.mkdir(exist_ok=True)
-        return _DRAWN_BY[segmenter.name].write(segmenter, source, results, count)
+        return _MODULES[segmenter.name].write(segmenter, source, results, count)
     except OSError as error:
-        raise UserError(f"The pictures in '{folder}' cannot be written: {error.strerror}.") from error
+        raise UserError(f"Cannot write figures to '{folder}': {error.strerror}.") from error

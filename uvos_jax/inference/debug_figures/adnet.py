@@ -1,4 +1,4 @@
-"""``--debug`` pictures of AD-Net: what its embeddings do in a video (Figures 1, 3 and 10 of the paper)."""
+"""Debug figures of AD-Net: its pixel embeddings over a video (Figures 1, 3 and 10 of the paper)."""
 
 from pathlib import Path
 
@@ -14,20 +14,20 @@ from uvos_jax.ops.preprocess import preprocess
 from uvos_jax.ops.resize import resize_nearest
 from uvos_jax.video import Source, read_mask
 
-_SAMPLES = 12  # frames looked at, spread over the video
+_SAMPLES = 12  # frames, spread over the video
 _POINTS = 8  # anchor pixels whose matches are drawn
 
 
 def check(model: nn.Module) -> None:
-    """Raises ``UserError`` for a model without what the pictures show."""
+    """Raises ``UserError`` for a model without embeddings."""
     if model.net == "base":
-        raise UserError("--debug draws AD-Net's pixel embeddings, which this model does not have.")
+        raise UserError("--debug draws AD-Net's pixel embeddings, which this model lacks. Leave it out.")
 
 
 def write(segmenter: Segmenter, source: Source, results: Path, count: int) -> list[Path]:
-    """Draws matches of anchor pixels in a later frame, and the drift of the foreground's embedding.
+    """Draws matches of anchor pixels in a later frame, and the drift of the foreground's mean embedding.
 
-    Encodes a dozen frames; arguments and result as of ``figures.write_figures``: ``matches.png`` and ``drift.png``.
+    Encodes twelve frames. Arguments and result are those of ``write_figures``: ``matches.png`` and ``drift.png``.
     """
     wanted = set(np.linspace(0, count - 1, min(count, _SAMPLES)).round().astype(int).tolist())
     frames = [(i, frame) for i, frame in enumerate(source) if i in wanted]
@@ -48,14 +48,14 @@ def write(segmenter: Segmenter, source: Source, results: Path, count: int) -> li
 
 
 def spread_points(mask: np.ndarray, count: int) -> np.ndarray:
-    """Points inside a mask, far from each other: the middle one in reading order, then always the farthest.
+    """Returns points inside a mask by farthest point sampling, from the middle point in reading order.
 
     Args:
-      mask: ``[h, w]`` bool; an empty one counts as full.
-      count: how many points at most.
+        mask: ``[h, w]`` bool; an empty mask counts as full.
+        count: Maximum number of points.
 
     Returns:
-      ``[n, 2]`` int, row and column, ``n <= count``.
+        int ``[n, 2]``, row and column, ``n <= count``.
     """
     inside = np.argwhere(mask if mask.any() else np.ones_like(mask))
     chosen = [inside[len(inside) // 2]]
@@ -67,15 +67,15 @@ def spread_points(mask: np.ndarray, count: int) -> np.ndarray:
 
 
 def match(points: np.ndarray, anchor: np.ndarray, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the anchor diffusion (Eq. 1) of some anchor pixels puts most weight in another frame.
+    """Returns the maxima of the anchor diffusion (Eq. 1) of anchor pixels in another frame.
 
     Args:
-      points: ``[n, 2]`` rows and columns in the anchor's feature map.
-      anchor: ``[h, w, c]`` embedding of the anchor frame.
-      frame: ``[h, w, c]`` embedding of the other frame.
+        points: ``[n, 2]`` rows and columns in the feature map of the anchor.
+        anchor: ``[h, w, c]`` embedding of the anchor frame.
+        frame: ``[h, w, c]`` embedding of the other frame.
 
     Returns:
-      ``[n, 2]`` rows and columns in the other map, and the ``[n]`` weights there.
+        ``[n, 2]`` rows and columns in the other feature map, and their weights ``[n]``.
     """
     queries = anchor[points[:, 0], points[:, 1]]
     keys = frame.reshape(-1, frame.shape[-1])
@@ -93,7 +93,7 @@ def _draw_matches(path, anchor, later, mask, anchor_embed, later_embed):
     small = np.asarray(resize_nearest(mask[..., None], shape))[..., 0]
     points = spread_points(small, _POINTS)
     found, weights = match(points, anchor_embed, later_embed)
-    # align_corners: the corner features lie on the corner pixels.
+    # align_corners: corner features lie on corner pixels.
     to_pixels = (native - 1) / np.maximum(np.asarray(shape) - 1, 1)
     figure, axes = plt.subplots(1, 2, figsize=(16, 16 * native[0] / native[1] / 2 + 0.8), layout="constrained")
     if mask.any() and not mask.all():
@@ -115,7 +115,7 @@ def _draw_matches(path, anchor, later, mask, anchor_embed, later_embed):
 
 
 def _draw_drift(path, indices, masks, embeddings):
-    """Distances of the mean foreground embedding; 1 is that of foreground and background in the anchor."""
+    """Distances of the mean foreground embedding, relative to foreground and background of the anchor."""
     import matplotlib.pyplot as plt
 
     small = [np.asarray(resize_nearest(mask[..., None], e.shape[:2]))[..., 0]
@@ -123,7 +123,7 @@ def _draw_drift(path, indices, masks, embeddings):
     foreground = np.stack([_mean(e, m) for e, m in zip(embeddings, small, strict=True)])
     background = np.stack([_mean(e, ~m) for e, m in zip(embeddings, small, strict=True)])
     unit = np.linalg.norm(foreground[0] - background[0])
-    unit = unit if unit > 0 else 1.0  # NaN stays NaN: nothing is drawn without foreground in the anchor
+    unit = unit if unit > 0 else 1.0  # NaN stays NaN: without foreground in the anchor nothing is drawn
     figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
     axis.plot(indices, np.linalg.norm(foreground - foreground[0], axis=1) / unit, "o-", label="from the anchor's")
     axis.plot(indices[1:], np.linalg.norm(np.diff(foreground, axis=0), axis=1) / unit, "s--",

@@ -1,4 +1,4 @@
-"""``--debug`` pictures of DPA: features before and after its two attentions (Figures 1 and 5 of the paper)."""
+"""Debug figures of DPA: features before and after IMA and IFA (Figures 1 and 5 of the paper)."""
 
 import contextlib
 from functools import partial
@@ -16,24 +16,24 @@ from uvos_jax.inference.segmenter import Segmenter
 from uvos_jax.ops.preprocess import preprocess
 from uvos_jax.video import Source, read_mask
 
-_SAMPLES = 4  # frames looked at, spread over the video
+_SAMPLES = 4  # frames, spread over the video
 _STREAMS = ("appearance", "motion")
-# Names of the intermediates, without the stream, and what the reader is told of them.
+# Names of the intermediates without the stream, and the column titles.
 _COLUMNS = {"block4": "block 4", "ima4": "block 4 after IMA", "block5": "block 5", "ima5": "block 5 after IMA",
             "ifa": "block 5 after IFA"}
 
 
 def check(model: nn.Module) -> None:
-    """Raises ``UserError`` for a model without what the pictures show."""
+    """Raises ``UserError`` for a model without IMA and IFA."""
     official = model.variant != "paper"
     if not (official or model.ifa or (model.ima and model.streams == "both")):
-        raise UserError("--debug draws what IMA and IFA do to DPA's features, and this model has neither of them.")
+        raise UserError("--debug draws the effect of IMA and IFA, and this model has neither. Leave it out.")
 
 
 def write(segmenter: Segmenter, source: Source, results: Path, count: int) -> list[Path]:
-    """Draws the features of both streams before and after the attentions, for a few frames.
+    """Draws the features of both streams before and after the attention modules, for a few frames.
 
-    Encodes these frames and the references anew; arguments and result as of ``figures.write_figures``:
+    Encodes these frames and the reference frames again. Arguments and result are those of ``write_figures``:
     ``features.png``.
     """
     references = select_reference_frames(segmenter.model, source)
@@ -46,7 +46,7 @@ def write(segmenter: Segmenter, source: Source, results: Path, count: int) -> li
                 continue
             images = np.concatenate([frame.image[None], reference_images])
             flows = None if flow is None else np.concatenate([flow[None], reference_flows])
-            shown, maps = jax.tree.map(np.asarray, _look(segmenter.model, segmenter.variables, images, flows))
+            shown, maps = jax.tree.map(np.asarray, _features(segmenter.model, segmenter.variables, images, flows))
             mask = read_mask(results / "masks" / f"{frame.name}.png") == 1
             rows += [(f"frame {i} ({frame.name})\n{stream}", frame.image if stream == "appearance" else shown, mask,
                       {key: maps.get(f"{stream}_{key}") for key in _COLUMNS})
@@ -57,17 +57,17 @@ def write(segmenter: Segmenter, source: Source, results: Path, count: int) -> li
 
 
 @partial(jax.jit, static_argnums=0)
-def _look(model, variables, images, flows):
-    """The flow as the first frame's network sees it, and its features by name, each the mean of its channels."""
+def _features(model, variables, images, flows):
+    """Flow input of the first frame, and its features by name, averaged over channels."""
     size = model.frame_size(images.shape[1:3])
     inputs = {"frame": preprocess(images, size, model.preprocess)}
     if flows is not None:
-        inputs["flow"] = model.flow_input(flows, size)  # in 0..1, but for rounding
+        inputs["flow"] = model.flow_input(flows, size)  # in 0..1 up to rounding
     batch = {name: x[:1] for name, x in inputs.items()}
     batch |= {f"reference_{name}": x[None, 1:] for name, x in inputs.items()}
-    _, made = model.apply(variables, batch, train=False)
-    maps = {f"{stream}_{key}": made[f"{stream}_{key}"][0].astype(jnp.float32).mean(-1)
-            for stream in _STREAMS for key in _COLUMNS if f"{stream}_{key}" in made}
+    _, intermediates = model.apply(variables, batch, train=False)
+    maps = {f"{stream}_{key}": intermediates[f"{stream}_{key}"][0].astype(jnp.float32).mean(-1)
+            for stream in _STREAMS for key in _COLUMNS if f"{stream}_{key}" in intermediates}
     return None if flows is None else jnp.clip(inputs["flow"][0], 0, 1), maps
 
 

@@ -1,4 +1,4 @@
-"""``--debug`` pictures of F2Net: where it finds the center, and what it looks at (Figure 6 of the paper)."""
+"""Debug figures of F2Net: predicted centers and the attention prior (Figure 6 of the paper)."""
 
 import contextlib
 from functools import partial
@@ -15,20 +15,20 @@ from uvos_jax.ops.preprocess import preprocess
 from uvos_jax.video import Source, read_mask
 
 _SAMPLES = 4  # frames whose maps are drawn, spread over the video
-_OF_EACH = ("center", "score", "found")  # what is kept of every frame
+_PER_FRAME = ("center", "score", "found")  # values kept for every frame
 
 
 def check(model: nn.Module) -> None:
-    """Raises ``UserError`` for a model without what the pictures show."""
+    """Raises ``UserError`` for a model without center prediction."""
     if "lost" not in model.notes:
-        raise UserError(f"--debug draws the center that F2Net finds, and its net '{model.net}' looks for none.")
+        raise UserError(f"--debug draws the center that F2Net finds, and its net '{model.net}' predicts none.")
 
 
 def write(segmenter: Segmenter, source: Source, results: Path, count: int) -> list[Path]:
-    """Draws the maps of a few frames, and the center of all of them.
+    """Draws the maps of a few frames, and the center of all frames.
 
-    Runs the network over the video once more, in one view, with the masks that were written in the place of its own;
-    arguments and result as of ``figures.write_figures``: ``centers.png`` and ``track.png``.
+    Runs the network over the video again in one view, with the written masks in place of its own. Arguments and result
+    are those of ``write_figures``: ``centers.png`` and ``track.png``.
     """
     model, variables = segmenter.model, segmenter.variables
     wanted = set(np.linspace(0, count - 1, min(count, _SAMPLES)).round().astype(int).tolist())
@@ -39,16 +39,16 @@ def write(segmenter: Segmenter, source: Source, results: Path, count: int) -> li
             if state is None:
                 state = model.apply(variables, features, method="init_state")
             mask = read_mask(results / "masks" / f"{frame.name}.png") == 1
-            now, aux = _look(model, variables, state, features, mask[None].astype(np.uint8))
+            now, aux = _step(model, variables, state, features, mask[None].astype(np.uint8))
             if i in wanted:
                 n = int(state.track.count[0])
                 maps = {name: np.asarray(aux[name][0, ..., 0], np.float32) for name in ("heat", "prior")}
                 rows.append((f"frame {i} ({frame.name})", frame.image, mask, maps, aux,
                              np.asarray(state.track.centers[0, -n:] if n else state.track.centers[0, :0])))
-            if frame.broken is None:  # else it left no trace in the run either
+            if frame.broken is None:  # broken frames do not change the state, as in the run
                 state = now
                 indices.append(i)
-                seen.append([np.asarray(aux[name][0]) for name in _OF_EACH])
+                seen.append([np.asarray(aux[name][0]) for name in _PER_FRAME])
     scale = np.divide(mask.shape, model.frame_size(mask.shape))[::-1]
     folder = results / "debug"
     _draw_maps(folder / "centers.png", rows, scale)
@@ -57,15 +57,15 @@ def write(segmenter: Segmenter, source: Source, results: Path, count: int) -> li
 
 
 def to_pixels(cells: np.ndarray, stride: int, scale: np.ndarray) -> np.ndarray:
-    """Where cells of a map lie in the frame.
+    """Maps cells of a feature map to pixels of the frame.
 
     Args:
-      cells: ``[..., 2]``, x and y in the map; its first cell lies on the first pixel of the network's input.
-      stride: pixels of that input from cell to cell.
-      scale: ``[2]``, pixels of the frame to one of that input, in x and y.
+        cells: ``[..., 2]``, x and y in the map; its first cell lies on the first pixel of the network input.
+        stride: Pixels of the network input per cell.
+        scale: ``[2]``, pixels of the frame per pixel of the network input, in x and y.
 
     Returns:
-      ``[..., 2]``, x and y in the frame; the middle of its first pixel is (0, 0).
+        ``[..., 2]``, x and y in the frame; the center of its first pixel is (0, 0).
     """
     return (stride * cells + 0.5) * scale - 0.5
 
@@ -77,8 +77,8 @@ def _encode(model, variables, image):
 
 
 @partial(jax.jit, static_argnums=0)
-def _look(model, variables, state, features, labels):
-    """The state after a frame, and what the network says of it."""
+def _step(model, variables, state, features, labels):
+    """The state after a frame, and the auxiliary outputs."""
     _, aux = model.apply(variables, state, features, method="predict")
     return model.apply(variables, state, features, labels, aux, method="commit"), aux
 

@@ -278,7 +278,7 @@ class TrackingEngine:
 
 
 def _update_batch_size():
-    """Number of target models fitted at once: batching gains nothing on a CPU, and padding costs as much as a target."""
+    """Target models fitted at once. A CPU gains nothing from batches, and padding costs as much as a target."""
     return 1 if jax.default_backend() == "cpu" else 4
 
 
