@@ -95,5 +95,5 @@ def test_one_sample_is_the_frame():
 
 def test_an_empty_mask_is_refused():
     frame, mask = _scene(height=0)
-    with pytest.raises(ValueError, match="no object"):
+    with pytest.raises(ValueError, match="the mask is empty"):
         augmented_samples(frame, mask)

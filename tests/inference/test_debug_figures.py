@@ -68,7 +68,7 @@ def test_what_is_drawn_changes_with_references_and_with_the_other_stream():
 
 
 def test_debug_is_refused_where_there_is_nothing_to_see():
-    with pytest.raises(UserError, match="neither of them"):
+    with pytest.raises(UserError, match="has neither"):
         check_figures(_segmenter(streams="appearance", ifa=False), open_source(clip(1)))
-    with pytest.raises(UserError, match="second time"):
+    with pytest.raises(UserError, match="reads the video twice"):
         check_figures(_segmenter(), open_source(iter(clip(1))))
