@@ -293,7 +293,7 @@ def test_debug_pictures_are_written(segmenter, tmp_path):
 
 
 def test_debug_is_refused_where_it_cannot_work(segmenter):
-    with pytest.raises(UserError, match="second time"):
+    with pytest.raises(UserError, match="reads the video twice"):
         check_figures(segmenter, open_source(iter(clip(1))))
-    with pytest.raises(UserError, match="does not have"):
+    with pytest.raises(UserError, match="this model lacks"):
         check_figures(small_segmenter(net="base"), open_source(clip(1)))
