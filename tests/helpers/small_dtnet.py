@@ -1,4 +1,4 @@
-"""A small D-Net with tame random weights, and clips for it. A helper of the tests."""
+"""A small D-Net with bounded random weights, and clips for it."""
 
 import functools
 
@@ -9,7 +9,7 @@ import numpy as np
 from uvos_jax.models.dtnet.dnet import DNet
 
 SMALL = {"depths": (1, 1, 1, 1), "width": 4, "features": 16, "decoder": 16}
-SIZE = 33, 49  # of its frames
+SIZE = 33, 49  # (height, width) of its frames
 
 
 @functools.cache
@@ -20,7 +20,7 @@ def _shapes(model):
 
 
 def small(seed: int = 0, **overrides):
-    """``(model, variables)``; values are made by the leaves' names."""
+    """Returns ``(model, variables)``; values depend on the leaves' names."""
     model = DNet(**SMALL | overrides)
     rng = np.random.default_rng(seed)
 
@@ -36,7 +36,7 @@ def small(seed: int = 0, **overrides):
 
 
 def pairs(b: int = 2, size: tuple[int, int] = SIZE, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """``frames [b, 2, h, w, 3]`` float32 and ``labels [b, 2, h, w]`` int32: two boxes move over noise, some void."""
+    """Returns frames ``[b, 2, h, w, 3]`` and labels ``[b, 2, h, w]`` int32: two boxes move over noise, some void."""
     rng = np.random.default_rng(seed)
     frames = rng.normal(0, 0.3, (b, 2, *size, 3)).astype(np.float32)
     labels = np.zeros((b, 2, *size), np.int32)

@@ -1,4 +1,4 @@
-"""A small F2Net with tame random weights, and clips for it. A helper of the tests."""
+"""A small F2Net with bounded random weights, and clips for it."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ SMALL = {"depths": (1, 1, 1, 1), "width": 4, "aspp_features": 8, "embedding": 16
 
 
 def small(seed: int = 0, **overrides):
-    """``(model, variables)``: any score of a center counts, unless ``lost_below`` says otherwise."""
+    """Returns ``(model, variables)``; any score is a center unless ``lost_below`` is given."""
     model = build("f2net", **SMALL | {"lost_below": 0.0} | overrides)
     rng = np.random.default_rng(seed)
 
@@ -28,12 +28,12 @@ def small(seed: int = 0, **overrides):
         if name.startswith("layer"):
             block["bn3"]["scale"] *= np.float32(0.2)
     if "center" in variables["params"]:
-        variables["params"]["center"]["fresh"]["kernel"] *= np.float32(0.2)
+        variables["params"]["center"]["frame_heat"]["kernel"] *= np.float32(0.2)
     return model, variables
 
 
 def clip(b: int = 2, size: tuple[int, int] = (65, 81), seed: int = 0) -> dict[str, np.ndarray]:
-    """A clip batch: in every example a bright box, which moves, on noise; the last one is a still."""
+    """Returns a clip batch: a bright box moves over noise in each example; the last example is a still."""
     rng = np.random.default_rng(seed)
     frames = rng.integers(0, 120, (b, 3, *size, 3), dtype=np.uint8)
     labels = np.zeros((b, 3, *size), np.uint8)

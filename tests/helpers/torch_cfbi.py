@@ -1,8 +1,7 @@
-"""CFBI in PyTorch, written from its description, on a state_dict with the key names of the published checkpoints.
+"""CFBI in PyTorch, written from its description, with the key names of the published checkpoints.
 
-Any width will do: sizes are those of the tensors. Matching is done the plain way, by the whole matrix of distances and
-one object after the other. It exists to compare with: nothing in the library imports it. Import it only where torch is
-known to be there.
+Widths follow from the tensors. Matching computes the whole distance matrix, one object at a time. It is a reference for
+tests only; import it where torch is known to be installed.
 """
 
 import math
@@ -15,33 +14,33 @@ WINDOWS = 12, 2, 4, 6, 8, 10  # the order of the channels
 
 
 def resize(x, size):
-    """Bilinear, corner pixels on corner pixels."""
+    """Resizes bilinearly with aligned corners."""
     return F.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
 def nearest(labels, size):
-    """``[h, w]`` integer labels at another size."""
+    """Resizes ``[h, w]`` integer labels."""
     return F.interpolate(labels[None, None].float(), size, mode="nearest")[0, 0].long()
 
 
 def average(embedding, mask):
-    """Sum ``[c]`` and number of the pixels of a mask ``[h, w]`` in ``[c, h, w]``."""
+    """Returns the sum ``[c]`` over a mask ``[h, w]`` of ``[c, h, w]``, and the number of its pixels."""
     return (embedding * mask).sum((1, 2)), mask.sum()
 
 
 def others(maps):
-    """For each of ``[ids, k, h, w]`` the least of all others; alone, an id is its own background."""
+    """Returns for each of ``[ids, k, h, w]`` the minimum of all others; a single id is its own background."""
     if len(maps) == 1:
         return maps
     return torch.stack([torch.cat([maps[:i], maps[i + 1:]]).min(0).values for i in range(len(maps))])
 
 
 class TorchCFBI:
-    """One video at a time; the published evaluation step where nothing else is asked for.
+    """One video at a time; by default the published evaluation step.
 
     Args:
-      weights: arrays by published key; tensors made of them are in ``p``, and can be asked for gradients.
-      atrous: of reference frames, only every such pixel of both axes is compared.
+        weights: Arrays by published key; their tensors are in ``p`` and can require gradients.
+        atrous: Stride at which reference pixels are sampled, in both directions.
     """
 
     def __init__(self, weights, atrous=1):
@@ -61,7 +60,7 @@ class TorchCFBI:
         return F.group_norm(x, groups, self.p[f"{key}.weight"], self.p[f"{key}.bias"], EPSILON)
 
     def encode(self, image):
-        """``[1, 3, h, w]`` to every layer of DeepLabv3+, and the embedding."""
+        """Returns every layer of DeepLabv3+ and the embedding of ``[1, 3, h, w]``."""
         top = "feature_extracter."
         x = F.relu(self.batch_norm(self.conv(image, f"{top}backbone.conv1", 2), f"{top}backbone.bn1"))
         x = F.max_pool2d(x, 3, 2, 1)
@@ -99,7 +98,7 @@ class TorchCFBI:
         return F.relu(x + y)
 
     def value(self, distances):
-        """``[ids, ...]`` squared distances to 0..1, background first."""
+        """Maps squared distances ``[ids, ...]`` to 0..1; background first."""
         bias = self.p["fg_bias"].flatten().expand(len(distances))
         bias = torch.cat([self.p["bg_bias"].flatten(), bias[1:]]).reshape(-1, *[1] * (distances.ndim - 1))
         return 2 * (torch.sigmoid(distances + bias) - 0.5)
@@ -117,7 +116,7 @@ class TorchCFBI:
         return self.value(least).reshape(ids, 1, *embedding.shape[1:])
 
     def match_windows(self, embedding, previous, labels, ids):
-        """``[ids, 6, h, w]`` from ``[c, h, w]`` embeddings and ``[h, w]`` labels, at half their size."""
+        """Matches ``[c, h, w]`` embeddings and ``[h, w]`` labels at half their size; returns ``[ids, 6, h, w]``."""
         whole = embedding.shape[1:]
         h, w = size = tuple(n // 2 + 1 for n in whole)
         query, keys = (resize(x[None], size)[0] for x in (embedding, previous))
@@ -167,7 +166,7 @@ class TorchCFBI:
         return F.relu(x + y)
 
     def ensemble(self, x, low, head):
-        """``[ids, c, h, w]`` maps of all objects to logits ``[1, ids, h, w]``, with what lies between."""
+        """Returns logits ``[1, ids, h, w]`` of ``[ids, c, h, w]`` maps of all objects, and the intermediates."""
         top, seen = "dynamic_seghead.", {}
         low = low.expand(len(x), -1, -1, -1)
         for i, (stride, dilation) in enumerate(((1, 1), (1, 2), (2, 1), (1, 2), (1, 4), (2, 1), (1, 2), (1, 4)), 1):
@@ -197,13 +196,14 @@ class TorchCFBI:
         return seen | {"logits": foreground[None]}
 
     def step(self, references, previous, labels, features, count):
-        """Logits and everything on the way to them.
+        """Returns logits and intermediates.
 
         Args:
-          references: list of ``(embedding [1, c, h, w], labels of any size)``.
-          previous: embedding ``[1, c, h, w]``.
-          labels: of the previous frame, any size; objects are 1 to ``count``.
-          features: of :meth:`encode`.
+            references: List of ``(embedding [1, c, h, w], labels of any size)``.
+            previous: Embedding ``[1, c, h, w]`` of the previous frame.
+            labels: Labels of the previous frame, any size; objects are 1 to ``count``.
+            features: Result of ``encode``.
+            count: Number of objects.
         """
         ids, embedding, size = count + 1, features["emb"][0], features["emb"].shape[2:]
         references = [(x[0], nearest(y, size)) for x, y in references]
@@ -219,7 +219,7 @@ class TorchCFBI:
         return seen | self.ensemble(torch.cat([*both, seen["prehead_out"]], 1), features["low"], head)
 
     def evaluate(self, ref, ref_label, prev, prev_label, cur, obj_num):
-        """All tensors of a reference file, from its inputs as arrays."""
+        """Returns all tensors of a reference file from its inputs as arrays."""
         frames = {"ref": ref, "prev": prev, "cur": cur}
         ref, prev, cur = (self.encode(torch.from_numpy(x)) for x in frames.values())
         references = [(x[None], torch.from_numpy(y[0])) for x, y in zip(ref["emb"], ref_label, strict=True)]

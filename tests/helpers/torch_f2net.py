@@ -1,6 +1,6 @@
 """F2Net in PyTorch, written from its description, with the key names of the published checkpoints.
 
-It exists to compare with: nothing in the library imports it. Import it only where torch is known to be there.
+It is a reference for tests only; import it where torch is known to be installed.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from tests.helpers.torch_adnet import _conv as conv
 
 
 def smooth(seed, height, width, cell=16):
-    """``[3, h, w]`` in 0..1: the made-up picture that a reference file names by its seed."""
+    """Returns the synthetic image ``[3, h, w]`` in 0..1 that a reference file names by its seed."""
     rng = np.random.Generator(np.random.PCG64(seed))
     grid = rng.random((3, height // cell + 2, width // cell + 2))
     for axis, length in ((1, height), (2, width)):
@@ -24,13 +24,13 @@ def smooth(seed, height, width, cell=16):
 
 
 def network_input(seed, height, width):
-    """``[1, 3, h, w]``: that picture as 0..255 less the mean color."""
+    """Returns that image ``[1, 3, h, w]`` as 0..255 minus the mean color."""
     mean = np.float32([104.00699, 116.66877, 122.67892])[:, None, None]
     return torch.from_numpy(smooth(seed, height, width) * np.float32(255) - mean)[None]
 
 
 def diffuse(queries, frame, prior=None):
-    """``[b, c, h, w]`` maps: every query's mean of the frame, by likeness; the prior multiplies the keys."""
+    """Returns ``[b, c, h, w]`` maps: attention of every query over the frame; the prior multiplies the keys."""
     keys = frame if prior is None else frame * prior
     likeness = torch.einsum("bcij,bcuv->bijuv", queries, keys) / frame.shape[1] ** 0.5
     weights = likeness.flatten(3).softmax(-1)

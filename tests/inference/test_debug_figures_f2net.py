@@ -28,15 +28,15 @@ def segmenter():
     model, variables = small(lost_below=0.5)
     images = np.stack([frame.image for frame in source()])
     x = preprocess(images, model.frame_size(SIZE), model.preprocess)
-    fresh = np.asarray(jax.jit(lambda v, x: model.apply(v, {"frame": x}, method="encode"))(variables, x)["fresh"])
+    fresh = np.asarray(jax.jit(lambda v, x: model.apply(v, {"frame": x}, method="encode"))(variables, x)["frame_heat"])
     bright = np.isin(np.arange(LENGTH), LOST)
     best = {sign: (sign * fresh).max((1, 2, 3)) for sign in (1, -1)}
     sign = max(best, key=lambda sign: best[sign][~bright].min() - best[sign][bright].max())
     low, high = best[sign][bright].max(), best[sign][~bright].min()
     assert low < high
     center = variables["params"]["center"]
-    center["fresh"]["kernel"] *= np.float32(4 * sign / (high - low))
-    center["fresh"]["bias"] = np.float32([-3 + 4 * (sign * center["fresh"]["bias"][0] - low) / (high - low)])
+    center["frame_heat"]["kernel"] *= np.float32(4 * sign / (high - low))
+    center["frame_heat"]["bias"] = np.float32([-3 + 4 * (sign * center["frame_heat"]["bias"][0] - low) / (high - low)])
     for name in ("scale", "shift"):
         center[name]["kernel"] *= np.float32(1e-4)
     return Segmenter("f2net", model, variables)

@@ -1,4 +1,4 @@
-"""CFBI: its contract, its steps through a video, its memory and what becomes of frames."""
+"""CFBI: contract, recurrent steps, reference memory and preprocessing."""
 
 import functools
 
@@ -10,16 +10,16 @@ import pytest
 
 from tests.helpers.small_cfbi import SIZE, SMALL, boxes, small
 from uvos_jax.models import build
-from uvos_jax.models.cfbi.modules import combine
+from uvos_jax.models.cfbi.modules import combine_objects
 from uvos_jax.ops.matching import local_distance_at_half_size
 from uvos_jax.ops.preprocess import preprocess
 
-# These programs run for milliseconds: compiling them well is what would take the time.
+# These programs run for milliseconds; optimizing them would take longer.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
-NOWHERE = -1e4
+ABSENT = -1e4
 THREE = boxes(SIZE, (1, 0.1, 0.1, 0.4, 0.4), (2, 0.3, 0.6, 0.5, 0.3), (3, 0.7, 0.1, 0.2, 0.4))
-NOTHING = np.zeros(SIZE, np.uint8)
+EMPTY = np.zeros(SIZE, np.uint8)
 
 
 def _features(seed, h=17, w=21):
@@ -30,7 +30,7 @@ def _features(seed, h=17, w=21):
 
 
 def _step(model, variables, state, now):
-    """One frame as a driver does it: predict, decide, commit. ``now`` is its features and what was given."""
+    """Runs one frame as the driver does: predict, decide, commit. ``now`` is its features and its given labels."""
     features, given = now
     raw, aux = model.apply(variables, state, features, method="predict")
     labels = jnp.where(given > 0, given, model.to_native(raw, SIZE).argmax(-1)).astype(jnp.int32)
@@ -39,7 +39,7 @@ def _step(model, variables, state, now):
 
 @functools.cache
 def _loop():
-    """``run(first labels, what was given for later frames) -> (state, [raw], [labels])``, one frame after the other."""
+    """Returns ``run(first labels, labels given for later frames) -> (state, [raw], [labels])``, a loop over frames."""
     model, variables = small()
     step = quick_jit(functools.partial(_step, model))
 
@@ -54,45 +54,45 @@ def _loop():
     return run
 
 
-def test_a_scan_with_more_places_equals_a_loop():
-    state, raw, labels = _loop()(THREE, NOTHING, np.where(THREE == 3, 3, 0), NOTHING)
+def test_a_scan_with_more_slots_equals_a_loop():
+    state, raw, labels = _loop()(THREE, EMPTY, np.where(THREE == 3, 3, 0), EMPTY)
     model, variables = small(max_objects=5)  # the same parameters
-    given = jnp.asarray(np.stack([NOTHING, np.where(THREE == 3, 3, 0), NOTHING])[:, None], jnp.int32)
+    given = jnp.asarray(np.stack([EMPTY, np.where(THREE == 3, 3, 0), EMPTY])[:, None], jnp.int32)
     frames = jax.tree.map(lambda *x: jnp.stack(x), *(_features(i) for i in (1, 2, 3)))
     begin = model.init_state(_features(0), jnp.asarray(THREE, jnp.int32)[None])
     scan = quick_jit(lambda variables, state, xs: jax.lax.scan(functools.partial(_step, model, variables), state, xs))
     end, (scores, decided) = scan(variables, begin, (frames, given))
     np.testing.assert_allclose(scores[..., :4], raw, atol=1e-4)
-    assert (np.asarray(scores[..., 4:]) == NOWHERE).all()
+    assert (np.asarray(scores[..., 4:]) == ABSENT).all()
     np.testing.assert_array_equal(decided, labels)
-    assert len(np.unique(labels)) > 2  # there was something to decide
+    assert len(np.unique(labels)) > 2  # more than one object was predicted
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), end, state)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), end) == jax.tree.map(lambda x: (x.shape, x.dtype), begin)
 
 
-def test_permuted_places_permute_the_result():
-    places = np.array([0, 3, 1, 2], np.uint8)
-    _, raw, labels = _loop()(THREE, NOTHING, NOTHING)
-    _, permuted, decided = _loop()(places[THREE], NOTHING, NOTHING)
+def test_permuted_slots_permute_the_result():
+    slots = np.array([0, 3, 1, 2], np.uint8)
+    _, raw, labels = _loop()(THREE, EMPTY, EMPTY)
+    _, permuted, decided = _loop()(slots[THREE], EMPTY, EMPTY)
     for ours, theirs in zip(raw, permuted, strict=True):
-        np.testing.assert_allclose(theirs[..., places], ours, atol=1e-4)
-    np.testing.assert_array_equal(decided, places[np.array(labels)])
+        np.testing.assert_allclose(theirs[..., slots], ours, atol=1e-4)
+    np.testing.assert_array_equal(decided, slots[np.array(labels)])
 
 
-def test_what_is_not_there_is_never_found_and_objects_may_come_later():
-    state, raw, labels = _loop()(NOTHING, NOTHING, np.where(THREE == 1, 1, 0), NOTHING)
-    assert not labels[0].any() and (raw[0][..., 1:] == NOWHERE).all()
+def test_absent_objects_are_never_predicted_and_objects_may_be_added_later():
+    state, raw, labels = _loop()(EMPTY, EMPTY, np.where(THREE == 1, 1, 0), EMPTY)
+    assert not labels[0].any() and (raw[0][..., 1:] == ABSENT).all()
     assert (labels[1] == 1).all(where=THREE == 1)
-    assert (raw[2][..., 1] > NOWHERE / 2).all() and (raw[2][..., 2:] == NOWHERE).all()
+    assert (raw[2][..., 1] > ABSENT / 2).all() and (raw[2][..., 2:] == ABSENT).all()
     assert state.count == state.references == 1
-    later, raw, labels = _loop()(np.where(THREE == 1, 1, 0), NOTHING, np.where(THREE == 2, 2, 0), NOTHING)
+    later, raw, labels = _loop()(np.where(THREE == 1, 1, 0), EMPTY, np.where(THREE == 2, 2, 0), EMPTY)
     assert later.count == later.references == 2
     assert set(np.unique(later.reference_labels[0, 0])) == {0, 1}
-    assert (later.reference_labels[0, 1] == 2).any() and (raw[2][..., 1:3] > NOWHERE / 2).all()
-    assert (labels[1] == 2).all(where=THREE == 2)  # what was given holds
+    assert (later.reference_labels[0, 1] == 2).any() and (raw[2][..., 1:3] > ABSENT / 2).all()
+    assert (labels[1] == 2).all(where=THREE == 2)  # given labels are kept
 
 
-def test_an_object_that_vanishes_is_remembered():
+def test_a_vanished_object_stays_in_the_references():
     model, _ = small()
     first, later = _features(0), _features(1)
     state = model.init_state(first, jnp.asarray(THREE, jnp.int32)[None])
@@ -102,8 +102,8 @@ def test_an_object_that_vanishes_is_remembered():
     one = jax.tree.map(lambda x: x[0], gone)
     where = np.asarray(one.reference_labels[0])
     nearest = np.asarray(model.global_distances(one, first["embed"][0]))
-    for place in range(4):  # where the first frame comes back every object is found where it was
-        assert nearest[where == place, place].max() < 1e-4
+    for slot in range(4):  # each object of the first frame matches itself
+        assert nearest[where == slot, slot].max() < 1e-4
     assert (nearest[where == 2][:, [0, 1, 3]] > 1e-4).mean() > 0.9
     local = np.asarray(local_distance_at_half_size(first["embed"][0], one.previous, one.previous_labels,
                                                    model.max_objects + 1, model.windows))
@@ -116,7 +116,7 @@ def test_the_newest_reference_replaces_the_oldest_but_the_first(room, kept):
     model = build("cfbi", **SMALL | {"references": room})
     tagged = [{"embed": jnp.full((2, 3, 4, 1), float(i))} for i in range(6)]
     labels = jnp.ones((2, 3, 4), jnp.int32)
-    only_one = labels.at[1].set(0)  # the second video is given nothing but its first mask
+    only_one = labels.at[1].set(0)  # the second video has no given mask but the first
     state, seen = model.init_state(tagged[0], labels), []
     for i in range(1, 6):
         state = model.commit(state, tagged[i], 7 * labels, {}, 0 * labels)
@@ -139,14 +139,14 @@ def test_logits_of_two_objects_by_hand():
     logits = np.zeros((1, 4, 1, 2, 2), np.float32)
     logits[0, :, 0, 0] = [[1, 9], [2, -3], [4, 5], [7, -99]]  # for and against
     logits[0, :, 0, 1] = [[0, 0], [1, 6], [2, 0.5], [7, -99]]
-    made = np.asarray(combine(logits, jnp.array([2])))
-    np.testing.assert_array_equal(made, [[[[1 - 3, 2, 4, NOWHERE], [0.5, 1, 2, NOWHERE]]]])
-    np.testing.assert_array_equal(combine(logits, jnp.array([0]))[0, 0, :, 0], [1, 0])
+    made = np.asarray(combine_objects(logits, jnp.array([2])))
+    np.testing.assert_array_equal(made, [[[[1 - 3, 2, 4, ABSENT], [0.5, 1, 2, ABSENT]]]])
+    np.testing.assert_array_equal(combine_objects(logits, jnp.array([0]))[0, 0, :, 0], [1, 0])
 
 
 def test_scores_are_probabilities_at_native_size():
     model, _ = small()
-    raw = np.full((1, 2, 2, 4), NOWHERE, np.float32)
+    raw = np.full((1, 2, 2, 4), ABSENT, np.float32)
     raw[..., :3] = np.log([[[1, 3, 4], [2, 1, 1]], [[4, 2, 2], [6, 1, 1]]])
     score = np.asarray(model.to_native(raw, (3, 3)))
     np.testing.assert_allclose(score.sum(-1), 1, rtol=1e-6)
@@ -167,13 +167,13 @@ def test_frame_sizes(native, scale, official, paper):
     assert build("cfbi").frame_size(native, scale) == paper
 
 
-def test_a_shorter_side_may_be_asked_for():
+def test_short_side_sets_the_frame_size():
     for variant in ("paper", "official"):
         assert build("cfbi", variant=variant, short_side=113).frame_size((480, 854)) == (113, 209)
 
 
 @pytest.mark.parametrize("size", [(49, 81), (97, 65), (33, 33)])
-def test_official_frames_are_resized_as_opencv_does_it(size):
+def test_official_frames_are_resized_like_opencv(size):
     frame = np.random.default_rng(0).integers(0, 256, (48, 85, 3), dtype=np.uint8)
     ours = preprocess(frame[None], size, build("cfbi", variant="official").preprocess)[0]
     theirs = cv2.resize(frame[..., ::-1].astype(np.float32), size[::-1], interpolation=cv2.INTER_CUBIC)
@@ -188,6 +188,6 @@ def test_paper_frames_are_rgb():
     np.testing.assert_allclose(seen, [(1 - 0.485) / 0.229, -0.456 / 0.224, -0.406 / 0.225], rtol=1e-5)
 
 
-def test_it_wants_masks_and_the_first_frame():
+def test_task_inputs_and_reference_frames():
     model = build("cfbi")
     assert model.task == "prompted" and model.inputs == ("frame",) and model.reference_frames(None) == (0,)

@@ -1,4 +1,4 @@
-"""CFBI's numbers against the published code, its checkpoints' names, and every step of it against PyTorch."""
+"""CFBI against the published code, the names of its checkpoints, and its steps against PyTorch."""
 
 import functools
 import json
@@ -19,10 +19,10 @@ from uvos_jax.weights.convert import expected_torch_shapes
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
-# Published a second time under these names.
+# Second names of published arrays.
 TWICE = {f"semantic_embedding.{i}.{leaf}": f"{name}.{leaf}" for leaf in ("weight", "bias")
          for i, name in ((0, "seperate_conv"), (1, "bn1"), (3, "embedding_conv"), (4, "bn2"))}
-# Of fewer features a group of a norm is one channel, which makes rounding large wherever its map is nearly constant.
+# With fewer features, a group of a norm is one channel, and rounding is amplified where its map is nearly constant.
 WIDE = SMALL | {"features": 256}
 
 
@@ -43,11 +43,11 @@ def arrays():
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Programs that are run once are not worth compiling well."""
+    """Compiles without optimization: each program runs once."""
     monkeypatch.setattr(jax, "jit", quick_jit)
 
 
-def test_every_published_key_has_its_place(manifest):
+def test_every_published_key_is_mapped(manifest):
     theirs = {key: tuple(shape) for key, shape in manifest["keys"].items()}
     assert len(theirs) == 761 and manifest["alias"] == TWICE
     ours = expected_torch_shapes("cfbi", variant="official")
@@ -106,7 +106,7 @@ def _close(ours, theirs, name, tolerance=1e-4):
 @pytest.mark.slow
 @pytest.mark.torch
 def test_torch_network_makes_the_reference_file(torch, golden, published_arrays):
-    """The other comparisons are with this network, so it must be the published one."""
+    """The other tests compare with this network, so it must equal the published one."""
     from tests.helpers.torch_cfbi import TorchCFBI
 
     network = TorchCFBI(published_arrays)
@@ -120,7 +120,7 @@ def test_torch_network_makes_the_reference_file(torch, golden, published_arrays)
 
 LARGE = 91, 118  # masks of another size than the frames
 ONE, TWO, THREE = (1, 0.1, 0.1, 0.4, 0.4), (2, 0.3, 0.6, 0.5, 0.3), (3, 0.6, 0.1, 0.3, 0.4)
-# Labels of the references, of the last frame, and how many objects there are.
+# Labels of the references, of the previous frame, and the number of objects.
 CASES = {
     "one object": ([boxes(SIZE, ONE)], boxes(SIZE, (1, 0.2, 0.1, 0.4, 0.4)), 1),
     "two objects": ([boxes(SIZE, ONE, TWO)], boxes(SIZE, TWO, ONE), 2),
@@ -164,7 +164,7 @@ def test_a_step_equals_torch(torch, case, atrous):
         _close(mine["low"], np.moveaxis(other["low"].numpy(), 1, -1), "low", 1e-5)
     given = [jnp.asarray(x, jnp.int32)[None] for x in references]
     state = model.init_state(ours[0], given[0])
-    if not count:  # of nothing the driver makes no reference
+    if not count:  # without objects the driver adds no reference
         state = state.replace(reference_labels=state.reference_labels.at[:, 0].set(0),
                               reference=state.reference.at[:, 0].set(ours[0]["embed"]))
     for features, labels in zip(ours[1:], given[1:], strict=False):
@@ -182,8 +182,8 @@ def test_a_step_equals_torch(torch, case, atrous):
 
 @pytest.mark.slow
 @pytest.mark.torch
-def test_a_reference_file_of_another_kind_made_by_torch(torch, tmp_path, monkeypatch, quick):
-    """Two references, masks of another size than the frames: what no published file here has."""
+def test_a_reference_file_with_two_references_made_by_torch(torch, tmp_path, monkeypatch, quick):
+    """Two references and masks of another size than the frames, which no published file has."""
     from tests.helpers.torch_cfbi import TorchCFBI
 
     references, last, count = CASES["two references of another size"]
@@ -208,15 +208,17 @@ def test_a_reference_file_of_another_kind_made_by_torch(torch, tmp_path, monkeyp
 @pytest.mark.slow
 @pytest.mark.torch
 def test_training_forward_and_all_gradients_equal_torch(torch):
-    """Rounding may decide which way an activation near zero sends its gradient, or which of two pixels is nearest:
-    PyTorch's own gradients differ from those in float64 by 1e-5 in one picture, 1e-2 in the next. So one of six
-    pictures has to agree to 1e-4, and every one that was tried roughly.
+    """One of six images has to agree to 1e-4, and every tried image roughly.
+
+    Rounding decides the gradient of an activation near zero, and which of two pixels is nearest: PyTorch's own
+    gradients differ from those in float64 by 1e-5 for one image and by 1e-2 for the next.
     """
     from tests.helpers.torch_cfbi import TorchCFBI
 
     arrays, size = published(**WIDE), (33, 49)
-    model, variables = build("cfbi", **WIDE, variant="official", use_predicted_masks=False), from_torch("cfbi", arrays, **WIDE)
-    labels = clip(1, size=size)["labels"].astype(np.int32)  # an object is hidden once, one place has no object
+    model = build("cfbi", **WIDE, variant="official", use_predicted_masks=False)
+    variables = from_torch("cfbi", arrays, **WIDE)
+    labels = clip(1, size=size)["labels"].astype(np.int32)  # an object is hidden once, one slot has no object
     labels[labels == 255] = 0
     t = labels.shape[1]
     weight = np.random.default_rng(3).standard_normal((t - 2, 9, 13, 3)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""CFBI's training forward and loss, and the rows of the paper's Tables 4 and 5."""
+"""CFBI: training forward, loss, and the rows of the paper's Tables 4 and 5."""
 
 import functools
 
@@ -25,7 +25,7 @@ def _shapes(**fields):
 
 def test_rows_of_the_tables_have_their_parameters():
     full = _shapes()
-    prehead, gate = "head/prehead_conv/kernel", "head/gate1/linear/kernel"
+    prehead, gate = "head/prehead/conv/kernel", "head/gate1/linear/kernel"
     assert full[prehead][2] == 15 and full[gate][0] == 4 * SMALL["embedding"]
     assert _shapes(background_matching=False)[prehead][2] == 8
     assert _shapes(multi_local=False)[prehead][2] == 5
@@ -42,7 +42,7 @@ def test_rows_of_the_tables_have_their_parameters():
     ({}, True), ({"background_matching": False}, True), ({"background_attention": False}, True),
     ({"background_matching": False, "background_attention": False, "multi_local": False}, False), (PLAIN, False),
 ])
-def test_the_background_of_an_object_counts_by_matching_and_attention_alone(row, sees):
+def test_background_matching_and_attention_alone_see_the_background_of_an_object(row, sees):
     model, variables = small(**{"ensembler": False} | row)
     rng = np.random.default_rng(0)
     first, second = ({"embed": jnp.asarray(rng.uniform(0, 0.5, (1, 17, 21, 8)), jnp.float32),
@@ -56,7 +56,7 @@ def test_the_background_of_an_object_counts_by_matching_and_attention_alone(row,
     assert changed[1] > 1e-3 if sees else changed[1] < 1e-5
 
 
-def test_batches_hold_what_the_reference_knows():
+def test_objects_absent_from_the_reference_become_void():
     seen = clip()
     seen["labels"][1, 0][seen["labels"][1, 0] == 2] = 0  # the second object comes later
     batch = build("cfbi").training_batch(jax.tree.map(jnp.asarray, seen))
@@ -68,13 +68,15 @@ def test_batches_hold_what_the_reference_knows():
                                / (0.229, 0.224, 0.225), atol=1e-5)
 
 
-@pytest.mark.parametrize(("bootstrap_steps", "step", "share"), [(0, 0, 0.15), (100, 0, 1), (100, 50, 0.575), (100, 400, 0.15)])
+@pytest.mark.parametrize(("bootstrap_steps", "step", "share"), [
+    (0, 0, 0.15), (100, 0, 1), (100, 50, 0.575), (100, 400, 0.15)])
 def test_the_loss_is_that_of_the_hardest_pixels_of_every_frame(bootstrap_steps, step, share):
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (2, 3, 5, 8, 4)).astype(np.float32)
     labels = rng.integers(0, 3, (2, 4, 5, 8))
     labels[:, :, 0, :2] = 255
-    losses, parts = build("cfbi", bootstrap_steps=bootstrap_steps).loss({"logits": logits}, {"labels": jnp.asarray(labels)}, step)
+    model = build("cfbi", bootstrap_steps=bootstrap_steps)
+    losses, parts = model.loss({"logits": logits}, {"labels": jnp.asarray(labels)}, step)
     each = np.zeros((2, 3))
     for i, j in np.ndindex(2, 3):
         pixels = []
@@ -88,7 +90,7 @@ def test_the_loss_is_that_of_the_hardest_pixels_of_every_frame(bootstrap_steps, 
 
 @functools.cache
 def _trained():
-    """A network with the cheap head that learns from all pixels: variables, batch, loss with logits and gradient."""
+    """Returns a network without ensembler, trained on all pixels: variables, batch, loss with logits and gradient."""
     model, variables = small(ensembler=False, use_predicted_masks=False, bootstrap_steps=1000)
     batch = model.training_batch(jax.tree.map(jnp.asarray, clip()))
 
@@ -113,7 +115,7 @@ def test_a_step_against_the_gradient_lowers_the_loss_as_the_gradient_says():
     assert float(before - after) == pytest.approx(0.001 * length, rel=0.3)
 
 
-def test_own_labels_take_the_place_of_the_true_ones():
+def test_predicted_masks_replace_the_ground_truth():
     variables, batch, run = _trained()
     model = build("cfbi", **SMALL, ensembler=False)
     assert model.use_predicted_masks

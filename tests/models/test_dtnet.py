@@ -1,4 +1,4 @@
-"""D-Net: its rows of Table 3, what guidance may do, losses of known outputs, and what it is told of the last frame."""
+"""D-Net: rows of Table 3, guidance, losses of known outputs, simulated previous masks and recipes."""
 
 import functools
 import re
@@ -16,7 +16,8 @@ from uvos_jax.errors import UserError
 from uvos_jax.models import build
 from uvos_jax.models.dtnet import dnet
 from uvos_jax.models.dtnet.model import DTNet
-from uvos_jax.models.dtnet.modules import Excitation
+from uvos_jax.models.dtnet.modules import GuidanceExcitation
+from uvos_jax.nn.layers import Policy
 from uvos_jax.training.config import load_config
 from uvos_jax.training.loop import train
 from uvos_jax.training.phases import phases
@@ -24,9 +25,9 @@ from uvos_jax.weights.convert import expected_variables
 
 CONFIG = CONFIGS / "dtnet.py"
 
-# These programs run for milliseconds: compiling them well is what would take the time.
+# These programs run for milliseconds; optimizing them would take longer.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-losses, guided_pair = jax.jit(dnet.losses, static_argnums=2), jax.jit(dnet.guided_pair)
+losses, training_pairs = jax.jit(dnet.losses, static_argnums=2), jax.jit(dnet.training_pairs)
 
 
 def _outputs(h, w, b=1, channels=1, seed=None):
@@ -40,7 +41,7 @@ def _outputs(h, w, b=1, channels=1, seed=None):
 
 
 @pytest.mark.parametrize(("row", "size"), [
-    ({"dtype": jnp.bfloat16}, (34, 50)), ({"guidance": False}, (1, 9)),
+    ({"policy": Policy(jnp.bfloat16)}, (34, 50)), ({"guidance": False}, (1, 9)),
     ({"squeeze": "mixed", "categories": 40}, (480, 853))])
 def test_any_size_can_be_traced(row, size):
     model, variables = small(**row)
@@ -55,7 +56,7 @@ def test_any_size_can_be_traced(row, size):
     channels = {"salient_logits": 41 if row.get("categories") else 1, "heat": 1, "offsets": 2}
     assert {name: x.shape for name, x in made.items()} == {name: (2, *size, c) for name, c in channels.items()}
     assert all(x.dtype == jnp.float32 for x in made.values())
-    assert all(x.dtype == model.dtype for x in features.values())
+    assert all(x.dtype == model.policy.dtype for x in features.values())
     strides = {"layer1": 4, "layer2": 8, "salient": 16, "instance": 16}
     assert {name: x.shape[1:3] for name, x in features.items()} == {
         name: tuple(-(-n // stride) for n in size) for name, stride in strides.items()}
@@ -70,7 +71,7 @@ def test_the_rows_differ_by_their_parameters():
     assert jax.tree.map(jnp.shape, params["full"]) == jax.tree.map(jnp.shape, params["mixed"])
     assert params["full"]["guide_backbone"]["conv1"]["kernel"].shape[2] == 4
     assert params["full"]["backbone"]["conv1"]["kernel"].shape[2] == 3
-    with pytest.raises(ValueError, match="squeeze must be one of literal, mixed, not 'both'"):
+    with pytest.raises(ValueError, match="Unknown squeeze 'both'. Use one of literal, mixed."):
         small(squeeze="both")
 
 
@@ -96,7 +97,7 @@ def _run():
     return variables, quick_jit(model.apply)
 
 
-def test_guidance_is_heard():
+def test_outputs_depend_on_the_guidance():
     (variables, run), (frames, _) = _run(), pairs(1)
     probs = [np.full((1, *SIZE, 1), p, np.float32) for p in (0, 1)]
     before = run(variables, frames[:, 1], frames[:, 0], probs[0])
@@ -105,7 +106,7 @@ def test_guidance_is_heard():
             assert np.abs(np.asarray(made - before[name])).max() > 1e-3, name
 
 
-def test_every_parameter_matters():
+def test_outputs_depend_on_every_parameter():
     (variables, run), (frames, _) = _run(), pairs(1)
     prob, rng = np.full((1, *SIZE, 1), 0.5, np.float32), np.random.default_rng(0)
     leaves, tree = jax.tree.flatten(variables)
@@ -121,7 +122,7 @@ def test_every_parameter_matters():
                          "offset_head": {"offsets"}}.get(top, whole), jax.tree_util.keystr(path)
 
 
-# Guidance let in
+# Guidance
 
 
 def _excite(kernel, bias, x, guided, squeezed):
@@ -130,14 +131,14 @@ def _excite(kernel, bias, x, guided, squeezed):
     squeeze[:, :4] = np.eye(4)
     params = {"squeeze": {"kernel": squeeze, "bias": np.zeros(16, np.float32)},
               "expand": {"kernel": kernel, "bias": bias}}
-    return np.asarray(Excitation().apply({"params": params}, x, guided, squeezed))
+    return np.asarray(GuidanceExcitation().apply({"params": params}, x, guided, squeezed))
 
 
 def test_an_excitation_by_hand():
     rng = np.random.default_rng(0)
     x, guided, a, b = (rng.standard_normal((1, 2, 3, 2)).astype(np.float32) for _ in range(4))
     zeros = np.zeros((16, 4), np.float32)
-    # Nothing says which: the mean of both.
+    # Equal weights: the mean of both.
     np.testing.assert_allclose(_excite(zeros, np.zeros(4, np.float32), x, guided, (a, b)), (x + guided) / 2, rtol=1e-5)
     # 3 for channel 0 of x; for channel 1 of the guidance 2, the mean of the second squeezed map's first channel.
     kernel = zeros.copy()
@@ -150,7 +151,7 @@ def test_an_excitation_by_hand():
 
 
 @pytest.mark.parametrize("squeeze", ["literal", "mixed"])
-def test_what_is_squeezed(squeeze):
+def test_inputs_of_the_excitation(squeeze):
     """Literal: the weights of both heads follow from both heads; mixed: from a head's features and the guidance."""
     rng = np.random.default_rng(1)
     model, variables = small(squeeze=squeeze)
@@ -187,7 +188,7 @@ def test_losses_by_hand():
     np.testing.assert_allclose(total, sum(parts.values()))
 
 
-def test_void_does_not_count_and_numbers_mean_nothing():
+def test_losses_ignore_void_and_the_numbering_of_objects():
     rng = np.random.default_rng(2)
     labels = np.kron(rng.integers(-1, 4, (3, 4, 5)), np.ones((1, 4, 4), int)).astype(np.int32)
     made = _outputs(16, 20, 3, seed=3)
@@ -209,7 +210,7 @@ def test_categories_are_those_of_the_objects():
     own = [k - np.log(3 + np.exp(k)) for k in (1, 2, 3)]
     np.testing.assert_allclose(right, -np.mean(own), rtol=1e-5)
     np.testing.assert_allclose(wrong, -(np.sum(own) - 2) / 3, rtol=1e-5)
-    with pytest.raises(ValueError, match="told those of the objects"):
+    with pytest.raises(ValueError, match="Give those of the objects"):
         losses(made, labels, 2)
 
 
@@ -235,7 +236,7 @@ def test_losses_equal_pytorchs(torch):
 
 
 def _many(b, size=(97, 161)):
-    """The same pair ``b`` times, with a pixel that tells them apart."""
+    """Returns the same pair ``b`` times, distinguished by a pixel."""
     frames, labels = pairs(1, size)
     frames, labels = np.repeat(frames, b, 0), np.repeat(labels, b, 0)
     labels[np.arange(b), 0, 0, np.arange(b) % size[1]] = -1
@@ -243,10 +244,10 @@ def _many(b, size=(97, 161)):
     return frames, labels
 
 
-def test_previous_masks_err_now_and_then():
+def test_previous_masks_have_simulated_errors():
     b = 160
     frames, labels = _many(b)
-    previous, prob, frame, wanted = (np.asarray(x) for x in guided_pair(frames, labels))
+    previous, prob, frame, wanted = (np.asarray(x) for x in training_pairs(frames, labels))
     np.testing.assert_array_equal(frame, frames[:, 1])
     np.testing.assert_array_equal(wanted, labels[:, 1])
     assert prob.shape == (b, 97, 161, 1) and prob.min() == 0 and prob.max() <= 1
@@ -267,10 +268,10 @@ def test_previous_masks_err_now_and_then():
     assert area.min() < 0.85 and area.max() > 1.15  # grown and shrunk
 
 
-def test_previous_masks_follow_from_the_labels_alone():
+def test_previous_masks_depend_on_the_labels_alone():
     frames, labels = _many(160)
-    made = np.asarray(guided_pair(frames, labels)[1])
-    again = np.asarray(guided_pair(frames[::-1] + 1, labels[::-1])[1])
+    made = np.asarray(training_pairs(frames, labels)[1])
+    again = np.asarray(training_pairs(frames[::-1] + 1, labels[::-1])[1])
     np.testing.assert_array_equal(made, again[::-1])
     assert len({x.tobytes() for x in made}) > 100  # a pixel of void makes another example of it
 
@@ -278,7 +279,7 @@ def test_previous_masks_follow_from_the_labels_alone():
 # Recipes
 
 
-def test_each_phase_of_the_small_recipe_teaches_its_own_part():
+def test_each_phase_of_the_small_recipe_trains_its_own_part():
     config = load_config(f"{CONFIG}:tiny")
     fields = {name: value for name, value in config["model"].items() if name != "name"}
     paths = flatten_dict(expected_variables(build("dtnet", **fields))["params"], sep="/")
@@ -297,13 +298,13 @@ def test_each_phase_of_the_small_recipe_teaches_its_own_part():
     assert lengths == [3, 2] and set(config["validate"]["phases"]) == {"discovery"}
 
 
-def test_the_recipe_says_how_to_type_the_rows_of_table_3():
+def test_the_recipe_documents_the_options_of_table_3():
     options = re.findall(r"--config\.(model\.[\w.]+=\w+)", CONFIG.read_text())
     model = load_config(str(CONFIG), options)["model"]
     assert model["guidance"] is False and model["squeeze"] == "mixed" and len(options) == 2
 
 
-def test_the_preset_of_youtube_vis_learns_categories(tmp_path):
+def test_the_youtube_vis_preset_trains_categories(tmp_path):
     """Shapes only: from its data's names to the loss; and both must count the same."""
     config = load_config(f"{CONFIG}:youtube_vis")
     assert config["model"]["categories"] == len(config["data"]["categories"]) == 40

@@ -11,19 +11,19 @@ import pytest
 from uvos_jax.models.dtnet.model import DTNet
 from uvos_jax.models.dtnet.reid import (
     CROP,
-    Embedding,
     PreActivationBlock,
+    ReIDNet,
     embed_present,
     embedding_loss,
-    track_crops,
-    unit,
+    l2_normalize,
+    training_crops,
 )
 from uvos_jax.ops.crops import object_crops
 from uvos_jax.ops.losses import batch_hard_triplet
 
 _triplet = jax.jit(batch_hard_triplet, static_argnums=3)
-_tracks = jax.jit(track_crops, static_argnums=2)
-SMALL = Embedding((1, 1, 1), width=4, features=8, hidden=16)
+_tracks = jax.jit(training_crops, static_argnums=2)
+SMALL = ReIDNet((1, 1, 1), width=4, features=8, hidden=16)
 
 
 def _noise(*shape, seed=0):
@@ -91,7 +91,7 @@ def test_permuted_vectors_have_permuted_losses():
     assert anchors_again.tolist() == anchors[order].tolist()
 
 
-def test_vectors_that_are_not_valid_do_not_count():
+def test_invalid_vectors_are_ignored():
     embeddings, identities, valid = _batch(3)
     gradient = jax.jit(jax.grad(lambda x: _triplet(x, identities, valid)[0].sum()))(embeddings)
     assert not np.asarray(gradient)[~valid].any() and np.asarray(gradient)[valid].any()
@@ -143,7 +143,7 @@ def test_the_loss_of_a_clip_is_the_mean_of_its_anchors():
     assert loss.dtype == jnp.float32 and parts.keys() == {"triplet"}
 
 
-def test_devices_share_their_negatives():
+def test_negatives_are_shared_between_devices():
     embeddings = _noise(4 * 6, 5)
     identities = np.tile(np.array([0, 1, 0, 1, 0, 1], np.int32), (4, 1)) + 2 * np.arange(4)[:, None]
     valid = np.random.default_rng(7).random((4, 6)) > 0.2
@@ -198,7 +198,7 @@ def test_clips_without_objects_give_finite_crops():
 
 
 def test_the_full_network_is_the_published_one():
-    shapes = jax.eval_shape(Embedding().init, jax.random.key(0), jnp.zeros((1, 128, 128, 3)))["params"]
+    shapes = jax.eval_shape(ReIDNet().init, jax.random.key(0), jnp.zeros((1, 128, 128, 3)))["params"]
     kernels = sum(x.size for path, x in jax.tree.leaves_with_path(shapes) if path[-1].key == "kernel")
     # Every convolution and layer of PReMVOS's configuration: taps, channels before and behind, how often.
     table = [(9, 3, 64, 1), (9, 64, 128, 1), (1, 64, 128, 1), (9, 128, 128, 5), (9, 128, 256, 1), (1, 128, 256, 1),
@@ -211,7 +211,7 @@ def test_the_full_network_is_the_published_one():
 
 @pytest.mark.torch
 @pytest.mark.parametrize(("widths", "stride"), [((6, 6), 2), ((6, 6), 1), ((6, 10), 2), ((4, 6, 10), 2)])
-def test_a_unit_equals_torch(torch, widths, stride):
+def test_a_block_equals_torch(torch, widths, stride):
     x = _noise(2, 8, 8, 6)
     model = PreActivationBlock(widths, stride)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
@@ -253,7 +253,7 @@ def small():
     return jax.tree.map_with_path(start, shapes)
 
 
-def test_vectors_have_length_one_and_know_nothing_of_each_other(small):
+def test_embeddings_have_length_one_and_are_independent(small):
     crops = _noise(3, 128, 128, 3)
     apply = jax.jit(SMALL.apply)
     vectors = apply(small, crops)
@@ -286,7 +286,7 @@ def test_training_reaches_every_parameter_and_survives_equal_crops(small):
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 9])
-def test_only_what_is_there_is_embedded(count):
+def test_only_present_crops_are_embedded(count):
     crops, present = _noise(9, 2, 3), np.zeros(9, bool)
     present[np.random.default_rng(count).permutation(9)[:count]] = True
     rounds = []
@@ -302,7 +302,7 @@ def test_only_what_is_there_is_embedded(count):
     assert rounds == [4] * -(-count // 4)
 
 
-def test_the_model_describes_the_proposals_of_every_frame(small):
+def test_the_model_embeds_the_proposals_of_every_frame(small):
     model = DTNet(max_proposals=5, reid_depths=SMALL.depths, reid_width=SMALL.width, embedding=SMALL.features,
                   reid_hidden=SMALL.hidden)
     variables = {kind: {"reid": values} for kind, values in small.items()}
@@ -317,6 +317,7 @@ def test_the_model_describes_the_proposals_of_every_frame(small):
         np.testing.assert_allclose(found[frame, place], expected, atol=1e-5)
 
 
-def test_zeros_have_no_direction():
-    vectors, gradient = unit(jnp.zeros((1, 3))), jax.jit(jax.grad(lambda x: unit(x).sum()))(jnp.zeros((1, 3)))
+def test_normalized_zeros_stay_zero_with_a_finite_gradient():
+    zeros = jnp.zeros((1, 3))
+    vectors, gradient = l2_normalize(zeros), jax.jit(jax.grad(lambda x: l2_normalize(x).sum()))(zeros)
     assert (np.asarray(vectors) == 0).all() and np.isfinite(np.asarray(gradient)).all()

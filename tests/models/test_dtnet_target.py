@@ -1,4 +1,4 @@
-"""Target models: the published code's numbers, dense oracles in float64, and the life of targets in their places."""
+"""Target models: the published code's tensors, dense float64 oracles, and the lifetime of targets in their slots."""
 
 import functools
 
@@ -14,11 +14,11 @@ from tests.helpers.paths import GOLDEN
 from uvos_jax.models.dtnet import target_model as ops
 from uvos_jax.ops.resize import resize_bilinear
 
-# As they are used: compiled. All tests share the sizes of the published code's tensors.
+# Compiled, as in use. All tests share the sizes of the published code's tensors.
 normal_equations = jax.jit(ops.normal_equations, static_argnums=1)
 fit_layers, fit_filter = jax.jit(ops.fit_layers), jax.jit(ops.fit_filter)
 start_target, score_targets = jax.jit(ops.start_target), jax.jit(ops.score_targets)
-remember, update_targets = jax.jit(ops.remember), jax.jit(ops.update_targets)
+add_sample, update_targets = jax.jit(ops.add_sample), jax.jit(ops.update_targets)
 merge_scores = jax.jit(ops.merge_scores)
 
 SLOTS, MEMORY, SIZE, CHANNELS, LABEL = 3, 20, (12, 16, 24), 8, (96, 128)
@@ -108,12 +108,12 @@ def test_normal_equations_equal_dense_ones_through_opencvs_resizing(size, full):
     resizing = np.stack([cv2.resize(image.reshape(h, w), full[::-1], interpolation=cv2.INTER_LINEAR).ravel()
                          for image in np.eye(h * w, dtype=np.float32)], 1).astype(float)
     squares = np.square(np.asarray(ops.pixel_weights(jnp.asarray(label[None])), float)).ravel()
-    normal, pull = normal_equations(jnp.asarray(label[None]), size)
+    normal, rhs = normal_equations(jnp.asarray(label[None]), size)
     scores = rng.standard_normal(size)
     around = np.stack([np.pad(scores, 1)[i:i + h, j:j + w] for i in range(3) for j in range(3)], -1)
     wanted = resizing.T @ (squares * (resizing @ scores.ravel()))
     assert _error((np.asarray(normal[0]) * around).sum(-1).ravel(), wanted) < 1e-5
-    assert _error(pull.ravel(), resizing.T @ (squares * label.ravel() / 255)) < 1e-5
+    assert _error(rhs.ravel(), resizing.T @ (squares * label.ravel() / 255)) < 1e-5
 
 
 @pytest.fixture(scope="module", params=[1, 1e-6], ids=["features", "faint features, that regularisation outweighs"])
@@ -184,13 +184,13 @@ def test_the_start_reaches_what_the_published_code_reaches(frtm):
     From chance, conjugate gradients lose their orthogonality after four iterations. A start that differs by one
     rounding then ends 2% away in both layers, as does another order of summation; float64 ends 12% away.
     """
-    normal, pull = normal_equations(frtm["y"], SIZE[:2])
+    normal, rhs = normal_equations(frtm["y"], SIZE[:2])
 
     def fitted(factor):
-        project, kernel = fit_layers(frtm["x"], normal, pull, COUNTS, frtm["init_project"] * factor,
+        project, kernel = fit_layers(frtm["x"], normal, rhs, COUNTS, frtm["init_project"] * factor,
                                      frtm["init_filter"], ops._BOTH)
         samples = jnp.einsum("khwc,cd->khwd", frtm["x"], project, precision="highest")
-        return project, fit_filter(samples, normal, pull, COUNTS, kernel)
+        return project, fit_filter(samples, normal, rhs, COUNTS, kernel)
 
     theirs, their_scores = _minimized(frtm, frtm["project_after_init"], frtm["filter_after_init"])
     layers = fitted(1)
@@ -208,17 +208,17 @@ def test_the_start_reaches_what_the_published_code_reaches(frtm):
 def test_all_updates_equal_the_published_codes(frtm):
     """From its layers after the start on: every frame is remembered, every eighth one is learned from."""
     x, project = frtm["x"], frtm["project_after_init"]
-    normal, pull = normal_equations(frtm["y"], SIZE[:2])
+    normal, rhs = normal_equations(frtm["y"], SIZE[:2])
     samples = jnp.einsum("khwc,cd->khwd", x, project, precision="highest")
     targets = ops.empty_targets(SLOTS, MEMORY, SIZE, CHANNELS)
     at = (1, slice(0, 5))
     targets = targets.replace(
         project=targets.project.at[1].set(project), filter=targets.filter.at[1].set(frtm["filter_after_init"]),
         samples=targets.samples.at[at].set(samples), normal=targets.normal.at[at].set(normal),
-        pull=targets.pull.at[at].set(pull), weights=targets.weights.at[at].set(COUNTS), alive=_only(1))
+        rhs=targets.rhs.at[at].set(rhs), weights=targets.weights.at[at].set(COUNTS), alive=_only(1))
     for number, (features, label) in enumerate(zip(frtm["frames"], frtm["labels"], strict=True), 1):
         assert _error(score_targets(targets, features)[1], frtm["scores"][number - 1, 0]) < 1e-4
-        targets = remember(targets, features, jnp.stack([label] * SLOTS), _only(1), OFF)
+        targets = add_sample(targets, features, jnp.stack([label] * SLOTS), _only(1), OFF)
         if number % 8 == 0:
             targets = update_targets(targets, jnp.array([1, 0]), jnp.array([True, False]))
         assert _error(targets.filter[1], frtm["filters"][number - 1]) < 1e-4
@@ -226,10 +226,10 @@ def test_all_updates_equal_the_published_codes(frtm):
     assert _error(frtm["filters"][8], frtm["filter_after_init"]) > 0.1  # there was something to learn
 
 
-# Targets in their places
+# Targets in their slots
 
 
-def test_a_target_is_found_where_it_went_and_nothing_else_is():
+def test_a_moved_target_is_found_and_nothing_else():
     targets, _, _ = _started(3, 4)
     moved, where = _scene(3, 4, place=(64, 56))
     scores = np.asarray(score_targets(targets, moved))
@@ -239,22 +239,22 @@ def test_a_target_is_found_where_it_went_and_nothing_else_is():
     np.testing.assert_array_equal(scores[2], np.zeros(SIZE[:2]))
 
 
-def test_a_target_learns_how_it_looks_now():
+def test_an_update_learns_the_new_appearance():
     targets, _, _ = _started(3)
     changed, labels = _scene(7)
     inside = np.asarray(labels[0, ::8, ::8]) > 0
-    remembered = remember(targets, changed, labels, _only(0), OFF)
-    twice = remember(targets, changed, labels, _only(0), _only(0))
+    remembered = add_sample(targets, changed, labels, _only(0), OFF)
+    twice = add_sample(targets, changed, labels, _only(0), _only(0))
     means = [float(score_targets(each, changed)[0][inside].mean()) for each in (
         targets, *(update_targets(t, jnp.array([0, 2]), jnp.array([True, False])) for t in (remembered, twice)))]
     assert means[0] < means[1] - 0.1 < means[2] - 0.1
 
 
-def test_other_places_stay_as_they_are():
+def test_other_slots_do_not_change():
     targets, features, labels = _started(3, 4)
     begun = start_target(targets, jnp.int32(2), jnp.stack([features] * 5), jnp.stack([labels[0]] * 5),
                          jax.random.key(9))
-    known = remember(targets, features, labels, _only(0), OFF)
+    known = add_sample(targets, features, labels, _only(0), OFF)
     fitted = update_targets(known, jnp.array([0, 1]), jnp.array([True, False]))
     for after, before, changed in ((begun, targets, 2), (known, targets, 0), (fitted, known, 0)):
         for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
@@ -262,23 +262,23 @@ def test_other_places_stay_as_they_are():
     assert np.abs(fitted.filter[0] - known.filter[0]).max() > 0
 
 
-def test_a_place_that_is_taken_again_remembers_nothing():
+def test_a_reused_slot_starts_empty():
     targets, features, labels = _started(3)
     samples = jnp.stack([features] * 5), jnp.stack([labels[0]] * 5)
-    used = remember(targets, features, labels, _only(0), OFF)
+    used = add_sample(targets, features, labels, _only(0), OFF)
     again = start_target(used, jnp.int32(0), *samples, jax.random.key(0))
     np.testing.assert_array_equal(again.filter, targets.filter)
     np.testing.assert_array_equal(again.weights, targets.weights)
     np.testing.assert_array_equal(again.newest, targets.newest)
 
 
-def test_places_may_be_exchanged():
+def test_slots_can_be_permuted():
     targets, features, labels = _started(3, 4, 5)
     order = np.array([2, 0, 1])
     due, doubled = jnp.array([True, False, True]), _only(2)
 
     def live(targets, labels, due, doubled, slots):
-        targets = remember(targets, features, labels, due, doubled)
+        targets = add_sample(targets, features, labels, due, doubled)
         return update_targets(targets, slots, jnp.array([True, True]))
 
     plain = live(targets, labels, due, doubled, jnp.array([0, 2]))
@@ -288,9 +288,9 @@ def test_places_may_be_exchanged():
         np.testing.assert_allclose(one[order], other, atol=1e-5)
 
 
-def test_together_they_learn_what_each_learns_alone():
+def test_a_joint_update_equals_single_updates():
     targets, features, labels = _started(3, 4)
-    targets = remember(targets, features, labels, ~OFF, OFF)
+    targets = add_sample(targets, features, labels, ~OFF, OFF)
     together = update_targets(targets, jnp.array([1, 0]), jnp.array([True, True]))
     alone = targets
     for slot in (0, 1):  # the invalid entry names the same place
@@ -299,10 +299,10 @@ def test_together_they_learn_what_each_learns_alone():
     assert _error(together.filter, targets.filter) > 1e-4
 
 
-def test_without_a_target_nothing_is_remembered_or_learned():
+def test_empty_slots_are_never_updated():
     targets, features, labels = _started(3)
     gone = targets.replace(alive=OFF)
-    after = update_targets(remember(gone, features, labels, ~OFF, OFF), jnp.array([0, 1]), jnp.array([True, True]))
+    after = update_targets(add_sample(gone, features, labels, ~OFF, OFF), jnp.array([0, 1]), jnp.array([True, True]))
     for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(gone), strict=True):
         np.testing.assert_array_equal(new, old)
     np.testing.assert_array_equal(score_targets(gone, features), 0)
@@ -316,7 +316,7 @@ def test_weights_by_hand():
     np.testing.assert_allclose(targets.weights[0, :6], [2 / 6, *[1 / 6] * 4, 0], rtol=1e-6)
     doubled = OFF
     for number in range(2):
-        targets = remember(targets, features, labels, _only(0) | _only(1), doubled)
+        targets = add_sample(targets, features, labels, _only(0) | _only(1), doubled)
         doubled = _only(1)  # of the second sample, in the second place
         np.testing.assert_allclose(targets.weights.sum(1), [1, 1, 0], rtol=1e-6)
         assert np.count_nonzero(targets.weights[0]) == 6 + number
@@ -325,7 +325,7 @@ def test_weights_by_hand():
     np.testing.assert_allclose(weights[0, [0, 5, 6]] / weights[0, 5], [2 / 6 / 0.9 / 0.1, 1, 1 / 0.9], rtol=1e-5)
     np.testing.assert_allclose(weights[1, [0, 5, 6]] / weights[1, 5], [2 / 6 / 0.9 / 0.1, 1, 2 / 0.9], rtol=1e-5)
     # What was doubled is not what the next weight is reckoned from.
-    weights = np.array(remember(targets, features, labels, _only(1), OFF).weights[1])
+    weights = np.array(add_sample(targets, features, labels, _only(1), OFF).weights[1])
     np.testing.assert_allclose(weights[7] / weights[5], 1 / 0.9**2, rtol=1e-5)
 
 
@@ -334,7 +334,7 @@ def test_the_least_weighted_sample_is_replaced():
     weights = np.random.default_rng(2).permutation(np.arange(1, MEMORY + 1)) / (MEMORY * (MEMORY + 1) / 2)
     full = targets.replace(weights=targets.weights.at[0].set(jnp.asarray(weights, jnp.float32)),
                            newest=targets.newest.at[0].set(0.05))
-    after = remember(full, features, labels, _only(0), OFF)
+    after = add_sample(full, features, labels, _only(0), OFF)
     place = int(np.argmin(weights))
     changed = np.asarray(after.samples[0] != full.samples[0]).any((1, 2, 3))
     assert np.flatnonzero(changed).tolist() == [place]
@@ -344,31 +344,31 @@ def test_the_least_weighted_sample_is_replaced():
 
 
 @pytest.mark.parametrize(("pixels", "counts"), [(9, False), (10, True)])
-def test_a_label_of_few_pixels_teaches_nothing(pixels, counts):
+def test_labels_with_few_pixels_are_ignored(pixels, counts):
     targets, features, _ = _started(3)
     labels = np.zeros((SLOTS, *LABEL), np.uint8)
     labels[0, 50, 10:10 + pixels] = 255
-    after = remember(targets, features, jnp.asarray(labels), ~OFF, OFF)
+    after = add_sample(targets, features, jnp.asarray(labels), ~OFF, OFF)
     assert bool((after.weights != targets.weights).any()) == counts
     assert bool((after.samples != targets.samples).any()) == counts
 
 
 def test_more_samples_than_memory_are_refused():
     targets = ops.empty_targets(1, 2, SIZE, CHANNELS)
-    with pytest.raises(ValueError, match="3 samples do not fit into a memory of 2"):
+    with pytest.raises(ValueError, match="3 samples do not fit into a memory of 2. Increase memory."):
         ops.start_target(targets, 0, jnp.zeros((3, *SIZE)), jnp.zeros((3, *LABEL), jnp.uint8), jax.random.key(0))
 
 
-def test_targets_come_and_go_without_compiling_again():
+def test_starting_and_removing_targets_does_not_recompile():
     _started(3)
-    sizes = [f._cache_size() for f in (start_target, score_targets, remember, update_targets)]
+    sizes = [f._cache_size() for f in (start_target, score_targets, add_sample, update_targets)]
     targets, features, labels = _started(3, 4, 5)
     for slot in (2, 0):
-        targets = remember(targets, features, labels, _only(slot), OFF)
+        targets = add_sample(targets, features, labels, _only(slot), OFF)
         targets = update_targets(targets, jnp.array([slot, 1]), jnp.array([True, slot == 0]))
         targets = targets.replace(alive=targets.alive & ~_only(slot))
         score_targets(targets, features)
-    assert [f._cache_size() for f in (start_target, score_targets, remember, update_targets)] == sizes
+    assert [f._cache_size() for f in (start_target, score_targets, add_sample, update_targets)] == sizes
 
 
 # Merging
@@ -390,7 +390,7 @@ def test_without_targets_all_is_background():
     np.testing.assert_array_equal(merged[0], 1)
 
 
-def test_a_pixel_is_a_targets_where_one_scores_above_a_half():
+def test_a_pixel_belongs_to_a_target_where_one_scores_above_half():
     rng = np.random.default_rng(3)
     scores = rng.uniform(-0.5, 1.5, (3, 20, 30)).astype(np.float32)
     labels = np.asarray(merge_scores(jnp.asarray(scores), jnp.ones(3, bool)).argmax(0))

@@ -1,4 +1,4 @@
-"""F2Net: its contract, its nets, its steps through a video and its training."""
+"""F2Net: contract, the nets of Table 1, and recurrent steps."""
 
 import functools
 
@@ -13,21 +13,21 @@ from uvos_jax.models.f2net import model as f2net
 from uvos_jax.ops.center_heatmaps import Track
 from uvos_jax.weights.convert import expected_variables
 
-# Rows of Table 1: what a net has beside backbone, pyramid and classifier.
+# Rows of Table 1: modules of a net beside backbone, ASPP and classifier.
 NETS = {"baseline": set(), "ad": set(), "cgad": {"center"}, "sa": {"center", "spatial"},
-        "ca": {"center", "squeeze", "squeeze_bn", "expand"},
-        "sca": {"center", "spatial", "squeeze", "squeeze_bn", "expand"},
-        "csa": {"center", "spatial", "squeeze", "squeeze_bn", "expand"}}
-ALWAYS = {"backbone", "aspp", "embed_conv", "embed_bn", "embed_prelu", "static", "cls_conv1", "cls_bn", "cls_conv2"}
+        "ca": {"center", "squeeze", "expand"},
+        "sca": {"center", "spatial", "squeeze", "expand"},
+        "csa": {"center", "spatial", "squeeze", "expand"}}
+ALWAYS = {"backbone", "aspp", "embed", "embed_prelu", "static", "classifier_hidden", "classifier"}
 SIZE = 65, 81
 
-# These programs run for milliseconds: compiling them well is what would take the time.
+# These programs run for milliseconds; optimizing them would take longer.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @functools.cache
 def _stepper(**overrides):
-    """A model, its variables and its jitted functions; features stand for the frames they came from."""
+    """Returns a model, its variables and a jitted step from features."""
     model, variables = small(**overrides)
 
     @quick_jit
@@ -41,10 +41,11 @@ def _stepper(**overrides):
 def _features(b=1, h=9, w=11, seed=0, peak=(12, 8), strength=6.0):
     """Features of one frame of ``b`` videos whose own heat has one peak, (x, y), on a ground of logits about -9."""
     rng = np.random.default_rng(seed)
-    fresh = rng.normal(-9, 0.1, (b, 2 * h - 1, 2 * w - 1, 1)).astype(np.float32)
-    fresh[:, peak[1], peak[0]] = strength
+    frame_heat = rng.normal(-9, 0.1, (b, 2 * h - 1, 2 * w - 1, 1)).astype(np.float32)
+    frame_heat[:, peak[1], peak[0]] = strength
     return {"embed": rng.standard_normal((b, h, w, SMALL["embedding"])).astype(np.float32),
-            "up": np.zeros((b, 2 * h - 1, 2 * w - 1, SMALL["center_embedding"]), np.float32), "fresh": fresh}
+            "center_features": np.zeros((b, 2 * h - 1, 2 * w - 1, SMALL["center_embedding"]), np.float32),
+            "frame_heat": frame_heat}
 
 
 def _box(b=1, size=SIZE, top=20, left=24, height=20, width=30):
@@ -82,7 +83,7 @@ def test_rows_of_table_1_can_be_traced_for_training(net):
     assert jax.tree.structure(updated) == jax.tree.structure(variables["batch_stats"])
 
 
-def test_the_first_frame_has_neither_map_nor_track():
+def test_the_initial_state_has_no_center():
     model, _, _ = _stepper(net="cgad")
     state = model.init_state(_features())
     assert state.previous.shape == (1, 17, 21, 1) and not np.asarray(state.previous).any()
@@ -92,7 +93,7 @@ def test_the_first_frame_has_neither_map_nor_track():
     assert tuple(model.reference_frames(None)) == tuple(model.reference_frames(50)) == (0,)
 
 
-def test_the_prior_is_a_gauss_around_the_peak_a_pixel_wide_at_least():
+def test_the_prior_is_a_gaussian_around_the_peak_at_least_a_pixel_wide():
     model, _, step = _stepper(net="cgad")
     features = _features(peak=(12, 8))
     _, _, aux = step(model.init_state(features), features, _box())
@@ -119,10 +120,10 @@ def test_the_next_map_lies_at_the_center_and_is_as_large_as_the_mask():
         assert drawn[8, 12] == 1 and (drawn == 1).sum() == 1
     assert 0 < (maps["small"] > 0).sum() < (maps["large"] > 0).sum()
     state, _, _ = step(begin, features, np.zeros((1, *SIZE), np.uint8))
-    assert state.track.count == 1  # the peak was there all the same
+    assert state.track.count == 1  # the peak was found nevertheless
 
 
-def test_a_lost_object_is_searched_everywhere_and_said():
+def test_a_lost_object_is_searched_everywhere_and_noted():
     model, variables, step = _stepper(net="cgad", lost_below=0.1)
     seen, dark = _features(), _features(seed=1, strength=-9.0)
     begin = model.init_state(seen)
@@ -135,7 +136,7 @@ def test_a_lost_object_is_searched_everywhere_and_said():
     np.testing.assert_array_equal(aux["prior"], np.ones((1, 9, 11, 1)))
     assert not np.asarray(after.previous).any()
     assert after.track.lost == 1 and after.track.count == 1
-    # That is the net which knows no prior.
+    # Equals the net without a prior.
     plain = build("f2net", net="ad", **SMALL)
     wanted = expected_variables(plain)
     bare = {kind: {name: variables[kind][name] for name in wanted[kind]} for kind in wanted}
@@ -144,7 +145,7 @@ def test_a_lost_object_is_searched_everywhere_and_said():
     assert set(model.notes) == {"lost"} and "0.1" in model.notes["lost"] and plain.notes == {}
 
 
-def test_the_center_of_a_lost_object_is_said_within_the_frame():
+def test_the_noted_center_of_a_lost_object_lies_within_the_frame():
     model, _, step = _stepper(net="cgad", lost_below=0.1)
     dark = _features(strength=-9.0)
     centers = np.zeros((1, 10, 2), np.float32)
@@ -162,10 +163,10 @@ def test_the_center_of_a_lost_object_is_said_within_the_frame():
     ({"net": "cgad"}, (4, 4)), ({"net": "cgad", "selection": "maximum"}, (16, 12)),
     ({"variant": "official"}, (16, 12)), ({"net": "cgad", "candidates": 1}, (16, 12)),
 ])
-def test_of_two_peaks_the_nearer_or_the_higher_one_is_chosen(fields, chosen):
+def test_selection_chooses_the_nearest_or_the_highest_peak(fields, chosen):
     model, _, step = _stepper(lost_below=0.1, **fields)
     features = _features(peak=(16, 12))
-    features["fresh"][0, 4, 4] = 2
+    features["frame_heat"][0, 4, 4] = 2
     centers = np.zeros((1, 10, 2), np.float32)
     centers[0, -1] = 3, 5
     state = model.init_state(features).replace(track=Track(centers, jnp.array([1]), jnp.array([0])))
@@ -177,7 +178,7 @@ def test_a_scan_equals_a_loop_and_two_videos_equal_two_alone():
     model, variables, step = _stepper(lost_below=0.1)
     frames = [_features(2, seed=t, peak=(5 + t, 4 + t), strength=-9.0 if t == 3 else 6.0) for t in range(5)]
     for features in frames:  # the two videos are not alike
-        features["fresh"][1] = np.roll(features["fresh"][1], 3, axis=1)
+        features["frame_heat"][1] = np.roll(features["frame_heat"][1], 3, axis=1)
     labels = [_box(2, top=10 + 4 * t, width=10 + 4 * t) for t in range(5)]
 
     def run(which):
@@ -222,7 +223,7 @@ def encoded():
     return model, variables, frames, encode(variables, frames), encode(variables, frames[:, :, ::-1])
 
 
-def test_a_mirrored_video_gives_mirrored_answers(encoded):
+def test_a_mirrored_video_gives_mirrored_predictions(encoded):
     """Sides are 8 k + 1, so that nothing is sampled beside the middle; only the network's kernels have to be even."""
     model, variables, _, features, mirrored = encoded
     for name, x in features.items():
@@ -245,7 +246,7 @@ def test_a_mirrored_video_gives_mirrored_answers(encoded):
         np.testing.assert_array_equal(theirs[4], [[20 - x, y]])
 
 
-def test_encoding_one_by_one_and_in_training_gives_the_same(encoded):
+def test_single_frames_and_the_training_forward_agree(encoded):
     model, variables, frames, features, _ = encoded
 
     @quick_jit

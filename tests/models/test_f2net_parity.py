@@ -1,4 +1,4 @@
-"""F2Net's numbers against the published code, and every net of Table 1 against PyTorch."""
+"""F2Net against the published code, and every net of Table 1 against PyTorch."""
 
 import functools
 import json
@@ -36,7 +36,7 @@ def manifest(request):
     return json.loads((GOLDEN / "f2net_manifest.json").read_text())
 
 
-def test_every_published_key_has_its_place(manifest):
+def test_every_published_key_is_mapped(manifest):
     published = {key: tuple(shape) for key, shape in manifest["keys"].items()}
     counters = {key for key in published if key.endswith("num_batches_tracked")}
     assert len(published) == 742 and len(counters) == 120
@@ -45,7 +45,7 @@ def test_every_published_key_has_its_place(manifest):
     assert sum(np.prod(shape) for key, shape in ours.items() if "running" not in key) == manifest["n_params"]
 
 
-def test_variants_have_the_same_parameters_whatever_net_the_official_ones_are_told():
+def test_the_official_variants_have_the_same_parameters_for_every_net():
     full = expected_torch_shapes("f2net", **SMALL)
     for fields in ({"variant": "official"}, {"variant": "official", "net": "baseline"},
                    {"variant": "official_full", "net": "sa"}):
@@ -75,7 +75,7 @@ def test_whole_network_equals_the_published_one(golden, case, tensors):
 @pytest.mark.slow
 @pytest.mark.torch
 def test_torch_network_makes_the_reference_files(torch, golden, manifest):
-    """The second file is of this network, so the first one must be, too."""
+    """The second file was made with this network, so it must reproduce the first, published one."""
     from tests.helpers.torch_f2net import TorchF2Net, network_input, published_prior
 
     made = {}
@@ -182,7 +182,7 @@ def test_forward_and_gradients_of_the_whole_network_equal_torch(torch):
     assert outputs.keys() == expected.keys()
     for key, value in outputs.items():
         _close(value, _nhwc(expected[key]), 1e-5, key)
-    for ours, key in (("inter", "inter"), ("intra", "intra"), ("fused", "cls_in"), ("up", "up")):
+    for ours, key in (("inter", "inter"), ("intra", "intra"), ("fused", "cls_in"), ("center_features", "up")):
         _close(inner[ours], _nhwc(seen[key]), 1e-5, ours)
 
     sum((expected[key] * _nchw(torch, weights[key]).detach()).sum() for key in outputs).backward()
@@ -199,23 +199,23 @@ def test_forward_and_gradients_of_the_whole_network_equal_torch(torch):
 @pytest.mark.torch
 @pytest.mark.parametrize("name", PARTS)
 def test_matching_of_a_step_equals_torch(torch, name):
-    """Forward and gradient from stored features, with a prior around the peak that the step finds itself."""
+    """Forward and gradient from given features, with a prior around the peak that the step finds."""
     theirs, arrays = _torch_network(torch, name, seed=2)
     model, variables, rng = build("f2net", **_fields(name)), _ours(name, arrays), np.random.default_rng(3)
     anchor, embed = (rng.standard_normal((1, 17, 25, SMALL["embedding"])).astype(np.float32) for _ in range(2))
-    fresh = rng.standard_normal((1, 33, 49, 1)).astype(np.float32)
-    fresh[0, 6, 15] = 20
+    frame_heat = rng.standard_normal((1, 33, 49, 1)).astype(np.float32)
+    frame_heat[0, 6, 15] = 20
     up = rng.standard_normal((1, 33, 49, SMALL["center_embedding"])).astype(np.float32)
     weight = rng.standard_normal((1, 17, 25, 1)).astype(np.float32)
 
     @quick_jit
     def run(anchor, embed):
         def total(anchor, embed):
-            features = {"embed": embed, "up": up, "fresh": fresh}
+            features = {"embed": embed, "center_features": up, "frame_heat": frame_heat}
             if name in ("baseline", "ad"):
                 state = f2net.State(anchor)
             else:
-                state = f2net.State(anchor, jnp.zeros_like(fresh), new_track(1, model.history))
+                state = f2net.State(anchor, jnp.zeros_like(frame_heat), new_track(1, model.history))
             logits, aux = model.apply(variables, state, features, method="predict")
             return (logits * weight).sum(), (logits, aux)
 

@@ -1,4 +1,4 @@
-"""F2Net in training: what clips become, its losses and a step down their gradient; sizes and types of its answers."""
+"""F2Net: training batches, losses, gradient steps; sizes and dtypes of its outputs."""
 
 import functools
 
@@ -10,14 +10,14 @@ import pytest
 from tests.helpers.small_f2net import SMALL, clip, small
 from uvos_jax.errors import UserError
 from uvos_jax.models import build
-from uvos_jax.models.f2net.modules import prior
+from uvos_jax.models.f2net.modules import center_prior
 from uvos_jax.ops.center_heatmaps import center_map
 
-# These programs run for milliseconds: compiling them well is what would take the time.
+# These programs run for milliseconds; optimizing them would take longer.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def test_stills_have_no_last_map_and_videos_have_one():
+def test_stills_have_no_previous_map_and_videos_have_one():
     batch = build("f2net", **SMALL).training_batch(clip())  # a video, then a still
     assert {name: x.shape[1:] for name, x in batch.items()} == {
         "anchor": (65, 81, 3), "frame": (65, 81, 3), "previous": (17, 21, 1), "heat": (17, 21, 1), "center": (2,),
@@ -35,11 +35,11 @@ def test_stills_have_no_last_map_and_videos_have_one():
     assert np.asarray(batch["present"]).all()
 
 
-def test_the_map_of_the_last_frame_lies_where_the_network_finds_something_there():
+def test_the_previous_map_lies_at_the_predicted_center():
     model, variables = small(lost_below=0.0)
     center = variables["params"]["center"]
     center["scale"]["kernel"] *= 0  # a gate half open
-    center["fresh"]["kernel"] *= np.float32(0.02)  # or many probabilities were 1
+    center["frame_heat"]["kernel"] *= np.float32(0.02)  # or many probabilities were 1
     batch = jax.tree.map(jnp.asarray, model.training_batch(clip()))
     heat = quick_jit(lambda batch: model.apply(variables, batch)[0]["heat_logits"])
     # By hand: what is found in the last frame with no map before it, as large as its mask.
@@ -60,8 +60,9 @@ def test_the_map_of_the_last_frame_lies_where_the_network_finds_something_there(
 
 @pytest.mark.parametrize("center", [(8, 8), (9, 8), (9, 9)])
 @pytest.mark.parametrize("side", [17, 21, 119])
-def test_a_prior_shows_wherever_its_center_lies_between_pixels(side, center):
-    drawn = np.asarray(prior(jnp.array([center], jnp.float32), (side, side + 2), ((side + 1) // 2, (side + 3) // 2)))
+def test_a_prior_is_visible_wherever_its_center_lies_between_pixels(side, center):
+    size = (side + 1) // 2, (side + 3) // 2
+    drawn = np.asarray(center_prior(jnp.array([center], jnp.float32), (side, side + 2), size))
     assert drawn.shape == (1, (side + 1) // 2, (side + 3) // 2, 1) and drawn.max() > 0.75
     y, x = np.unravel_index(drawn[0, ..., 0].argmax(), drawn.shape[1:3])
     assert abs(2 * x - center[0]) <= 1 and abs(2 * y - center[1]) <= 1
@@ -70,7 +71,7 @@ def test_a_prior_shows_wherever_its_center_lies_between_pixels(side, center):
         np.testing.assert_allclose(drawn[0, 4, 4:8, 0], np.exp(-np.arange(4) ** 2 / (2 * (15 / 8) ** 2)), rtol=1e-5)
 
 
-def test_objects_are_one_foreground_and_void_is_none():
+def test_objects_are_one_foreground_without_void():
     given = clip()
     given["labels"][0, 2] = 0
     given["labels"][0, 2, :30, 40:] = 255
@@ -110,7 +111,7 @@ def test_losses_of_known_logits(still):
     assert parts["mask" if still else "static"] == 0
 
 
-def test_official_losses_weigh_by_the_share_of_foreground_and_add_the_mean_error():
+def test_official_losses_are_weighted_by_the_share_of_foreground_and_add_the_mean_error():
     _, parts = build("f2net", variant="official", **SMALL).loss(OUTPUTS, _batch(False), 0)
     high = 1 / (1 + np.exp(-2))
     expected = CROSS["logits"] * 17 / 4 + 0.8 * (4 / 17 * (1 - high) + 13 / 17 * high)
@@ -129,7 +130,7 @@ def test_void_pixels_do_not_count_in_the_mask():
     assert model.loss(OUTPUTS | {"logits": logits}, batch, 0)[0] != before
 
 
-def test_steps_lower_the_loss_of_stills_and_of_videos_and_reach_what_they_should():
+def test_steps_lower_the_loss_and_reach_the_right_modules():
     model, variables = small()
     given = clip(3)
 
@@ -157,15 +158,15 @@ def test_steps_lower_the_loss_of_stills_and_of_videos_and_reach_what_they_should
         gradient = step(variables["params"], np.full(3, still), weights)[1]
         return {name for name, tree in gradient.items() if any(np.asarray(x).any() for x in jax.tree.leaves(tree))}
 
-    embedding = {"backbone", "aspp", "embed_conv", "embed_bn", "embed_prelu"}
+    embedding = {"backbone", "aspp", "embed", "embed_prelu"}
     # The prior around a predicted center carries no gradient, or the center branch would be among these.
-    assert reached(False, "mask") == embedding | {"fusion", "cls_conv1", "cls_bn", "cls_conv2"}
+    assert reached(False, "mask") == embedding | {"fusion", "classifier_hidden", "classifier"}
     assert reached(True, "mask") == reached(False, "static") == set()
     assert reached(True, "static") == embedding | {"static"}
     assert reached(False, "heat") == {"backbone", "center"}
 
 
-def test_the_prior_may_lie_around_the_true_center():
+def test_prior_from_truth_uses_the_true_center():
     inputs = build("f2net", **SMALL).training_batch(clip())
     logits = {}
     for source in ("predicted", "truth"):
@@ -235,7 +236,7 @@ def test_bfloat16_stays_near_float32_and_keeps_the_heat_precise():
         assert error.mean() < 0.05 * np.abs(np.asarray(exact)).max(), name
 
 
-def test_a_mistyped_row_is_named():
+def test_mistyped_choices_are_named():
     for field, wrong in (("net", "cgda"), ("selection", "motoin"), ("prior_from", "true")):
         with pytest.raises(UserError, match=wrong):
             build("f2net", **{field: wrong})

@@ -176,6 +176,7 @@ class ConvNorm(nn.Module):
             checkpoints contain one.
         norm: One of ``NORMS``.
         norm_groups: Groups of the group norm, a divisor of ``features``.
+        norm_scale: Initial scale of the group norm.
         momentum: See ``BatchNorm``.
         activation: Applied last; None for none.
         kernel_init: Initializer of the kernel.
@@ -190,6 +191,7 @@ class ConvNorm(nn.Module):
     use_bias: bool = False
     norm: str = "batch"
     norm_groups: int = 1
+    norm_scale: float = 1.0
     momentum: float = 0.1
     activation: Callable[[jax.Array], jax.Array] | None = nn.relu
     kernel_init: Callable = kaiming_fan_out
@@ -203,7 +205,7 @@ class ConvNorm(nn.Module):
         if self.norm == "batch":
             x = BatchNorm(momentum=self.momentum, policy=self.policy, name="bn")(x, train)
         elif self.norm == "group":
-            x = GroupNorm(self.norm_groups, dtype=self.policy.dtype, name="norm")(x)
+            x = GroupNorm(self.norm_groups, self.norm_scale, dtype=self.policy.dtype, name="norm")(x)
         elif self.norm == "instance":
             x = instance_norm(x)
         elif self.norm != "none":

@@ -18,10 +18,33 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
 # collection, e.g. ``aspp/branch0_conv/kernel``.
 VARIABLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "adnet": _ASPP,
-    "cfbi": ((r"^decoder/aspp/(branch\d|pool|project)_", r"decoder/aspp/\1/"),),
+    "cfbi": (
+        (r"^decoder/(low|merge2|aspp/[a-z\d]+)_", r"decoder/\1/"),
+        (r"^embed_depthwise/", "embed/depthwise/conv/"),
+        (r"^embed_bn1/", "embed/depthwise/norm/"),
+        (r"^embed_conv/", "embed/pointwise/conv/"),
+        (r"^embed_bn2/", "embed/pointwise/norm/"),
+        (r"^head/(depthwise\d)/", r"head/\1/conv/"),
+        (r"^head/(prehead|fine|merge2|pointwise\d|aspp/\w+)_conv/", r"head/\1/conv/"),
+        (r"^head/(prehead|fine|merge2|pointwise\d|depthwise\d|aspp/\w+)_bn/", r"head/\1/norm/"),
+    ),
     "dpa": _ASPP,
-    "dtnet": _ASPP,
-    "f2net": ((r"^centre/", "center/"), *_ASPP),
+    "dtnet": (
+        *_ASPP,
+        (r"^(dnet/\w+_decoder/layer\d)_(conv|bn)/", r"\1_skip/\2/"),
+        (r"^(dnet/.*/(?:depthwise|pointwise))_(conv|bn)/", r"\1/\2/"),
+    ),
+    "f2net": (
+        (r"^centre/", "center/"),
+        *_ASPP,
+        (r"^embed_(conv|bn)/", r"embed/\1/"),
+        (r"^center/fresh/", "center/frame_heat/"),
+        (r"^cls_conv1/", "classifier_hidden/conv/"),
+        (r"^cls_bn/", "classifier_hidden/bn/"),
+        (r"^cls_conv2/", "classifier/"),
+        (r"^(center/cross|center/up\d/skip|center/up\d/up|fusion/squeeze)/", r"\1/conv/"),
+        (r"^(center/cross|center/up\d/skip|center/up\d/up|fusion/squeeze)_bn/", r"\1/bn/"),
+    ),
 }
 # Keys of the JSON beside the weights.
 METADATA: Mapping[str, str] = {"licence": "license"}

@@ -226,7 +226,7 @@ def _dtnet(engine, variables, objects) -> dict[str, _Component]:
     one = np.zeros(1, np.int32), np.ones(1, bool)
 
     def embed(variables, *_):  # for as many crops as are computed; the function is a loop of unknown length
-        crops = jnp.zeros((-(-objects // reid.TOGETHER) * reid.TOGETHER, *reid.CROP, 3))
+        crops = jnp.zeros((-(-objects // reid.CROPS_AT_ONCE) * reid.CROPS_AT_ONCE, *reid.CROP, 3))
         return model.apply(variables, crops, method=lambda model, crops: model.reid(crops))
 
     return {"encoders": _Component(encode, (variables, inputs)),

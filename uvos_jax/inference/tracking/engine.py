@@ -229,10 +229,10 @@ class TrackingEngine:
 
     @functools.cached_property
     def add_sample(self):
-        """Jitted ``target.remember`` with labels uint8 ``[h, w]`` (slot + 1)."""
+        """Jitted ``target.add_sample`` with labels uint8 ``[h, w]`` (slot + 1)."""
         def add_sample(targets, features, labels, due, doubled):
             masks = labels == jnp.arange(1, len(due) + 1, dtype=jnp.uint8)[:, None, None]
-            return target.remember(targets, features, masks.astype(jnp.uint8) * 255, due, doubled)
+            return target.add_sample(targets, features, masks.astype(jnp.uint8) * 255, due, doubled)
 
         return jax.jit(add_sample)
 

@@ -1,12 +1,13 @@
 """D-Net and T-Net: target-aware object discovery and association (Zhou, Li, Li, Shao, CVPR 2021).
 
-Two networks find and follow any number of objects without a mask. D-Net looks at a frame, and at what was salient in
-the one before, and proposes objects. T-Net keeps a small model of each object that is followed, trained while the video
-runs, and says where the object is. What a proposal has to do with a target is decided on the host, with the help of an
-embedding of what objects look like (:mod:`uvos_jax.inference.tracking.engine`). No code of the authors is public; where the
-paper leaves a choice, the docstrings say what is ours.
+Two networks find and track any number of objects without given masks. D-Net sees a frame and the saliency of the
+previous frame, and proposes objects. T-Net has a small target model of each tracked object, which is trained while the
+video runs and localizes the object. Proposals are associated with targets on the host, with the help of an embedding of
+their appearance (``uvos_jax.inference.tracking.engine``). The authors have published no code; where the paper leaves a
+choice, the docstrings say what is ours.
 
-This file is the learned part of all three as one Flax module. T-Net's targets are arrays, not parameters: ``target``.
+This module has the learned parts as one Flax module: D-Net, the features of T-Net, and the embedding. T-Net's target
+models are arrays, not parameters: see ``target_model``.
 """
 
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from uvos_jax.labels import VOID
 from uvos_jax.models.base import Model
 from uvos_jax.models.dtnet import dnet, reid
 from uvos_jax.nn import resnet
@@ -26,17 +28,17 @@ from uvos_jax.ops.instance_grouping import group_instances
 from uvos_jax.ops.preprocess import Preprocess, preprocess
 
 TRAINED_PARTS = ("discovery", "embedding")
-_SMALLEST = 2e-3  # share of the frame; ours
+_SMALLEST = 2e-3  # smallest proposal, as a share of the frame; ours
 _SALIENT = 0.5
 
 
 @flax.struct.dataclass
 class State:
-    """What D-Net remembers.
+    """Recurrent state of D-Net.
 
     Attributes:
-      frame: ``[b, h, w, 3]``, the last frame at the network's size.
-      probability: ``[b, h, w, 1]``, what was salient in it; 0 before the first one.
+        frame: ``[b, h, w, 3]`` previous frame at the network's size.
+        probability: ``[b, h, w, 1]`` its saliency; 0 before the first frame.
     """
 
     frame: jax.Array
@@ -45,14 +47,14 @@ class State:
 
 @flax.struct.dataclass
 class Proposals:
-    """Objects that are proposed in a frame, the strongest first.
+    """Object proposals of frames, in order of decreasing score.
 
     Attributes:
-      labels: ``[b, h, w]`` uint8, 0 or the number of a proposal, 1 to ``proposals``.
-      score: ``[b, proposals]`` float32 in [0, 1]; 0 where there is none.
-      dropped: ``[b]`` int32, how many more there were than have room.
-      saliency: ``[b, h, w]`` float32 in [0, 1], the probability of any object.
-      categories: ``[b, proposals, categories]`` float32, mean probabilities; of one category, 1.
+        labels: ``[b, h, w]`` uint8, 0 or the number of a proposal, 1 to ``max_proposals``.
+        score: ``[b, max_proposals]`` float32 in 0..1; 0 for unused slots.
+        dropped: ``[b]`` int32, number of proposals beyond ``max_proposals``.
+        saliency: ``[b, h, w]`` float32 in 0..1, probability of any object.
+        categories: ``[b, max_proposals, categories]`` float32 mean probabilities; with one category, 1.
     """
 
     labels: jax.Array
@@ -63,38 +65,38 @@ class Proposals:
 
 
 class DTNet(Model):
-    """D-Net, the features of T-Net, and the embedding that tells objects apart.
+    """D-Net, the features of T-Net, and the embedding that distinguishes objects.
 
     Attributes:
-      variant: the paper's is the only one.
-      trained_part: what the training forward learns: ``discovery`` (D-Net) or ``embedding``.
-      guidance: whether D-Net sees the last frame and what was salient in it (Table 3).
-      squeeze: what the excitation of the guidance is squeezed from, see ``dnet``.
-      categories: kinds of objects that are told apart; 1 for any object, 40 of YouTube-VIS. Ours: a mask is that of its
-        object whatever its kind, and a track is of the kind of most of its proposals.
-      max_proposals: room for proposals in a frame.
-      max_tracks: room for targets, and the most that get a number; 20 of DAVIS-2017.
-      memory: frames that each target model remembers. Weights fall by a tenth from one to the next, so that of those
-        beyond 32 less than 4% is left; FRTM, where it comes from, has 80.
-      verification: whether proposals that look like a target replace its mask (Table 4).
-      memory_update: whether target models learn after their first frame (Table 4).
-      depths: blocks in the four layers of D-Net's backbone.
-      width: channels of its stem.
-      features: channels of its pyramids and of the guidance.
-      decoder: channels of its decoders.
-      own_features: whether T-Net looks through the third layer of a backbone of its own, at stride 16, or through
-        D-Net's second layer: in the small frames of a small network stride 8 shows as much.
-      target_depths: blocks in that backbone.
-      target_width: channels of its stem.
-      target_channels: of a target model.
-      reid_depths: units in the stages of the embedding network.
-      reid_width: channels of its first convolution.
-      reid_hidden: channels of its head.
-      embedding: length of an object's embedding.
-      short_side: the networks' shorter side in pixels.
-      axis_name: mapped axis over which batch norm statistics are shared in training.
-      dtype: type of the computation; normalization, losses and target models stay float32.
-      remat: whether training computes the backbones' blocks twice to save memory.
+        variant: ``paper`` is the only one.
+        trained_part: Part that the training forward runs: ``discovery`` (D-Net) or ``embedding``.
+        guidance: Whether the previous frame and its saliency are inputs of D-Net (Table 3).
+        squeeze: Input of the excitation that weights the guidance, see ``DNet``.
+        categories: Number of object categories; 1 for any object, 40 for YouTube-VIS. Ours: the category does not
+            affect masks, and that of a track is the most frequent one among its proposals.
+        max_proposals: Proposal slots of a frame.
+        max_tracks: Target slots, and the highest number of objects with an id; 20 for DAVIS-2017.
+        memory: Samples that each target model keeps. Weights fall by a tenth from one sample to the next, so that those
+            beyond 32 would have less than 4% of the total; FRTM, where the target models come from, keeps 80.
+        verification: Whether proposals that look like a target replace its mask (Table 4).
+        memory_update: Whether target models are updated after their first frame (Table 4).
+        depths: Number of blocks in the four layers of D-Net's backbone.
+        width: Channels of its stem.
+        features: Channels of its pyramids and of the guidance.
+        decoder: Channels of its decoders.
+        own_features: Whether T-Net's features are the third layer of its own backbone, at stride 16, or the second
+            layer of D-Net's: in the small frames of a small network, stride 8 shows as much.
+        target_depths: Number of blocks in the four layers of T-Net's backbone.
+        target_width: Channels of its stem.
+        target_channels: Channels of a target model.
+        reid_depths: Number of blocks in the stages of the embedding network.
+        reid_width: Channels of its first convolution.
+        reid_hidden: Channels of its head.
+        embedding: Length of an object's embedding.
+        short_side: Shorter side of the network input, in pixels.
+        axis_name: Mapped axis over which batch norm shares its statistics in training, or None.
+        dtype: Computation dtype; normalization, losses and target models stay float32.
+        remat: Whether training recomputes the backbones' blocks to save memory.
     """
 
     variant: str = "paper"
@@ -130,96 +132,144 @@ class DTNet(Model):
     PREPROCESS = Preprocess("RGB", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
     def setup(self):
-        common = {"axis_name": self.axis_name, "dtype": self.dtype}
+        """Creates the submodules."""
+        policy = Policy(self.dtype, self.axis_name)
         self.dnet = dnet.DNet(self.depths, self.width, self.features, self.decoder, self.guidance, self.squeeze,
-                              self.categories, remat=self.remat, **common)
+                              self.categories, policy, self.remat)
         if self.own_features:
-            self.target_backbone = resnet.ResNet(self.target_depths, self.target_width,
-                                                 policy=Policy(self.dtype, self.axis_name))
-        self.reid = reid.Embedding(self.reid_depths, self.reid_width, self.embedding, self.reid_hidden,
-                                   remat=self.remat, **common)
+            self.target_backbone = resnet.ResNet(self.target_depths, self.target_width, policy=policy)
+        self.reid = reid.ReIDNet(self.reid_depths, self.reid_width, self.embedding, self.reid_hidden, policy,
+                                 self.remat)
 
     def encode(self, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """What needs no past: ``{"frame": [b, h, w, 3], ...}`` normalized to D-Net's and T-Net's features."""
-        discovery = self.dnet.encode(inputs["frame"])
-        return {"frame": inputs["frame"], "discovery": discovery, "target": self._target(inputs["frame"], discovery)}
+        """Encodes frames for both networks.
+
+        Args:
+            inputs: ``{"frame": [b, h, w, 3]}``, preprocessed frames.
+
+        Returns:
+            ``"frame"`` as given; ``"dnet"``, D-Net's features (``DNet.encode``); ``"target"`` ``[b, h', w', c]``
+            float32, T-Net's features.
+        """
+        dnet_features = self.dnet.encode(inputs["frame"])
+        return {"frame": inputs["frame"], "dnet": dnet_features,
+                "target": self._target_features(inputs["frame"], dnet_features)}
 
     def target_features(self, frames: jax.Array) -> jax.Array:
-        """T-Net's features alone, ``[b, h, w, 3] -> [b, h', w', c]`` float32: of augmented first frames."""
-        return self._target(frames, None)
+        """Computes T-Net's features alone, for augmented first frames: ``[b, h, w, 3] -> [b, h', w', c]`` float32."""
+        return self._target_features(frames, None)
 
     @nn.nowrap
     def init_state(self, features: Mapping[str, jax.Array]) -> State:
-        """Before the first frame, of which ``features`` are: it stands for the one before it, with nothing salient."""
+        """Returns the state before the first frame.
+
+        Args:
+            features: ``encode`` of the first frame, which also takes the place of the previous one, without saliency.
+        """
         frame = features["frame"]
         return State(frame, jnp.zeros((*frame.shape[:3], 1), jnp.float32))
 
     def propose(self, state: State, features: Mapping[str, jax.Array]) -> tuple[State, Proposals]:
-        """D-Net's answer to one frame, grouped into proposals."""
-        guided = self.dnet.guide(state.frame, state.probability) if self.guidance else None
-        made = self.dnet.decode(features["discovery"], guided, features["frame"].shape[1:3])
-        every = _probabilities(made["salient_logits"].astype(jnp.float32))
-        saliency = every.sum(-1)
-        labels, score, dropped = group_instances(made["heat"][..., 0], made["offsets"], saliency, self.max_proposals,
-                                                 salient_above=_SALIENT, smallest=_SMALLEST)
+        """Runs D-Net on one frame and groups its pixels into proposals.
+
+        Args:
+            state: State of ``b`` videos.
+            features: ``encode`` of one frame of each video.
+
+        Returns:
+            The state after the frame, and the proposals.
+        """
+        guidance = self.dnet.guide(state.frame, state.probability) if self.guidance else None
+        maps = self.dnet.decode(features["dnet"], guidance, features["frame"].shape[1:3])
+        probability = _object_probabilities(maps["salient_logits"].astype(jnp.float32))
+        saliency = probability.sum(-1)
+        labels, score, dropped = group_instances(maps["heat"][..., 0], maps["offsets"], saliency, self.max_proposals,
+                                       salient_above=_SALIENT, smallest=_SMALLEST)
         inside = jax.nn.one_hot(labels, self.max_proposals + 1)[..., 1:]
-        categories = jnp.einsum("bhwp,bhwc->bpc", inside, every)
+        categories = jnp.einsum("bhwp,bhwc->bpc", inside, probability)
         categories /= jnp.maximum(inside.sum((1, 2)), 1)[..., None]
         state = State(features["frame"], saliency[..., None])
-        # Heat has no bounds, scores have.
+        # Heat is not bounded; scores are.
         return state, Proposals(labels.astype(jnp.uint8), jnp.minimum(score, 1), dropped, saliency, categories)
 
     def embed_proposals(self, frames: jax.Array, labels: jax.Array) -> jax.Array:
-        """Embeddings of what ``labels``, ``[b, h, w]``, mark in frames ``[b, h, w, 3]``.
+        """Embeds the proposals of frames.
+
+        Args:
+            frames: ``[b, h, w, 3]`` preprocessed frames.
+            labels: ``[b, h, w]`` uint8 proposals, see ``Proposals``.
 
         Returns:
-          ``[b, proposals, d]`` float32 of length 1; 0 of proposals that do not exist, which take no time.
+            ``[b, max_proposals, embedding]`` float32 of length 1; 0 for unused slots, which cost no time.
         """
-        def crops(frame, its):
-            return object_crops(frame, its, self.max_proposals, reid.CROP)
+        def proposal_crops(frame, frame_labels):
+            return object_crops(frame, frame_labels, self.max_proposals, reid.CROP)
 
-        cut, _, present = jax.vmap(crops)(frames, labels)
+        crops, _, present = jax.vmap(proposal_crops)(frames, labels)
         network, variables = self.reid.unbind()
-        found = reid.embed_present(lambda crops: network.apply(variables, crops), cut.reshape(-1, *cut.shape[2:]),
-                                   present.reshape(-1))
-        return found.reshape(*present.shape, -1)
+        embeddings = reid.embed_present(lambda crops: network.apply(variables, crops),
+                                        crops.reshape(-1, *crops.shape[2:]), present.reshape(-1))
+        return embeddings.reshape(*present.shape, -1)
 
     def __call__(self, batch: Mapping[str, jax.Array], train: bool = False):
-        """The training forward of ``task``; what the losses want, and all that was made on the way."""
+        """Runs the training forward of ``trained_part``.
+
+        Args:
+            batch: Result of ``training_batch``.
+            train: Whether batch norm uses and updates batch statistics.
+
+        Returns:
+            The outputs of ``DNet.decode``, or ``{"embeddings": [n, embedding]}``; and the intermediates.
+        """
         outputs, stages = {}, {}
         if self.trained_part == "discovery" or self.is_initializing():
             stages = self.dnet.encode(batch["frame"], train)
-            guided = self.dnet.guide(batch["previous"], batch["previous_prob"], train) if self.guidance else None
-            outputs = self.dnet.decode(stages, guided, batch["frame"].shape[1:3], train)
+            guidance = self.dnet.guide(batch["previous"], batch["previous_prob"], train) if self.guidance else None
+            outputs = self.dnet.decode(stages, guidance, batch["frame"].shape[1:3], train)
         if self.trained_part == "embedding" or self.is_initializing():
             outputs |= {"embeddings": self.reid(batch["crops"], train)}
         if self.is_initializing():
-            self._target(batch["frame"], stages)
+            self._target_features(batch["frame"], stages)
         return outputs, stages | outputs
 
     @nn.nowrap
     def training_batch(self, clip: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """What ``__call__`` and ``loss`` take, from clips of frames that follow each other.
+        """Builds the batch for ``__call__`` and ``loss`` from clips of consecutive frames.
 
         Args:
-          clip: ``{"frames": [b, t, h, w, 3] uint8 RGB, "labels": [b, t, h, w] uint8}``, ``t`` at least 2; objects 1 to
-            at most ``tracks``, 255 void. D-Net learns from the last two frames. Where it tells categories apart, also
-            ``"categories"``, ``[b, objects]`` uint8, of each object from 1.
+            clip: ``"frames"`` ``[b, t, h, w, 3]`` uint8 RGB and ``"labels"`` ``[b, t, h, w]`` uint8, ``t`` at least 2;
+                objects 1 to at most ``max_tracks``, 255 void. D-Net uses the last two frames. With more than one
+                category also ``"categories"`` ``[b, objects]`` uint8, of each object from 1.
+
+        Returns:
+            For D-Net ``"frame"``, ``"previous"``, ``"previous_prob"``, ``"labels"`` and perhaps ``"categories"``, see
+            ``dnet.training_pairs``; for the embedding ``"crops"``, ``"identities"`` and ``"valid"``, see
+            ``reid.training_crops``.
         """
         frames, labels = clip["frames"], clip["labels"].astype(jnp.int32)
         b, t, h, w = frames.shape[:4]
         x = preprocess(frames.reshape(-1, h, w, 3), (h, w), self.preprocess).reshape(b, t, h, w, 3)
-        labels = jnp.where(labels == 255, -1, labels)
+        labels = jnp.where(labels == VOID, -1, labels)
         if self.trained_part == "embedding":
-            crops, identities, valid = reid.track_crops(x, labels, self.max_tracks)
+            crops, identities, valid = reid.training_crops(x, labels, self.max_tracks)
             return {"crops": crops, "identities": identities, "valid": valid}
-        previous, probability, frame, labels = dnet.guided_pair(x[:, -2:], labels[:, -2:])
+        previous, probability, frame, labels = dnet.training_pairs(x[:, -2:], labels[:, -2:])
         batch = {"frame": frame, "previous": previous, "previous_prob": probability, "labels": labels}
         return batch if self.categories == 1 else batch | {"categories": clip["categories"].astype(jnp.int32)}
 
     @nn.nowrap
     def loss(self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], step: jax.Array):
-        """``([b] float32, {name: [b]})`` of ``task``, see ``dnet.losses`` and ``reid.embedding_loss``."""
+        """Returns the loss of ``trained_part``, see ``dnet.losses`` and ``reid.embedding_loss``.
+
+        Args:
+            outputs: First result of ``__call__``.
+            batch: Result of ``training_batch``.
+            step: Unused.
+
+        Returns:
+            ``([b] float32, {name: [b]})``.
+        """
+        del step
         if self.trained_part == "embedding":
             return reid.embedding_loss(outputs["embeddings"], batch["identities"], batch["valid"],
                                        axis_name=self.axis_name)
@@ -227,7 +277,7 @@ class DTNet(Model):
 
     @nn.nowrap
     def example_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a smallest batch, for both tasks."""
+        """Returns the shapes of a smallest batch, for both trained parts."""
         frame = jax.ShapeDtypeStruct((1, 33, 33, 3), jnp.float32)
         return {"frame": frame, "previous": frame, "previous_prob": jax.ShapeDtypeStruct((1, 33, 33, 1), jnp.float32),
                 "labels": jax.ShapeDtypeStruct((1, 33, 33), jnp.int32),
@@ -235,36 +285,36 @@ class DTNet(Model):
 
     @property
     def threshold(self) -> float:
-        """Of the probability that a pixel belongs to any object."""
+        """Pixels with a higher saliency belong to an object."""
         return _SALIENT
 
     @property
     def notes(self) -> dict[str, str]:
-        """What is said of frames of which a flag is true."""
+        """Sentences for the flags in the notes of a frame."""
         return {"nothing": "no object was found",
                 "crowded": f"more objects were found than there is room for (max_proposals={self.max_proposals},"
                            f" max_tracks={self.max_tracks}), and the weakest left out"}
 
     @property
     def backbones(self) -> tuple[str, ...]:
-        """Paths of D-Net's backbones; that of T-Net, ``target_backbone``, starts from weights of its own."""
+        """Paths of D-Net's backbones; T-Net's ``target_backbone`` starts from weights of its own."""
         return ("dnet/backbone", *(("dnet/guide_backbone",) if self.guidance else ()))
 
     @nn.nowrap
     def frame_size(self, native_size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
-        """The networks' ``(height, width)`` for a video of ``native_size``, both ``16 k + 1``, so that maps align."""
+        """Returns the networks' ``(height, width)`` for a video; both are ``16 k + 1``, so that maps align."""
         factor = scale * self.short_side / min(native_size)
         return tuple(16 * max(1, round((side * factor - 1) / 16)) + 1 for side in native_size)
 
-    def _target(self, frames, discovery):
+    def _target_features(self, frames, dnet_features):
         if self.own_features:
             return self.target_backbone(frames)["layer3"].astype(jnp.float32)
-        discovery = self.dnet.encode(frames) if discovery is None else discovery
-        return discovery["layer2"].astype(jnp.float32)
+        dnet_features = self.dnet.encode(frames) if dnet_features is None else dnet_features
+        return dnet_features["layer2"].astype(jnp.float32)
 
 
-def _probabilities(logits):
-    """``[..., categories]`` of salient logits, one for objects of one kind, else with one for the background first."""
+def _object_probabilities(logits):
+    """Returns ``[..., categories]`` of saliency logits: a single logit, or the background's and one per category."""
     if logits.shape[-1] == 1:
         return jax.nn.sigmoid(logits)
     return jax.nn.softmax(logits, -1)[..., 1:]
