@@ -70,7 +70,6 @@ def choose(count: int, length: int) -> tuple[SyntheticStore, list[int]]:
 def without(segmenter, **fields):
     """The segmenter with other rules, or linking by overlap alone."""
     other = copy.copy(segmenter)
-    other._engines = {}
     link_only = fields.pop("link_only", False)
     other.model = segmenter.model.clone(**fields)
     if link_only:

@@ -13,6 +13,7 @@ import pytest
 from tests.helpers.moving_scenes import SIZE, difference, levels, moving
 from tests.helpers.recurrent_model import contents, remembering, save_frames
 from uvos_jax import UserError
+from uvos_jax.inference.engine import shared
 from uvos_jax.inference.flow.estimators import (
     FlowEstimator,
     cached_estimator,
@@ -221,6 +222,7 @@ def test_which_raft_a_published_file_holds_is_found_out(tmp_path):
 
 @pytest.mark.parametrize("chunk", [1, 3, 16])
 def test_flow_travels_with_its_frame(chunk):
+    shared.cache_clear()
     segmenter = moving(difference(2))
     assert _said(segmenter.run(open_source(levels(LEVELS)), chunk=chunk, soft=True)) == list(FORWARD)
     source = Source("made", "iterator", lambda: _frames(broken={3}), length=7)
@@ -239,10 +241,18 @@ def test_a_live_source_is_answered_before_its_next_frame():
             yield image
 
     said = []
-    for answer in moving(difference()).run(open_source(live()), soft=True):
+    for answer in moving(difference()).run(open_source(live(), live=True), soft=True):
         said += _said([answer])
         assert len(seen) == len(said)
     assert said == list(BACKWARD)
+
+
+def test_a_generator_is_a_video_that_ends():
+    segmenter = moving(difference())
+    expected = segmenter.segment(levels(LEVELS))
+    np.testing.assert_array_equal(segmenter.segment(iter(levels(LEVELS))), expected)
+    assert _said(segmenter.results(image for image in levels(LEVELS))) == list(FORWARD)
+    assert _said(segmenter.results(iter(levels(LEVELS)), live=True)) == list(BACKWARD)
 
 
 def test_references_have_their_own_flow():
@@ -272,13 +282,13 @@ def test_a_run_that_goes_on_computes_no_flow_twice():
     segmenter = moving(FlowEstimator("counting", "", compute))
     whole = list(segmenter.run(open_source(levels(LEVELS)), chunk=2, soft=True))
     asked.clear()
-    rest = list(segmenter.run(open_source(levels(LEVELS)), chunk=2, soft=True, begin=(4, whole[3].carry)))
+    rest = list(segmenter.run(open_source(levels(LEVELS)), chunk=2, soft=True, resume_from=(4, whole[3].state)))
     assert _said(rest[4:]) == list(FORWARD[4:]) and sum(asked) == 3
 
 
 def test_without_a_word_flow_is_that_of_opencv():
     assert moving().flow is dis_estimator
-    with pytest.raises(UserError, match="remembering looks at frames alone"):
+    with pytest.raises(UserError, match="remembering does not use optical flow"):
         type(moving())("remembering", remembering().model, {"params": {}}, flow=dis_estimator)
 
 

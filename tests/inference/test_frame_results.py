@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.recurrent_model import SIZE, noise, remembering
+from uvos_jax.inference.engine import shared
 from uvos_jax.inference.reference_frames import ReferenceFrames, select_reference_frames
 from uvos_jax.video import Frame, Source, open_source
 
@@ -120,12 +121,13 @@ def test_a_model_that_wants_the_first_frame_alone_reads_a_video_once():
 
 
 def test_a_run_can_begin_behind_any_full_chunk():
+    shared.cache_clear()
     segmenter, frames = remembering(), noise(11)
     whole = list(segmenter.run(open_source(frames), chunk=3))
-    assert [answer.carry is not None for answer in whole] == [i in (2, 5, 8) for i in range(11)]
+    assert [answer.state is not None for answer in whole] == [i in (2, 5, 8) for i in range(11)]
     for at in (2, 5, 8):
-        begin = (at + 1, jax.tree.map(np.asarray, whole[at].carry))
-        rest = list(segmenter.run(open_source(frames), chunk=3, begin=begin))
+        begin = (at + 1, jax.tree.map(np.asarray, whole[at].state))
+        rest = list(segmenter.run(open_source(frames), chunk=3, resume_from=begin))
         assert [answer.frame.name for answer in rest] == [answer.frame.name for answer in whole]
         for i, (answer, before) in enumerate(zip(rest, whole, strict=True)):
             if i <= at:

@@ -146,7 +146,7 @@ def test_a_signal_finishes_a_live_source(segmenter, tmp_path):
         while True:
             yield clip(1)[0]
 
-    run = segment_to_folder(segmenter, open_source(camera()), tmp_path / "out", stop=_after(3, 2))
+    run = segment_to_folder(segmenter, open_source(camera(), live=True), tmp_path / "out", stop=_after(3, 2))
     assert run["finished"] is True and run["source"]["frames"] == _length(tmp_path / "out/overlay.mp4") == 3
 
 

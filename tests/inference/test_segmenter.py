@@ -10,6 +10,7 @@ import pytest
 
 from tests.helpers.small_adnet import against_the_first, clip, small_segmenter
 from uvos_jax import UserError
+from uvos_jax.inference.engine import StepInputs, shared
 from uvos_jax.inference.postprocess import STAGES
 from uvos_jax.inference.segmenter import load
 from uvos_jax.video import open_source
@@ -44,11 +45,28 @@ def test_chunk_sizes_give_the_same_masks(variant):
 
 
 def test_one_compilation_per_video_size(segmenter):
+    shared.cache_clear()
     segmenter = small_segmenter()
     for length in (9, 1, 4):
         segmenter.segment(clip(length), chunk=4)
     assert segmenter.engine((48, 72)).step._cache_size() == 1
     assert segmenter.engine((48, 72)).start._cache_size() == 1
+
+
+def test_equal_segmenters_share_compiled_programs():
+    shared.cache_clear()
+    first, second = small_segmenter(), small_segmenter()
+    first.segment(clip(2), chunk=2)
+    compiled = first.engine((48, 72)).step._cache_size()
+    second.segment(clip(2), chunk=2)
+    assert second.engine((48, 72)) is first.engine((48, 72))
+    assert second.engine((48, 72)).step._cache_size() == compiled == 1
+    assert small_segmenter("official").engine((48, 72)) is not first.engine((48, 72))
+
+
+def test_a_segmenter_describes_itself(segmenter):
+    assert repr(segmenter).startswith("Segmenter(adnet, variant=paper, ") and "parameters" in repr(segmenter)
+    assert repr(small_segmenter(scales=(0.75, 1), flip=True)).count("scales=(0.75, 1.0), flip=True") == 1
 
 
 def test_scan_equals_a_plain_loop_over_frames(segmenter, masks):
@@ -89,6 +107,7 @@ def test_stages_see_the_fused_score_and_keep_their_state(monkeypatch):
         return count + 1, jnp.where(count >= 2, threshold + 1, score)
 
     monkeypatch.setitem(STAGES, "temporal_gate", (lambda size: jnp.zeros((), int), from_the_third_frame))
+    monkeypatch.setattr("uvos_jax.inference.segmenter.shared", lambda engine: engine)  # compiles with this stage
     result = small_segmenter("official").segment(clip(6), chunk=4)
     assert (result[2:] == 1).all() and (result[:2] == 0).any()
 
@@ -99,11 +118,11 @@ def test_fill_up_frames_leave_no_trace():
     engine = segmenter.engine((120, 160))
     carry = engine.start(segmenter.variables, frames[:1])
     filled = np.concatenate([frames[:2], frames[3:], frames[3:]])
-    after_two, _ = engine.step(segmenter.variables, carry, filled, np.array([True, True, False, False]))
-    after_both, _ = engine.step(segmenter.variables, carry, frames[:2], np.array([True, True]))
+    after_two, _ = engine.step(segmenter.variables, carry, StepInputs(filled, np.array([True, True, False, False])))
+    after_both, _ = engine.step(segmenter.variables, carry, StepInputs(frames[:2], np.array([True, True])))
     for a, b in zip(jax.tree.leaves(after_two), jax.tree.leaves(after_both), strict=True):
         np.testing.assert_array_equal(a, b)
-    after_four, _ = engine.step(segmenter.variables, carry, filled, np.ones(4, bool))
+    after_four, _ = engine.step(segmenter.variables, carry, StepInputs(filled, np.ones(4, bool)))
     assert any((np.asarray(a) != np.asarray(b)).any()
                for a, b in zip(jax.tree.leaves(after_four), jax.tree.leaves(after_two), strict=True))
 
@@ -158,7 +177,7 @@ def test_a_live_source_is_answered_frame_by_frame(segmenter, masks):
             asked.append(i)
             yield frame
 
-    for t, (frame, labels) in enumerate(segmenter.stream(camera())):
+    for t, (frame, labels) in enumerate(segmenter.stream(camera(), live=True)):
         assert asked == list(range(t + 1))  # the next frame was not waited for
         np.testing.assert_array_equal(frame, clip(21)[t])
         assert _differing(labels, masks[t]) <= 1e-3
@@ -216,7 +235,7 @@ def test_a_source_may_fill_one_buffer_again_and_again(segmenter, masks):
 
 
 def test_strips_that_would_blow_up_the_network_are_refused(segmenter):
-    with pytest.raises(UserError, match="pixels at most"):
+    with pytest.raises(UserError, match="largest side allowed is 8192"):
         segmenter.segment(np.zeros((1, 4000, 3, 3), np.uint8))
 
 

@@ -14,6 +14,7 @@ from pycocotools import mask as mask_utils
 from uvos_jax import UserError
 from uvos_jax.data.storage.store import MemoryStore
 from uvos_jax.inference import Segmenter
+from uvos_jax.inference.engine import StepInputs
 from uvos_jax.inference.jobs.segment import segment_to_folder
 from uvos_jax.interrupts import Interrupted
 from uvos_jax.models.dtnet.model import DTNet, Proposals, State
@@ -171,7 +172,8 @@ def test_chunk_size_does_not_matter_and_a_run_continues_from_its_state(segmenter
     assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(shapes)] == [
         (np.shape(leaf), np.asarray(leaf).dtype) for leaf in leaves]
     state = jax.tree.unflatten(jax.tree.structure(shapes), [np.asarray(leaf).copy() for leaf in leaves])
-    _, second = engine.step(segmenter.variables, state, frames[3:], np.ones(3, bool))
+    _, second = engine.step(segmenter.variables, state,
+                     StepInputs(frames[3:], np.ones(3, bool)))
     np.testing.assert_array_equal(np.concatenate([first.labels, second.labels]), whole)
 
 
@@ -181,8 +183,10 @@ def test_invalid_frames_do_not_change_the_state(segmenter):
     start = engine.start(segmenter.variables, frames[:1])
     noise = np.random.default_rng(0).integers(0, 256, frames[:1].shape, np.uint8)
     mixed = np.concatenate([frames[:2], noise, frames[2:]])
-    state, output = engine.step(segmenter.variables, start, mixed, np.array([True, True, False, True, True]))
-    other, plain = engine.step(segmenter.variables, start, frames, np.ones(4, bool))
+    state, output = engine.step(segmenter.variables, start,
+                     StepInputs(mixed, np.array([True, True, False, True, True])))
+    other, plain = engine.step(segmenter.variables, start,
+                     StepInputs(frames, np.ones(4, bool)))
     np.testing.assert_array_equal(output.labels[[0, 1, 3, 4]], plain.labels)
     np.testing.assert_array_equal(output.labels[2], plain.labels[1])
     assert int(state.states[0].frame) == int(other.states[0].frame) == 4
@@ -191,11 +195,13 @@ def test_invalid_frames_do_not_change_the_state(segmenter):
 def test_notes_report_no_objects_and_too_many(segmenter):
     empty, _ = film(2)
     engine = segmenter.engine(SIZE)
-    _, output = engine.step(segmenter.variables, engine.start(segmenter.variables, empty[:1]), empty, np.ones(2, bool))
+    _, output = engine.step(segmenter.variables, engine.start(segmenter.variables, empty[:1]),
+                     StepInputs(empty, np.ones(2, bool)))
     assert output.notes["nothing"].all() and not output.labels.any() and not output.notes["scores"].any()
     many, _ = film(2, *[(color, walk((2 + 12 * color, 10), (2 + 12 * color, 12), 2), 10, 30 - 3 * color)
                         for color in range(5)])
-    _, output = engine.step(segmenter.variables, engine.start(segmenter.variables, many[:1]), many, np.ones(2, bool))
+    _, output = engine.step(segmenter.variables, engine.start(segmenter.variables, many[:1]),
+                     StepInputs(many, np.ones(2, bool)))
     assert output.notes["crowded"].all() and set(np.unique(output.labels)) == {0, 1, 2, 3, 4}
     assert (output.notes["scores"] > 0.5).all()
 
@@ -204,7 +210,8 @@ def test_soft_output_and_native_size(segmenter):
     frames, truth = film(3, (0, walk((8, 8), (28, 48), 3), 24, 32))
     large = frames.repeat(2, 1).repeat(2, 2)
     engine = like(segmenter.engine(SIZE), native_size=large.shape[1:3], soft=True)
-    _, output = engine.step(segmenter.variables, engine.start(segmenter.variables, large[:1]), large, np.ones(3, bool))
+    _, output = engine.step(segmenter.variables, engine.start(segmenter.variables, large[:1]),
+                     StepInputs(large, np.ones(3, bool)))
     assert (output.labels == truth.repeat(2, 1).repeat(2, 2)).mean() > 0.98
     assert output.probability.dtype == np.uint8
     assert output.probability[truth.repeat(2, 1).repeat(2, 2) == 1].mean() > 220
@@ -216,7 +223,7 @@ def test_association_settings_come_from_the_model(segmenter):
     engine = segmenter.engine(SIZE)
     start = engine.start(segmenter.variables, frames[:1])
     verified, plain, rigid = (
-        like(engine, model=Colors(**rules)).step(segmenter.variables, start, frames, np.ones(5, bool))
+        like(engine, model=Colors(**rules)).step(segmenter.variables, start, StepInputs(frames, np.ones(5, bool)))
         for rules in ({}, {"verification": False}, {"memory_update": False}))
     assert (verified[1].labels == truth).all()
     assert not (plain[1].labels[1:] == truth[1:]).all()  # T-Net's own masks are coarse
@@ -228,7 +235,8 @@ def test_linking_by_overlap_loses_fast_objects(segmenter):
     frames, truth = film(4, (0, {0: (8, 4), 1: (8, 8), 2: (8, 60), 3: (8, 64)}, 20, 20))
     engine = like(segmenter.engine(SIZE), link_only=True)
     start = engine.start(segmenter.variables, frames[:1])
-    _, output = engine.step(segmenter.variables, start, frames, np.ones(4, bool))
+    _, output = engine.step(segmenter.variables, start,
+                     StepInputs(frames, np.ones(4, bool)))
     assert ids(output.labels, truth, 1) == [1, 1, 2, 2]
 
 
@@ -284,7 +292,7 @@ def test_an_interrupted_run_continues_with_the_same_targets(segmenter, tmp_path)
 
 @pytest.mark.parametrize("options", [{"scales": (0.5, 1.0)}, {"flip": True}])
 def test_multiple_views_are_rejected(segmenter, options):
-    with pytest.raises(UserError, match="dtnet runs once a frame; leave out --scales and --flip"):
+    with pytest.raises(UserError, match="dtnet has no test-time augmentation; leave out --scales and --flip"):
         Segmenter("dtnet", segmenter.model, segmenter.variables, **options)
 
 

@@ -120,11 +120,12 @@ def test_list_has_a_length_and_is_rereadable():
     assert [len(list(source)), len(list(source))] == [2, 2]
 
 
-def test_generator_is_live_read_once_and_never_ahead():
+def test_generator_is_read_once_and_never_ahead():
     taken = []
     camera = (taken.append(value) or picture(value) for value in itertools.count())
-    source = open_source(camera)
+    source = open_source(camera, live=True)
     assert (source.length, source.live, source.rereadable) == (None, True, False)
+    assert not open_source(iter([])).live  # a video that ends
     assert taken == []
     frames = iter(source)
     assert (next(frames).name, next(frames).name, taken) == ("00000", "00001", [0, 1])

@@ -125,7 +125,7 @@ def segment(
 
 def _check_first_mask(segmenter, video, first_mask):
     try:
-        segmenter.objects(video, first_mask).check_mask_sizes()
+        segmenter.object_registry(video, first_mask).check_mask_sizes()
     except UserError as error:
         raise UserError(f"{video.name}: {error}") from error
 

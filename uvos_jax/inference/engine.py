@@ -1,37 +1,60 @@
-"""The device side of a video: a chunked encoder and a scanned step, compiled once per frame size.
+"""The device side of a video: a batched encoder and a scanned step, compiled once per frame size.
 
-Raw uint8 frames go in and uint8 label maps (and probabilities, if wanted) come out; resizing, scales, mirrored copies,
-fusing, stages and thresholds happen on the device at native size.
+Raw uint8 frames go in, uint8 label maps (and probabilities, if requested) come out. Resizing, test-time augmentation,
+fusion, post-processing and the decision happen on the device at native size.
 
-A model that follows given objects (``model.follows``) scores places, 0 for the background; the place with the best mean
-score is the label. A mask that is given for a frame has the last word there, and in the first frame the only one.
+A model of the task "prompted" scores object slots (0 is background); the label is the slot with the highest mean score.
+A mask that is given for a frame overrides the prediction, and in the first frame replaces it.
 """
 
 import dataclasses
 import functools
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from uvos_jax.inference.postprocess import STAGES, FrameContext
+from uvos_jax.labels import VOID
+from uvos_jax.models import Model
 from uvos_jax.ops.preprocess import preprocess
-from uvos_jax.video.mask_io import VOID
+
+
+@flax.struct.dataclass
+class StepInputs:
+    """One chunk of frames, the input of ``Engine.step``.
+
+    Attributes:
+        frames: ``[t, h, w, 3]`` uint8 RGB.
+        valid: ``[t]`` bool. Frames that fill up the last chunk, or that could not be decoded, are not valid: they leave
+            the state unchanged and repeat the output of the last valid frame.
+        flows: ``[t, h', w', 2]`` float32 optical flow in pixels of its own grid; None for models without flow.
+        prompt_labels: ``[t, h, w]`` uint8 object slots of given masks, elsewhere 0 or void; None without prompts.
+        is_prompt: ``[t]`` bool, frames whose given mask is the whole answer, so that nothing is predicted; None without
+            prompts. The first frame is one of these: ``Engine.start`` has consumed it.
+        keep_mask: ``[t, h, w]`` bool, where scores are kept; they are zero elsewhere. None keeps all.
+    """
+
+    frames: jax.Array
+    valid: jax.Array
+    flows: jax.Array | None = None
+    prompt_labels: jax.Array | None = None
+    is_prompt: jax.Array | None = None
+    keep_mask: jax.Array | None = None
 
 
 @flax.struct.dataclass
 class StepOutput:
-    """What was decided about a frame; about several ones with a leading axis ``t``.
+    """The result for one frame; for a chunk, every array has a leading axis ``t``.
 
     Attributes:
-      labels: ``[h, w]`` uint8, 0 for background; the places of objects, of a model that follows some.
-      probability: ``[h, w]`` uint8, 255 where foreground is certain; None unless it was asked for.
-      confidence: float32 in [0, 1], the mean probability of what was decided to be foreground (of the object that was
-        decided on), or of background in all pixels if nothing was; None unless probabilities were asked for.
-      notes: what else the model says of the frame, ``aux["notes"]`` of ``predict`` in the first view: flags (bool) and
-        measures (float32); before the first valid frame, False and NaN. None of models that say nothing.
+        labels: ``[h, w]`` uint8, 0 for background; object slots for prompted models.
+        probability: ``[h, w]`` uint8, 255 times the foreground probability; None unless requested.
+        confidence: float32 in 0..1: mean probability of the pixels labeled foreground, or mean background probability
+            if there are none. None unless probabilities were requested.
+        notes: Flags (bool) and measures (float32) of the model, ``aux["notes"]`` of ``predict`` in the first view;
+            before the first valid frame False and NaN. None for models without notes.
     """
 
     labels: jax.Array
@@ -42,12 +65,12 @@ class StepOutput:
 
 @flax.struct.dataclass
 class StreamState:
-    """All that a video's past is: a pytree of fixed shapes that a scan, a checkpoint or a live stream can hold.
+    """Everything that is carried from chunk to chunk: a pytree of fixed shapes.
 
     Attributes:
-      states: one model state per view (scale and mirrored copy).
-      stages: one state per post-processing stage.
-      last: what was decided about the last valid frame; before the first one, background.
+        states: One model state per view (scale and mirrored copy).
+        stages: One state per post-processing stage.
+        last: Output for the last valid frame; background before the first one.
     """
 
     states: tuple
@@ -57,72 +80,65 @@ class StreamState:
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """Runs one model on videos of one size. Pure: weights and the past are arguments.
+    """Runs one model on videos of one size. Pure: weights and state are arguments.
+
+    Engines are hashable and equal if they compute the same; :func:`shared` returns one object for equal engines, so
+    that their programs are compiled once per process.
 
     Attributes:
-      model: a system's module.
-      native_size: ``(height, width)`` of the frames and of the labels.
-      scales: test-time scales; a state is kept for each.
-      flip: whether a mirrored copy is run for every scale, with its own state.
-      soft: whether probabilities and confidences are made beside the labels.
-      before: names of stages that go before those of the model.
-      causal: whether flow leads to the frame before, and not to the next one.
+        model: The model.
+        native_size: ``(height, width)`` of frames and labels.
+        scales: Test-time scales; each has its own model state.
+        flip: Whether every scale also runs a mirrored copy with its own state.
+        soft: Whether probabilities and confidences are computed.
+        extra_stages: Names of post-processing stages that precede the model's own.
+        causal: Whether flow points to the previous frame rather than to the next one.
     """
 
-    model: nn.Module
+    model: Model
     native_size: tuple[int, int]
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     soft: bool = False
-    before: tuple[str, ...] = ()
+    extra_stages: tuple[str, ...] = ()
     causal: bool = False
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Names of the stages that the fused score goes through."""
-        return (*self.before, *self.model.postprocess)
+        """Names of the post-processing stages that the fused score passes, in order."""
+        return (*self.extra_stages, *self.model.postprocess)
 
     @functools.cached_property
     def start(self):
-        """``(variables, frames uint8 [r, h, w, 3], flows=None, labels=None) -> StreamState``, jitted.
+        """Jitted ``start(variables, frames, flows=None, labels=None) -> StreamState``, from the reference frames.
 
-        It is made from the reference frames. Models that want it are given flow, float32 ``[r, h', w', 2]``, of any one
-        size; models that follow, the labels of the references, uint8 ``[r, h, w]``: places, 255 for void.
+        ``frames`` is uint8 ``[r, h, w, 3]``; ``flows`` float32 ``[r, h', w', 2]`` for models with flow; ``labels`` uint8
+        ``[r, h, w]`` object slots with 255 for void, for prompted models.
         """
         return jax.jit(self._start)
 
     @functools.cached_property
     def step(self):
-        """``(variables, carry, frames uint8 [t, h, w, 3], valid bool [t], flows=None) -> (carry, StepOutput of [t])``.
-
-        Jitted; flow as in :attr:`start`. Of models that follow, two more arguments say what is given: ``given``, uint8
-        ``[t, h, w]``, places where a mask has some, else 0 or 255; and ``whole``, bool ``[t]``, whether that is all of
-        the answer, so that nothing is predicted. The first frame is answered so, since ``start`` has seen it. Without
-        them nothing is given.
-
-        Of other models, ``keep``, bool ``[t, h, w]``, may say where a score stays; elsewhere it is 0.
-
-        Frames that are not valid fill up the last chunk, or could not be decoded: they leave no trace in the carry, and
-        what was decided about the last valid frame is said of them, too.
-        """
+        """Jitted ``step(variables, state, inputs) -> (state, StepOutput of [t])`` with :class:`StepInputs`."""
         return jax.jit(self._step)
 
     def _start(self, variables, frames, flows=None, labels=None):
         features = self._encode(variables, frames, flows)
         if self.model.task == "prompted":
             labels = jnp.where(labels == VOID, -1, labels.astype(jnp.int32))
-            states = tuple(self._apply(variables, "init_state", f, _mirrored_labels(labels, mirrored), self.native_size,
-                                       self.model.max_objects) for f, mirrored in zip(features, self._mirrored, strict=True))
+            states = tuple(self._apply(variables, "init_state", f, _mirror_labels(labels, mirrored), self.native_size,
+                                       self.model.max_objects)
+                           for f, mirrored in zip(features, self._mirrored, strict=True))
         else:
             states = tuple(self._apply(variables, "init_state", f, None, self.native_size) for f in features)
         stages = tuple(STAGES[name][0](self.native_size) for name in self.stages)
-        last = StepOutput(jnp.zeros(self.native_size, jnp.uint8), notes=self._first_notes(variables, states, features))
+        last = StepOutput(jnp.zeros(self.native_size, jnp.uint8), notes=self._initial_notes(variables, states, features))
         if self.soft:
             last = last.replace(probability=last.labels, confidence=jnp.zeros((), jnp.float32))
         return StreamState(states, stages, last)
 
-    def _first_notes(self, variables, states, features):
-        """Nothing yet, in the form that ``predict`` gives to its notes."""
+    def _initial_notes(self, variables, states, features):
+        """False and NaN in the structure of ``aux["notes"]``."""
         if not self.model.notes:
             return None
         one = jax.tree.map(lambda x: x[:1], features[0])
@@ -130,81 +146,90 @@ class Engine:
         return {name: jnp.full(note.shape[1:], False if note.dtype == bool else jnp.nan, note.dtype)
                 for name, note in aux["notes"].items()}
 
-    def _step(self, variables, carry, frames, valid, flows=None, given=None, whole=None, keep=None):
+    def _step(self, variables, state, inputs):
         if self.model.task == "prompted":
-            if given is None:
-                given, whole = jnp.zeros(frames.shape[:3], jnp.uint8), jnp.zeros(len(frames), bool)
-            return jax.lax.scan(functools.partial(self._follow, variables), carry,
-                                (self._encode(variables, frames, flows), valid, given, whole))
+            return self._scan_prompted(variables, state, inputs)
 
-        def one_frame(carry, xs):
+        def one_frame(state, xs):
             features, is_valid, keep, (frame, flow) = xs
             features = jax.tree.map(lambda x: x[None], features)
-            new_carry = self._one_frame(variables, carry, features, keep, FrameContext(frame, flow, self.causal))
-            carry = jax.tree.map(lambda new, old: jnp.where(is_valid, new, old), new_carry, carry)
-            return carry, carry.last
+            context = FrameContext(frame, flow, self.causal)
+            new_state = self._segment_frame(variables, state, features, keep, context)
+            state = jax.tree.map(lambda new, old: jnp.where(is_valid, new, old), new_state, state)
+            return state, state.last
 
-        return jax.lax.scan(one_frame, carry, (self._encode(variables, frames, flows), valid, keep, (frames, flows)))
+        features = self._encode(variables, inputs.frames, inputs.flows)
+        return jax.lax.scan(one_frame, state, (features, inputs.valid, inputs.keep_mask, (inputs.frames, inputs.flows)))
 
-    def _one_frame(self, variables, carry, features, keep, sight):
-        """Predicts in every view, fuses at native size, decides the labels, commits them to every view."""
-        predictions = self._predict(variables, carry.states, features)
+    def _scan_prompted(self, variables, state, inputs):
+        prompt_labels, is_prompt = inputs.prompt_labels, inputs.is_prompt
+        if prompt_labels is None:
+            prompt_labels = jnp.zeros(inputs.frames.shape[:3], jnp.uint8)
+            is_prompt = jnp.zeros(len(inputs.frames), bool)
+        features = self._encode(variables, inputs.frames, inputs.flows)
+        return jax.lax.scan(functools.partial(self._segment_prompted_frame, variables), state,
+                            (features, inputs.valid, prompt_labels, is_prompt))
+
+    def _segment_frame(self, variables, state, features, keep, context):
+        """Predicts in every view, fuses at native size, decides the labels and commits them to every view."""
+        predictions = self._predict(variables, state.states, features)
         score = self._fuse(predictions)
         if keep is not None:
             score = jnp.where(keep[None, :, :, None], score, 0)
         stages = []
-        for name, stage_state in zip(self.stages, carry.stages, strict=True):
-            stage_state, score = STAGES[name][1](stage_state, score, self.model.threshold, sight)
+        for name, stage_state in zip(self.stages, state.stages, strict=True):
+            stage_state, score = STAGES[name][1](stage_state, score, self.model.threshold, context)
             stages.append(stage_state)
         labels = (score[..., 0] > self.model.threshold).astype(jnp.uint8)
-        states = tuple(self._apply(variables, "commit", state, f, _mirrored(labels[..., None], mirrored)[..., 0], aux)
-                       for state, f, (_, aux), mirrored
-                       in zip(carry.states, features, predictions, self._mirrored, strict=True))
+        states = tuple(self._apply(variables, "commit", model_state, f, _mirror(labels[..., None], mirrored)[..., 0], aux)
+                       for model_state, f, (_, aux), mirrored
+                       in zip(state.states, features, predictions, self._mirrored, strict=True))
         notes = jax.tree.map(lambda x: x[0], predictions[0][1].get("notes"))
-        return StreamState(states, tuple(stages), self._decision(score[0, ..., 0], labels[0], notes))
+        return StreamState(states, tuple(stages), self._output(score[0, ..., 0], labels[0], notes))
 
-    def _follow(self, variables, carry, xs):
-        """One frame of a model that follows: only what the frame needs is computed."""
-        features, is_valid, given, whole = xs
+    def _segment_prompted_frame(self, variables, state, xs):
+        """One frame of a prompted model; branches that are not taken cost nothing."""
+        features, is_valid, prompt_labels, is_prompt = xs
         features = jax.tree.map(lambda x: x[None], features)
-        given = jnp.where(given == VOID, 0, given.astype(jnp.int32))[None]
+        prompt = jnp.where(prompt_labels == VOID, 0, prompt_labels.astype(jnp.int32))[None]
 
-        def answered():
-            return carry.replace(last=self._decision_of_places(None, given[0], given[0], carry.last.notes))
+        def take_prompt():
+            return state.replace(last=self._slot_output(None, prompt[0], prompt[0], state.last.notes))
 
-        def predicted():
-            predictions = self._predict(variables, carry.states, features)
+        def predict():
+            predictions = self._predict(variables, state.states, features)
             score = self._fuse(predictions)
-            labels = jnp.where(given > 0, given, score.argmax(-1))
+            labels = jnp.where(prompt > 0, prompt, score.argmax(-1))
 
-            def commit(new):
-                return tuple(self._apply(variables, "commit", state, f, _mirrored_labels(labels, mirrored), aux,
-                                         None if new is None else _mirrored_labels(new, mirrored))
-                             for state, f, (_, aux), mirrored
-                             in zip(carry.states, features, predictions, self._mirrored, strict=True))
+            def commit(new_labels):
+                return tuple(
+                    self._apply(variables, "commit", model_state, f, _mirror_labels(labels, mirrored), aux,
+                                None if new_labels is None else _mirror_labels(new_labels, mirrored))
+                    for model_state, f, (_, aux), mirrored
+                    in zip(state.states, features, predictions, self._mirrored, strict=True))
 
-            states = jax.lax.cond((given > 0).any(), lambda: commit(given), lambda: commit(None))
+            states = jax.lax.cond((prompt > 0).any(), lambda: commit(prompt), lambda: commit(None))
             notes = jax.tree.map(lambda x: x[0], predictions[0][1].get("notes"))
-            return StreamState(states, carry.stages, self._decision_of_places(score[0], labels[0], given[0], notes))
+            return StreamState(states, state.stages, self._slot_output(score[0], labels[0], prompt[0], notes))
 
-        carry = jax.lax.cond(is_valid, lambda: jax.lax.cond(whole, answered, predicted), lambda: carry)
-        return carry, carry.last
+        state = jax.lax.cond(is_valid, lambda: jax.lax.cond(is_prompt, take_prompt, predict), lambda: state)
+        return state, state.last
 
-    def _decision_of_places(self, score, places, given, notes):
-        """``score`` is None where the given mask is the answer; what is given is certain."""
-        labels = places.astype(jnp.uint8)
+    def _slot_output(self, score, slots, prompt, notes):
+        """Output of a prompted model; ``score`` is None where the prompt is the answer. Prompted pixels are certain."""
+        labels = slots.astype(jnp.uint8)
         if not self.soft:
             return StepOutput(labels, notes=notes)
         if score is None:
             return StepOutput(labels, jnp.where(labels > 0, 255, 0).astype(jnp.uint8), jnp.ones(()), notes)
-        probability = jnp.where(given > 0, 1, self.model.to_probability(score))
-        of_place = jnp.where(given > 0, 1, jnp.take_along_axis(score, places[..., None], -1)[..., 0])
-        area = (places > 0).sum()
-        confidence = jnp.where(area > 0, jnp.where(places > 0, of_place, 0).sum() / jnp.maximum(area, 1),
+        probability = jnp.where(prompt > 0, 1, self.model.to_probability(score))
+        slot_score = jnp.where(prompt > 0, 1, jnp.take_along_axis(score, slots[..., None], -1)[..., 0])
+        area = (slots > 0).sum()
+        confidence = jnp.where(area > 0, jnp.where(slots > 0, slot_score, 0).sum() / jnp.maximum(area, 1),
                                1 - probability.mean())
         return StepOutput(labels, jnp.round(255 * probability).astype(jnp.uint8), confidence, notes)
 
-    def _decision(self, score, labels, notes):
+    def _output(self, score, labels, notes):
         if not self.soft:
             return StepOutput(labels, notes=notes)
         probability = self.model.to_probability(score)
@@ -219,8 +244,8 @@ class Engine:
         return [self._apply(variables, "predict", state, f) for state, f in zip(states, features, strict=True)]
 
     def _fuse(self, predictions):
-        """The mean over the views, ``[1, h, w, c]`` at native size."""
-        return sum(_mirrored(self.model.to_native(raw, self.native_size), mirrored)
+        """Mean score over the views, ``[1, h, w, c]`` at native size."""
+        return sum(_mirror(self.model.to_native(raw, self.native_size), mirrored)
                    for (raw, _), mirrored in zip(predictions, self._mirrored, strict=True)) / len(predictions)
 
     def _encode(self, variables, frames, flows) -> tuple[Any, ...]:
@@ -232,33 +257,43 @@ class Engine:
             if not self.flip:
                 views.append(self._apply(variables, "encode", inputs))
                 continue
-            # A loop over both copies is compiled once and needs the memory of one.
+            # A loop over both copies compiles the encoder once and needs the memory of one.
             both = jax.tree.map(lambda x, y: jnp.stack([x, y]), inputs, self._inputs(frames, flows, size, True))
             both = jax.lax.map(lambda x: self._apply(variables, "encode", x), both)
             views += [jax.tree.map(lambda f: f[0], both), jax.tree.map(lambda f: f[1], both)]
         return tuple(views)
 
     def _inputs(self, frames, flows, size, mirrored):
-        inputs = {"frame": _mirrored(preprocess(frames, size, self.model.preprocess), mirrored)}
+        inputs = {"frame": _mirror(preprocess(frames, size, self.model.preprocess), mirrored)}
         if flows is not None:
             if mirrored:
-                flows = _mirrored(flows, True) * jnp.array([-1.0, 1.0])  # what went right goes left
+                flows = _mirror(flows, True) * jnp.array([-1.0, 1.0])  # mirroring reverses dx
             inputs["flow"] = self.model.flow_input(flows, size)
         return inputs
 
     @property
     def _mirrored(self):
+        """Whether each view is mirrored."""
         return (False, True) * len(self.scales) if self.flip else (False,) * len(self.scales)
 
     def _apply(self, variables, method, *args):
         return self.model.apply(variables, *args, method=method)
 
 
-def _mirrored(x, mirrored):
-    """``[b, h, w, c]`` flipped left to right if ``mirrored``."""
+@functools.lru_cache(maxsize=32)
+def shared(engine: Any) -> Any:
+    """Returns the first engine that was equal to ``engine``, and with it the programs compiled so far.
+
+    Engines are pure, so segmenters with the same model and options can use one; at most 32 are kept.
+    """
+    return engine
+
+
+def _mirror(x, mirrored):
+    """``[b, h, w, c]``, flipped left to right if ``mirrored``."""
     return x[:, :, ::-1] if mirrored else x
 
 
-def _mirrored_labels(labels, mirrored):
-    """The same of ``[b, h, w]``."""
+def _mirror_labels(labels, mirrored):
+    """``[b, h, w]``, flipped left to right if ``mirrored``."""
     return labels[:, :, ::-1] if mirrored else labels

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from uvos_jax.nn.layers import Policy
 from uvos_jax.ops.preprocess import Preprocess
 
 Task = Literal["foreground", "prompted", "tracks", "flow"]
@@ -69,6 +70,11 @@ class Model(nn.Module):
     categories: ClassVar[int] = 1
 
     # What a model needs and how its scores are used.
+
+    @property
+    def policy(self) -> Policy:
+        """Computation dtype and mapped axis of the batch statistics, for the model's blocks."""
+        return Policy(self.dtype, self.axis_name)
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ class ClipOptions:
 
 
 def open_source(
-    source: str | os.PathLike | np.ndarray | Iterable | Source, clip: ClipOptions = ClipOptions()
+    source: str | os.PathLike | np.ndarray | Iterable | Source, clip: ClipOptions = ClipOptions(), live: bool = False
 ) -> Source:
     """Opens the frames of a video, and raises for input that could not be read later.
 
@@ -70,6 +70,8 @@ def open_source(
 
             An opened source is returned unchanged.
         clip: The part of the video to read.
+        live: For iterables: whether frames arrive while they are made, so that a reader must not hold them back.
+            Without it, an iterable is a video that ends.
 
     Returns:
         The source. If it can be read again, its first frame has been decoded as a check.
@@ -89,7 +91,7 @@ def open_source(
     if hasattr(source, "__array__"):  # NumPy arrays and what converts to them, such as JAX arrays
         return _checked(_clipped(_open_array(np.asarray(source)), frame_range, clip.on_error))
     if isinstance(source, Iterable) and not isinstance(source, (bytes, bytearray, Mapping, Set)):
-        opened = _clipped(_open_iterable(source), frame_range, clip.on_error)
+        opened = _clipped(_open_iterable(source, live), frame_range, clip.on_error)
         return _checked(opened) if isinstance(source, Sequence) else opened
     raise UserError(
         f"Cannot read frames from {_type_text(source)}. "
@@ -222,7 +224,7 @@ def _open_array(array: np.ndarray) -> Source:
     return Source(name="frames", kind="iterator", start=lambda: _numbered(array), length=len(array))
 
 
-def _open_iterable(frames: Iterable) -> Source:
+def _open_iterable(frames: Iterable, live: bool) -> Source:
     length = len(frames) if isinstance(frames, Sized) else None
     if length == 0:
         raise UserError(f"The {type(frames).__name__} given as the source has no frames.")
@@ -232,7 +234,7 @@ def _open_iterable(frames: Iterable) -> Source:
         # A generator may fill the same buffer for every frame, so its frames are copied.
         start=lambda: _numbered(frames, copy=not isinstance(frames, Sequence)),
         length=length,
-        live=length is None,
+        live=live,
         rereadable=not isinstance(frames, Iterator),
     )
 

@@ -141,7 +141,7 @@ def segment_to_folder(segmenter: Segmenter, source: Any, output: str | Path, *, 
     if resume and not source.rereadable:
         raise UserError(f"--resume reads the video a second time, which {_kind(source)} does not allow. Leave it out.")
     output = check_output(output, overwrite, source, resume)
-    objects, pruning = segmenter.objects(source, prompts.first_mask), make_pruner(prompts.prune, source, segmenter, say)
+    objects, pruning = segmenter.object_registry(source, prompts.first_mask), make_pruner(prompts.prune, source, segmenter, say)
     chunk = segmenter.chunk_for(source, chunk)
     started, progress = time.perf_counter(), _Progress(None if outputs.json else {*segmenter.model.notes, *TRACK_NOTES})
     if isinstance(segmenter.flow, Path) and source.rereadable:
@@ -166,7 +166,7 @@ def segment_to_folder(segmenter: Segmenter, source: Any, output: str | Path, *, 
         writer = ResultWriter(output, source.fps, outputs, palette=objects and objects.palette)
         try:
             with contextlib.closing(segmenter.run(source, chunk=chunk, soft=outputs.soft, references=references,
-                                                  begin=(point.frames, point.state) if point else None,
+                                                  resume_from=(point.frames, point.state) if point else None,
                                                   first_mask=objects, prune=pruning, say=say)) as results:
                 first = next(results)  # results of an earlier run are kept until the first frame works
                 facts = facts_from(first.frame)
@@ -178,8 +178,8 @@ def segment_to_folder(segmenter: Segmenter, source: Any, output: str | Path, *, 
                         else:
                             writer.add(result.frame, result.labels, result.probability, result.confidence, result.notes)
                             _count(result.frame, result.confidence, result.notes, progress)
-                            if source.rereadable and result.carry is not None:
-                                state.after_chunk(result.carry, progress)
+                            if source.rereadable and result.state is not None:
+                                state.after_chunk(result.state, progress)
                         on_frame()
                         number = stop()
                         if number and source.live:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uvos_jax.errors import UserError
+from uvos_jax.inference.engine import StepInputs
 from uvos_jax.inference.jobs.segment import segment_to_folder
 from uvos_jax.inference.profiling.components import frame_flops, synthetic_mask
 from uvos_jax.inference.profiling.flops import count_flops
@@ -98,7 +99,7 @@ def benchmark(segmenter: Segmenter, native_size: tuple[int, int], *, chunk: int 
     prompt = [jnp.asarray(mask)[None]] if prompted else []
     reference_flow = flow[references] if estimator else None
     state = jax.block_until_ready(engine.start(segmenter.variables, frames[references], reference_flow, *prompt))
-    step = segmenter.variables, state, frames, valid, flow
+    step = segmenter.variables, state, StepInputs(frames, valid, flow)
     jax.block_until_ready(engine.step(*step))
     compile_seconds = time.perf_counter() - started
     report("timing the network")

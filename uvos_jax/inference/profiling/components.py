@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uvos_jax.errors import UserError
+from uvos_jax.inference.engine import StepInputs
 from uvos_jax.inference.profiling.flops import count_flops
 from uvos_jax.inference.segmenter import Segmenter
 from uvos_jax.models.dtnet import reid
@@ -167,7 +168,7 @@ def _whole_frame(segmenter, native_size, objects):
     references = np.zeros(len(model.reference_frames(2)), int)
     prompt = [jnp.asarray(synthetic_mask(native_size, objects)[None])] if prompted else []
     state = engine.start(segmenter.variables, frames[references], None if flow is None else flow[references], *prompt)
-    return _Component(engine.step, (segmenter.variables, state, frames, jnp.ones(1, bool), flow))
+    return _Component(engine.step, (segmenter.variables, state, StepInputs(frames, jnp.ones(1, bool), flow)))
 
 
 def _cfbi(model, variables, state, features, objects) -> dict[str, _Component]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvos_jax.inference.engine import StepOutput, StreamState
+from uvos_jax.inference.engine import StepInputs, StepOutput, StreamState
 from uvos_jax.inference.tracking import association
 from uvos_jax.inference.tracking.augmentation import augmented_samples
 from uvos_jax.models.dtnet import target_model as target
@@ -93,7 +93,7 @@ class TrackingEngine:
         """Jitted ``(variables, frames uint8 [1, h, w, 3], flows=None) -> StreamState``, from the first frame."""
         return jax.jit(self._start)
 
-    def step(self, variables, state, frames, valid, flows=None) -> tuple[StreamState, StepOutput]:
+    def step(self, variables, state: StreamState, inputs: StepInputs) -> tuple[StreamState, StepOutput]:
         """Processes a chunk; see ``Engine.step``.
 
         Args:
@@ -110,7 +110,7 @@ class TrackingEngine:
             ``[tracks]``, from 1 for ids whose mask is D-Net's, else 0.
         """
         track_state, last = state.states[0], state.last
-        frames = np.asarray(frames)
+        frames, valid = np.asarray(inputs.frames), inputs.valid
         discovery, proposed = self.propose(variables, track_state.discovery, frames, valid)
         track_state = track_state.replace(discovery=discovery)
         outputs = []
