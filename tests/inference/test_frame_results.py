@@ -25,6 +25,7 @@ def _source(images, broken=(), **fields):
 
 @pytest.mark.parametrize("chunk", [1, 4, 16])
 def test_a_broken_frame_repeats_the_mask_before_and_leaves_no_trace(chunk):
+    shared.cache_clear()
     segmenter, frames = remembering(), noise(12)
 
     def answers_to(source):

@@ -233,7 +233,7 @@ def test_a_second_run_into_the_same_folder_is_refused_while_the_first_one_works(
             segment_to_folder(segmenter, open_source(clip(2)), tmp_path / "out")
         yield clip(1)[0]
 
-    assert segment_to_folder(segmenter, open_source(frames()), tmp_path / "out")["source"]["frames"] == 2
+    assert segment_to_folder(segmenter, open_source(frames(), live=True), tmp_path / "out")["source"]["frames"] == 2
 
 
 def test_a_folder_that_another_run_has_claimed_without_a_result_yet_is_left_alone(segmenter, tmp_path):
