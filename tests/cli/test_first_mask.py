@@ -107,11 +107,11 @@ def _mask(path, labels):
     (lambda: ["--first-mask", _mask("empty.png", np.zeros(SIZE))], "no object in it"),
     (lambda: ["--first-mask", _mask("void.png", np.eye(*SIZE) * 255)], "only background and void"),
     (lambda: ["--first-mask", _mask("many.png", np.resize(np.arange(90), SIZE))], "89 objects in it"),
-    (lambda: [], "following follows objects that it is given.*--first-mask"),
+    (lambda: [], "following needs a mask of the objects.*--first-mask"),
     (lambda: ["--first-mask", "auto", "--first-model", "following", "--first-weights", "random"], "needs a first mask"),
     (lambda: ["--first-mask", "auto", "--first-model", "adnet"], "No weights of adnet ship.*Give --first-weights"),
     (lambda: ["--first-mask", "a.png", "--first-model", "adnet"], "--first-model needs --first-mask auto"),
-    (lambda: ["--model", "bright", "--first-mask", "a.png"], "bright finds its object itself: leave out --first-mask"),
+    (lambda: ["--model", "bright", "--first-mask", "a.png"], "bright finds its objects itself: leave out --first-mask"),
 ])
 def test_what_cannot_be_used_ends_with_a_sentence_and_nothing_is_written(tmp_path, options, words):
     save_frames(tmp_path / "clip", squares(2)[0])

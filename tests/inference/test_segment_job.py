@@ -209,7 +209,7 @@ def test_results_among_the_frames_are_no_frames(segmenter, tmp_path):
         assert list_sources([str(frames)]) == [str(frames)]
     # Nor are they videos, in a folder of nothing else; of what no run has made, all counts.
     segment_to_folder(segmenter, open_source(frames), tmp_path / "out")
-    with pytest.raises(UserError, match="neither videos nor frames"):
+    with pytest.raises(UserError, match="has neither videos, nor frames"):
         list_sources([str(tmp_path / "out")])
     (tmp_path / "out/run.json").unlink()
     assert list_sources([str(tmp_path / "out")]) == [str(tmp_path / "out/overlay.mp4")]
