@@ -87,6 +87,7 @@ def test_files_are_short():
     assert not {path: length for path, length in lengths.items() if length > 425}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "absent"), [
     ("import uvos_jax", ("jax", "numpy", "cv2", "tensorflow", "torch")),
     ("import uvos_jax.evaluation.protocols",
@@ -112,6 +113,7 @@ def test_the_public_load_has_the_signature_of_the_one_it_calls():
     assert [(p.name, p.kind, p.default) for p in public] == [(p.name, p.kind, p.default) for p in inner]
 
 
+@pytest.mark.slow
 def test_importing_touches_no_device():
     # The processes of a pod must find each other before JAX looks for devices.
     code = ("import uvos_jax.training.loop, uvos_jax.inference, jax._src.xla_bridge as bridge\n"

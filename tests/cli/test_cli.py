@@ -21,6 +21,7 @@ def folder(tmp_path):
     return write_clip(tmp_path / "clip")
 
 
+@pytest.mark.slow
 def test_segment_writes_a_folder_and_says_so(folder, tmp_path):
     code, out, err = uvos("segment", folder, "--model", "adnet", "--variant", "official", "--weights", "random",
                           "--scales", "0.75,1", "--flip", "--output", tmp_path / "out", *SMALL)
@@ -32,6 +33,7 @@ def test_segment_writes_a_folder_and_says_so(folder, tmp_path):
     assert run["options"]["weights"] == "random" and run["postprocess"] == ["temporal_gate"]
 
 
+@pytest.mark.slow
 def test_default_output_folder_is_named_after_the_input(folder, tmp_path):
     assert uvos("segment", folder, "--model", "adnet", "--weights", "random", "--debug", *SMALL)[0] == 0
     assert {p.name for p in (tmp_path / "uvos_output/clip").iterdir()} == {"masks", "overlay.mp4", "run.json", "debug"}
@@ -52,6 +54,7 @@ def _converted(tmp_path):
     return tmp_path / "ad.safetensors", tmp_path / "weights"
 
 
+@pytest.mark.slow
 def test_converted_weights_and_the_file_itself_give_the_same_masks(folder, tmp_path):
     file, directory = _converted(tmp_path)
     code, out, err = uvos("convert-weights", "--model", "adnet", "--from", file, "--to", directory, *SMALL)
@@ -69,6 +72,7 @@ def test_converted_weights_and_the_file_itself_give_the_same_masks(folder, tmp_p
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.slow
 def test_benchmark_prints_its_rows():
     code, out, err = uvos("benchmark", "--model", "adnet", "--size", "48x72", "--chunk", "2", *SMALL)
     assert code == 0, err
@@ -76,6 +80,7 @@ def test_benchmark_prints_its_rows():
     assert "GFLOP per frame" in out and "65x97" in out
 
 
+@pytest.mark.slow
 def test_results_are_not_replaced_by_accident(folder, tmp_path):
     arguments = ("segment", folder, "--model", "adnet", "--weights", "random", "--output", tmp_path / "out", *SMALL)
     assert uvos(*arguments)[0] == 0
@@ -84,6 +89,7 @@ def test_results_are_not_replaced_by_accident(folder, tmp_path):
     assert uvos(*arguments, "--overwrite")[0] == 0
 
 
+@pytest.mark.slow
 def test_models_lists_what_there_is():
     code, out, _ = uvos("models")
     assert code == 0 and "adnet" in out and "79,250,113" in out and "official" in out

@@ -55,6 +55,7 @@ def _plain_jaccard(prediction, truth):
     return sum(scores) / len(scores)
 
 
+@pytest.mark.slow
 def test_demo_writes_the_clip_its_masks_and_honest_scores(folder, tmp_path):
     code, out, err = uvos("demo", folder)
     assert code == 0, err

@@ -53,6 +53,7 @@ def test_a_file_a_frame_named_and_sized_as_the_frames(tmp_path):
     assert len(_names(tmp_path / "cache")) == 4
 
 
+@pytest.mark.slow
 def test_large_frames_have_flow_of_their_own_size(tmp_path):
     assert uvos("flow", _clip(tmp_path / "clip", size=(720, 960)), "--output", "flow")[0] == 0
     assert read_flow(tmp_path / "flow/00000.flo").shape == (720, 960, 2)
@@ -105,6 +106,7 @@ def _refused(arguments, words, output="out"):
     assert len(lines) == 1 and lines[0].startswith("Error: ") and words in lines[0], err
 
 
+@pytest.mark.slow
 def test_wrong_input_is_one_sentence(tmp_path):
     _clip(tmp_path / "clip")
     flow, to = ["flow", "clip", "--output", "out"], ["--output", "out"]

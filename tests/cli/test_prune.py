@@ -40,6 +40,7 @@ def _save(path, content):
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_small_static_instance_leaves_the_masks(tmp_path):
     entries = _clip(tmp_path / "clip")
     code, _, err = uvos("segment", "clip", *MODEL, "--output", "whole", "--json")

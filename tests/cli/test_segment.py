@@ -67,6 +67,7 @@ def test_the_overlay_looks_as_asked(tmp_path):
     assert abs(green[background].mean(0) - (0, 255, 0)).max() < 25 < abs(plain[background].mean(0) - (0, 255, 0)).max()
 
 
+@pytest.mark.slow
 def test_without_model_and_weights_the_default_network_is_named(tmp_path):
     code, out, err = uvos("segment", _frames(tmp_path / "clip", 1), "--size", "33")
     assert code == 0 and len([line for line in err.splitlines() if "Default network" in line]) == 1
@@ -75,6 +76,7 @@ def test_without_model_and_weights_the_default_network_is_named(tmp_path):
     assert run["weights"]["in_the_package"] == "default" and run["weights"]["license"] in err
 
 
+@pytest.mark.slow
 def test_weights_of_the_package_go_by_name(tmp_path):
     clip_ = _frames(tmp_path / "clip", 1)
     code, _, err = uvos("segment", clip_, "--size", "33", "--weights", "synthetic")
@@ -115,6 +117,7 @@ def test_resume_leaves_a_finished_run_alone_and_says_so(tmp_path):
     assert code == 2 and "differs in video. " in err and _times(tmp_path / "out") == before
 
 
+@pytest.mark.slow
 def test_a_frame_that_cannot_be_decoded_stops_or_is_skipped(tmp_path):
     folder = _frames(tmp_path / "clip", 4)
     (folder / "00002.jpg").write_bytes(b"broken")
@@ -127,6 +130,7 @@ def test_a_frame_that_cannot_be_decoded_stops_or_is_skipped(tmp_path):
     assert list(_run(tmp_path / "uvos_output/clip")["skipped"]) == ["00002"]
 
 
+@pytest.mark.slow
 def test_passwords_in_addresses_are_not_written_anywhere(tmp_path):
     with VideoWriter(tmp_path / "clip.mp4", 10) as writer:
         for frame in clip(3):
@@ -144,6 +148,7 @@ def test_passwords_in_addresses_are_not_written_anywhere(tmp_path):
         assert "secret" not in text
 
 
+@pytest.mark.slow
 def test_many_videos_one_of_them_broken_and_the_rest_later(tmp_path):
     for name in ("a", "b", "c"):
         _frames(tmp_path / "videos" / name, 3)
@@ -218,6 +223,7 @@ def test_ctrl_c_among_many_videos_ends_all_and_resume_does_the_rest(tmp_path):
     assert _run(tmp_path / "out/a")["resumed"] > 0 and len(list((tmp_path / "out/a/masks").iterdir())) == 100
 
 
+@pytest.mark.slow
 def test_the_second_ctrl_c_ends_at_once_even_while_something_hangs(tmp_path):
     hang = ("import time; from uvos_jax.inference.engine import Engine; "
             "Engine._start = lambda *_: (print('hangs', flush=True), time.sleep(60)); ")
@@ -243,6 +249,7 @@ def test_ctrl_c_while_modules_load_is_no_traceback(tmp_path, module):
     assert not (tmp_path / "uvos_output").exists()
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_traceback():
     process = _start("models")
     process.stdout.close()
@@ -250,6 +257,7 @@ def test_a_closed_pipe_is_no_traceback():
     assert process.wait() == 1 and err == ""
 
 
+@pytest.mark.slow
 def test_standard_input_is_a_video(tmp_path):
     with VideoWriter(tmp_path / "clip.mp4", 10) as writer:
         for frame in clip(3):

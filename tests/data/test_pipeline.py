@@ -77,6 +77,7 @@ def test_a_broken_frame_is_named(engine):
         list(islice(batches(made_clips(store=store), engine=engine), 5))
 
 
+@pytest.mark.slow
 def test_a_fault_says_nothing_but_its_own_text():
     pytest.importorskip("tensorflow")
     code = """

@@ -91,6 +91,7 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     assert ".partial" not in str(caught.value) and not (tmp_path / "data").exists()
 
 
+@pytest.mark.slow
 def test_a_second_conversion_is_refused_and_a_killed_one_is_cleared_away(tmp_path):
     source, data = tmp_path / "source", tmp_path / "data"
     archives.msra10k(source)

@@ -153,6 +153,7 @@ def test_still_camera_leaves_still_scenery_where_it_is():
     assert checked > 0.3 * 12 * SIZE[0] * SIZE[1]
 
 
+@pytest.mark.slow
 def test_moving_camera_and_water_move_what_is_no_object():
     moved = {"camera": 0, "water": 0}
     for seed in range(16):
@@ -188,6 +189,7 @@ def test_motion_blur_is_centered_on_the_labels():
         assert columns[labels[40] == 1].mean() == pytest.approx(49, abs=0.6)
 
 
+@pytest.mark.slow
 def test_objects_are_as_many_as_asked_for_and_the_first_is_there_from_the_start():
     most = set()
     for seed in range(30):

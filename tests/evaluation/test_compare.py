@@ -250,6 +250,7 @@ def test_bars_are_as_long_as_the_scores(tmp_path, animals, two_runs):
     assert blue / orange == pytest.approx(2, rel=0.01)  # widest row of each: scores of 1 and 0.5
 
 
+@pytest.mark.slow
 def test_bar_picture_grows_until_forty_sequences(tmp_path):
     truth = np.stack([made_up.rectangle(2, 8, 2, 10, (12, 16))] * 3)
     names = [f"_s${index:02d}$" for index in range(43)]  # matplotlib would take these as hidden, and as formulas

@@ -111,6 +111,7 @@ def two_devices(folder):
     print(json.dumps([result.run["device_id"] for result in results]))
 
 
+@pytest.mark.slow
 def test_two_devices_work_side_by_side_and_give_the_same_masks(tmp_path):
     items = _items(tmp_path, 6)
     segment_batch(remembering(), items,

@@ -23,6 +23,7 @@ def _segmenter(atrous=1, **options):
     return Segmenter("cfbi", *small(ensembler=False, atrous=atrous), **options)
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_frame_and_their_arithmetic():
     segmenter = _segmenter()
     parts = time_components(segmenter, NATIVE, objects=2)
@@ -38,6 +39,7 @@ def test_the_parts_of_a_frame_and_their_arithmetic():
     assert whole.seconds > 0 and sum(part.seconds for part in inside) >= whole.seconds * (1 - 1e-9)
 
 
+@pytest.mark.slow
 def test_an_object_costs_one_look_more():
     segmenter = _segmenter()
     one, two, five = (frame_flops(segmenter, NATIVE, n) for n in (1, 2, 5))  # five need more places than it has
@@ -58,6 +60,7 @@ def test_parts_want_one_view():
         time_components(_segmenter(scales=(1.0, 1.5)), NATIVE)
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_parts_of_any_model():
     code, out, err = uvos("benchmark", "--model", "adnet", "--weights", "random", "--size", "48x72", "--parts",
                           *SMALL_ADNET)
@@ -73,6 +76,7 @@ def test_objects_are_for_models_that_follow():
     assert code == 2 and "--objects" in err and "adnet" in err
 
 
+@pytest.mark.slow
 def test_the_benchmark_gives_a_model_that_follows_its_objects(monkeypatch):
     def once(function, at_least):
         function()

@@ -23,6 +23,7 @@ def _segmenter(**fields):
     return Segmenter("dpa", model, random_variables(model))
 
 
+@pytest.mark.slow
 def test_the_features_are_drawn_for_a_few_frames(tmp_path):
     segmenter = _segmenter()
     source = open_source(clip(6, (64, 96)))
@@ -34,6 +35,7 @@ def test_the_features_are_drawn_for_a_few_frames(tmp_path):
     assert all(cell.std() > 5 for cell in cells)
 
 
+@pytest.mark.slow
 def test_one_stream_alone_is_drawn_without_flow(tmp_path):
     segmenter = _segmenter(streams="appearance")
     source = open_source(clip(1, (64, 96)))

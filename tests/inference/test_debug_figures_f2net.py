@@ -49,6 +49,7 @@ def source() -> Source:
     return Source("made", "folder", lambda: (frame for frame in frames), length=LENGTH)
 
 
+@pytest.mark.slow
 def test_notes_are_the_same_in_every_chunk_and_tell_where_the_object_was_lost(segmenter):
     notes = [answer.notes for answer in segmenter.run(source())]
     chunks = [answer.notes for answer in segmenter.run(source(), chunk=4)]
@@ -58,6 +59,7 @@ def test_notes_are_the_same_in_every_chunk_and_tell_where_the_object_was_lost(se
         np.testing.assert_allclose([note[name] for note in notes], [note[name] for note in chunks], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_says_what_was_lost_and_the_pictures_show_what_it_went_by(segmenter, tmp_path, monkeypatch):
     drawn, sentences = {}, []
 

@@ -325,6 +325,7 @@ def test_an_interrupted_run_goes_on_with_the_same_flow_only(tmp_path):
     assert fresh["resumed"] == 0 and "flow (method, weights or files)" in said[0]
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_flow_by_itself(monkeypatch):
     def once(function, at_least):
         function()

@@ -2,6 +2,7 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from uvos_jax.inference.postprocess import STAGES, FrameContext
 
@@ -64,6 +65,7 @@ def _several_parts():
     return scores
 
 
+@pytest.mark.slow
 def test_the_main_part_equals_the_published_rule_with_opencv():
     expected, last = [], None
     for score in _several_parts():

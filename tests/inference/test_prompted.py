@@ -57,6 +57,7 @@ def plain_loop(segmenter, frames, masks):
     return np.stack(answers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "chunks"), [({}, (1, 4)), ({"scales": (0.75,), "flip": True}, (4,))],
                          ids=["one view", "mirrored views"])
 def test_the_driver_equals_a_plain_loop(clip, options, chunks):

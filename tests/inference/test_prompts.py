@@ -129,6 +129,7 @@ def test_in_python_what_is_said_of_masks_is_a_warning(segmenter, folder):
         segmenter.segment(iter(frames), first_mask={50: _many(2)})
 
 
+@pytest.mark.slow
 def test_what_a_training_had_room_for_is_no_limit(tmp_path):
     model = build("cfbi", **SMALL | {"max_objects": 2})
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), expected_variables(model))
@@ -208,6 +209,7 @@ def _interrupted(segmenter, folder, output, at, **options):
         segment_to_folder(segmenter, open_source(folder), output, on_frame=on_frame, **options)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_same_objects(clip, folder, tmp_path):
     truth = clip[1]
     masks = {0: np.uint8(7) * (truth[0] == 3), 4: truth[4] * (truth[4] < 3)}

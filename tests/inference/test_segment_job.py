@@ -32,6 +32,7 @@ def _folder(path, frames):
     return path
 
 
+@pytest.mark.slow
 def test_folder_gives_masks_named_after_frames_overlay_and_run_json(segmenter, tmp_path):
     frames = clip(5)
     source = _folder(tmp_path / "clip", frames)
@@ -160,6 +161,7 @@ def test_a_signal_is_the_reason_where_it_broke_the_source_too(segmenter, tmp_pat
         segment_to_folder(segmenter, open_source(frames()), tmp_path / "out", stop=_after(4, 2))
 
 
+@pytest.mark.slow
 def test_frames_that_cannot_be_decoded_are_named_in_run_json(segmenter, tmp_path):
     source = _folder(tmp_path / "clip", clip(5))
     (source / "frame2.png").write_bytes(b"")
@@ -283,6 +285,7 @@ def test_spread_points_lie_inside_and_apart():
     assert len(spread_points(np.eye(2, dtype=bool), 4)) == 2
 
 
+@pytest.mark.slow
 def test_debug_pictures_are_written(segmenter, tmp_path):
     source = open_source(clip(5))
     segment_to_folder(segmenter, source, tmp_path / "out")

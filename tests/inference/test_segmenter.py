@@ -35,6 +35,7 @@ def _differing(a, b):
     return (a != b).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["paper", "official"])
 def test_chunk_sizes_give_the_same_masks(variant):
     segmenter = small_segmenter(variant)
@@ -69,6 +70,7 @@ def test_a_segmenter_describes_itself(segmenter):
     assert repr(small_segmenter(scales=(0.75, 1), flip=True)).count("scales=(0.75, 1.0), flip=True") == 1
 
 
+@pytest.mark.slow
 def test_scan_equals_a_plain_loop_over_frames(segmenter, masks):
     model, seen = segmenter.model, (0, 7, 20)
     logits = against_the_first(model, segmenter.variables, clip(21)[np.array(seen)])
@@ -76,6 +78,7 @@ def test_scan_equals_a_plain_loop_over_frames(segmenter, masks):
         assert _differing(probability > 0.5, masks[t] == 1) <= 1e-3  # a pixel or two within rounding of 0.5
 
 
+@pytest.mark.slow
 def test_scales_and_flips_average_separate_states():
     segmenter = small_segmenter(scales=(0.75, 1.5), flip=True)
     model, variables = segmenter.model, segmenter.variables
@@ -112,6 +115,7 @@ def test_stages_see_the_fused_score_and_keep_their_state(monkeypatch):
     assert (result[2:] == 1).all() and (result[:2] == 0).any()
 
 
+@pytest.mark.slow
 def test_fill_up_frames_leave_no_trace():
     segmenter = small_segmenter("official")
     frames = clip(4, (120, 160))
@@ -127,6 +131,7 @@ def test_fill_up_frames_leave_no_trace():
                for a, b in zip(jax.tree.leaves(after_four), jax.tree.leaves(after_two), strict=True))
 
 
+@pytest.mark.slow
 def test_a_stream_that_nobody_reads_on_ends_its_thread(segmenter):
     def readers():
         return [thread for thread in threading.enumerate() if thread.name == "uvos-reader"]
@@ -183,6 +188,7 @@ def test_a_live_source_is_answered_frame_by_frame(segmenter, masks):
         assert _differing(labels, masks[t]) <= 1e-3
 
 
+@pytest.mark.slow
 def test_reading_ahead_is_bounded(segmenter):
     decoded = []
 
@@ -211,6 +217,7 @@ def test_an_error_in_the_reader_comes_out_after_the_frames_before_it(segmenter, 
     assert done == ["00000", "00001", "00002", "00003"]
 
 
+@pytest.mark.slow
 def test_frames_before_a_failure_are_answered_at_any_chunk_size(segmenter, masks):
     def frames():
         yield from clip(21)[:5]
@@ -250,6 +257,7 @@ def test_video_of_one_frame_and_of_none(segmenter):
         segmenter.segment(iter([]))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32(segmenter, masks):
     half = small_segmenter(dtype=jnp.bfloat16)
     half.variables = segmenter.variables
@@ -275,12 +283,14 @@ def test_load_says_what_is_wrong(arguments, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", ["base", "concat", "intra", "anchor"])
 def test_ablation_nets_run(net):
     result = small_segmenter(net=net).segment(clip(3), chunk=2)
     assert result.shape == (3, 48, 72) and set(np.unique(result)) <= {0, 1}
 
 
+@pytest.mark.slow
 def test_real_frames_stream_and_chunk_alike(real_data):
     segmenter = small_segmenter()
     folder = str(real_data / "davis2016/JPEGImages/480p/bear/0000?.jpg")

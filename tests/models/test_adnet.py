@@ -55,6 +55,7 @@ def _random_variables(model, seed=0):
     return jax.tree_util.tree_map_with_path(fill, expected_variables(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", adnet.NETS)
 def test_steps_through_a_video_equal_the_training_forward(net):
     model = build("adnet", net=net, **TINY)
@@ -131,6 +132,7 @@ def test_base_net_adds_its_auxiliary_head_to_the_loss():
     np.testing.assert_allclose(alone, parts["logits"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_training_updates_statistics_of_both_frames_and_drops_channels():
     model = build("adnet", **TINY | {"dropout": 0.5})
     variables, batch = _random_variables(model), _frames(33, 41)
@@ -253,6 +255,7 @@ def test_build_says_what_is_wrong_and_what_is_near(name, options, words):
         assert "Did you mean" not in message
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32():
     variables, batch = _random_variables(build("adnet", **TINY)), _frames(33, 41)
     logits = {dtype: quick_jit(build("adnet", dtype=dtype, **TINY).apply)(variables, batch)[0]["logits"]

@@ -54,6 +54,7 @@ def _loop():
     return run
 
 
+@pytest.mark.slow
 def test_a_scan_with_more_slots_equals_a_loop():
     state, raw, labels = _loop()(THREE, EMPTY, np.where(THREE == 3, 3, 0), EMPTY)
     model, variables = small(max_objects=5)  # the same parameters
@@ -92,6 +93,7 @@ def test_absent_objects_are_never_predicted_and_objects_may_be_added_later():
     assert (labels[1] == 2).all(where=THREE == 2)  # given labels are kept
 
 
+@pytest.mark.slow
 def test_a_vanished_object_stays_in_the_references():
     model, _ = small()
     first, later = _features(0), _features(1)

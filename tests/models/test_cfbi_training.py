@@ -23,6 +23,7 @@ def _shapes(**fields):
     return {"/".join(path): leaf.shape for path, leaf in flatten_dict(dict(params)).items()}
 
 
+@pytest.mark.slow
 def test_rows_of_the_tables_have_their_parameters():
     full = _shapes()
     prehead, gate = "head/prehead/conv/kernel", "head/gate1/linear/kernel"
@@ -38,6 +39,7 @@ def test_rows_of_the_tables_have_their_parameters():
     assert baseline[prehead][2] == 3 and len(baseline) < len(without) < len(full)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("row", "sees"), [
     ({}, True), ({"background_matching": False}, True), ({"background_attention": False}, True),
     ({"background_matching": False, "background_attention": False, "multi_local": False}, False), (PLAIN, False),
@@ -106,6 +108,7 @@ def _trained():
     return variables, batch, run
 
 
+@pytest.mark.slow
 def test_a_step_against_the_gradient_lowers_the_loss_as_the_gradient_says():
     variables, batch, run = _trained()
     (before, _), gradient = run(variables["params"], batch)
@@ -115,6 +118,7 @@ def test_a_step_against_the_gradient_lowers_the_loss_as_the_gradient_says():
     assert float(before - after) == pytest.approx(0.001 * length, rel=0.3)
 
 
+@pytest.mark.slow
 def test_predicted_masks_replace_the_ground_truth():
     variables, batch, run = _trained()
     model = build("cfbi", **SMALL, ensembler=False)

@@ -50,6 +50,7 @@ def _shapes(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("row", "millions"), [("I", 39.5), ("II", 41.5), ("III", 40.5), ("IV", 43.5)])
 def test_parameters_are_those_of_table_2(row, millions):
     params = expected_variables(build("dpa", **TABLE_1[row]))["params"]
@@ -78,6 +79,7 @@ def test_rows_of_table_1_can_be_traced_for_training(row):
     check_training_trace(row)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ["IV", "V", "VI", "VII", "VIII"])
 def test_rows_of_table_1_keep_their_number_of_references(row, video):
     model, features = build("dpa", **TINY, **TABLE_1[row]), _shapes(video[1][0])
@@ -92,6 +94,7 @@ def test_rows_of_table_1_keep_their_number_of_references(row, video):
     assert answer.shape == (1, 70, 100, 1)
 
 
+@pytest.mark.slow
 def test_a_step_down_the_gradient_lowers_the_loss_and_reaches_every_parameter():
     model = build("dpa", **TINY, camera=True, remat=True)
     variables, clip = _variables(model), _clip()
@@ -172,6 +175,7 @@ def _watched(**fields):
     return model, run(variables, frames, flows)
 
 
+@pytest.mark.slow
 def test_references_in_the_state_equal_references_encoded_again(video, video_without_prototypes):
     for _, (_, _, answers, whole, _) in (video, video_without_prototypes):
         assert [x.shape for x in whole["logits"]] == [(1, 8, 12, 1), (1, 17, 25, 1), (1, 35, 50, 1), (1, 70, 100, 1)]
@@ -194,6 +198,7 @@ def test_intermediates_show_features_before_and_after_attention(video):
                 assert inner[f"{stream}_{name}"].shape == inner[f"{stream}_{before}"].shape
 
 
+@pytest.mark.slow
 def test_references_of_a_whole_video_stay(video):
     model, (features, states, _, _, _) = video
     state = states[0]

@@ -26,6 +26,7 @@ def _manifest(golden):
     return json.loads((golden / "dpa_manifest.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["official", "official_full"])
 def test_every_published_key_has_its_place(golden, variant):
     published = {key: tuple(shape) for key, shape in _manifest(golden)["keys"].items()}

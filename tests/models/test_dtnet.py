@@ -97,6 +97,7 @@ def _run():
     return variables, quick_jit(model.apply)
 
 
+@pytest.mark.slow
 def test_outputs_depend_on_the_guidance():
     (variables, run), (frames, _) = _run(), pairs(1)
     probs = [np.full((1, *SIZE, 1), p, np.float32) for p in (0, 1)]
@@ -150,6 +151,7 @@ def test_an_excitation_by_hand():
     np.testing.assert_allclose(made[..., 1], second * x[..., 1] + (1 - second) * guided[..., 1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("squeeze", ["literal", "mixed"])
 def test_inputs_of_the_excitation(squeeze):
     """Literal: the weights of both heads follow from both heads; mixed: from a head's features and the guidance."""
@@ -244,6 +246,7 @@ def _many(b, size=(97, 161)):
     return frames, labels
 
 
+@pytest.mark.slow
 def test_previous_masks_have_simulated_errors():
     b = 160
     frames, labels = _many(b)
@@ -304,6 +307,7 @@ def test_the_recipe_documents_the_options_of_table_3():
     assert model["guidance"] is False and model["squeeze"] == "mixed" and len(options) == 2
 
 
+@pytest.mark.slow
 def test_the_youtube_vis_preset_trains_categories(tmp_path):
     """Shapes only: from its data's names to the loss; and both must count the same."""
     config = load_config(f"{CONFIG}:youtube_vis")

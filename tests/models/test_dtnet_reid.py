@@ -264,6 +264,7 @@ def test_embeddings_have_length_one_and_are_independent(small):
     np.testing.assert_allclose(apply(small, others)[2], vectors[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_reaches_every_parameter_and_survives_equal_crops(small):
     crops = _noise(4, 128, 128, 3)
     crops[1] = crops[0]
@@ -302,6 +303,7 @@ def test_only_present_crops_are_embedded(count):
     assert rounds == [4] * -(-count // 4)
 
 
+@pytest.mark.slow
 def test_the_model_embeds_the_proposals_of_every_frame(small):
     model = DTNet(max_proposals=5, reid_depths=SMALL.depths, reid_width=SMALL.width, embedding=SMALL.features,
                   reid_hidden=SMALL.hidden)

@@ -142,6 +142,7 @@ def dense(frtm, request):
     return x, flat, jacobian.T @ jacobian + np.diag(scales**2), -jacobian.T @ left - scales**2 * flat, scales
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iterations", [1, 2, 3])
 def test_the_first_gradients_of_both_layers_equal_dense_ones(frtm, dense, iterations):
     x, flat, matrix, target, scales = dense
@@ -178,6 +179,7 @@ def _minimized(frtm, project, kernel):
             + np.square(1e-2 * np.asarray(kernel, float)).sum()), scores
 
 
+@pytest.mark.slow
 def test_the_start_reaches_what_the_published_code_reaches(frtm):
     """As low a value, and nearly the same scores; not the same layers at 1e-4, which float32 does not have.
 
@@ -205,6 +207,7 @@ def test_the_start_reaches_what_the_published_code_reaches(frtm):
         assert _error(mine, published) < 0.1
 
 
+@pytest.mark.slow
 def test_all_updates_equal_the_published_codes(frtm):
     """From its layers after the start on: every frame is remembered, every eighth one is learned from."""
     x, project = frtm["x"], frtm["project_after_init"]

@@ -174,6 +174,7 @@ def test_selection_chooses_the_nearest_or_the_highest_peak(fields, chosen):
     np.testing.assert_array_equal(aux["center"], [chosen])
 
 
+@pytest.mark.slow
 def test_a_scan_equals_a_loop_and_two_videos_equal_two_alone():
     model, variables, step = _stepper(lost_below=0.1)
     frames = [_features(2, seed=t, peak=(5 + t, 4 + t), strength=-9.0 if t == 3 else 6.0) for t in range(5)]

@@ -130,6 +130,7 @@ def test_void_pixels_do_not_count_in_the_mask():
     assert model.loss(OUTPUTS | {"logits": logits}, batch, 0)[0] != before
 
 
+@pytest.mark.slow
 def test_steps_lower_the_loss_and_reach_the_right_modules():
     model, variables = small()
     given = clip(3)
@@ -166,6 +167,7 @@ def test_steps_lower_the_loss_and_reach_the_right_modules():
     assert reached(False, "heat") == {"backbone", "center"}
 
 
+@pytest.mark.slow
 def test_prior_from_truth_uses_the_true_center():
     inputs = build("f2net", **SMALL).training_batch(clip())
     logits = {}
@@ -224,6 +226,7 @@ def test_probabilities_at_native_size():
     assert paper.dtype == np.float32 and build("f2net").threshold == 0.5
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32_and_keeps_the_heat_precise():
     batch = build("f2net", **SMALL).training_batch(clip())
     made = {}

@@ -134,6 +134,7 @@ def test_warm_start_of_one_motion_and_of_none():
     assert not made[0, :2].any() and not made[1].any()
 
 
+@pytest.mark.slow
 def test_an_iteration_more_goes_on_from_the_last_one(small):
     model, variables = small
     pair = _pair(1, 32, 48)
@@ -157,6 +158,7 @@ def test_an_iteration_more_goes_on_from_the_last_one(small):
     np.testing.assert_allclose(none["flow"][0, ::31, ::47], 8 * start[0, ::3, ::5], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_on_demand_correlation_and_a_bfloat16_network_agree(small):
     model, variables = small
     pair = _pair(2, 40, 56)

@@ -219,6 +219,7 @@ def test_vgg_stages_halve_and_start_with_a_pool():
         np.testing.assert_array_equal(stages[stage], jax.nn.relu(seen[last]["__call__"][0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [VGG16(width=1), ResNet((1, 1, 1, 1), width=1)], ids=["vgg", "resnet"])
 def test_backbones_can_be_trained_on_odd_sizes(model):
     _, _, variables = _run(model, _noise(1, 35, 33, 3))

@@ -84,6 +84,7 @@ def test_scores_beyond_the_range_of_exp(shift):
         np.testing.assert_allclose(out, expected, atol=2e-3)  # float32 scores of 1e3 are known to 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "k", "tile"), [(7, 11, 3), (1, 6, 4), (5, 1, 2)])
 def test_gradients_of_tiled_equal_plain(n, k, tile):
     seed = np.random.default_rng(5).standard_normal((2, n, 2)).astype(np.float32)

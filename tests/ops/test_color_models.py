@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from uvos_jax.ops.color_models import color_bins, color_histogram, log_odds
 
@@ -15,6 +16,7 @@ def test_bins_are_those_of_the_color_and_never_beyond():
     assert found[0, :4].tolist() == [0, 511, 7, 64 + 16 + 3]
 
 
+@pytest.mark.slow
 def test_a_histogram_is_the_sum_of_what_every_pixel_gives():
     rng, bins = np.random.default_rng(2), 4
     indices, weights = rng.integers(0, bins**3, (5, 7)), rng.random((5, 7))

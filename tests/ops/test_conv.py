@@ -185,6 +185,7 @@ def _pool_input(h, w):
     return (np.random.default_rng(h * 31 + w).standard_normal((2, h, w, 2)) - 9).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ceil_mode", [False, True])
 @pytest.mark.parametrize(("window", "stride", "padding"), POOLS)
 def test_max_pool_equals_loops(window, stride, padding, ceil_mode):

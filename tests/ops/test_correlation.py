@@ -40,6 +40,7 @@ def _window_by_hand(first, maps, points, radius):
     return made.reshape(b, h, w, -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("b", "h", "w", "radius", "levels"), [(2, 6, 9, 1, 3), (1, 13, 12, 4, 4), (1, 5, 8, 3, 2)])
 def test_windows_are_bilinear_readings_of_all_products(b, h, w, radius, levels):
     first, second = _maps(b, h, w, 8)
@@ -52,6 +53,7 @@ def test_windows_are_bilinear_readings_of_all_products(b, h, w, radius, levels):
     assert np.abs(expected[0, 0, 1]).max() == 0 and np.abs(expected).max() > 1
 
 
+@pytest.mark.slow
 def test_the_first_axis_of_a_window_moves_along_x():
     second = np.zeros((1, 9, 9, 1), np.float32)
     second[0, 4, 6] = 5  # two pixels to the right of the center
@@ -75,6 +77,7 @@ def test_products_with_pooled_features_are_pooled_products():
     np.testing.assert_allclose(coarse, pooled, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [0, 40])
 def test_on_demand_equals_stored_with_its_gradient(monkeypatch, whole):
     monkeypatch.setattr(correlation, "_CHUNK", 11)  # does not divide the number of pixels
@@ -98,6 +101,7 @@ def test_on_demand_equals_stored_with_its_gradient(monkeypatch, whole):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(np.asarray(a)).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [0, 10_000])
 @pytest.mark.parametrize("training", [False, True])
 def test_on_demand_needs_a_fraction_of_the_volumes_memory(monkeypatch, whole, training):

@@ -35,6 +35,7 @@ def test_it_is_what_the_paper_defines(radius, epsilon):
     np.testing.assert_allclose(guided_filter(guide, x, radius=radius, epsilon=epsilon), expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_blurred_edge_becomes_the_pictures_and_flat_ground_stays():
     guide = np.full((48, 64, 3), 0.2, np.float32)
     guide[:, 30:] = [0.9, 0.5, 0.3]
@@ -49,6 +50,7 @@ def test_a_blurred_edge_becomes_the_pictures_and_flat_ground_stays():
     np.testing.assert_allclose(guided_filter(guide, level, radius=3, epsilon=1e-4, step=4), level, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_coarse_copy_finds_nearly_the_same_functions():
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:64, :96]

@@ -221,6 +221,7 @@ def test_a_true_frame_is_found_again():
     assert len(pairs) == 5 and (0, 0) in pairs
 
 
+@pytest.mark.slow
 def test_batches_are_frames_side_by_side():
     rng = np.random.default_rng(5)
     heat = rng.random((3, 20, 24)).astype(np.float32) * np.array([1, 0.05, 1], np.float32)[:, None, None]

@@ -152,6 +152,7 @@ def test_a_perfect_heat_map_costs_nothing():
     np.testing.assert_array_equal(focal_loss(np.where(target == 1, 200, -200).astype(np.float32), target), [0, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [1e4, 100.0, -100.0, -1e4])
 def test_focal_loss_of_extreme_logits_is_finite_and_pulls_back(value):
     target = np.concatenate([_heat((2, 3)), _heat()])
@@ -202,6 +203,7 @@ def test_bootstrapped_cross_entropy_equals_the_published_code(golden):
             np.testing.assert_allclose(loss, [expected], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "count"), [(1.0, 323), (0.5, 161), (0.15, 48), (33 / 323, 33), (1e-6, 1)])
 def test_bootstrapped_cross_entropy_is_the_mean_of_the_hardest_pixels(share, count):
     logits, labels = _scored()
@@ -225,6 +227,7 @@ def test_void_pixels_cost_nothing_but_count():
     np.testing.assert_allclose(loss[1], losses.sum() / int(0.9 * 323), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_bootstrapped_cross_entropy_of_extreme_logits_is_finite():
     logits, labels = np.zeros((1, 2, 2, 3), np.float32), np.zeros((1, 2, 2), int)
     logits[0, 0, 0, 1], logits[0, 1, 1, 0] = 1e4, -1e4  # the second is how a place without an object is scored

@@ -41,6 +41,7 @@ def _search(query, keys, labels, objects, tile):
     return nearest_distance(jnp.asarray(query), grouped, objects, tile)
 
 
+@pytest.mark.slow
 # Objects that fill tiles exactly, that need several, that are one pixel, that are absent; labels of no object.
 @pytest.mark.parametrize("tile", [1, 4, 7, 64])
 @pytest.mark.parametrize("labels", [[0] * 20, [0] * 8 + [1] * 8 + [3] * 4, [2] + [0] * 19, [-1, 255, 4, 9] + [1] * 16])
@@ -129,6 +130,7 @@ def _published_labels(published):
     return published["onehot"].argmax(-1)
 
 
+@pytest.mark.slow
 def test_global_matching_equals_the_published_code(published):
     labels, bias = _published_labels(published), published["dis_bias"]
     query, previous, reference = (published[name] for name in ("query", "prev", "ref"))

@@ -26,6 +26,7 @@ def test_vectors_beyond_the_radius_are_darker(wheel_file):
     np.testing.assert_array_equal(np.asarray(flow_to_rgb(wheel_file["unnorm_uv"], 4.0)), wheel_file["unnorm_rgb"])
 
 
+@pytest.mark.slow
 def test_each_field_of_a_batch_has_its_own_scale(wheel_file):
     flow = wheel_file["flow1"]
     drawn = np.asarray(flow_to_rgb(np.stack([flow, 100 * flow])))
@@ -95,6 +96,7 @@ def test_what_moves_by_itself_remains():
     np.testing.assert_allclose(left, np.stack(objects), atol=0.02)
 
 
+@pytest.mark.slow
 def test_a_moving_camera_alone_leaves_nothing():
     camera = np.stack([_plane_seen_by_a_moving_camera(33, 57, seed) for seed in range(3)])
     noise = np.random.default_rng(0).normal(0, 0.1, camera.shape).astype(np.float32)
@@ -103,6 +105,7 @@ def test_a_moving_camera_alone_leaves_nothing():
     assert np.sqrt(np.square(error).mean()) < 0.02  # a thousand vectors leave little of their noise in eight numbers
 
 
+@pytest.mark.slow
 def test_no_motion_is_left_alone():
     still = np.zeros((1, 20, 30, 2), np.float32)
     np.testing.assert_allclose(np.asarray(subtract_camera(still)), still, atol=1e-6)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from uvos_jax.ops.prototypes import cosine_maps, nearest_neighbors, prototypes
 
@@ -28,6 +29,7 @@ def test_prototypes_do_not_depend_on_the_order_of_pixels():
     np.testing.assert_allclose(prototypes(x), prototypes(x[:, order]), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_detached_weights_pass_no_gradient():
     x = _noise(1, 6, 3)
     weights = np.exp(x) / np.exp(x).sum(1, keepdims=True)

@@ -81,6 +81,7 @@ def test_nearest_with_aligned_corners_reads_where_bilinear_does():
     np.testing.assert_array_equal(resize_nearest(column, (1, 1), align_corners=True), column[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize(("size", "new"), SIZES)
 def test_bilinear_equals_loops(size, new, align_corners):

@@ -242,6 +242,7 @@ def test_the_command_line_prints_one_line(file, tmp_path, capfd, arguments, mess
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_separate_process_prints_one_line(file, tmp_path):
     done = subprocess.run([sys.executable, "-m", "uvos_jax", "train", "--config", f"{file}:no", "--workdir",
                            str(tmp_path / "run")], capture_output=True, text=True)
@@ -298,6 +299,7 @@ def test_pretrained_parameters_of_f2net_have_a_low_rate_on_videos():
     assert (theirs, sum(leaf.size for leaf in params.values())) == (42_500_160, 80_247_400)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "net"), [(":tiny", "csa"), (":tiny_ad", "ad"), (":tiny_cgad", "cgad")])
 def test_small_networks_of_f2net_share_data_and_held_back_sequences(preset, net):
     config, tiny = load_config(f"{F2NET}{preset}"), load_config(f"{F2NET}:tiny")
@@ -333,6 +335,7 @@ def test_the_recipe_of_cfbi_matches_the_paper():
     assert [entry["name"] for entry in alone["data"]["mixture"]] == ["davis2017/semi"]
 
 
+@pytest.mark.slow
 def test_the_published_schedule_of_cfbi():
     config = load_config(f"{CFBI}:official", ["model.depths=[1,1,1,1]", "model.features=16"])
     recipe = phases(config)

@@ -57,6 +57,7 @@ def test_small_budgets_differ_in_data_and_streams_only(preset, data, streams):
         assert mixture["davis2016"]["exclude"] == fold["validate"]["only"]
 
 
+@pytest.mark.slow
 def test_packaged_weights_match_the_recipe_and_start_the_fine_tuning():
     name, model, variables = load_packaged()
     tuned = load_config(str(DEFAULT), ["data=folder:clips"])

@@ -127,6 +127,7 @@ def test_unusable_validation_data_are_errors():
         choose(MemoryStore("named", [shifts()]), ["shfit0"])
 
 
+@pytest.mark.slow
 def test_the_loop_validates_by_endpoint_error_and_keeps_the_lowest(tmp_path, monkeypatch, capsys):
     row = System(Drift, "Drift", "tests", "frames")
     monkeypatch.setitem(SYSTEMS, "drift", row)

@@ -99,6 +99,7 @@ def _assert_equal_states(a, b, atol=1e-6):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=atol), a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", ["sync", "frozen", "accumulate"])
 def test_eight_devices_equal_one(eight, case, kind):
@@ -118,6 +119,7 @@ def test_a_run_may_change_launcher_and_devices_between_steps(eight):
     _assert_equal_states(eight["moved"], eight["stayed"])
 
 
+@pytest.mark.slow
 def test_local_statistics_are_averaged_over_devices(eight):
     """Reference: each device's pair of examples alone, gradients and running statistics averaged."""
     start, factory = eight["local", "start"], parts(schedule=SMALL_STEPS)[1]
@@ -150,6 +152,7 @@ def test_indivisible_batches_are_errors(eight):
     assert "2 examples a device" in accumulate and "3 equal parts" in accumulate
 
 
+@pytest.mark.slow
 def test_two_processes_of_four_devices_equal_one_device(tmp_path_factory):
     state, factory = parts(schedule=SMALL_STEPS)
     one_3, one_seen = run(Launcher("jit"), state, factory, range(3))

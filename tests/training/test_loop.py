@@ -43,6 +43,7 @@ def held_back(count=2) -> MemoryStore:
     return MemoryStore("held-back", videos)
 
 
+@pytest.mark.slow
 def test_a_run_learns_logs_and_leaves_weights(tmp_path):
     final = train(config(phases=[{"name": "only", "steps": 40}], log_every=4), tmp_path, batches=clips)
     logged = lines(tmp_path)

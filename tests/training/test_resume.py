@@ -94,6 +94,7 @@ def test_a_run_killed_at_a_random_moment_is_bit_identical(tmp_path, compiled):
     check_killed_run(tmp_path, compiled, steps=30, kills=1)
 
 
+@pytest.mark.slow
 def test_a_stopped_process_has_the_exit_code_of_its_signal(tmp_path, compiled):
     process = start(tmp_path / "run", config(phases=[{"name": "a", "steps": 10000}]), compiled, SLOW="0.02")
     while not (tmp_path / "run" / "log.jsonl").exists() or (tmp_path / "run" / "log.jsonl").stat().st_size == 0:
@@ -117,6 +118,7 @@ def interrupted(at, tmp_path, settings, name="run"):
         train(settings, tmp_path / name, batches=batches)
 
 
+@pytest.mark.slow
 def test_steps_after_the_checkpoint_are_repeated_and_logged_again(tmp_path):
     settings = config(phases=[{"name": "a", "steps": 4}, {"name": "b", "steps": 6}], checkpoint_every=3)
     train(settings, tmp_path / "whole", batches=clips)
@@ -131,6 +133,7 @@ def test_steps_after_the_checkpoint_are_repeated_and_logged_again(tmp_path):
     assert outcome(tmp_path / "run") == before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_at_a_boundary_belongs_to_the_previous_phase(tmp_path):
     settings = config(phases=[{"name": "a", "steps": 3}, {"name": "b", "steps": 3, "model": {"two": True},
                                                           "transfer": [{"from": "rgb_encoder", "to": "flow_encoder"}]}],
@@ -141,6 +144,7 @@ def test_a_checkpoint_at_a_boundary_belongs_to_the_previous_phase(tmp_path):
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_only_the_steps_since_the_previous_one(tmp_path, capsys):
     settings = config(checkpoint_every=2, keep=3)
     train(settings, tmp_path / "whole", batches=clips)
@@ -164,6 +168,7 @@ def test_unreadable_checkpoints_are_an_error_and_stay(tmp_path):
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["shard_map", "jit"])
 def test_another_launcher_resumes_the_run(tmp_path, launcher):
     settings = config(checkpoint_every=3, model={"name": "tiny", "dropout": 0.0})

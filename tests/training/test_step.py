@@ -151,6 +151,7 @@ def test_moving_average_by_hand():
         parts(ema_decay=0.9)[1](None)(parts()[0], clips(0))
 
 
+@pytest.mark.slow
 def test_metrics_by_hand():
     state, factory = parts(schedule={"name": "poly", "lr": 0.02, "steps": 10}, batch_norm="frozen")
     batch, model = clips(0), TinyNet()

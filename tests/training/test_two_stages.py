@@ -127,6 +127,7 @@ TWO_STAGES = [
      "transfer": [{"from": "rgb_", "to": "flow_"}]}]
 
 
+@pytest.mark.slow
 def test_two_stages_with_validation_by_computed_flow(tmp_path, monkeypatch):
     asked = []
 

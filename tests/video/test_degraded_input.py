@@ -41,7 +41,7 @@ def test_output_below_a_file(tmp_path):
 
 def test_failure_shows_at_a_later_add(tmp_path):
     with (
-        pytest.raises(UserError, match=r"Cannot write '.*00000\.png': Not a directory"),
+        pytest.raises(UserError, match=r"Cannot write '.*0000\d\.png': Not a directory"),
         ResultWriter(tmp_path / "out", fps=10) as writer,
     ):
         replace_by_file(tmp_path / "out" / "masks")

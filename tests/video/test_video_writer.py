@@ -17,6 +17,7 @@ def decode(path: Path) -> list[np.ndarray]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (47, 63), (48, 63), (1, 1), (1, 90), (2160, 3840)])
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".webm"])
 def test_video_round_trip(tmp_path, height, width, suffix):

@@ -215,6 +215,7 @@ DTNET = {"depths": [1, 1, 1, 1], "width": 4, "features": 16, "decoder": 16, "own
          "reid_depths": [1, 1, 1, 1, 1, 1], "reid_width": 2, "reid_hidden": 8, "embedding": 8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "small", "chosen", "fixed", "words"), [
     ("cfbi", CFBI, {"max_objects": 20, "references": 1, "atrous": 2}, {"multi_local": False}, "multi_local=True, not False"),
     ("dtnet", DTNET, {"max_tracks": 2, "max_proposals": 3, "memory": 8, "verification": False, "memory_update": False},
@@ -234,6 +235,7 @@ def test_numbers_of_objects_fit_into_a_byte(places):
     assert "wants a whole number from 1 to 254" in _refusal(build, "dtnet", **places)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("message", "logged"), [("NOT_FOUND [tensorstore_spec='...']", 0), ("something else", 1)])
 def test_arrays_nobody_asks_after_any_more_fail_in_silence(saved, caplog, message, logged):
     async def fail():

@@ -102,6 +102,7 @@ def test_names_here_are_those_of_the_published_checkpoint(golden):
     assert {key: tuple(shape) for key, shape in manifest["keys"].items()} == _adnet_shapes()
 
 
+@pytest.mark.slow
 def test_the_published_checkpoint_converts_whole(golden):
     manifest = json.loads((golden / "adnet_manifest.json").read_text())
     theirs = weights_of(manifest)
