@@ -64,13 +64,13 @@ class TorchCFBI:
         top = "feature_extracter."
         x = F.relu(self.batch_norm(self.conv(image, f"{top}backbone.conv1", 2), f"{top}backbone.bn1"))
         x = F.max_pool2d(x, 3, 2, 1)
-        seen = {}
+        tensors = {}
         for layer in range(1, 5):
             blocks = len({key.split(".")[3] for key in self.p if key.startswith(f"{top}backbone.layer{layer}.")})
             for i in range(blocks):
                 stride = 2 if layer in (2, 3) and i == 0 else 1
                 x = self._residual(x, f"{top}backbone.layer{layer}.{i}", stride, 2 ** (i + 1) if layer == 4 else 1)
-            seen["low" if layer == 1 else f"l{layer}"] = x
+            tensors["low" if layer == 1 else f"l{layer}"] = x
         parts = []
         for i, rate in enumerate((1, 6, 12, 18), 1):
             branch = f"{top}aspp.aspp{i}"
@@ -78,16 +78,16 @@ class TorchCFBI:
         pooled = self.conv(x.mean((2, 3), keepdim=True), f"{top}aspp.global_avg_pool.1")
         parts.append(F.relu(self.batch_norm(pooled, f"{top}aspp.global_avg_pool.2")).expand_as(parts[0]))
         x = F.relu(self.batch_norm(self.conv(torch.cat(parts, 1), f"{top}aspp.conv1"), f"{top}aspp.bn1"))
-        seen["aspp"] = x
-        low = F.relu(self.batch_norm(self.conv(seen["low"], f"{top}decoder.conv1"), f"{top}decoder.bn1"))
+        tensors["aspp"] = x
+        low = F.relu(self.batch_norm(self.conv(tensors["low"], f"{top}decoder.conv1"), f"{top}decoder.bn1"))
         x = torch.cat([resize(x, low.shape[2:]), low], 1)
         for convolution, norm in ((0, 1), (4, 5)):
             key = f"{top}decoder.last_conv."
             x = F.relu(self.batch_norm(self.conv(x, f"{key}{convolution}"), f"{key}{norm}"))
-        seen["dec"] = x
+        tensors["dec"] = x
         x = F.relu(self.group_norm(self.conv(x, "seperate_conv", groups=x.shape[1]), "bn1"))
         x = self.conv(x, "embedding_conv")
-        return seen | {"emb": F.relu(self.group_norm(x, "bn2", x.shape[1] // 4))}
+        return tensors | {"emb": F.relu(self.group_norm(x, "bn2", x.shape[1] // 4))}
 
     def _residual(self, x, key, stride, dilation):
         y = F.relu(self.batch_norm(self.conv(x, f"{key}.conv1"), f"{key}.bn1"))
@@ -167,10 +167,10 @@ class TorchCFBI:
 
     def ensemble(self, x, low, head):
         """Returns logits ``[1, ids, h, w]`` of ``[ids, c, h, w]`` maps of all objects, and the intermediates."""
-        top, seen = "dynamic_seghead.", {}
+        top, tensors = "dynamic_seghead.", {}
         low = low.expand(len(x), -1, -1, -1)
         for i, (stride, dilation) in enumerate(((1, 1), (1, 2), (2, 1), (1, 2), (1, 4), (2, 1), (1, 2), (1, 4)), 1):
-            x = seen[f"ce_layer{i}"] = self._block(self.gate(x, head, i), f"{top}layer{i}", stride, dilation)
+            x = tensors[f"ce_layer{i}"] = self._block(self.gate(x, head, i), f"{top}layer{i}", stride, dilation)
         x, parts = self.gate(x, head, 9), []
         for i, rate in enumerate((1, 6, 12, 18), 1):
             branch = f"{top}ASPP.aspp{i}"
@@ -179,8 +179,8 @@ class TorchCFBI:
         pooled = F.relu(self.conv(x.mean((2, 3), keepdim=True), f"{top}ASPP.global_avg_pool.1"))
         parts.append(pooled.expand_as(parts[0]))
         x = self.conv(self.channel_gate(torch.cat(parts, 1), f"{top}ASPP.GCT"), f"{top}ASPP.conv1")
-        x = seen["ce_aspp"] = F.relu(self.group_norm(x, f"{top}ASPP.bn1"))
-        fine = self.conv(self.channel_gate(torch.cat([low, seen["ce_layer2"]], 1), f"{top}GCT_sc"), f"{top}conv_sc")
+        x = tensors["ce_aspp"] = F.relu(self.group_norm(x, f"{top}ASPP.bn1"))
+        fine = self.conv(self.channel_gate(torch.cat([low, tensors["ce_layer2"]], 1), f"{top}GCT_sc"), f"{top}conv_sc")
         fine = F.relu(self.group_norm(fine, f"{top}bn_sc", 16))
         x = torch.cat([F.interpolate(x, fine.shape[2:], mode="bicubic", align_corners=True), fine], 1)
         for number, name in ((10, "1"), (11, "2")):
@@ -193,7 +193,7 @@ class TorchCFBI:
         foreground, background = logits
         if len(x) > 1:
             foreground = torch.cat([foreground[:1] + background[1:].min(0).values, foreground[1:]])
-        return seen | {"logits": foreground[None]}
+        return tensors | {"logits": foreground[None]}
 
     def step(self, references, previous, labels, features, count):
         """Returns logits and intermediates.
@@ -213,10 +213,10 @@ class TorchCFBI:
         mask = (labels == torch.arange(ids)[:, None, None]).float()[:, None]
         maps = torch.cat([far, near, mask, others(near), others(far)], 1)
         x = self.group_norm(self.conv(maps, "dynamic_prehead.conv"), "dynamic_prehead.bn", 16)
-        seen = {"prehead_in": maps, "prehead_out": F.relu(x)}
-        seen["att_head"] = head = self.instance_head(references, previous, labels, ids)
+        tensors = {"prehead_in": maps, "prehead_out": F.relu(x)}
+        tensors["att_head"] = head = self.instance_head(references, previous, labels, ids)
         both = [embedding.expand(ids, -1, -1, -1), previous * mask, previous * (1 - mask)]
-        return seen | self.ensemble(torch.cat([*both, seen["prehead_out"]], 1), features["low"], head)
+        return tensors | self.ensemble(torch.cat([*both, tensors["prehead_out"]], 1), features["low"], head)
 
     def evaluate(self, ref, ref_label, prev, prev_label, cur, obj_num):
         """Returns all tensors of a reference file from its inputs as arrays."""
@@ -224,6 +224,6 @@ class TorchCFBI:
         ref, prev, cur = (self.encode(torch.from_numpy(x)) for x in frames.values())
         references = [(x[None], torch.from_numpy(y[0])) for x, y in zip(ref["emb"], ref_label, strict=True)]
         labels = torch.from_numpy(prev_label[0, 0])
-        seen = self.step(references, prev["emb"], labels, cur, int(obj_num))
-        made = {f"cur_{name}": x for name, x in cur.items()} | {"ref_emb": ref["emb"], "prev_emb": prev["emb"]} | seen
-        return made | {"logits_s4": seen["logits"], "prob": resize(seen["logits"], labels.shape).softmax(1)}
+        tensors = self.step(references, prev["emb"], labels, cur, int(obj_num))
+        tensors |= {f"cur_{name}": x for name, x in cur.items()} | {"ref_emb": ref["emb"], "prev_emb": prev["emb"]}
+        return tensors | {"logits_s4": tensors["logits"], "prob": resize(tensors["logits"], labels.shape).softmax(1)}

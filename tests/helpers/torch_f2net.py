@@ -79,19 +79,19 @@ class Encoder(nn.Module):
         c_in = width
         for layer, (blocks, stride, dilation) in enumerate(zip(depths, (1, 2, 1, 1), (1, 1, 2, 4), strict=True)):
             planes = width << layer
-            made = [Bottleneck(4 * planes if i else c_in, planes, 1 if i else stride, dilation, i == 0)
-                    for i in range(blocks)]
-            setattr(self, f"layer{layer + 1}", nn.Sequential(*made))
+            blocks_of_layer = [Bottleneck(4 * planes if i else c_in, planes, 1 if i else stride, dilation, i == 0)
+                               for i in range(blocks)]
+            setattr(self, f"layer{layer + 1}", nn.Sequential(*blocks_of_layer))
             c_in = 4 * planes
         self.layer5 = Pyramid(c_in, features, embedding)
         self.main_classifier = conv(embedding, 1, 1, bias=True)
 
     def forward(self, x):
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1, ceil_mode=True)
-        seen = {"maxpool": x}
+        tensors = {"maxpool": x}
         for i in range(1, 5):
-            x = seen[f"l{i}"] = getattr(self, f"layer{i}")(x)
-        return seen | {"aspp": self.layer5(x)}
+            x = tensors[f"l{i}"] = getattr(self, f"layer{i}")(x)
+        return tensors | {"aspp": self.layer5(x)}
 
 
 class UpUnit(nn.Module):
@@ -118,7 +118,7 @@ class Upsample(nn.Module):
             setattr(self, f"up{i}", UpUnit(64 * width >> i, features, i == 1, last_features if i == 4 else None))
 
     def forward(self, maps):
-        """From the last layer's map to the first's."""
+        """Upsamples from the last layer's map to the first's."""
         y = None
         for i, x in enumerate(maps, 1):
             y = getattr(self, f"up{i}")(x, y)
@@ -126,12 +126,12 @@ class Upsample(nn.Module):
 
 
 class TorchF2Net(nn.Module):
-    """``forward(anchor, frame, previous, prior) -> intermediates``; the attention of every variant and net.
+    """F2Net with the attention of every variant and net; returns all intermediates.
 
     Args:
-      order: what is weighed, one after the other: "c" channels, "s" places; "" takes the mean of the three maps, and
-        None the frame's own map alone.
-      prior: "no", "keys" (the paper's equations 5 and 6) or "rows" (the published lines that are commented out).
+        order: Order of the attentions: "c" for channels, "s" for space; "" for the mean of the three maps, None for the
+            frame's own map alone.
+        prior: "no", "keys" (Eq. 5 and 6) or "rows" (the published code's commented-out lines).
     """
 
     def __init__(self, order="c", prior="no", depths=(3, 4, 23, 3), width=64, aspp_features=512, embedding=256,
@@ -157,19 +157,19 @@ class TorchF2Net(nn.Module):
         return self
 
     def channels(self, maps):
-        """Logits ``[b, 3 c, 1, 1]`` of three maps, and the maps times their channel weights."""
+        """Returns logits ``[b, 3 c, 1, 1]`` of three maps, and the maps times their channel weights."""
         mean = sum(maps).mean((2, 3), keepdim=True)
         logits = self.channel_attention_conv2(F.relu(self.channel_attention_bn(self.channel_attention_conv1(mean))))
         weights = logits.unflatten(1, (3, -1)).softmax(1)
         return logits, [x * weights[:, i] for i, x in enumerate(maps)]
 
-    def places(self, maps):
-        """Three maps times their weights for every place."""
+    def spatial(self, maps):
+        """Returns three maps times their weights for every pixel."""
         weights = self.spatial_attention_conv(sum(maps)).softmax(1)
         return [x * weights[:, i:i + 1] for i, x in enumerate(maps)]
 
     def fuse(self, inter, intra, current):
-        """One map of three ``[b, c, h, w]``, and the channel logits if there are any."""
+        """Fuses three maps ``[b, c, h, w]``; also returns the channel logits, or None."""
         if self.order is None:
             return current, None
         maps, logits = [inter, intra, current], None
@@ -179,11 +179,11 @@ class TorchF2Net(nn.Module):
             if kind == "c":
                 logits, maps = self.channels(maps)
             else:
-                maps = self.places(maps)
+                maps = self.spatial(maps)
         return sum(maps), logits
 
     def heat(self, layers, previous):
-        """Heat logits from the frame's layers and the previous map ``[b, 1, h, w]``, with their parts."""
+        """Returns heat logits and their parts from the frame's layers and the previous map ``[b, 1, h, w]``."""
         embedded, up = self.upsample([layers[f"l{i}"] for i in (4, 3, 2, 1)])
         both = torch.cat([embedded, previous], 1)
         appearance = self.fc(embedded)
@@ -191,31 +191,31 @@ class TorchF2Net(nn.Module):
         return {"up": embedded, "up4": up, "heat_fc": appearance, "heat": gated + appearance}
 
     def match(self, anchor, frame, prior):
-        """Inter- and intra-frame diffusion of ``[b, c, h, w]`` embeddings; prior ``[b, 1, h, w]``."""
+        """Diffuses ``[b, c, h, w]`` embeddings between and within frames; prior ``[b, 1, h, w]``."""
         on_keys = prior if self.prior == "keys" else None
-        made = [diffuse(queries, frame, on_keys) for queries in (anchor, frame)]
-        return [x * prior for x in made] if self.prior == "rows" else made
+        diffused = [diffuse(queries, frame, on_keys) for queries in (anchor, frame)]
+        return [x * prior for x in diffused] if self.prior == "rows" else diffused
 
     def forward(self, anchor, frame, previous, prior=None):
         first, now = self.encoder(anchor), self.encoder(frame)
-        seen = {f"ref_{k}": v for k, v in first.items()} | {f"cur_{k}": v for k, v in now.items()}
-        seen |= self.heat(now, previous)
+        tensors = {f"ref_{k}": v for k, v in first.items()} | {f"cur_{k}": v for k, v in now.items()}
+        tensors |= self.heat(now, previous)
         inter, intra = self.match(first["aspp"], now["aspp"], prior)
         fused, ca_logits = self.fuse(inter, intra, now["aspp"])
-        seen |= {"inter": inter, "intra": intra, "cls_in": fused}
+        tensors |= {"inter": inter, "intra": intra, "cls_in": fused}
         if ca_logits is not None:
-            seen["ca_logits"] = ca_logits
-        seen["logits"], seen["static"] = self.cls(fused), self.encoder.main_classifier(now["aspp"])
-        for name, low in (("pred", seen["logits"]), ("temp", seen["static"])):
-            whole = F.interpolate(low, frame.shape[2:], mode="bilinear", align_corners=False)
-            seen[name] = torch.sigmoid(whole)
-        return seen
+            tensors["ca_logits"] = ca_logits
+        tensors["logits"], tensors["static"] = self.cls(fused), self.encoder.main_classifier(now["aspp"])
+        for name, low in (("pred", tensors["logits"]), ("temp", tensors["static"])):
+            resized = F.interpolate(low, frame.shape[2:], mode="bilinear", align_corners=False)
+            tensors[name] = torch.sigmoid(resized)
+        return tensors
 
 
 def gauss(center, height, width, step=1):
-    """``[b, 1, h', w']``: the prior around ``[b, 2]`` (x, y) in pixels of the input, at every ``step``-th pixel.
+    """Returns the prior ``[b, 1, h', w']`` around ``[b, 2]`` (x, y) in pixels of the input, at every ``step``-th pixel.
 
-    The paper's width follows the input; here it is no less than the step.
+    Its width is proportional to the input, and at least ``step``.
     """
     y, x = torch.meshgrid(torch.arange(0, height, step), torch.arange(0, width, step), indexing="ij")
     squared = (x - center[:, 0, None, None]) ** 2 + (y - center[:, 1, None, None]) ** 2
@@ -224,6 +224,6 @@ def gauss(center, height, width, step=1):
 
 
 def published_prior(center, height=473, width=473):
-    """``[b, 1, h', w']`` at stride 8: drawn in all pixels of the input, then resized."""
+    """Returns ``[b, 1, h', w']`` at stride 8: drawn at the size of the input, then resized."""
     size = (height - 1) // 8 + 1, (width - 1) // 8 + 1
     return F.interpolate(gauss(center, height, width), size, mode="bilinear", align_corners=False)

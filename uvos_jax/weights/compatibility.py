@@ -24,7 +24,7 @@ VARIABLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         (r"^embed_bn1/", "embed/depthwise/norm/"),
         (r"^embed_conv/", "embed/pointwise/conv/"),
         (r"^embed_bn2/", "embed/pointwise/norm/"),
-        (r"^head/(depthwise\d)/", r"head/\1/conv/"),
+        (r"^head/(depthwise\d)/kernel$", r"head/\1/conv/kernel"),
         (r"^head/(prehead|fine|merge2|pointwise\d|aspp/\w+)_conv/", r"head/\1/conv/"),
         (r"^head/(prehead|fine|merge2|pointwise\d|depthwise\d|aspp/\w+)_bn/", r"head/\1/norm/"),
     ),
@@ -42,7 +42,7 @@ VARIABLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         (r"^cls_conv1/", "classifier_hidden/conv/"),
         (r"^cls_bn/", "classifier_hidden/bn/"),
         (r"^cls_conv2/", "classifier/"),
-        (r"^(center/cross|center/up\d/skip|center/up\d/up|fusion/squeeze)/", r"\1/conv/"),
+        (r"^(center/cross|center/up\d/skip|center/up\d/up|fusion/squeeze)/kernel$", r"\1/conv/kernel"),
         (r"^(center/cross|center/up\d/skip|center/up\d/up|fusion/squeeze)_bn/", r"\1/bn/"),
     ),
 }

@@ -220,7 +220,7 @@ def _dtnet(engine, variables, objects) -> dict[str, _Component]:
     state = jax.eval_shape(engine.start, variables, jnp.zeros((1, *engine.native_size, 3), jnp.uint8)).states[0]
     features = zeros(jax.eval_shape(encode, variables, inputs))
     target_features = features["target"][0]
-    targets, discovery = zeros(state.targets), zeros(state.discovery)
+    targets, dnet_state = zeros(state.targets), zeros(state.dnet)
     due = jnp.arange(model.max_tracks) < objects
     targets = targets.replace(alive=due)
     labels = jnp.asarray(synthetic_mask(engine.size, objects))
@@ -231,7 +231,7 @@ def _dtnet(engine, variables, objects) -> dict[str, _Component]:
         return model.apply(variables, crops, method=lambda model, crops: model.reid(crops))
 
     return {"encoders": _Component(encode, (variables, inputs)),
-            "discovery": _Component(discover, (variables, discovery, features)),
+            "discovery": _Component(discover, (variables, dnet_state, features)),
             "embeddings": _Component(call("embed_proposals"), (variables, frame, labels[None]), counted=embed),
             "target scores": _Component(engine.segment_targets, (targets, target_features)),
             "target memories": _Component(engine.add_sample, (targets, target_features, labels, due, due)),

@@ -31,14 +31,14 @@ class TrackState:
     """Recurrent state of D-Net and T-Net.
 
     Attributes:
-        discovery: State of D-Net.
+        dnet: State of D-Net.
         targets: T-Net's target models, one per slot.
         tracks: Ids and association state of the slots.
         frame: int32, number of processed frames.
         labels: uint8 ``[h, w]``, slots in the last frame at network size.
     """
 
-    discovery: object
+    dnet: object
     targets: target.Targets
     tracks: association.Tracks
     frame: jax.Array
@@ -111,8 +111,8 @@ class TrackingEngine:
         """
         track_state, last = state.states[0], state.last
         frames, valid = np.asarray(inputs.frames), inputs.valid
-        discovery, proposed = self.propose(variables, track_state.discovery, frames, valid)
-        track_state = track_state.replace(discovery=discovery)
+        dnet_state, proposed = self.propose(variables, track_state.dnet, frames, valid)
+        track_state = track_state.replace(dnet=dnet_state)
         outputs = []
         for i in range(len(frames)):
             if valid[i]:
@@ -144,7 +144,7 @@ class TrackingEngine:
             last = last.replace(probability=last.labels, confidence=jnp.zeros((), jnp.float32))
         return StreamState((state,), (), last)
 
-    def _propose(self, variables, discovery, frames, valid):
+    def _propose(self, variables, dnet_state, frames, valid):
         features = self._apply(variables, "encode", {"frame": self._frame(frames)})
 
         def one_frame(state, xs):
@@ -153,9 +153,9 @@ class TrackingEngine:
             state = jax.tree.map(lambda x, y: jnp.where(is_valid, x, y), new, state)
             return state, jax.tree.map(lambda x: x[0], proposals)
 
-        discovery, proposals = jax.lax.scan(one_frame, discovery, (features, valid))
+        dnet_state, proposals = jax.lax.scan(one_frame, dnet_state, (features, valid))
         embeddings = self._apply(variables, "embed_proposals", features["frame"], proposals.labels)
-        return discovery, ChunkProposals(embeddings, proposals, features["frame"], features["target"])
+        return dnet_state, ChunkProposals(embeddings, proposals, features["frame"], features["target"])
 
     def _track_frame(self, variables, state, proposed, frame):
         """Associates the proposals of one frame and updates the targets; returns the next state and the output."""
@@ -172,7 +172,7 @@ class TrackingEngine:
         labels = association.merge_labels(result, proposals.labels, target_labels)
         tracks = association.update_tracks(tracks, result, index, proposals.score, embeddings)
         targets = self._update_models(variables, state.targets, result, proposed.features, labels, frame, index)
-        state = TrackState(state.discovery, targets, tracks, np.int32(index + 1), labels)
+        state = TrackState(state.dnet, targets, tracks, np.int32(index + 1), labels)
         crowded = proposals.dropped > 0 or _exhausted(result, proposals.score, tracks)
         notes = {"crowded": np.asarray(crowded),
                  "scores": _by_id(tracks, _by_slot(result, labels, proposals.score, target_confidence))}
