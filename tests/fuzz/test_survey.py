@@ -36,7 +36,7 @@ def _wicked_case(seed, folder):
 
 @pytest.mark.slow
 def test_a_survey_sees_what_is_wrong(monkeypatch):
-    monkeypatch.setattr("mutate._PATIENCE", 12)
+    monkeypatch.setattr("tests.helpers.fuzz._PATIENCE", 12)
     monkeypatch.delenv("UVOS_FUZZ", raising=False)
     result = survey(_wicked_case, 12, cpu_seconds=3, mebibytes=128, workers=2)
     assert (result.taken, result.refused) == (3, 1)  # 0, 10 and 11, which come after the crash and the hang

@@ -65,7 +65,7 @@ def test_the_command_prints_the_parts_of_any_model():
     code, out, err = uvos("benchmark", "--model", "adnet", "--weights", "random", "--size", "48x72", "--parts",
                           *SMALL_ADNET)
     assert code == 0, err
-    rows = out.split("part ")[1].splitlines()[1:]
+    rows = out.split("component ")[1].splitlines()[1:]
     assert [row.split("  ")[0] for row in rows] == ["encoder", "prediction", "masks at native size", "commit", "rest",
                                                     "whole frame"]
     assert "100%" in rows[-1]
