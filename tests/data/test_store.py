@@ -32,7 +32,7 @@ CLIPS = [_clip("swan", 5, (37, 51), 0), _clip("two words", 3, (48, 40), 1)]
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
-    """The clips as a TFDS dataset in the format of uvos_jax.data.storage.tfds_builders; frame 1 of each has no ground truth."""
+    """The clips as a TFDS dataset in the format of ``tfds_builders``; frame 1 of each has no ground truth."""
     pytest.importorskip("tensorflow")
     tfds = pytest.importorskip("tensorflow_datasets")
     features = {

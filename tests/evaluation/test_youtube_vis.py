@@ -332,7 +332,8 @@ NOT_FULL = "segmentations[0] has runs that do not sum to the 120 pixels of the f
         ({"segmentations": None}, "no list of segmentations, but video 1 has 2 frames"),
         ({"segmentations": [None] * 3}, "3 segmentations, but video 1 has 2 frames"),
         ({"segmentations": [rle(np.ones((12, 10))), None]}, "has size [12, 10], but its video has [10, 12]"),
-        *(({"segmentations": [x, None]}, "is not an RLE with") for x in ([[0, 0, 4, 0, 4, 9]], {"size": [10, 12]}, "x", 1)),
+        *(({"segmentations": [x, None]}, "is not an RLE with")
+          for x in ([[0, 0, 4, 0, 4, 9]], {"size": [10, 12]}, "x", 1)),
     ],
 )
 def test_broken_results(change, expected):

@@ -250,7 +250,8 @@ def test_of_two_that_may_come_back_each_gets_its_own():
 def test_without_verification_the_targets_own_masks_stay():
     tracks, targets = known(RED, GREEN)
     proposals = scene((2, 2, 20, 20), (2, 30, 20, 20), (30, 30, 5, 5))
-    decision, after, decided = step(tracks, 1, proposals, [RED, GREEN, BLUE], targets, AssociationSettings(verification=False))
+    settings = AssociationSettings(verification=False)
+    decision, after, decided = step(tracks, 1, proposals, [RED, GREEN, BLUE], targets, settings)
     assert (decision.replace == -1).all() and not decision.update.any() and decision.new.tolist() == [2]
     np.testing.assert_array_equal(decided, targets + 3 * scene((30, 30, 5, 5)))
     np.testing.assert_array_equal(after.latest[:2], tracks.latest[:2])
@@ -263,7 +264,8 @@ def test_where_overlaps_below_a_half_count_the_most_alike_come_first():
     assert decision.replace[0] == 0
     decision, _, _ = step(tracks, 1, proposals, [RED + GREEN, RED], targets, AssociationSettings(overlap=0.3))
     assert decision.replace[0] == 1
-    decision, _, _ = step(tracks, 1, proposals, [RED, RED], targets, AssociationSettings(overlap=0.3), scores=[0.4, 0.8])
+    settings = AssociationSettings(overlap=0.3)
+    decision, _, _ = step(tracks, 1, proposals, [RED, RED], targets, settings, scores=[0.4, 0.8])
     assert decision.replace[0] == 1  # as alike, but stronger
 
 
@@ -277,7 +279,8 @@ def test_only_as_many_targets_as_there_is_room_for(slots, most, expected):
     assert decision.new.tolist() == [1, 3, 4, 0, 5, 2][:expected]
     assert np.unique(decided).tolist() == list(range(expected + 1))
     more = scene((30, 0, 5, 5), (30, 10, 5, 5), (30, 20, 5, 5))
-    decision, tracks, _ = step(tracks, 1, more, [RED, GREEN, BLUE], decided, AssociationSettings(max_ids=most, return_above=None))
+    settings = AssociationSettings(max_ids=most, return_above=None)
+    decision, tracks, _ = step(tracks, 1, more, [RED, GREEN, BLUE], decided, settings)
     assert len(decision.new) == min(3, min(slots, most) - expected) and tracks.ids.max() <= min(slots, most)
 
 
@@ -334,7 +337,8 @@ def test_the_order_of_the_proposals_means_nothing(seed):
     results = []
     for labels, strengths, its_looks in ((found, scores, looks), (renumbered, scores[order], looks[order])):
         decision = associate(tracks, 20, labels, strengths, its_looks, targets, AssociationSettings())
-        results.append((*update_tracks(tracks, decision, 20, strengths, its_looks), merge_labels(decision, labels, targets),
+        results.append((*update_tracks(tracks, decision, 20, strengths, its_looks),
+                        merge_labels(decision, labels, targets),
                         decision.similarity, decision.update, decision.doubled))
     for one, other in zip(*results, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)

@@ -153,7 +153,8 @@ def test_the_cache_computes_each_pair_once(tmp_path):
     np.testing.assert_array_equal(again(images[2:4], images[3:5]), expected[2:4])
     assert sum(asked) == 6
     method(images[1:2], images[:1])  # the other way round is another pair
-    cached_estimator(FlowEstimator("counting", "two", compute), tmp_path / "cache")(images[:1], images[1:2])  # and so is another method
+    other = FlowEstimator("counting", "two", compute)
+    cached_estimator(other, tmp_path / "cache")(images[:1], images[1:2])  # another method is computed anew
     assert sum(asked) == 8
     for i, path in enumerate(sorted((tmp_path / "cache").iterdir())):
         data = bytearray(path.read_bytes())
@@ -373,7 +374,8 @@ def _write_nan(folder):
 
 @pytest.mark.parametrize(("change", "words"), [
     (lambda folder: (folder / "00001.flo").unlink(), "No flow in .* for frame 00001\\."),
-    (lambda folder: [path.unlink() for path in sorted(folder.iterdir())[:2]], "No flow in .* for frame 00000, 00001\\."),
+    (lambda folder: [path.unlink() for path in sorted(folder.iterdir())[:2]],
+     "No flow in .* for frame 00000, 00001\\."),
     (lambda folder: write_flow(folder / "00001.flo", np.zeros((24, 24, 2))), "00001.flo' is 24x24.*frames are 32x24"),
     (lambda folder: ((folder / "00001.flo").unlink(), _write_nan(folder)), "00001.npy' has flow that is not finite"),
     (_write_nan, "are flow of the same frame"),

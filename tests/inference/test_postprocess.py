@@ -101,7 +101,8 @@ def test_follow_edges_sharpens_a_coarse_score_and_keeps_what_has_no_edge():
     cv2.circle(frame, (240, 160), 90, (200, 120, 90), -1)
     truth = (frame[..., 0] > 100).astype(np.float32)
     coarse = cv2.resize(cv2.resize(truth, (30, 20), interpolation=cv2.INTER_AREA), (480, 320))
-    _, sharp = apply(init((320, 480)), jnp.asarray(coarse)[None, :, :, None], 0.5, FrameContext(jnp.asarray(frame), None))
+    context = FrameContext(jnp.asarray(frame), None)
+    _, sharp = apply(init((320, 480)), jnp.asarray(coarse)[None, :, :, None], 0.5, context)
     sharp = np.asarray(sharp)[0, :, :, 0]
     assert sharp.min() >= 0 and sharp.max() <= 1
     assert ((sharp > 0.5) != (truth > 0)).mean() < 0.3 * ((coarse > 0.5) != (truth > 0)).mean()

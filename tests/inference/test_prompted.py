@@ -186,8 +186,8 @@ def test_without_a_mask_nothing_can_be_followed_and_others_want_none(segmenter, 
 @pytest.mark.slow
 def test_cfbi_is_driven_by_one_program_and_its_past_does_not_depend_on_the_room():
     frames, truth = squares(4, objects=4)
-    model = build("cfbi", max_objects=4, depths=(1, 1, 1, 1), width=4, features=16, embedding=8, short_side=33, references=2,
-                  ensembler=False, instance_attention=False)
+    model = build("cfbi", max_objects=4, depths=(1, 1, 1, 1), width=4, features=16, embedding=8, short_side=33,
+                  references=2, ensembler=False, instance_attention=False)
     segmenter = Segmenter("cfbi", model, random_variables(model))
     masks = {0: np.where(truth[0] < 3, truth[0], 0), 2: truth[2]}
     labels = segmenter.segment(frames, first_mask=masks, chunk=2)
@@ -196,6 +196,6 @@ def test_cfbi_is_driven_by_one_program_and_its_past_does_not_depend_on_the_room(
     renamed = segmenter.segment(frames, chunk=2,
                                 first_mask={t: np.uint8(30) * (mask > 0) + mask for t, mask in masks.items()})
     np.testing.assert_array_equal(renamed, np.uint8(30) * (labels > 0) + labels)
-    carries = [jax.eval_shape(segmenter.engine(SIZE, max_objects=max_objects).start, segmenter.variables, frames[:1], None,
-                              truth[:1]) for max_objects in (4, 8)]
+    carries = [jax.eval_shape(segmenter.engine(SIZE, max_objects=max_objects).start, segmenter.variables, frames[:1],
+                              None, truth[:1]) for max_objects in (4, 8)]
     assert segmenter.engine(SIZE).step._cache_size() == 1 and carries[0] == carries[1]

@@ -71,7 +71,8 @@ def _zero(value=0):
     (lambda at: {0: _many(1), "00012": _many(1)}, "Unknown frame '00012' of 'clip'. Its frames are 00000 to 0"),
     (lambda at: {0: None}, "The mask of frame 0 is of type NoneType. Give an integer array"),
     (lambda at: "", "path of the first mask is empty"),
-    (lambda at: {10: _many(1)}, "Key 10 of a mask is not a frame; the video has 10 frames. Use the name of a frame or its index"),
+    (lambda at: {10: _many(1)},
+     "Key 10 of a mask is not a frame; the video has 10 frames. Use the name of a frame or its index"),
     (lambda at: {True: _many(1)}, "Key True of a mask"),
 ])
 def test_what_cannot_be_used_is_said(folder, tmp_path, make, words):
@@ -152,7 +153,8 @@ def test_void_is_no_object_and_is_told(folder):
 
 def test_a_folder_of_all_videos_holds_one_for_each(folder, tmp_path):
     _save(tmp_path / "clip/00000.png", _many(3))
-    assert ObjectRegistry(tmp_path, open_source(folder)).identity == ObjectRegistry(tmp_path / "clip", open_source(folder)).identity
+    source = open_source(folder)
+    assert ObjectRegistry(tmp_path, source).identity == ObjectRegistry(tmp_path / "clip", source).identity
 
 
 def test_frames_of_a_video_file_are_named_by_number(clip, tmp_path):

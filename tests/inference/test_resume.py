@@ -198,7 +198,8 @@ def test_a_state_keeps_every_bit_of_every_dtype(frames, tmp_path):
     signature = resume.run_signature(segmenter, source, first, 4, {}, {"soft": True})
     rng = np.random.default_rng(0)
     h, w = helper.SIZE
-    state = StreamState(({"mean": jnp.asarray(rng.standard_normal((1, h, w, 1)), jnp.bfloat16), "frames": jnp.int32(7)},),
+    mean = jnp.asarray(rng.standard_normal((1, h, w, 1)), jnp.bfloat16)
+    state = StreamState(({"mean": mean, "frames": jnp.int32(7)},),
                   (), StepOutput(rng.integers(0, 2, (h, w), np.uint8), rng.integers(0, 256, (h, w), np.uint8),
                                jnp.float32(1 / 3)))
     confidences = np.float32(rng.random(8)).tolist()

@@ -19,9 +19,9 @@ from uvos_jax.weights.parity import check, weights_of
 
 CONFIG = __file__.replace("test_sixth_model", "sixth_model_config")
 SIZE = (24, 32)
-MANIFEST = {"keys": {"stem.0.weight": [4, 3, 3, 3], "stem.1.weight": [4], "stem.1.bias": [4], "stem.1.running_mean": [4],
-                     "stem.1.running_var": [4], "stem.1.num_batches_tracked": [], "head.weight": [1, 4, 1, 1],
-                     "head.bias": [1]}}
+MANIFEST = {"keys": {"stem.0.weight": [4, 3, 3, 3], "stem.1.weight": [4], "stem.1.bias": [4],
+                     "stem.1.running_mean": [4], "stem.1.running_var": [4], "stem.1.num_batches_tracked": [],
+                     "head.weight": [1, 4, 1, 1], "head.bias": [1]}}
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,8 @@ def test_it_streams():
     features = [model.apply(segmenter.variables, {"frame": _network_input(model, frame)}, method="encode")
                 for frame in clip(4)]
     state = model.init_state(features[0])
-    expected = [model.to_native(model.apply(segmenter.variables, state, f, method="predict")[0], SIZE) for f in features]
+    expected = [model.to_native(model.apply(segmenter.variables, state, f, method="predict")[0], SIZE)
+                for f in features]
     np.testing.assert_array_equal(labels, np.stack([np.asarray(score[0, ..., 0] > 0.5) for score in expected]))
 
 

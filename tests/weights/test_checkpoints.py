@@ -217,7 +217,8 @@ DTNET = {"depths": [1, 1, 1, 1], "width": 4, "features": 16, "decoder": 16, "own
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "small", "chosen", "fixed", "words"), [
-    ("cfbi", CFBI, {"max_objects": 20, "references": 1, "atrous": 2}, {"multi_local": False}, "multi_local=True, not False"),
+    ("cfbi", CFBI, {"max_objects": 20, "references": 1, "atrous": 2}, {"multi_local": False},
+     "multi_local=True, not False"),
     ("dtnet", DTNET, {"max_tracks": 2, "max_proposals": 3, "memory": 8, "verification": False, "memory_update": False},
      {"guidance": False}, "guidance=True, not False"),
 ])

@@ -160,7 +160,8 @@ def compare(runs: list[Path], dataset: str | Path, protocol: str = "davis2016", 
 
 def table(comparison: Comparison) -> list[dict[str, str | float]]:
     """Returns rows of a table, one per sequence and a last one of the dataset; headers name the measure."""
-    rows, headers = [*comparison.rows, comparison.overall], [f"{comparison.measure} {name}" for name in comparison.names]
+    rows = [*comparison.rows, comparison.overall]
+    headers = [f"{comparison.measure} {name}" for name in comparison.names]
     return [{"Sequence": row.name} | dict(zip(headers, row.scores, strict=True)) | {"Difference": row.difference}
             for row in rows]
 

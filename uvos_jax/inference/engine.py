@@ -112,8 +112,8 @@ class Engine:
     def start(self):
         """Jitted ``start(variables, frames, flows=None, labels=None) -> StreamState``, from the reference frames.
 
-        ``frames`` is uint8 ``[r, h, w, 3]``; ``flows`` float32 ``[r, h', w', 2]`` for models with flow; ``labels`` uint8
-        ``[r, h, w]`` object slots with 255 for void, for prompted models.
+        ``frames`` is uint8 ``[r, h, w, 3]``; ``flows`` is float32 ``[r, h', w', 2]``, for models with flow; ``labels``
+        is uint8 ``[r, h, w]``, object slots with 255 for void, for prompted models.
         """
         return jax.jit(self._start)
 
@@ -132,7 +132,8 @@ class Engine:
         else:
             states = tuple(self._apply(variables, "init_state", f, None, self.native_size) for f in features)
         stages = tuple(STAGES[name][0](self.native_size) for name in self.stages)
-        last = StepOutput(jnp.zeros(self.native_size, jnp.uint8), notes=self._initial_notes(variables, states, features))
+        notes = self._initial_notes(variables, states, features)
+        last = StepOutput(jnp.zeros(self.native_size, jnp.uint8), notes=notes)
         if self.soft:
             last = last.replace(probability=last.labels, confidence=jnp.zeros((), jnp.float32))
         return StreamState(states, stages, last)
@@ -181,7 +182,8 @@ class Engine:
             stage_state, score = STAGES[name][1](stage_state, score, self.model.threshold, context)
             stages.append(stage_state)
         labels = (score[..., 0] > self.model.threshold).astype(jnp.uint8)
-        states = tuple(self._apply(variables, "commit", model_state, f, _mirror(labels[..., None], mirrored)[..., 0], aux)
+        states = tuple(self._apply(variables, "commit", model_state, f, _mirror(labels[..., None], mirrored)[..., 0],
+                                   aux)
                        for model_state, f, (_, aux), mirrored
                        in zip(state.states, features, predictions, self._mirrored, strict=True))
         notes = jax.tree.map(lambda x: x[0], predictions[0][1].get("notes"))

@@ -95,7 +95,8 @@ def random_variables(model: nn.Module) -> dict:
     return jax.tree_util.tree_map_with_path(draw, expected_variables(model))
 
 
-def load_flow(flow: str | Path, weights: str | Path | None = None, cache: str | Path | None = None) -> FlowEstimator | Path:
+def load_flow(flow: str | Path, weights: str | Path | None = None,
+              cache: str | Path | None = None) -> FlowEstimator | Path:
     """Finds out where flow is to come from.
 
     Args:

@@ -302,8 +302,9 @@ def load(name: str | None = None, weights: str | Path | None = None, *, scales: 
         loaded = load_model(name, weights, **overrides)
         _check_segments(loaded[0])
     if loaded[1].task == "prompted" and "max_objects" not in overrides:
-        # A training needs few places; what is saved of it is no reason to have as few.
-        loaded = (loaded[0], loaded[1].clone(max_objects=max(loaded[1].max_objects, type(loaded[1]).max_objects)), loaded[2])
+        # Training needs few object slots; inference uses at least the model's default number.
+        max_objects = max(loaded[1].max_objects, type(loaded[1]).max_objects)
+        loaded = (loaded[0], loaded[1].clone(max_objects=max_objects), loaded[2])
     given = [option for option, value in (("--flow", flow), ("--flow-weights", flow_weights),
                                           ("--flow-cache", flow_cache)) if value is not None]
     if "flow" in loaded[1].inputs:

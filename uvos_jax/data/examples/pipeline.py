@@ -1,7 +1,8 @@
 """Batches of clips for training, by configuration, computed ahead in parallel.
 
 A batch is a function of the configuration, the seed and the step, whoever computes it: processes, workers, tf.data or
-threads. So a run can be continued anywhere, and on another number of machines. What is in it: ``uvos_jax.data.examples.clip_dataset``.
+threads. So a run can be continued anywhere, and on another number of machines. Its contents:
+``uvos_jax.data.examples.clip_dataset``.
 """
 
 import atexit

@@ -141,7 +141,8 @@ def segment_to_folder(segmenter: Segmenter, source: Any, output: str | Path, *, 
     if resume and not source.rereadable:
         raise UserError(f"--resume reads the video a second time, which {_kind(source)} does not allow. Leave it out.")
     output = check_output(output, overwrite, source, resume)
-    objects, pruning = segmenter.object_registry(source, prompts.first_mask), make_pruner(prompts.prune, source, segmenter, say)
+    objects = segmenter.object_registry(source, prompts.first_mask)
+    pruning = make_pruner(prompts.prune, source, segmenter, say)
     chunk = segmenter.chunk_for(source, chunk)
     started, progress = time.perf_counter(), _Progress(None if outputs.json else {*segmenter.model.notes, *TRACK_NOTES})
     if isinstance(segmenter.flow, Path) and source.rereadable:

@@ -112,7 +112,8 @@ def benchmark(segmenter: Segmenter, native_size: tuple[int, int], *, chunk: int 
         for i, frame in enumerate(images):
             cv2.imwrite(str(Path(folder, f"{i:05d}.jpg")), frame)
         end_to_end = _time(lambda: segment_to_folder(segmenter, open_source(folder), Path(folder, "out"), chunk=chunk,
-                                                     overwrite=True, prompts=PromptOptions(first_mask=mask)), at_least=2)
+                                                     overwrite=True, prompts=PromptOptions(first_mask=mask)),
+                           at_least=2)
     report("timing a matrix product")
     peak = matmul_peak(segmenter.model.dtype)
     return Benchmark(_per_frame(network, chunk), _per_frame(flow_seconds, len(pairs[0])) if estimator else None,

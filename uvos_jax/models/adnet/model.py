@@ -271,7 +271,8 @@ class ADNet(Model):
             # Both diffusions mix the same values of the current frame: one pass over its pixels serves both.
             pixels = {"diffused_anchor": flatten_pixels(anchor), "diffused_intra": flatten_pixels(frame)}
             queries = jnp.concatenate([pixels[name] for name in wanted], 1)
-            mixed = tiled_attention(queries, flatten_pixels(frame), flatten_pixels(frame), scale=frame.shape[-1] ** -0.5)
+            mixed = tiled_attention(queries, flatten_pixels(frame), flatten_pixels(frame),
+                                    scale=frame.shape[-1] ** -0.5)
             for name, rows in zip(wanted, jnp.split(mixed, len(wanted), 1), strict=True):
                 parts[name] = rows.reshape(frame.shape)  # a row's place is its query's place
         x = jnp.concatenate([*(parts[name] for name in NETS[self.net]), frame], -1)

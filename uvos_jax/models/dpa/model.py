@@ -6,8 +6,8 @@ Those prototypes, computed once, are the whole state.
 
 Variants:
 
-- ``paper``: Eq. 1-12, N references by Eq. 8 (in a stream by the rule of ``dpa_memory.update_memory``), cross-entropy, frames
-  of any shape.
+- ``paper``: Eq. 1-12, N references by Eq. 8 (in a stream by the rule of ``memory.update_memory``), cross-entropy,
+  frames of any shape.
 - ``official``: the published code as it stands: IFA only, other reference frames, keys for values, similarities over
   ``sqrt(C')``, a soft-IoU loss, 512x512 input as Pillow resizes it, and the map of every frame stretched to 0..1 before
   it is compared with 0.5. The code does that at width x height instead of height x width; this is not copied.
