@@ -17,7 +17,6 @@ import numpy as np
 
 from uvos_jax.inference import load
 from uvos_jax.inference.profiling.flops import count_flops
-from uvos_jax.nn.layers import leaky_relu
 from uvos_jax.ops import conv
 from uvos_jax.ops.attention import attention
 
@@ -28,12 +27,12 @@ def published_frame(model, anchor, frame):
     for x in (anchor, frame):
         stages = model._encode(x, train=False)
         embeddings.append(stages["embed"])
-        auxiliary.append(model.aux_embed(leaky_relu(model.aux_bn(model.aux_conv(stages["layer3"])))))
+        auxiliary.append(model.aux_embed(model.aux(stages["layer3"])))
     c = embeddings[0].shape[-1]
     first, current = (e.reshape(e.shape[0], -1, c) for e in embeddings)
     diffused = [attention(q, current, current, scale=c**-0.5).reshape(embeddings[0].shape) for q in (first, current)]
-    x = leaky_relu(model.cls_bn(model.cls_conv1(jnp.concatenate([*diffused, embeddings[1]], -1))))
-    return model.cls_conv2(x), auxiliary
+    x = model.classifier_hidden(jnp.concatenate([*diffused, embeddings[1]], -1))
+    return model.classifier(x), auxiliary
 
 
 def main() -> None:

@@ -279,8 +279,9 @@ def _refusal(function, *arguments):
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ({"model": ["adnet"]}, "no model"), ({"model": None}, "no model"), ({"hyper_parameters": [[1, 2]]}, "damaged"),
-    ({"hyper_parameters": {"dtype": 5}}, "float32 or bfloat16"), ({"hyper_parameters": {"dtype": []}}, "float32 or"),
+    ({"model": ["adnet"]}, "Unknown model"), ({"model": None}, "Unknown model"),
+    ({"hyper_parameters": [[1, 2]]}, "damaged"), ({"hyper_parameters": {"dtype": 5}}, "float32, bfloat16"),
+    ({"hyper_parameters": {"dtype": []}}, "float32, bfloat16"),
     ({"hyper_parameters": {"depths": [1, 1, 1, 10**9]}}, "from 1 to 200"),
     ({"hyper_parameters": {"width": 10**12}}, "from 1 to 32767"), ({"format": "x" * 5000}, "checkpoint format"),
     ({"hyper_parameters": "[" * 50_000}, "damaged"),

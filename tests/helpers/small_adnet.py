@@ -21,13 +21,12 @@ def small_segmenter(variant: str = "paper", *, scales=(1.0,), flip: bool = False
     # A tame embedding keeps the softmax from picking single pixels, where rounding would decide.
     variables["params"]["embed"]["kernel"] *= 0.02
     # Decided logits: only a few pixels lie so near the threshold that rounding could turn them.
-    if "cls_conv2" in variables["params"]:
-        variables["params"]["cls_conv2"]["kernel"] *= 10
-    if "cls_conv2" in variables["params"]:
+    if "classifier" in variables["params"]:
+        variables["params"]["classifier"]["kernel"] *= 10
         logits = np.sort(against_the_first(model, variables, clip(21)[::5]), None)
         # Between two of them: a pixel right at the threshold would be decided by rounding.
         middle = float(logits[len(logits) // 2:][:2].mean())
-        variables["params"]["cls_conv2"]["bias"] -= middle - (0.5 if variant == "official" else 0.0)
+        variables["params"]["classifier"]["bias"] -= middle - (0.5 if variant == "official" else 0.0)
     return Segmenter("adnet", model, jax.tree.map(np.asarray, variables), scales=scales, flip=flip)
 
 

@@ -265,7 +265,7 @@ def test_bfloat16_is_close_to_float32(segmenter, masks):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ({"name": "adnett", "weights": "random"}, "no model 'adnett'.*Did you mean 'adnet'"),
+    ({"name": "adnett", "weights": "random"}, "Unknown model 'adnett'.*Did you mean 'adnet'"),
     ({"name": "adnet"}, "Say which weights"),
     ({"weights": "random"}, "which model"),
     ({"name": "adnet", "weights": "nowhere.pth"}, "no weights .nowhere.pth."),

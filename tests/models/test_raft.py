@@ -12,7 +12,8 @@ import pytest
 from tests.helpers.command_line import uvos
 from uvos_jax.errors import UserError
 from uvos_jax.models import build, hyper_parameters
-from uvos_jax.models.raft.model import convex_upsample, warm_start
+from uvos_jax.models.raft.model import warm_start
+from uvos_jax.models.raft.modules import convex_upsample
 from uvos_jax.models.raft.padding import pad_to_eight, unpad
 from uvos_jax.weights import from_torch, parity
 from uvos_jax.weights.convert import convert
@@ -284,7 +285,7 @@ def test_update_block_equals_torch_with_its_gradients(torch, golden, net):
 
     def ours(params, hidden, context, window, flow):
         def update(raft):
-            return raft.update(hidden, raft.update.context(context), window, flow)
+            return raft.update(hidden, raft.update.context_terms(context), window, flow)
         return model.apply(variables | {"params": params}, method=update)
 
     @quick_jit

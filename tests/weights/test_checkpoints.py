@@ -233,7 +233,7 @@ def test_room_for_objects_and_rules_are_no_part_of_the_weights(tmp_path, name, s
 
 @pytest.mark.parametrize("places", [{"max_tracks": 255}, {"max_proposals": 255}, {"max_tracks": 0}])
 def test_numbers_of_objects_fit_into_a_byte(places):
-    assert "wants a whole number from 1 to 254" in _refusal(build, "dtnet", **places)
+    assert "must be an integer from 1 to 254" in _refusal(build, "dtnet", **places)
 
 
 @pytest.mark.slow

@@ -97,7 +97,7 @@ def test_only_what_fits_the_weights_may_be_changed(small_file):
     assert jax.tree.structure(variables) == jax.tree.structure(packaged.load_packaged()[2])
     with pytest.raises(UserError, match="The packaged weights were made with width=8, not 16"):
         packaged.load_packaged(width=16)
-    with pytest.raises(UserError, match="no option 'widht'"):
+    with pytest.raises(UserError, match="Unknown key 'widht'"):
         packaged.load_packaged(widht=8)
 
 

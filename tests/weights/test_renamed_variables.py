@@ -35,7 +35,17 @@ from uvos_jax.weights.compatibility import current_path
     ("cfbi", "head/aspp/branch0_gate/alpha", "head/aspp/branch0_gate/alpha"),
     ("cfbi", "head/block8/downsample_conv/kernel", "head/block8/downsample_conv/kernel"),
     ("cfbi", "decoder/aspp/branch3_bn/scale", "decoder/aspp/branch3/bn/scale"),
-    ("raft", "fnet/conv1/kernel", "fnet/conv1/kernel"),
+    ("adnet", "aux_bn/scale", "aux/bn/scale"),
+    ("adnet", "cls_conv1/bias", "classifier_hidden/conv/bias"),
+    ("adnet", "cls_conv2/kernel", "classifier/kernel"),
+    ("raft", "fnet/conv1/kernel", "fnet/stem/conv/kernel"),
+    ("raft", "cnet/norm1/mean", "cnet/stem/bn/mean"),
+    ("raft", "cnet/conv2/bias", "cnet/project/bias"),
+    ("raft", "fnet/layer2_0/conv2/kernel", "fnet/layer2_0/unit2/conv/kernel"),
+    ("raft", "cnet/layer3_0/norm1/scale", "cnet/layer3_0/unit1/bn/scale"),
+    ("raft", "cnet/layer3_0/downsample_conv/kernel", "cnet/layer3_0/downsample/conv/kernel"),
+    ("raft", "cnet/layer3_0/downsample_norm/var", "cnet/layer3_0/downsample/bn/var"),
+    ("raft", "update/gru/convz1/kernel", "update/gru/convz1/kernel"),
 ])
 def test_paths_of_0_1_are_renamed(system, old, new):
     assert current_path(system, old) == new

@@ -5,7 +5,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
+from uvos_jax import config_schema
 from uvos_jax.errors import UserError, nearest_hint
 from uvos_jax.models.adnet.model import ADNet
 from uvos_jax.models.base import Model, ParityTrace
@@ -15,12 +17,12 @@ from uvos_jax.models.dtnet.model import DTNet
 from uvos_jax.models.f2net.model import F2Net
 from uvos_jax.models.raft.model import RAFT
 
-# Limits that stop a mistyped number before a network of that size takes all memory.
-_MAX_DEPTH = 200  # blocks of a stage
-_MAX_WIDTH = 2**15 - 1  # channels, or pixels of a side
-_MAX_STEPS = 2**31 - 1
+# Limits that catch a mistyped number before a network of that size exhausts memory.
+_MAX_DEPTH = 200  # blocks per stage
+_MAX_WIDTH = 2**15 - 1  # channels, or pixels per side
 _MAX_OBJECTS = 254  # label maps are uint8; 0 is background and 255 void
 _OBJECT_COUNTS = ("max_tracks", "max_proposals")
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +59,11 @@ def system(name: str) -> System:
     """Returns the row of a system.
 
     Raises:
-        UserError: There is no such system; the message names the nearest one.
+        UserError: The name is unknown; the message lists all names and suggests the nearest one.
     """
     if not isinstance(name, str) or name not in SYSTEMS:
-        raise UserError(f"There is no model '{name}'.{nearest_hint(str(name), SYSTEMS)} Known: {', '.join(SYSTEMS)}.")
+        raise UserError(f"Unknown model '{name}'; valid models: {', '.join(SYSTEMS)}."
+                        f"{nearest_hint(str(name), SYSTEMS)}")
     return SYSTEMS[name]
 
 
@@ -78,25 +81,19 @@ def build(name: str, **overrides: Any) -> Model:
     """Builds a model by name.
 
     Args:
-        name: A key of ``SYSTEMS``.
-        **overrides: Fields of the model. Lists become tuples and ``dtype`` may be a name, so that the hyper-parameters
-            in a checkpoint's JSON can be passed as they are.
+        name: Key of ``SYSTEMS``.
+        **overrides: Fields of the model. Lists become tuples and ``dtype`` may be a name, so the hyper-parameters in
+            a checkpoint's JSON can be passed unchanged.
 
     Raises:
-        UserError: The name, a field or a value is unknown.
+        UserError: The name or a field is unknown, or a value is invalid.
     """
-    row = system(name)
-    fields = {f.name: f.default for f in _fields(row.model)}
-    values = {}
+    model = system(name).model
+    schema = _schema(model)
+    config_schema.check_keys(overrides, schema, f"the hyper-parameters of {name}")
     for key, value in overrides.items():
-        if key not in fields:
-            raise UserError(f"{name} has no option '{key}'.{nearest_hint(key, fields)}")
-        known = {"variant": row.model.VARIANTS, **row.model.CHOICES}.get(key)
-        if known and value not in known:
-            hint = nearest_hint(str(value), known)
-            raise UserError(f"{name} has no {key} '{value}'.{hint} Known: {', '.join(known)}.")
-        values[key] = _checked(name, key, value, fields[key])
-    return row.model(**values)
+        config_schema.check_value(value, schema[key], f"The hyper-parameter '{key}' of {name}")
+    return model(**{key: _field_value(key, value) for key, value in overrides.items()})
 
 
 def hyper_parameters(model: nn.Module) -> dict[str, Any]:
@@ -109,35 +106,42 @@ def _fields(model):
     return [f for f in dataclasses.fields(model) if f.name not in ("parent", "name")]  # those two are Flax's
 
 
-def _checked(name, key, value, default):
-    """The value of a field, of the kind of its default; anything else would fail deep inside a network."""
+def _schema(model):
+    """Returns ``{field: Option}`` of a model, by the names a field takes or the type of its default."""
+    choices = {"variant": model.VARIANTS, **model.CHOICES}
+    return {field.name: config_schema.choice(field.default, choices[field.name]) if field.name in choices
+            else _option(field.name, field.default) for field in _fields(model)}
+
+
+def _option(key, default):
     if key == "dtype":
-        known = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-        try:
-            dtype = known.get(value if isinstance(value, str) else jnp.dtype(value).name)
-        except TypeError:  # no data type at all
-            dtype = None
-        wanted, ok, value = " or ".join(known), dtype is not None, dtype
-    elif isinstance(default, tuple):
-        wanted = f"a list of {len(default)} whole numbers from 1 to {_MAX_DEPTH}"
-        ok = (isinstance(value, (list, tuple)) and len(value) == len(default)
-              and all(_is_count(v, _MAX_DEPTH) for v in value))
-        value = tuple(value) if ok else value
-    elif isinstance(default, bool):
-        wanted, ok = "true or false", isinstance(value, bool)
-    elif isinstance(default, int):
-        least, most = (1, _MAX_WIDTH) if default else (0, _MAX_STEPS)  # of what can be left out, zero says so
-        most = _MAX_OBJECTS if key in _OBJECT_COUNTS else most
-        wanted, ok = f"a whole number from {least} to {most}", _is_count(value, most, least)
-    elif isinstance(default, float):
-        wanted = "a number from 0 to 1"
-        ok = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
-    else:
-        wanted, ok = "a name", isinstance(value, str) or value is default
-    if not ok:
-        raise UserError(f"{name}'s option {key} wants {wanted}.")
-    return value
+        return config_schema.Option(default, f"one of {', '.join(_DTYPES)}", lambda value: _dtype(value) is not None,
+                                    tuple(_DTYPES))
+    if isinstance(default, tuple):
+        return config_schema.integers(default, f"a list of {len(default)}", len(default), 1, _MAX_DEPTH)
+    if isinstance(default, bool):
+        return config_schema.boolean(default)
+    if key in _OBJECT_COUNTS:
+        return config_schema.integer(default, 1, _MAX_OBJECTS)
+    if isinstance(default, int):  # 0 by default: an optional count of training steps
+        return config_schema.integer(default, 1, _MAX_WIDTH) if default else config_schema.integer(default, 0)
+    if isinstance(default, float):
+        return config_schema.fraction(default)
+    return config_schema.string(default) if isinstance(default, str) else config_schema.optional(
+        config_schema.string(default))
 
 
-def _is_count(value, most, least=1):
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+def _field_value(key, value):
+    """Returns a valid value as the model's field holds it: hashable, and written to JSON unchanged."""
+    if key == "dtype":
+        return _dtype(value)
+    if isinstance(value, list | tuple):
+        return tuple(int(entry) for entry in value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _dtype(value):
+    try:
+        return _DTYPES.get(value if isinstance(value, str) else jnp.dtype(value).name)
+    except (TypeError, ValueError):  # not a dtype
+        return None

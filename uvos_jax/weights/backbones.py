@@ -23,16 +23,16 @@ def backbone_from_torch(variables: dict, state_dict: Mapping[str, np.ndarray], *
     the stem must be those of the model; a stem that sees a fourth channel beside the picture's ignores it at first.
 
     Args:
-      variables: ``{"params": ..., "batch_stats": ...}`` of any model.
-      state_dict: arrays by PyTorch name, wrapped or not.
-      *backbones: paths of the ``ResNet`` or ``VGG16`` modules in the variables, ``/`` between modules, such as
-        ``*model.backbones``; "backbone" if there are none.
+        variables: ``{"params": ..., "batch_stats": ...}`` of any model.
+        state_dict: Arrays by PyTorch name, wrapped or not.
+        *backbones: Paths of the ``ResNet`` or ``VGG16`` modules in the variables, ``/`` between modules, such as
+            ``*model.backbones``; "backbone" if there are none.
 
     Returns:
-      A new tree of variables.
+        A new tree of variables.
 
     Raises:
-      UserError: if there is no such backbone, or keys are missing, extra or misshapen.
+        UserError: If there is no such backbone, or keys are missing, extra or misshapen.
     """
     state_dict = {key: value for key, value in unwrap(state_dict).items() if not _HEADS.fullmatch(key)}
     for backbone in backbones or ("backbone",):

@@ -40,14 +40,14 @@ def save(directory: str | Path, name: str, model: nn.Module, variables: dict, or
     """Writes a checkpoint directory; it appears whole or not at all.
 
     Args:
-      directory: must not exist yet.
-      name: the system's name.
-      model: its module; the fields are stored.
-      variables: ``{"params": ..., "batch_stats": ...}``.
-      origin: where the weights come from, for the reader of the JSON file.
+        directory: Must not exist yet.
+        name: The system's name.
+        model: Its module; the fields are stored.
+        variables: ``{"params": ..., "batch_stats": ...}``.
+        origin: Where the weights come from, for the reader of the JSON file.
 
     Raises:
-      UserError: if the directory exists or cannot be written.
+        UserError: If the directory exists or cannot be written.
     """
     directory = Path(directory).absolute()
     if directory.exists():
@@ -73,15 +73,15 @@ def load(directory: str | Path, **overrides) -> tuple[str, nn.Module, dict]:
     """Reads a checkpoint directory; its JSON file says which model to build.
 
     Args:
-      directory: as written by :func:`save`.
-      **overrides: hyper-parameters to change: those that mean nothing to the weights, such as ``variant``,
-        ``short_side``, ``dtype``, ``remat``.
+        directory: As written by :func:`save`.
+        **overrides: Hyper-parameters to change: those that mean nothing to the weights, such as ``variant``,
+            ``short_side``, ``dtype``, ``remat``.
 
     Returns:
-      ``(name, model, variables)`` with NumPy leaves.
+        ``(name, model, variables)`` with NumPy leaves.
 
     Raises:
-      UserError: if it is no checkpoint, was written by a later format, or does not fit the model it names.
+        UserError: If it is no checkpoint, was written by a later format, or does not fit the model it names.
     """
     directory = Path(directory).absolute()
     try:
@@ -126,13 +126,13 @@ def rebuild(name: str, hyper: dict, overrides: dict, what: str) -> nn.Module:
     """Builds the model that stored weights belong to.
 
     Args:
-      name: of the system.
-      hyper: the hyper-parameters stored with the weights.
-      overrides: those to change.
-      what: the weights, in words, for the message.
+        name: Of the system.
+        hyper: The hyper-parameters stored with the weights.
+        overrides: Those to change.
+        what: The weights, in words, for the message.
 
     Raises:
-      UserError: if an override is unknown or would not fit the weights.
+        UserError: If an override is unknown or would not fit the weights.
     """
     model = build(name, **(hyper | overrides))
     stored = hyper_parameters(build(name, **hyper))

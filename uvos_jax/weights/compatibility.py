@@ -17,7 +17,13 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
 # Paths of variables, by system: regular expressions and their replacements, applied in order to the path without its
 # collection, e.g. ``aspp/branch0_conv/kernel``.
 VARIABLES: Mapping[str, tuple[tuple[str, str], ...]] = {
-    "adnet": _ASPP,
+    "adnet": (
+        *_ASPP,
+        (r"^aux_(conv|bn)/", r"aux/\1/"),
+        (r"^cls_conv1/", "classifier_hidden/conv/"),
+        (r"^cls_bn/", "classifier_hidden/bn/"),
+        (r"^cls_conv2/", "classifier/"),
+    ),
     "cfbi": (
         (r"^decoder/(low|merge2|aspp/[a-z\d]+)_", r"decoder/\1/"),
         (r"^embed_depthwise/", "embed/depthwise/conv/"),
@@ -44,6 +50,15 @@ VARIABLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         (r"^cls_conv2/", "classifier/"),
         (r"^(center/cross|center/up\d/skip|center/up\d/up|fusion/squeeze)/kernel$", r"\1/conv/kernel"),
         (r"^(center/cross|center/up\d/skip|center/up\d/up|fusion/squeeze)_bn/", r"\1/bn/"),
+    ),
+    "raft": (
+        (r"^([fc]net)/conv1/", r"\1/stem/conv/"),
+        (r"^([fc]net)/norm1/", r"\1/stem/bn/"),
+        (r"^([fc]net)/conv2/", r"\1/project/"),
+        (r"^([fc]net/layer\d_\d)/conv(\d)/", r"\1/unit\2/conv/"),
+        (r"^([fc]net/layer\d_\d)/norm(\d)/", r"\1/unit\2/bn/"),
+        (r"^([fc]net/layer\d_\d)/downsample_conv/", r"\1/downsample/conv/"),
+        (r"^([fc]net/layer\d_\d)/downsample_norm/", r"\1/downsample/bn/"),
     ),
 }
 # Keys of the JSON beside the weights.

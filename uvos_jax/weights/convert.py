@@ -68,15 +68,15 @@ def from_torch(name: str, state_dict: Mapping[str, np.ndarray], **overrides) -> 
     """Converts a published checkpoint to variables of ``models.build(name, **overrides)``.
 
     Args:
-      name: a system, e.g. ``"adnet"``.
-      state_dict: arrays by PyTorch name; wrappers and ``module.`` prefixes are taken off first (:func:`unwrap`).
-      **overrides: hyper-parameters of the model.
+        name: A system, e.g. ``"adnet"``.
+        state_dict: Arrays by PyTorch name; wrappers and ``module.`` prefixes are taken off first (:func:`unwrap`).
+        **overrides: Hyper-parameters of the model.
 
     Returns:
-      ``{"params": ..., "batch_stats": ...}`` of float32 NumPy arrays.
+        ``{"params": ..., "batch_stats": ...}`` of float32 NumPy arrays.
 
     Raises:
-      UserError: listing every kind of disagreement: missing, extra and misshapen keys, at most ten of each.
+        UserError: Listing every kind of disagreement: missing, extra and misshapen keys, at most ten of each.
     """
     model = build(name, **overrides)
     rules = model.torch_rules()
@@ -103,10 +103,10 @@ def convert(expected: dict, state_dict: Mapping[str, np.ndarray], rules: Rules, 
     """Fills the tree ``expected`` from ``state_dict``; see :func:`from_torch` for the errors.
 
     Args:
-      expected: variables as arrays or ``ShapeDtypeStruct``s.
-      state_dict: arrays by PyTorch name, already unwrapped.
-      rules: see the module's text.
-      what: name of the model, for the message.
+        expected: Variables as arrays or ``ShapeDtypeStruct``s.
+        state_dict: Arrays by PyTorch name, already unwrapped.
+        rules: See the module's text.
+        what: Name of the model, for the message.
     """
     state_dict = _without_aliases(state_dict, rules, what)
     variables, missing, misshapen, used = {}, [], [], set()

@@ -21,15 +21,15 @@ def read_state_dict(path: str | Path) -> dict:
     """Reads the arrays of a weight file.
 
     Args:
-      path: ``.safetensors`` or ``.npz`` (no torch needed), or a PyTorch file, which needs torch installed and is
-        opened with ``weights_only=True``: NumPy scalars and ``argparse.Namespace`` are let through, as training
-        scripts store them, anything else that would execute code is refused.
+        path: ``.safetensors`` or ``.npz`` (no torch needed), or a PyTorch file, which needs torch installed and is
+            opened with ``weights_only=True``: NumPy scalars and ``argparse.Namespace`` are let through, as training
+            scripts store them, anything else that would execute code is refused.
 
     Returns:
-      Whatever mapping the file holds, its tensors as NumPy arrays (float16 and bfloat16 as float32).
+        Whatever mapping the file holds, its tensors as NumPy arrays (float16 and bfloat16 as float32).
 
     Raises:
-      UserError: if the file is missing, damaged, of an unknown kind, unsafe, or torch is needed and absent.
+        UserError: If the file is missing, damaged, of an unknown kind, unsafe, or torch is needed and absent.
     """
     path = Path(path)
     if not path.is_file():

@@ -43,14 +43,14 @@ def load_packaged(weights: str = DEFAULT, **overrides) -> tuple[str, nn.Module, 
     """Reads a network of the package.
 
     Args:
-      weights: one of ``packaged_names()``.
-      **overrides: hyper-parameters to change, as ``checkpoints.load`` takes them.
+        weights: One of ``packaged_names()``.
+        **overrides: Hyper-parameters to change, as ``checkpoints.load`` takes them.
 
     Returns:
-      ``(name, model, variables)`` with float32 NumPy leaves.
+        ``(name, model, variables)`` with float32 NumPy leaves.
 
     Raises:
-      UserError: if the installation lacks the file or it is damaged, or an override does not fit the weights.
+        UserError: If the installation lacks the file or it is damaged, or an override does not fit the weights.
     """
     meta, arrays = _read(weights)
     name, model = meta["model"], checkpoints.rebuild(meta["model"], meta["hyper_parameters"], overrides,
@@ -65,11 +65,11 @@ def about(weights: str = DEFAULT) -> dict[str, Any]:
     """What a network of the package is, without reading its weights.
 
     Args:
-      weights: one of ``packaged_names()``.
+        weights: One of ``packaged_names()``.
 
     Returns:
-      ``{"model", "variant", "hyper_parameters", "origin", "license", "scores", "sha256", "uvos_jax"}``; origin and
-      license are sentences, scores fractions of one by the name of what they were measured on.
+        ``{"model", "variant", "hyper_parameters", "origin", "license", "scores", "sha256", "uvos_jax"}``; origin and
+        license are sentences, scores fractions of one by the name of what they were measured on.
     """
     return _read(weights, arrays=False)[0]
 
@@ -104,14 +104,14 @@ def pack(directory: str | Path, file: str | Path, *, origin: str, license: str, 
     """Writes the weights of a checkpoint directory as a file like those of the package.
 
     Args:
-      directory: as written by ``checkpoints.save``.
-      file: the ``.safetensors`` file to write; an existing one is replaced.
-      origin: what the weights were trained on and by which command, for the reader of the header.
-      license: of the weights.
-      scores: what they reach, ``{what: {measure: fraction of one}}``.
+        directory: As written by ``checkpoints.save``.
+        file: The ``.safetensors`` file to write; an existing one is replaced.
+        origin: What the weights were trained on and by which command, for the reader of the header.
+        license: Of the weights.
+        scores: What they reach, ``{what: {measure: fraction of one}}``.
 
     Raises:
-      UserError: if the directory is no checkpoint.
+        UserError: If the directory is no checkpoint.
     """
     name, model, variables = checkpoints.load(directory)
     stored = {key: value.astype(np.float16) if value.ndim > 1 else value

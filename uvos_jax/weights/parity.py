@@ -33,11 +33,11 @@ class Comparison:
     """One compared tensor.
 
     Attributes:
-      name: in the reference file.
-      error: largest absolute difference over the reference's largest absolute value; NaN if it could not be compared.
-      tolerance: what it is held to.
-      ok: whether it holds.
-      note: why it could not be compared, or empty.
+        name: In the reference file.
+        error: Largest absolute difference over the reference's largest absolute value; NaN if it could not be compared.
+        tolerance: What it is held to.
+        ok: Whether it holds.
+        note: Why it could not be compared, or empty.
     """
 
     name: str
@@ -56,13 +56,13 @@ def weights_of(manifest: Mapping) -> dict[str, np.ndarray]:
     ``scale`` entry whose expression matches the whole key. Keys in ``alias`` take the value of the key they name.
 
     Args:
-      manifest: ``{"keys": {key: shape}, "scale": [[expression, factor]], "alias": {key: key}}``.
+        manifest: ``{"keys": {key: shape}, "scale": [[expression, factor]], "alias": {key: key}}``.
 
     Returns:
-      float32 arrays (int64 for batch counters) by key.
+        float32 arrays (int64 for batch counters) by key.
 
     Raises:
-      TypeError, ValueError, KeyError, AttributeError, re.error: if the manifest is not of this form.
+        TypeError, ValueError, KeyError, AttributeError, re.error: If the manifest is not of this form.
     """
     scales = [(re.compile(expression), np.float32(factor)) for expression, factor in manifest.get("scale", [])]
     alias = manifest.get("alias", {})
@@ -100,16 +100,16 @@ def check(reference: str | Path, manifest: str | Path | None = None, variant: st
     """Compares our model with a reference file, every tensor in it, in float32.
 
     Args:
-      reference: the ``.npz``.
-      manifest: the JSON; None takes ``<system>_manifest.json`` beside the reference.
-      variant: overrides the variant that the file names.
-      report: called with each comparison.
+        reference: The ``.npz``.
+        manifest: The JSON; None takes ``<system>_manifest.json`` beside the reference.
+        variant: Overrides the variant that the file names.
+        report: Called with each comparison.
 
     Returns:
-      One comparison for every tensor in the file that is neither an input nor a label; at least one.
+        One comparison for every tensor in the file that is neither an input nor a label; at least one.
 
     Raises:
-      UserError: if a file is missing or not of the format, or the weights do not fit the model.
+        UserError: If a file is missing or not of the format, or the weights do not fit the model.
     """
     tensors, meta = _read_reference(Path(reference))
     content = _read_manifest(Path(reference), manifest, meta["system"])

@@ -30,17 +30,17 @@ class RunCheckpoints:
     """The checkpoints in one folder.
 
     Attributes:
-      folder: where they lie.
-      keep: how many of the last ones stay; the one with the best score stays besides.
+        folder: Where they lie.
+        keep: How many of the last ones stay; the one with the best score stays besides.
     """
 
     def __init__(self, folder: str | Path, keep: int, config_hash: str = ""):
         """Prepares a folder, which need not exist.
 
         Args:
-          folder: of this run alone.
-          keep: at least 1.
-          config_hash: stored in each checkpoint.
+            folder: Of this run alone.
+            keep: At least 1.
+            config_hash: Stored in each checkpoint.
         """
         self.folder = Path(folder).absolute()
         self.keep = keep
@@ -64,12 +64,12 @@ class RunCheckpoints:
         """Begins to write a checkpoint; returns at once unless the one before is still being written.
 
         Args:
-          step: the number of finished steps; a checkpoint of that step is replaced.
-          state: tree of NumPy arrays, which must not change any more.
-          score: validation score of this state.
+            step: The number of finished steps; a checkpoint of that step is replaced.
+            state: Tree of NumPy arrays, which must not change any more.
+            score: Validation score of this state.
 
         Raises:
-          UserError: if this or the previous checkpoint cannot be written.
+            UserError: If this or the previous checkpoint cannot be written.
         """
         self.wait()
         if jax.process_index() == 0:
@@ -89,14 +89,14 @@ class RunCheckpoints:
         """Reads the last checkpoint that is whole and undamaged.
 
         Args:
-          like: gives the tree expected at a step, of arrays or ``ShapeDtypeStruct``s.
-          say: told, in a sentence, of every checkpoint that is refused.
+            like: Gives the tree expected at a step, of arrays or ``ShapeDtypeStruct``s.
+            say: Told, in a sentence, of every checkpoint that is refused.
 
         Returns:
-          Step and state; None where there is no checkpoint.
+            Step and state; None where there is no checkpoint.
 
         Raises:
-          UserError: if there are checkpoints and none can be read.
+            UserError: If there are checkpoints and none can be read.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -190,9 +190,9 @@ def publish(link: Path, step: int, write: Callable[[Path], None]) -> None:
     """Lets a name lead to new weights: at every moment it leads to the old ones or to the new ones, both whole.
 
     Args:
-      link: the name; the weights lie in ``weights/<name>-<step>`` beside it, and those it led to before go.
-      step: of the weights; if that folder exists already it is taken as it is.
-      write: makes the folder, which must appear whole.
+        link: The name; the weights lie in ``weights/<name>-<step>`` beside it, and those it led to before go.
+        step: Of the weights; if that folder exists already it is taken as it is.
+        write: Makes the folder, which must appear whole.
     """
     folder = link.parent / "weights"
     target = folder / f"{link.name}-{step:08d}"

@@ -1,4 +1,4 @@
-"""Name rules for the published AD-Net checkpoints, and the run that is compared with reference tensors."""
+"""Name rules for the published AD-Net checkpoints, and the parity trace."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from uvos_jax.ops.resize import resize_bilinear
 
 
 def torch_rules(model: Model) -> Rules:
-    """Name rules for the published checkpoints: ``ad`` (577 keys), ``inter``, ``intra``, ``concat``, ``base``."""
+    """Returns the name rules for the checkpoints ``ad`` (577 keys), ``inter``, ``intra``, ``concat`` and ``base``."""
     prefix = "" if model.net == "base" else "features."
     aspp = (
         *((rf"aspp/branch{i}/conv", rf"{prefix}head.0.conv{i + 1}.0", "conv") for i in range(4)),
@@ -24,12 +24,12 @@ def torch_rules(model: Model) -> Rules:
     )
     heads = (
         ("embed", f"{prefix}head.1", "conv"),
-        ("aux_conv", f"{prefix}dsn.0", "conv"),
-        ("aux_bn", f"{prefix}dsn.1", "abn"),
+        ("aux/conv", f"{prefix}dsn.0", "conv"),
+        ("aux/bn", f"{prefix}dsn.1", "abn"),
         ("aux_embed", f"{prefix}dsn.3", "conv"),
-        ("cls_conv1", "cls.0", "conv"),
-        ("cls_bn", "cls.1", "abn"),
-        ("cls_conv2", "cls.3", "conv"),
+        ("classifier_hidden/conv", "cls.0", "conv"),
+        ("classifier_hidden/bn", "cls.1", "abn"),
+        ("classifier", "cls.3", "conv"),
     )
     return resnet.torch_rules("backbone", prefix, norm="abn") + aspp + heads
 
@@ -51,7 +51,7 @@ def trace(model: Model, variables: dict, inputs: Mapping, expected: Mapping) -> 
     made |= {"P_anchor": rows_of(anchor), "P_intra": rows_of(frame), "logit": nchw(outputs["logits"])}
     made |= {f"feat_{name}": nchw(inner[f"diffused_{name}"]) for name in ("anchor", "intra")
              if f"diffused_{name}" in inner}
-    if "logit_up" in expected:  # at the size of the annotation, which only the reference knows
+    if "logit_up" in expected:  # at the size of the annotation, known only from the reference
         size = expected["logit_up"].shape[-2:]
         made["logit_up"] = nchw(resize_bilinear(outputs["logits"], size, align_corners=True))
     return made

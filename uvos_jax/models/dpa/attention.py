@@ -20,12 +20,12 @@ class PrototypeAttention(nn.Module):
     reference frames as source. The paper does not scale before the softmax.
 
     Attributes:
-      features: channels of the map that comes in and goes out.
-      embedding: channels ``C'`` of queries, keys and values.
-      use_prototypes: False lets pixels attend to pixels (Table 1, rows IX to XI).
-      published: as the published code: similarities over ``sqrt(C')``, keys for values (``value`` is there and unused),
-        no gradient through the weights that make prototypes.
-      policy: see ``Policy``; prototypes and softmax stay float32.
+        features: Channels of the map that comes in and goes out.
+        embedding: Channels ``C'`` of queries, keys and values.
+        use_prototypes: False lets pixels attend to pixels (Table 1, rows IX to XI).
+        published: As the published code: similarities over ``sqrt(C')``, keys for values (``value`` is there and unused),
+            no gradient through the weights that make prototypes.
+        policy: See ``Policy``; prototypes and softmax stay float32.
     """
 
     features: int
@@ -50,13 +50,13 @@ class PrototypeAttention(nn.Module):
         """Fuses features with where the source's knowledge is found in them.
 
         Args:
-          features: ``[b, h, w, c]``.
-          query: ``[b, h, w, C']``, the embedding of these features.
-          source: keys and values, ``[b, t, C']`` each.
-          train: see ``BatchNorm``.
+            features: ``[b, h, w, c]``.
+            query: ``[b, h, w, C']``, the embedding of these features.
+            source: Keys and values, ``[b, t, C']`` each.
+            train: See ``BatchNorm``.
 
         Returns:
-          ``[b, h, w, c]``.
+            ``[b, h, w, c]``.
         """
         query_pixels, (keys, values) = pixels(query), source
         if self.use_prototypes:
@@ -75,12 +75,12 @@ class Stream(nn.Module):
     Its attentions to the other modality are called from outside, where both modalities meet.
 
     Attributes:
-      channels: of blocks 4 and 5.
-      embedding: channels ``C'`` of queries, keys, values and of what the decoder gets.
-      modal_kind: of the attention to the other modality at blocks 4 and 5: ``"prototypes"``, ``"pixels"``,
-        ``"graph"`` as in the published code, or ``""``, none.
-      frame_kind: of that to the references at block 5: ``"prototypes"``, ``"pixels"``, ``"published"`` or ``""``, none.
-      policy: see ``Policy``.
+        channels: Of blocks 4 and 5.
+        embedding: Channels ``C'`` of queries, keys, values and of what the decoder gets.
+        modal_kind: Of the attention to the other modality at blocks 4 and 5: ``"prototypes"``, ``"pixels"``,
+            ``"graph"`` as in the published code, or ``""``, none.
+        frame_kind: Of that to the references at block 5: ``"prototypes"``, ``"pixels"``, ``"published"`` or ``""``, none.
+        policy: See ``Policy``.
     """
 
     channels: int
@@ -113,14 +113,14 @@ class Stream(nn.Module):
         """Block 5 as the decoder reads it: what both attentions, side by side, made of it.
 
         Args:
-          block5: ``[b, h, w, channels]``, which neither attention has touched.
-          query: ``[b, h, w, C']``, its embedding; None without attention.
-          refined: block 5 after IMA, or None without it.
-          source: the references' keys and values, or None without IFA.
-          train: see ``BatchNorm``.
+            block5: ``[b, h, w, channels]``, which neither attention has touched.
+            query: ``[b, h, w, C']``, its embedding; None without attention.
+            refined: Block 5 after IMA, or None without it.
+            source: The references' keys and values, or None without IFA.
+            train: See ``BatchNorm``.
 
         Returns:
-          ``[b, h, w, embedding]``, and by name: what IFA made, and the context before and after its ASPP.
+            ``[b, h, w, embedding]``, and by name: what IFA made, and the context before and after its ASPP.
         """
         inner, x = {}, block5 if refined is None else refined
         if source is not None:

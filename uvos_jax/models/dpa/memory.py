@@ -15,10 +15,10 @@ class State:
     """What a video's past means to DPA.
 
     Attributes:
-      memory: keys and values of each stream, ``[1, N, t, C']``: of each reference ``t = C'`` prototypes, or pixels.
-      interval: int32, frames between two references of a video that is not known beforehand; 0 where the references
-        were chosen from the whole video and stay.
-      position: int32, frames seen so far.
+        memory: Keys and values of each stream, ``[1, N, t, C']``: of each reference ``t = C'`` prototypes, or pixels.
+        interval: Int32, frames between two references of a video that is not known beforehand; 0 where the references
+            were chosen from the whole video and stay.
+        position: Int32, frames seen so far.
     """
 
     memory: Memory
@@ -30,12 +30,12 @@ def begin(memory: Memory, count: int) -> State:
     """The state before the first frame.
 
     Args:
-      memory: of ``r`` reference frames, ``[r, t, C']``: ``count`` of the whole video, which then never change, or the
-        first one of a stream, which fills all slots.
-      count: N.
+        memory: Of ``r`` reference frames, ``[r, t, C']``: ``count`` of the whole video, which then never change, or the
+            first one of a stream, which fills all slots.
+        count: N.
 
     Raises:
-      ValueError: if ``r`` is neither N nor 1.
+        ValueError: If ``r`` is neither N nor 1.
     """
     given = {leaf.shape[0] for leaf in jax.tree.leaves(memory)}
     if not given <= {1, count}:
@@ -53,8 +53,8 @@ def update_memory(state: State, memory: Memory) -> State:
     the first to nearly the last.
 
     Args:
-      state: before this frame.
-      memory: of this frame, ``[1, t, C']``.
+        state: Before this frame.
+        memory: Of this frame, ``[1, t, C']``.
     """
     if not jax.tree.leaves(state.memory):
         return state

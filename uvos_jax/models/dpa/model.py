@@ -46,27 +46,27 @@ class DPA(Model):
     """DPA and every row of its Table 1.
 
     Attributes:
-      variant: see the module's text. The official ones take ``ima``, ``ifa`` and the prototypes as published.
-      streams: ``"both"``, or one of them alone: the fusions of the decoder are then fed that one twice, so that its
-        parameters serve both streams later on, which begin as copies. One stream has no IMA.
-      ima: whether streams attend to each other.
-      ifa: whether block 5 attends to reference frames.
-      ima_prototypes: False lets IMA attend from pixels to pixels.
-      ifa_prototypes: False lets IFA attend from pixels to pixels.
-      references: N, how many reference frames.
-      width: channels of the first VGG stage.
-      embedding: C', channels of queries, keys, values, the context and the fusions.
-      decoder: channels of the decoder's fine steps.
-      camera: whether a smooth camera motion is taken off the flow before it is drawn.
-      encoder_norm: batch norm in the encoders, which neither paper nor code has: they start from ImageNet, and from
-        random weights a VGG-16 learns faster with it.
-      refine: whether the score follows the flow from frame to frame, the video's colors and the frame's edges, which
-        neither paper nor code does.
-      short_side: the network's shorter side at scale 1, in pixels; ``official`` takes squares of that side, and of 512
-        if it is left at 384.
-      axis_name: mapped axis over which batch norm statistics are shared in training.
-      dtype: type of the computation; normalization, prototypes, softmax and losses stay float32.
-      remat: whether training computes the encoders twice to save memory.
+        variant: See the module's text. The official ones take ``ima``, ``ifa`` and the prototypes as published.
+        streams: ``"both"``, or one of them alone: the fusions of the decoder are then fed that one twice, so that its
+            parameters serve both streams later on, which begin as copies. One stream has no IMA.
+        ima: Whether streams attend to each other.
+        ifa: Whether block 5 attends to reference frames.
+        ima_prototypes: False lets IMA attend from pixels to pixels.
+        ifa_prototypes: False lets IFA attend from pixels to pixels.
+        references: N, how many reference frames.
+        width: Channels of the first VGG stage.
+        embedding: C', channels of queries, keys, values, the context and the fusions.
+        decoder: Channels of the decoder's fine steps.
+        camera: Whether a smooth camera motion is taken off the flow before it is drawn.
+        encoder_norm: Batch norm in the encoders, which neither paper nor code has: they start from ImageNet, and from
+            random weights a VGG-16 learns faster with it.
+        refine: Whether the score follows the flow from frame to frame, the video's colors and the frame's edges, which
+            neither paper nor code does.
+        short_side: The network's shorter side at scale 1, in pixels; ``official`` takes squares of that side, and of 512
+            if it is left at 384.
+        axis_name: Mapped axis over which batch norm statistics are shared in training.
+        dtype: Type of the computation; normalization, prototypes, softmax and losses stay float32.
+        remat: Whether training computes the encoders twice to save memory.
     """
 
     variant: str = "paper"
@@ -116,12 +116,12 @@ class DPA(Model):
         """All of a frame that needs no other frame.
 
         Args:
-          inputs: ``{"frame": [b, h, w, 3]}`` after ``preprocess`` and, but for the appearance stream alone, ``"flow"``
-            of the same shape, from ``flow_input``. Sides are multiples of 32, or what is left over is not seen in
-            every scale.
+            inputs: ``{"frame": [b, h, w, 3]}`` after ``preprocess`` and, but for the appearance stream alone, ``"flow"``
+                of the same shape, from ``flow_input``. Sides are multiples of 32, or what is left over is not seen in
+                every scale.
 
         Returns:
-          Features for ``init_state`` and ``predict``; every array's first axis is ``b``.
+            Features for ``init_state`` and ``predict``; every array's first axis is ``b``.
         """
         stages = self._backbone(inputs, train=False)
         return self._features(stages, train=False) | {"memory": self._memory(stages)}
@@ -131,14 +131,14 @@ class DPA(Model):
         """The state before the first step; labels, native size and max_objects mean nothing to DPA.
 
         Args:
-          reference_features: ``encode`` of the frames at ``reference_frames``, first axis ``r``: N of the whole
-            video, which then never change; or the first one of a stream, which fills all slots.
-          reference_labels: unused.
-          native_size: unused.
-          max_objects: unused.
+            reference_features: ``encode`` of the frames at ``reference_frames``, first axis ``r``: N of the whole
+                video, which then never change; or the first one of a stream, which fills all slots.
+            reference_labels: Unused.
+            native_size: Unused.
+            max_objects: Unused.
 
         Raises:
-          ValueError: if ``r`` is neither N nor 1.
+            ValueError: If ``r`` is neither N nor 1.
         """
         del reference_labels, native_size, max_objects
         return begin(reference_features["memory"], self.references)
@@ -147,11 +147,11 @@ class DPA(Model):
         """Scores one frame against the state.
 
         Args:
-          state: of one video.
-          features: ``encode`` of one of its frames.
+            state: Of one video.
+            features: ``encode`` of one of its frames.
 
         Returns:
-          ``[1, h, w, 1]`` logits (bring them to size by :meth:`to_native`), and nothing to commit.
+            ``[1, h, w, 1]`` logits (bring them to size by :meth:`to_native`), and nothing to commit.
         """
         sources = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, x.shape[-1]), state.memory)
         return self._decode(features, sources, train=False)[0][-1], {}
@@ -167,12 +167,12 @@ class DPA(Model):
         """The training forward: frames, each with references of its own.
 
         Args:
-          batch: as ``encode`` takes it, and ``"reference_frame"``, ``"reference_flow"`` ``[b, r, h, w, 3]`` if it has
-            references; without, a frame is its own. No gradient reaches what makes the references' features.
-          train: whether batch norm uses batch statistics.
+            batch: As ``encode`` takes it, and ``"reference_frame"``, ``"reference_flow"`` ``[b, r, h, w, 3]`` if it has
+                references; without, a frame is its own. No gradient reaches what makes the references' features.
+            train: Whether batch norm uses batch statistics.
 
         Returns:
-          ``({"logits": four of [b, h', w', 1]}, intermediates)``, at strides 8, 4, 2, 1; the last is the answer.
+            ``({"logits": four of [b, h', w', 1]}, intermediates)``, at strides 8, 4, 2, 1; the last is the answer.
         """
         stages = self._backbone(batch, train)
         reference_stages = stages
@@ -194,12 +194,12 @@ class DPA(Model):
         """What ``__call__`` and ``loss`` take, from clips of a target frame and ``r >= 0`` reference frames.
 
         Args:
-          clip: ``{"frames": [b, 1 + r, h, w, 3] uint8 RGB, "labels": [b, 1 + r, h, w] uint8}`` and, if the motion
-            stream is there, ``"flow"`` ``[b, 1 + r, h, w, 2]``. Labels of the target count: any object is foreground,
-            255 is void. Sides are multiples of 32.
+            clip: ``{"frames": [b, 1 + r, h, w, 3] uint8 RGB, "labels": [b, 1 + r, h, w] uint8}`` and, if the motion
+                stream is there, ``"flow"`` ``[b, 1 + r, h, w, 2]``. Labels of the target count: any object is foreground,
+                255 is void. Sides are multiples of 32.
 
         Raises:
-          UserError: if the motion stream gets no flow.
+            UserError: If the motion stream gets no flow.
         """
         frames, labels = clip["frames"], clip["labels"][:, 0, ..., None]
         b, t, h, w = frames.shape[:4]
@@ -221,12 +221,12 @@ class DPA(Model):
         """Mean over the four outputs, each brought to the mask's size, of cross-entropy (``paper``) or soft IoU.
 
         Args:
-          outputs: of ``__call__``.
-          batch: with ``"mask"``, ``[b, H, W, 1]`` bool or in [0, 1]; and ``"valid"``, bool, if not every pixel counts.
-          step: unused.
+            outputs: Of ``__call__``.
+            batch: With ``"mask"``, ``[b, H, W, 1]`` bool or in [0, 1]; and ``"valid"``, bool, if not every pixel counts.
+            step: Unused.
 
         Returns:
-          ``([b] float32, {name: [b]})``; parts are those of the single outputs, from coarse to fine.
+            ``([b] float32, {name: [b]})``; parts are those of the single outputs, from coarse to fine.
         """
         del step
         size, weight, parts = batch["mask"].shape[1:3], batch.get("valid"), {}
@@ -266,11 +266,11 @@ class DPA(Model):
         anything moves by itself it is 1/500 of the width.
 
         Args:
-          flow: ``[t, h, w, 2]`` in pixels of any grid.
-          size: the network's ``(height, width)``.
+            flow: ``[t, h, w, 2]`` in pixels of any grid.
+            size: The network's ``(height, width)``.
 
         Returns:
-          ``[t, height, width, 3]`` float32.
+            ``[t, height, width, 3]`` float32.
         """
         radius = None
         if self.camera:

@@ -29,8 +29,8 @@ class Context(nn.Module):
     """Half the size of block 5, three convolutions and ASPP.
 
     Attributes:
-      features: output channels.
-      policy: see ``Policy``.
+        features: Output channels.
+        policy: See ``Policy``.
     """
 
     features: int
@@ -50,8 +50,8 @@ class ResidualFusion(nn.Module):
     """A residual block, then half the channels: how two maps that lie side by side in the channels become one.
 
     Attributes:
-      features: output channels; twice as many come in.
-      policy: see ``Policy``.
+        features: Output channels; twice as many come in.
+        policy: See ``Policy``.
     """
 
     features: int
@@ -69,8 +69,8 @@ class Refine(nn.Module):
     """One step of the decoder to twice the size, with the encoder's fine features where the coarse map says object.
 
     Attributes:
-      features: channels of the decoder.
-      policy: see ``Policy``.
+        features: Channels of the decoder.
+        policy: See ``Policy``.
     """
 
     features: int
@@ -90,13 +90,13 @@ class Refine(nn.Module):
         """Refines.
 
         Args:
-          fine: of :meth:`fine`.
-          gate: ``[b, h, w, 1]``, the coarsest probability at this size.
-          coarse: ``[b, h, w, features]``, the decoder's features so far at this size.
-          train: see ``BatchNorm``.
+            fine: Of :meth:`fine`.
+            gate: ``[b, h, w, 1]``, the coarsest probability at this size.
+            coarse: ``[b, h, w, features]``, the decoder's features so far at this size.
+            train: See ``BatchNorm``.
 
         Returns:
-          The decoder's features ``[b, h, w, features]`` and logits ``[b, h, w, 1]``.
+            The decoder's features ``[b, h, w, features]`` and logits ``[b, h, w, 1]``.
         """
         x = self.unit2(self.unit1(jnp.concatenate([fine * gate.astype(fine.dtype), coarse], -1), train), train)
         return x, self.predict(x)
@@ -109,9 +109,9 @@ class Decoder(nn.Module):
     of one encoder (the appearance stream's, if it is there).
 
     Attributes:
-      embedding: channels of the streams' maps and of the fusions.
-      features: channels of the fine steps.
-      policy: see ``Policy``.
+        embedding: Channels of the streams' maps and of the fusions.
+        features: Channels of the fine steps.
+        policy: See ``Policy``.
     """
 
     embedding: int
@@ -129,12 +129,12 @@ class Decoder(nn.Module):
         """What needs neither block 5 nor another frame.
 
         Args:
-          blocks: blocks 1, 2 and 3 of the encoder that refines, at strides 1, 2, 4.
-          block4: of the streams, ``[b, h / 8, w / 8, embedding]``, see :meth:`__call__`.
-          train: see ``BatchNorm``.
+            blocks: Blocks 1, 2 and 3 of the encoder that refines, at strides 1, 2, 4.
+            block4: Of the streams, ``[b, h / 8, w / 8, embedding]``, see :meth:`__call__`.
+            train: See ``BatchNorm``.
 
         Returns:
-          ``fine1`` to ``fine3``, ``[b, h', w', 2 * features]``, and ``fused4``.
+            ``fine1`` to ``fine3``, ``[b, h', w', 2 * features]``, and ``fused4``.
         """
         refines = (self.refine1, self.refine2, self.refine3)
         fine = {f"fine{i}": refine.fine(x) for i, (refine, x) in enumerate(zip(refines, blocks, strict=True), 1)}
@@ -145,15 +145,15 @@ class Decoder(nn.Module):
         """Decodes.
 
         Args:
-          prepared: of :meth:`prepare`.
-          block5: one map of each stream, ``[b, h / 16, w / 16, embedding]``. Where there is one stream, it stands in
-            for the other: the fusions then begin the second phase of training as what they became in the first, when
-            both streams are copies of one.
-          context: alike, ``[b, h / 32, w / 32, embedding]``.
-          train: see ``BatchNorm``.
+            prepared: Of :meth:`prepare`.
+            block5: One map of each stream, ``[b, h / 16, w / 16, embedding]``. Where there is one stream, it stands in
+                for the other: the fusions then begin the second phase of training as what they became in the first, when
+                both streams are copies of one.
+            context: Alike, ``[b, h / 32, w / 32, embedding]``.
+            train: See ``BatchNorm``.
 
         Returns:
-          Four ``[b, h', w', 1]`` logits, coarse to fine, and the fusions.
+            Four ``[b, h', w', 1]`` logits, coarse to fine, and the fusions.
         """
         fused5, fused6 = self.fuse5(_both(block5), train), self.fuse6(_both(context), train)
         merged5 = self.merge56(_with_coarser(fused5, fused6), train)

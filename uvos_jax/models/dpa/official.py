@@ -38,9 +38,9 @@ class TokenAttention(nn.Module):
     """Unscaled attention of tokens to tokens in half the channels.
 
     Attributes:
-      normalized_residual: whether what is added to is the normalized input, not the input itself.
-      own_values: whether values come from the queries' tokens (then there are as many keys as queries).
-      policy: see ``Policy``.
+        normalized_residual: Whether what is added to is the normalized input, not the input itself.
+        own_values: Whether values come from the queries' tokens (then there are as many keys as queries).
+        policy: See ``Policy``.
     """
 
     normalized_residual: bool
@@ -67,7 +67,7 @@ class GraphNetwork(nn.Module):
     """Prototypes attend to each other, then three rounds in which each looks at its nearest neighbors.
 
     Attributes:
-      policy: see ``Policy``.
+        policy: See ``Policy``.
     """
 
     policy: Policy = Policy()
@@ -92,9 +92,9 @@ class GraphAttention(nn.Module):
     """One modality's half of the published inter-modality attention; ``MutualRefinement`` lies between its two methods.
 
     Attributes:
-      features: channels of the map that comes in and goes out.
-      embedding: channels of the prototypes.
-      policy: see ``Policy``.
+        features: Channels of the map that comes in and goes out.
+        embedding: Channels of the prototypes.
+        policy: See ``Policy``.
     """
 
     features: int
@@ -120,7 +120,7 @@ class MutualRefinement(nn.Module):
     """The pixels of both modalities' maps attend to each other; weights from both, values from the own maps.
 
     Attributes:
-      policy: see ``Policy``.
+        policy: See ``Policy``.
     """
 
     policy: Policy = Policy()
@@ -136,7 +136,7 @@ def torch_rules(model: Model) -> Rules:
     """Name rules for the published checkpoints, 588 keys, for the official variants with both streams.
 
     Raises:
-      UserError: for another network, whose parameters are others.
+        UserError: For another network, whose parameters are others.
     """
     if model.variant == "paper" or model.streams != "both":
         raise UserError("DPA's published checkpoints fit its published network alone: --variant official or"

@@ -1,4 +1,4 @@
-"""Name rules for the published RAFT checkpoints, and the run that is compared with reference tensors."""
+"""Name rules for the published RAFT checkpoints, and the parity trace."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from uvos_jax.models.raft.padding import pad_to_eight, unpad
 
 
 def torch_rules(model: Model) -> Rules:
-    """Name rules for the published checkpoints, large (179 keys) and small (106 keys)."""
+    """Returns the name rules for the published checkpoints, large (179 keys) and small (106 keys)."""
     del model
     return (
         *encoder.torch_rules("fnet"),
@@ -38,7 +38,7 @@ def trace(model: Model, variables: dict, inputs: Mapping, expected: Mapping) -> 
             "delta_iter1": once["low"], "flow_up_iter1": once["flow"], "flow_low": outputs["low"],
             "flow_up": outputs["flow"], "flow_unpadded": unpad(outputs["flow"], padding)}
     made = {name: nchw(value) for name, value in made.items()}
-    # These two names stand for every fifth, sixth or eighth channel.
+    # The reference stores every 5th or 8th channel under the first name and every 6th under the second.
     made["cnet_c32"] = made["cnet"][:, ::made["cnet"].shape[1] // 32]
     made["corr_iter1"] = nchw(inner["corr"])[:, ::6]
     return made | {"pad": jnp.array([left, right, top, bottom])}

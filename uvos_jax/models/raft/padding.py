@@ -1,19 +1,19 @@
-"""Padding of frames to sides that are multiples of 8, as RAFT needs them."""
+"""Padding of frames to sides that are multiples of 8, as RAFT requires."""
 
 import jax
 import jax.numpy as jnp
 
 
 def pad_to_eight(images: jax.Array, mode: str = "sintel") -> tuple[jax.Array, tuple[int, int, int, int]]:
-    """Repeats border pixels until both sides are multiples of 8.
+    """Pads images by repeating border pixels until both sides are multiples of 8.
 
     Args:
-      images: ``[b, h, w, c]``.
-      mode: ``"sintel"``: half of the padding on either side, the odd pixel behind; ``"kitti"``: as that in width, all
-        of the height's at the bottom.
+        images: ``[b, h, w, c]``.
+        mode: ``"sintel"`` pads both sides evenly, an odd pixel at the bottom or right; ``"kitti"`` does so in width and
+            pads the height at the bottom only.
 
     Returns:
-      The padded images, and what was added ``(top, bottom, left, right)``, for :func:`unpad`.
+        The padded images and the padding ``(top, bottom, left, right)`` in pixels, for :func:`unpad`.
     """
     high, wide = (-n % 8 for n in images.shape[1:3])
     top, left = 0 if mode == "kitti" else high // 2, wide // 2
@@ -22,6 +22,6 @@ def pad_to_eight(images: jax.Array, mode: str = "sintel") -> tuple[jax.Array, tu
 
 
 def unpad(images: jax.Array, padding: tuple[int, int, int, int]) -> jax.Array:
-    """Takes the padding of :func:`pad_to_eight` off ``[b, h, w, c]``."""
+    """Removes the padding of :func:`pad_to_eight` from ``[b, h, w, c]``."""
     top, bottom, left, right = padding
     return images[:, top:images.shape[1] - bottom, left:images.shape[2] - right]
