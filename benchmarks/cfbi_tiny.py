@@ -30,7 +30,7 @@ _UNSEEN = 2_000_000  # seeds of the held-back clips begin here
 class Copied:
     """Stands for a network: every object stays where it was given."""
 
-    model = SimpleNamespace(follows=True)
+    model = SimpleNamespace(task="prompted")
 
     def segment(self, frames, first_mask):
         labels = np.zeros(frames.shape[:3], np.uint8)

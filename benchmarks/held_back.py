@@ -16,9 +16,10 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 
-from uvos_jax.data.storage.store import VOID, open_store
+from uvos_jax.data.storage.store import open_store
 from uvos_jax.evaluation.region_boundary import jaccard
 from uvos_jax.inference import Segmenter, load
+from uvos_jax.labels import VOID
 from uvos_jax.training.phases import phases
 from uvos_jax.training.setup import first_state, inference_variables, setup
 from uvos_jax.training.validation import choose, validate
@@ -30,7 +31,7 @@ _THRESHOLDS = np.arange(0.05, 0.5, 0.05)
 class Fixed:
     """Stands for a network: ``mask(video number, frames)`` gives the labels."""
 
-    model = SimpleNamespace(follows=False)
+    model = SimpleNamespace(task="foreground")
 
     def __init__(self, store, mask):
         self._store, self._mask = store, mask

@@ -126,7 +126,7 @@ def test_in_python_what_is_said_of_masks_is_a_warning(segmenter, folder):
     mask[0, :2] = 255
     with pytest.warns(UserWarning, match="255 is void, not an object"):
         segmenter.segment(frames, first_mask=mask)
-    with pytest.warns(UserWarning, match="Objects 1, 2 were never given: no frame of their masks came by"):
+    with pytest.warns(UserWarning, match="Objects 1, 2 were not segmented: the run did not reach a frame with their masks"):
         segmenter.segment(iter(frames), first_mask={50: _many(2)})
 
 
@@ -137,7 +137,7 @@ def test_what_a_training_had_room_for_is_no_limit(tmp_path):
     checkpoints.save(tmp_path / "weights", "cfbi", model, variables, "a test")
     assert load(weights=tmp_path / "weights").model.max_objects == 10
     assert load(weights=tmp_path / "weights", max_objects=3).model.max_objects == 3
-    with pytest.raises(UserError, match="cfbi follows 80 objects in one run at most; got max_objects=81"):
+    with pytest.raises(UserError, match="cfbi segments at most 80 objects in one run; got max_objects=81"):
         load(weights=tmp_path / "weights", max_objects=81)
 
 
@@ -266,7 +266,7 @@ def test_a_model_that_sees_motion_looks_at_pairs_of_a_stream(inputs, seen):
         shows = len(looks) == 3
         return np.full((len(frames), *SIZE), int(shows), np.uint8)
 
-    starter = SimpleNamespace(name="looker", weights_digest="", model=SimpleNamespace(inputs=inputs, follows=False),
+    starter = SimpleNamespace(name="looker", weights_digest="", model=SimpleNamespace(inputs=inputs, task="foreground"),
                               segment=segment)
     source = open_source(np.full((*SIZE, 3), value, np.uint8) for value in range(5))
     objects = ObjectRegistry(None, source, starter)

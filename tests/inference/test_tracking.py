@@ -172,8 +172,7 @@ def test_chunk_size_does_not_matter_and_a_run_continues_from_its_state(segmenter
     assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(shapes)] == [
         (np.shape(leaf), np.asarray(leaf).dtype) for leaf in leaves]
     state = jax.tree.unflatten(jax.tree.structure(shapes), [np.asarray(leaf).copy() for leaf in leaves])
-    _, second = engine.step(segmenter.variables, state,
-                            StepInputs(frames[3:], np.ones(3, bool)))
+    _, second = engine.step(segmenter.variables, state, StepInputs(frames[3:], np.ones(3, bool)))
     np.testing.assert_array_equal(np.concatenate([first.labels, second.labels]), whole)
 
 
@@ -184,9 +183,9 @@ def test_invalid_frames_do_not_change_the_state(segmenter):
     noise = np.random.default_rng(0).integers(0, 256, frames[:1].shape, np.uint8)
     mixed = np.concatenate([frames[:2], noise, frames[2:]])
     state, output = engine.step(segmenter.variables, start,
-                            StepInputs(mixed, np.array([True, True, False, True, True])))
+                     StepInputs(mixed, np.array([True, True, False, True, True])))
     other, plain = engine.step(segmenter.variables, start,
-                            StepInputs(frames, np.ones(4, bool)))
+                     StepInputs(frames, np.ones(4, bool)))
     np.testing.assert_array_equal(output.labels[[0, 1, 3, 4]], plain.labels)
     np.testing.assert_array_equal(output.labels[2], plain.labels[1])
     assert int(state.states[0].frame) == int(other.states[0].frame) == 4
@@ -196,12 +195,12 @@ def test_notes_report_no_objects_and_too_many(segmenter):
     empty, _ = film(2)
     engine = segmenter.engine(SIZE)
     _, output = engine.step(segmenter.variables, engine.start(segmenter.variables, empty[:1]),
-                            StepInputs(empty, np.ones(2, bool)))
+                     StepInputs(empty, np.ones(2, bool)))
     assert output.notes["nothing"].all() and not output.labels.any() and not output.notes["scores"].any()
     many, _ = film(2, *[(color, walk((2 + 12 * color, 10), (2 + 12 * color, 12), 2), 10, 30 - 3 * color)
                         for color in range(5)])
     _, output = engine.step(segmenter.variables, engine.start(segmenter.variables, many[:1]),
-                            StepInputs(many, np.ones(2, bool)))
+                     StepInputs(many, np.ones(2, bool)))
     assert output.notes["crowded"].all() and set(np.unique(output.labels)) == {0, 1, 2, 3, 4}
     assert (output.notes["scores"] > 0.5).all()
 
@@ -211,7 +210,7 @@ def test_soft_output_and_native_size(segmenter):
     large = frames.repeat(2, 1).repeat(2, 2)
     engine = like(segmenter.engine(SIZE), native_size=large.shape[1:3], soft=True)
     _, output = engine.step(segmenter.variables, engine.start(segmenter.variables, large[:1]),
-                            StepInputs(large, np.ones(3, bool)))
+                     StepInputs(large, np.ones(3, bool)))
     assert (output.labels == truth.repeat(2, 1).repeat(2, 2)).mean() > 0.98
     assert output.probability.dtype == np.uint8
     assert output.probability[truth.repeat(2, 1).repeat(2, 2) == 1].mean() > 220
@@ -236,7 +235,7 @@ def test_linking_by_overlap_loses_fast_objects(segmenter):
     engine = like(segmenter.engine(SIZE), link_only=True)
     start = engine.start(segmenter.variables, frames[:1])
     _, output = engine.step(segmenter.variables, start,
-                            StepInputs(frames, np.ones(4, bool)))
+                     StepInputs(frames, np.ones(4, bool)))
     assert ids(output.labels, truth, 1) == [1, 1, 2, 2]
 
 

@@ -99,9 +99,8 @@ class TrackingEngine:
         Args:
             variables: Weights of the model.
             state: State after the previous chunk.
-            frames: uint8 ``[t, h, w, 3]``.
-            valid: bool ``[t]``, false for padding and broken frames.
-            flows: Not used.
+            inputs: ``frames``, uint8 ``[t, h, w, 3]``, and ``valid``, bool ``[t]``, false for padding and broken
+                frames; other fields are not used.
 
         Returns:
             The next state, and the output with leading axis ``t``. Its notes are the flags of ``model.notes``;
