@@ -33,6 +33,7 @@ class Copied:
     model = SimpleNamespace(task="prompted")
 
     def segment(self, frames, first_mask):
+        """Labels, uint8 ``[t, h, w]``: the latest given mask of every object."""
         labels = np.zeros(frames.shape[:3], np.uint8)
         for t in sorted(first_mask):
             labels[t:] = np.where(first_mask[t] > 0, first_mask[t], labels[t])

@@ -63,6 +63,7 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
+        """Returns logits ``[b, h, w, 1]`` of images ``[b, h, w, c]``."""
         kept = []
         for level, width in enumerate(_WIDTHS):
             x = max_pool(x, window=2, stride=2, padding=0) if level else x

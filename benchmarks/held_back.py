@@ -34,9 +34,11 @@ class Fixed:
     model = SimpleNamespace(task="foreground")
 
     def __init__(self, store, mask):
+        """Keeps the store that the videos come from and the function that gives their labels."""
         self._store, self._mask = store, mask
 
     def segment(self, frames):
+        """Labels, uint8 ``[t, h, w]``, of a video of the store."""
         # A video is known by its first frame.
         video = next(v for v, row in enumerate(self._store.videos)
                      if row.length == len(frames) and np.array_equal(self._store.image(v, 0), frames[0]))
@@ -63,6 +65,7 @@ def mean_mask(store, videos):
 
 
 def resized(mask, size):
+    """A bool mask at another size ``(h, w)``, by nearest neighbors."""
     return cv2.resize(mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST) > 0
 
 

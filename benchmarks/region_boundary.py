@@ -28,6 +28,7 @@ _COPIES = 8  # of each sequence, so that starting the processes weighs little
 
 
 def boundary_map(mask):
+    """Boundary pixels of a bool mask ``[h, w]`` by the rule of the published DAVIS code."""
     moved = np.zeros((3, *mask.shape), bool)
     moved[0, :, :-1] = mask[:, 1:]
     moved[1, :-1] = mask[1:]
@@ -58,6 +59,7 @@ def straightforward(prediction, truth, objects):
 
 
 def ours(prediction, truth, objects):
+    """J and F ``[objects]`` each, by ``score_labels``."""
     return np.array(score_labels(prediction, truth, objects))
 
 
@@ -93,6 +95,7 @@ def write_dataset(root, sequences):
 
 
 def main():
+    """Prints the times and the largest difference."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--masks", type=Path)
     parser.add_argument("--objects", type=int, default=1)

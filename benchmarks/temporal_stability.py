@@ -22,11 +22,13 @@ from uvos_jax.evaluation.temporal_stability import sequence_instability
 
 
 def measure(folder, matlab):
+    """T of a sequence whose masks are the PNG files of a folder, without the last frame."""
     paths = sorted(folder.glob("*.png"))[:-1]
     return sequence_instability(map(read_foreground, paths), matlab)
 
 
 def main():
+    """Prints the comparison with the published tool."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("masks", type=Path)
     parser.add_argument("official", type=Path)

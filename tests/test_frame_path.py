@@ -35,7 +35,8 @@ def test_a_frame_passes_few_modules_between_decoder_and_writer(tmp_path):
         code = frame.f_code
         if event not in ("call", "return") or not code.co_filename.startswith(str(PACKAGE)):
             return
-        values = [frame.f_locals.get(name) for name in code.co_varnames[:code.co_argcount]] if event == "call" else [value]
+        names = code.co_varnames[:code.co_argcount]
+        values = [frame.f_locals.get(name) for name in names] if event == "call" else [value]
         if any(map(holds_frame, values)):
             module = Path(code.co_filename).relative_to(PACKAGE).as_posix()
             seen.setdefault(module, set()).add(code.co_name)
@@ -51,12 +52,14 @@ def test_a_frame_passes_few_modules_between_decoder_and_writer(tmp_path):
         threading.setprofile(None)
     between = seen.keys() - {DECODER, WRITER}
     assert len(between) <= 8, seen
-    assert {"video/frames.py", "inference/prefetch.py", "inference/video_run.py", "inference/jobs/segment.py"} <= between
+    assert {"video/frames.py", "inference/prefetch.py",
+            "inference/video_run.py", "inference/jobs/segment.py"} <= between
     document = (REPOSITORY / "docs" / "architecture.md").read_text()
     named = set(re.findall(r"`([a-z_/0-9]+\.py)`", document.split("## One frame")[1].split("\n## ")[0]))
     assert between <= named, f"docs/architecture.md does not name {between - named}"
 
 
 def test_files_of_the_frame_path_stay_short():
-    for name in ("inference/video_run.py", "inference/segmenter.py", "inference/engine.py", "inference/jobs/segment.py"):
+    for name in ("inference/video_run.py", "inference/segmenter.py", "inference/engine.py",
+                 "inference/jobs/segment.py"):
         assert len((PACKAGE / name).read_text().splitlines()) <= 400, name

@@ -153,8 +153,8 @@ def test_python_dash_m_is_the_same_command():
 @pytest.mark.parametrize(("entry", "message"), [
     ("depths=3", "list of 4, integers"), ("depths=[1,1,1]", "list of 4"), ("depths=[0,1,1,1]", "from 1 to"),
     ("width=0", "from 1 to"), ("width=big", "an integer from"), ("deep_stem=1", "True or False"),
-    ("dropout=2", "0 to 1"), ("net=full_", "Did you mean 'full'"), ("dtype=int8", "--precision"), ("variant=paper", "--variant"),
-    ("name=x", "--model"),
+    ("dropout=2", "0 to 1"), ("net=full_", "Did you mean 'full'"), ("dtype=int8", "--precision"),
+    ("variant=paper", "--variant"), ("name=x", "--model"),
 ])
 def test_options_of_the_model_are_checked_before_anything_runs(entry, message, folder):
     code, _, err = uvos("segment", folder, "--model", "adnet", "--weights", "random", "--set", entry)

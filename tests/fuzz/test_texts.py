@@ -328,7 +328,7 @@ def test_values_that_are_nearly_python(config_file, key, value):
 
 @pytest.mark.filterwarnings("error")
 def test_a_regular_expression_as_people_write_it(config_file):
-    """Python warns of '\\d' in text; here it is what was meant."""
+    r"""A ``\d`` in a pattern gives no warning: Python warns of it in plain strings."""
     from uvos_jax.training.config import load_config
 
     config = load_config(config_file, [r"phases.1.transfer=[{'from': 'a\d', 'to': 'b'}]"])

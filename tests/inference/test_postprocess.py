@@ -112,8 +112,10 @@ def test_follow_edges_sharpens_a_coarse_score_and_keeps_what_has_no_edge():
 
 
 def _drifting(length=6, size=(128, 192), step=5):
-    """A textured square that moves ``step`` pixels to the right a frame before still ground: frames, masks, its flow
-    to the next frame and to the frame before."""
+    """A textured square that moves ``step`` pixels to the right per frame over a still background.
+
+    Returns frames, masks, its flow to the next frame, and its flow to the previous frame.
+    """
     ground = cv2.resize(np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8), size[::-1])
     square = cv2.resize(np.random.default_rng(1).integers(0, 256, (8, 8, 3), np.uint8), (48, 48))
     frames, masks = np.repeat(ground[None], length, 0), np.zeros((length, *size), np.float32)

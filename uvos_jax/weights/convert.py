@@ -1,8 +1,8 @@
-"""PyTorch state_dicts to Flax variables by name rules, strict both ways.
+r"""PyTorch state_dicts to Flax variables by name rules, strict both ways.
 
 A rule is ``(pattern, key, layout)``. The pattern matches the whole path of one of *our* modules
 (``backbone/layer1_0/conv1``), the key is the module's name on *their* side, with back-references to the pattern
-(``features.layer\\1.\\2.conv\\3``); the first rule that matches counts. The layout says how the arrays correspond:
+(``features.layer\1.\2.conv\3``); the first rule that matches counts. The layout says how the arrays correspond:
 
 - ``conv``: ``weight`` OIHW -> ``kernel`` HWIO (depthwise and grouped too), ``bias``.
 - ``linear``: ``weight`` (out, in) -> ``kernel`` (in, out), ``bias``.
