@@ -81,7 +81,7 @@ def test_products_with_pooled_features_are_pooled_products():
 @pytest.mark.parametrize("whole", [0, 40])
 def test_on_demand_equals_stored_with_its_gradient(monkeypatch, whole):
     monkeypatch.setattr(correlation, "_CHUNK", 11)  # does not divide the number of pixels
-    monkeypatch.setattr(correlation, "_WHOLE", whole)  # no map, or the small ones, are multiplied whole
+    monkeypatch.setattr(correlation, "_DENSE_PIXELS", whole)  # no map, or the small ones, are multiplied whole
     first, second = _maps(2, 9, 14, 8)
     points = _points(2, 9, 14, 4)
     pull = np.random.default_rng(5).standard_normal((2, 9, 14, 4 * 49)).astype(np.float32)
@@ -106,7 +106,7 @@ def test_on_demand_equals_stored_with_its_gradient(monkeypatch, whole):
 @pytest.mark.parametrize("training", [False, True])
 def test_on_demand_needs_a_fraction_of_the_volumes_memory(monkeypatch, whole, training):
     monkeypatch.setattr(correlation, "_CHUNK", 64)
-    monkeypatch.setattr(correlation, "_WHOLE", whole)
+    monkeypatch.setattr(correlation, "_DENSE_PIXELS", whole)
 
     def read(first, second, points):
         return lookup_on_demand(first, feature_pyramid(second, 4), points, 4)
