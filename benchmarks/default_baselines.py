@@ -20,8 +20,9 @@ from held_back import Fixed
 
 from configs import default
 from uvos_jax.data.examples import pipeline
-from uvos_jax.data.storage.store import VOID, open_store
+from uvos_jax.data.storage.store import open_store
 from uvos_jax.inference.flow.estimators import dis_estimator
+from uvos_jax.labels import VOID
 from uvos_jax.nn.layers import BatchNorm, Conv
 from uvos_jax.ops.losses import binary_cross_entropy
 from uvos_jax.ops.optical_flow import resize_flow, subtract_camera

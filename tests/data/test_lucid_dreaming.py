@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.clips import SIZE, assert_same, made_clips, made_store
-from uvos_jax.data.examples.clip_dataset import paste
+from uvos_jax.data.examples.clip_dataset import paste_objects
 from uvos_jax.data.examples.pipeline import batches
 from uvos_jax.data.storage.store import MemoryStore
 from uvos_jax.errors import UserError
@@ -19,7 +19,7 @@ def test_pasted_objects_lie_in_front_and_get_ids_of_their_own():
     other_labels[0, 4:9, 5:10], other_labels[0, 0, 0] = 2, 255  # nothing in its second frame
     frames, others = np.full((2, 12, 14, 3), 10, np.uint8), np.full((2, 12, 14, 3), 210, np.uint8)
     still, moving = np.zeros((2, 12, 14, 2), np.float32), np.full((2, 12, 14, 2), (3, -1), np.float32)
-    result = paste({"frames": frames, "labels": labels, "flow": still},
+    result = paste_objects({"frames": frames, "labels": labels, "flow": still},
                    {"frames": others, "labels": other_labels, "flow": moving})
     pasted, ids = result["frames"], result["labels"]
     expected = labels.copy()
@@ -35,7 +35,7 @@ def test_pasted_objects_lie_in_front_and_get_ids_of_their_own():
 def test_what_would_hide_the_whole_clip_is_not_pasted():
     frames, labels = np.zeros((1, 4, 6, 3), np.uint8), np.ones((1, 4, 6), np.uint8)
     clip = {"frames": frames, "labels": labels * 2}
-    assert_same(paste(clip, {"frames": frames + 9, "labels": labels}), clip)
+    assert_same(paste_objects(clip, {"frames": frames + 9, "labels": labels}), clip)
 
 
 def test_the_asked_share_of_examples_has_pasted_objects():

@@ -13,7 +13,7 @@ import pytest
 
 from tests.helpers.clips import RECIPES, SIZE, assert_same, differ, made_clips, made_store
 from uvos_jax.cli import app
-from uvos_jax.data.examples.clip_dataset import part, relabel, renumbering
+from uvos_jax.data.examples.clip_dataset import draw_id_mapping, mixture_entry, remap_labels
 from uvos_jax.data.examples.contact_sheet import contact_sheet
 from uvos_jax.data.examples.pipeline import batches, from_config
 from uvos_jax.data.examples.sampling import generator
@@ -86,10 +86,10 @@ from uvos_jax.data.examples.pipeline import batches, from_config
 
 clips = from_config({"mixture": [{"name": "synthetic", "count": 4, "length": 2, "size": [32, 40]}], "size": [32, 40],
                      "batch_size": 2, "seed": 0})
-whole = clips.parts[0].store.labels
+whole = clips.mixture[0].store.labels
 def labels(v, t):
     return int('nought') if v == 2 else whole(v, t)
-clips.parts[0].store.labels = labels
+clips.mixture[0].store.labels = labels
 for caught in (ValueError, ()):
     with contextlib.suppress(caught):
         for batch in batches(clips, engine="tensorflow", workers=4):
@@ -121,8 +121,8 @@ def test_every_frame_is_target_once_an_epoch():
 
 def test_a_mixture_keeps_its_shares():
     video, images = made_store(), made_store("images", videos=7, length=1)
-    parts = [part(video, {"name": "references", "count": 1}, 1, only=["video1"]),
-             part(images, {"name": "still", "length": 2}, 2)]
+    parts = [mixture_entry(video, {"name": "references", "count": 1}, 1, only=["video1"]),
+             mixture_entry(images, {"name": "still", "length": 2}, 2)]
     clips = made_clips(parts=parts, batch_size=3)
     for step in range(10):
         sources = sorted(clips.describe(step, place).split(",")[0] for place in range(3))
@@ -132,7 +132,7 @@ def test_a_mixture_keeps_its_shares():
 def by_turns(batch_size=4, images=None, **changes):
     """A step of stills, then two of videos."""
     images = images or made_store("images", videos=7, length=1)
-    parts = [part(images, {"name": "still", "length": 3}), part(made_store(), {"name": "previous"}, 2)]
+    parts = [mixture_entry(images, {"name": "still", "length": 3}), mixture_entry(made_store(), {"name": "previous"}, 2)]
     return made_clips(parts=parts, batch_size=batch_size, alternate=True, **changes)
 
 
@@ -190,7 +190,7 @@ def test_frames_and_labels_stay_together():
 
 
 def _renumbered(seed, labels, *how, **more):
-    return relabel(labels, renumbering(generator(seed), labels, *how, **more))
+    return remap_labels(labels, draw_id_mapping(generator(seed), labels, *how, **more))
 
 
 def test_relabel():

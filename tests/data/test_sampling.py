@@ -7,11 +7,11 @@ import pytest
 
 from uvos_jax.data.examples.sampling import (
     RECIPES,
-    alternating_part,
+    alternating_entry,
     choose_videos,
+    entry_of_example,
+    epoch_item,
     generator,
-    item_of,
-    part_of,
     references,
     sequence,
     starts,
@@ -37,7 +37,7 @@ def test_random_numbers_depend_on_every_argument():
 
 def test_mixture_has_exact_shares_in_every_cycle():
     shares = (1, 3, 2)
-    parts = [part_of(5, number, shares) for number in range(60)]
+    parts = [entry_of_example(5, number, shares) for number in range(60)]
     for cycle in range(10):
         assert Counter(p for p, _ in parts[cycle * 6:cycle * 6 + 6]) == {0: 1, 1: 3, 2: 2}
     for p in range(3):  # the examples of a part are counted without a gap
@@ -45,23 +45,23 @@ def test_mixture_has_exact_shares_in_every_cycle():
         assert visits == list(range(10 * shares[p]))
     orders = {tuple(p for p, _ in parts[c * 6:c * 6 + 6]) for c in range(10)}
     assert len(orders) > 5
-    assert [part_of(5, n, shares) for n in (41, 7, 59)] == [parts[41], parts[7], parts[59]]
+    assert [entry_of_example(5, n, shares) for n in (41, 7, 59)] == [parts[41], parts[7], parts[59]]
 
 
 def test_parts_take_turns_in_their_order():
     shares = (1, 3, 2)
-    parts = [[alternating_part(step, place, 4, shares) for place in range(4)] for step in range(18)]
+    parts = [[alternating_entry(step, place, 4, shares) for place in range(4)] for step in range(18)]
     assert [{part for part, _ in batch} for batch in parts] == 3 * [{0}, {1}, {1}, {1}, {2}, {2}]
     for p in range(3):  # the examples of a part are counted without a gap
         assert [visit for batch in parts for part, visit in batch if part == p] == list(range(3 * shares[p] * 4))
-    assert alternating_part(10**6, 2, 4, (1, 2)) == (1, 2 + 4 * 2 * 333_333)  # turn 1 of its cycle
+    assert alternating_entry(10**6, 2, 4, (1, 2)) == (1, 2 + 4 * 2 * 333_333)  # turn 1 of its cycle
 
 
 def test_every_item_once_an_epoch_in_changing_order():
-    epochs = [[item_of(3, 1, visit, 17) for visit in range(e * 17, e * 17 + 17)] for e in range(3)]
+    epochs = [[epoch_item(3, 1, visit, 17) for visit in range(e * 17, e * 17 + 17)] for e in range(3)]
     assert all(sorted(epoch) == list(range(17)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(17))
-    assert [item_of(3, 0, visit, 17) for visit in range(17)] != epochs[0]  # another part, another order
+    assert [epoch_item(3, 0, visit, 17) for visit in range(17)] != epochs[0]  # another part, another order
 
 
 def test_pair():

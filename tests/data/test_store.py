@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
-from uvos_jax.data.storage.store import VOID, MemoryStore, decode_image, open_store, shrink
+from uvos_jax.data.storage.store import MemoryStore, decode_image, open_store, shrink
 from uvos_jax.errors import UserError
+from uvos_jax.labels import VOID
 
 
 def _clip(name, length, size, seed, flow=True):

@@ -8,9 +8,9 @@ import pytest
 from scipy.optimize import fsolve
 
 from uvos_jax.data.synthetic.clip import make_clip, render
-from uvos_jax.data.synthetic.compositor import Layer, Ripples, Swing
+from uvos_jax.data.synthetic.compositor import Layer, Oscillation, Ripples
 from uvos_jax.data.synthetic.scene import Scene, draw_scene
-from uvos_jax.data.synthetic.shapes import Part, ellipse, signed_distance
+from uvos_jax.data.synthetic.shapes import BodyPart, ellipse, signed_distance
 from uvos_jax.data.synthetic.textures import noise
 from uvos_jax.errors import UserError
 
@@ -38,7 +38,7 @@ def _landing(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _square(label: int, color: int, place, half: float = 10.0, **fields) -> Layer:
     """A square in one gray whose middle is at place(time)."""
     corners = np.array([[-half, -half], [half, -half], [half, half], [-half, half]])
-    distance, origin = signed_distance(Part((corners,)), 1.0, 3.0)
+    distance, origin = signed_distance(BodyPart((corners,)), 1.0, 3.0)
 
     def pose(time):
         x, y = place(time)
@@ -50,7 +50,7 @@ def _square(label: int, color: int, place, half: float = 10.0, **fields) -> Laye
 def _plain_scene(*layers: Layer, shutter: float = 0.0) -> Scene:
     """The layers before a black background, filmed in light that is even and does not change."""
     background = Layer(0, np.zeros((8, 8, 3), np.uint8), None, (0, 0), lambda time: np.eye(3))
-    light = Swing(np.array([1.0, 0, 0]), np.zeros((1, 3)), np.zeros((1, 3)), np.zeros((1, 3)))
+    light = Oscillation(np.array([1.0, 0, 0]), np.zeros((1, 3)), np.zeros((1, 3)), np.zeros((1, 3)))
     return Scene((background, *layers), shutter, 0.0, 0.0, None, light, 0)
 
 
@@ -231,13 +231,13 @@ def test_ripples_are_undone():
     )
     x, y = np.random.default_rng(0).uniform(-50, 50, (2, 500)).astype(np.float32)
     dx, dy = ripples(x, y, 7.0)
-    back = ripples.undo(x + dx, y + dy, 7.0, 3e-4)
+    back = ripples.invert(x + dx, y + dy, 7.0, 3e-4)
     assert max(np.abs(dx).max(), np.abs(dy).max()) > 1
     np.testing.assert_allclose(back, [x, y], atol=1e-3)
 
 
 def test_signed_distance_of_a_ring():
-    ring = Part((ellipse((0, 0), 1, 1),), (ellipse((0, 0), 0.5, 0.5),))
+    ring = BodyPart((ellipse((0, 0), 1, 1),), (ellipse((0, 0), 0.5, 0.5),))
     distance, (x, y) = signed_distance(ring, 40.0, 5.0)
     rows, columns = np.mgrid[: distance.shape[0], : distance.shape[1]]
     radius = np.hypot(columns - x, rows - y)

@@ -71,13 +71,13 @@ def _tracks_case(seed, folder):
 
 def _listing_case(seed, folder):
     """``uvos convert-data youtube_vis`` up to the masks."""
-    from uvos_jax.data.datasets.youtube_vis import list_youtube_vis
+    from uvos_jax.data.datasets.youtube_vis import index_youtube_vis
 
     rng = np.random.default_rng([2, seed])
     archives.youtube_vis(folder)
     path = folder / "train.json"
     path.write_bytes(json_bytes(restructured(json.loads(path.read_text()), rng), rng))
-    listing = list_youtube_vis(folder)
+    listing = index_youtube_vis(folder)
     for video in listing.splits.get("train", ()):
         for frame in video.frames:
             if frame.labels is not None:
@@ -267,7 +267,7 @@ def test_a_video_that_claims_to_last_forever():
 @pytest.mark.parametrize("side", [16_385, 2**28, 10**12])
 def test_a_video_that_claims_to_be_huge(tmp_path, side):
     """A polygon is drawn point by point, whether or not there is a frame as long as it says."""
-    from uvos_jax.data.datasets.youtube_vis import list_youtube_vis
+    from uvos_jax.data.datasets.youtube_vis import index_youtube_vis
     from uvos_jax.evaluation.youtube_vis import evaluate_tracks
 
     truth, results = copy.deepcopy(_tracks())
@@ -275,17 +275,17 @@ def test_a_video_that_claims_to_be_huge(tmp_path, side):
     truth["annotations"][0]["segmentations"][0] = [[0, 0, side, 0, side, 1]]
     assert "from 1 to 16384" in _refusal(evaluate_tracks, truth, results)
     (tmp_path / "train.json").write_text(json.dumps(truth))
-    assert str(side) in _refusal(list_youtube_vis, tmp_path)
+    assert str(side) in _refusal(index_youtube_vis, tmp_path)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), "1" * 5000, [], None])
 def test_a_size_that_is_no_number(tmp_path, value):
-    from uvos_jax.data.datasets.youtube_vis import list_youtube_vis
+    from uvos_jax.data.datasets.youtube_vis import index_youtube_vis
 
     truth = copy.deepcopy(_tracks()[0])
     truth["videos"][0]["height"] = value
     (tmp_path / "train.json").write_text(json.dumps(truth))
-    assert "is not the annotation file" in _refusal(list_youtube_vis, tmp_path)
+    assert "is not the annotation file" in _refusal(index_youtube_vis, tmp_path)
 
 
 @pytest.mark.parametrize("segmentation", [
@@ -301,13 +301,13 @@ def test_masks_that_pycocotools_must_not_see(segmentation):
 @pytest.mark.parametrize(("where", "name"), [("train.json", "1" * 5000), ("train.json", "a\0b")])
 def test_names_that_no_file_can_have(tmp_path, where, name):
     from uvos_jax.data.datasets.layouts import images_by_stem
-    from uvos_jax.data.datasets.youtube_vis import list_youtube_vis
+    from uvos_jax.data.datasets.youtube_vis import index_youtube_vis
 
     archives.youtube_vis(tmp_path)
     content = json.loads((tmp_path / where).read_text())
     content["videos"][0]["file_names"][1] = f"0065b171f9/{name}.jpg"
     (tmp_path / where).write_text(json.dumps(content))
-    assert any("has no image" in fault for fault in list_youtube_vis(tmp_path).faults)
+    assert any("has no image" in fault for fault in index_youtube_vis(tmp_path).faults)
     assert images_by_stem(tmp_path / name) == {}
 
 

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from tests.helpers.synthetic_store import rectangle
-from uvos_jax.data.examples.clip_dataset import make_clips, part
+from uvos_jax.data.examples.clip_dataset import make_clip_dataset, mixture_entry
 from uvos_jax.data.storage.store import MemoryStore
 
 SIZE = (40, 60)
@@ -39,8 +39,8 @@ RECIPES = {
 def made_clips(name="pair", store=None, size=(33, 41), batch_size=4, seed=0, **changes):
     """Clips by a row of ``RECIPES``."""
     settings = RECIPES[name] | changes
-    parts = [part(store or made_store(), settings.pop("recipe"))] if "parts" not in settings else settings.pop("parts")
-    return make_clips(parts, size=size, batch_size=batch_size, seed=seed,
+    parts = [mixture_entry(store or made_store(), settings.pop("recipe"))] if "parts" not in settings else settings.pop("parts")
+    return make_clip_dataset(parts, size=size, batch_size=batch_size, seed=seed,
                       **{key: value for key, value in settings.items() if key != "recipe"})
 
 

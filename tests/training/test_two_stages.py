@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from tests.helpers import tiny_system
 from tests.helpers.paths import CONFIGS
 from tests.helpers.tiny_system import Tiny, config
-from uvos_jax.data.examples.clip_dataset import make_clips, part
+from uvos_jax.data.examples.clip_dataset import make_clip_dataset, mixture_entry
 from uvos_jax.data.examples.pipeline import batches, from_config
 from uvos_jax.data.storage.store import MemoryStore, SyntheticStore
 from uvos_jax.errors import UserError
@@ -162,7 +162,7 @@ def test_validating_an_unknown_phase_is_an_error():
 def test_missing_flow_is_an_error(tmp_path):
     store = MemoryStore("stills", [("one", np.zeros((1, 8, 8, 3), np.uint8), np.ones((1, 8, 8), np.uint8), None)])
     with pytest.raises(UserError, match="Flow is asked for, but stills has none; convert it with --flow"):
-        make_clips([part(store, {"name": "still"})], (8, 8), 1, 0, {"kind": "resize"}, flow=True)
+        make_clip_dataset([mixture_entry(store, {"name": "still"})], (8, 8), 1, 0, {"kind": "resize"}, flow=True)
 
 
 def test_rates_and_batches_alternate_through_all_phases(tmp_path, monkeypatch):

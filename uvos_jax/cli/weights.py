@@ -202,7 +202,7 @@ def _packaged(weights: str, row: dict) -> str:
 
 def _benchmark_data(data: _DataOptions, out: Console) -> None:
     from uvos_jax.data.examples.pipeline import default_workers
-    from uvos_jax.data.examples.throughput import measure
+    from uvos_jax.data.examples.throughput import measure_throughput
     from uvos_jax.data.storage.store import open_store
     from uvos_jax.extras import require
 
@@ -212,7 +212,7 @@ def _benchmark_data(data: _DataOptions, out: Console) -> None:
     store, workers = open_store(data.data_dir, data.name, data.split), data.workers or default_workers()
     out.result(f"{data.name} {data.split}: {len(store.videos)} sequences,"
                f" {sum(video.length for video in store.videos)} frames; {workers} workers, median batch")
-    for rate in measure(store, workers):
+    for rate in measure_throughput(store, workers):
         height, width = rate.size
         out.result(f"{rate.recipe:<10} {rate.examples_per_second:6.1f} examples/s of {rate.frames} frames"
                    f" {height}x{width}")

@@ -1,7 +1,7 @@
 """What the archive of each dataset holds, unpacked as its authors publish it.
 
 Every function here lists one dataset: it takes the folder, and the config where there are several, and returns a
-``Listing``. It raises a ``UserError`` only if the folder is not that dataset; smaller faults go into the listing.
+``DatasetIndex``. It raises a ``UserError`` only if the folder is not that dataset; smaller faults go into the listing.
 """
 
 from collections.abc import Callable
@@ -14,38 +14,38 @@ import numpy as np
 from uvos_jax.data.datasets import ground_truth as truth
 from uvos_jax.data.datasets import layouts
 from uvos_jax.data.datasets.index import (
+    DatasetIndex,
     FrameFiles,
-    Listing,
     VideoFiles,
     folders_in,
     images_in,
-    make_listing,
+    make_index,
     make_video,
     masks_in,
     match_masks,
     named,
     stack_masks,
 )
-from uvos_jax.data.datasets.mask_conventions import meaning_of, read_own
-from uvos_jax.data.datasets.youtube_vis import list_youtube_vis
+from uvos_jax.data.datasets.mask_conventions import detect_convention, read_mask_by_convention
+from uvos_jax.data.datasets.youtube_vis import index_youtube_vis
 from uvos_jax.errors import UserError, nearest_hint, quoted
+from uvos_jax.labels import VOID
 from uvos_jax.video.flow_io import FLOW_SUFFIXES
-from uvos_jax.video.mask_io import VOID
 
 
-class Source(NamedTuple):
-    """A row of ``SOURCES``: the function that lists a dataset, and its configs, the usual one first."""
+class DatasetSpec(NamedTuple):
+    """A row of ``DATASET_SPECS``: the function that lists a dataset, and its configs, the usual one first."""
 
-    list: Callable[[Path, str | None], Listing]
+    list: Callable[[Path, str | None], DatasetIndex]
     configs: tuple[str, ...] = ()
 
 
-def list_davis2016(root: Path, config: str | None = None) -> Listing:
+def index_davis2016(root: Path, config: str | None = None) -> DatasetIndex:
     """DAVIS-2016, one object: any channel above 0. The archive of DAVIS-2017 will do too, it has both lists."""
     return _davis(root, {"train": 2016, "val": 2016}, "Annotations", _read_foreground)
 
 
-def list_davis2017(root: Path, config: str | None = None) -> Listing:
+def index_davis2017(root: Path, config: str | None = None) -> DatasetIndex:
     """DAVIS-2017: config ``semi`` from ``Annotations``, ``unsupervised`` from ``Annotations_unsupervised``.
 
     Void is kept apart in the latter; in ``semi`` it becomes background, as that challenge counts it. The test lists
@@ -70,7 +70,7 @@ def davis2017_configs(root: Path) -> tuple[str, ...]:
     return found
 
 
-def list_youtube_vos(root: Path, config: str | None = None) -> Listing:
+def index_youtube_vos(root: Path, config: str | None = None) -> DatasetIndex:
     """YouTube-VOS: ``<split>/{meta.json,JPEGImages,Annotations}`` of train, valid and test.
 
     Every image of a video is taken. Where ``<split>/JPEGImages`` is not there, ``<split>_all_frames`` with its 30
@@ -98,10 +98,10 @@ def list_youtube_vos(root: Path, config: str | None = None) -> Listing:
     if not splits:
         raise UserError(f"'{root}' has no <split>/meta.json of train, valid or test: give the folder of YouTube-VOS"
                         " with --source.")
-    return make_listing(splits, faults)
+    return make_index(splits, faults)
 
 
-def list_duts(root: Path, config: str | None = None) -> Listing:
+def index_duts(root: Path, config: str | None = None) -> DatasetIndex:
     """DUTS: images and masks of salient objects; gray levels from 128 up are foreground."""
     splits, faults = {}, []
     for split, part in (("train", "DUTS-TR"), ("test", "DUTS-TE")):
@@ -111,20 +111,20 @@ def list_duts(root: Path, config: str | None = None) -> Listing:
             splits[split] = _stills(part, images_in(images, faults), masks_in(masks, faults), faults, images)
     if not splits:
         raise UserError(f"'{root}' has neither DUTS-TR-Image nor DUTS-TE-Image: give the folder of DUTS with --source.")
-    return make_listing(splits, faults)
+    return make_index(splits, faults)
 
 
-def list_msra10k(root: Path, config: str | None = None) -> Listing:
+def index_msra10k(root: Path, config: str | None = None) -> DatasetIndex:
     """MSRA10K: ``Imgs/<name>.jpg`` and ``.png``, the mask of a salient object."""
     folder = next((path for path in (root / "MSRA10K_Imgs_GT" / "Imgs", root / "Imgs", root) if path.is_dir()), root)
     faults: list[str] = []
     images, masks = images_in(folder, faults, (".jpg", ".jpeg")), images_in(folder, faults, (".png",))
     if not images or not masks:
         raise UserError(f"'{root}' has no Imgs/*.jpg with masks Imgs/*.png: give the folder of MSRA10K with --source.")
-    return make_listing({"train": _stills("MSRA10K", images, masks, faults, folder)}, faults)
+    return make_index({"train": _stills("MSRA10K", images, masks, faults, folder)}, faults)
 
 
-def list_fbms59(root: Path, config: str | None = None) -> Listing:
+def index_fbms59(root: Path, config: str | None = None) -> DatasetIndex:
     """FBMS-59 as one foreground: all frames, labels for those with ground truth, see ``truth.read_fbms_foreground``."""
     splits, faults = {}, []
     for split in ("train", "test"):
@@ -148,10 +148,10 @@ def list_fbms59(root: Path, config: str | None = None) -> Listing:
         splits[split] = videos or _plain(folder, layouts.folders(folder), _read_foreground, faults)
     if not splits:
         raise UserError(f"'{root}' has neither Trainingset nor Testset: give the folder of FBMS-59 with --source.")
-    return make_listing(splits, faults)
+    return make_index(splits, faults)
 
 
-def list_youtube_objects(root: Path, config: str | None = None) -> Listing:
+def index_youtube_objects(root: Path, config: str | None = None) -> DatasetIndex:
     """YouTube-Objects: ``JPEGImages/<class>/<video>`` and the masks of some frames in ``Annotations``, all as test.
 
     Only some of its videos were ever annotated, so those without masks are left out with a note.
@@ -159,20 +159,20 @@ def list_youtube_objects(root: Path, config: str | None = None) -> Listing:
     faults: list[str] = []
     videos, without = _plain(root, layouts.youtube_objects(root), _read_foreground, faults,
                              layouts.youtube_objects_class)
-    return make_listing({"test": videos}, faults, [f"left out, since they have no masks: {named(without)}"]
+    return make_index({"test": videos}, faults, [f"left out, since they have no masks: {named(without)}"]
                         if without else [])
 
 
-def list_visal(root: Path, config: str | None = None) -> Listing:
+def index_visal(root: Path, config: str | None = None) -> DatasetIndex:
     """ViSal: masks of some frames in one folder ``GT``, called after their sequence; all as test."""
     faults: list[str] = []
     videos, without = _plain(root, layouts.folders(root), _read_salient, faults)
     if without:
         faults.append(f"sequences in '{layouts.image_folder(root)}' have no masks: {named(without)}")
-    return make_listing({"test": videos}, faults)
+    return make_index({"test": videos}, faults)
 
 
-def list_segtrack_v2(root: Path, config: str | None = None) -> Listing:
+def index_segtrack_v2(root: Path, config: str | None = None) -> DatasetIndex:
     """SegTrack v2: ``JPEGImages/<sequence>`` and ``GroundTruth/<sequence>``, a folder 1, 2, .. within for each object.
 
     Object numbers are kept, of objects that overlap the smaller one is on top. The field merges them into one
@@ -201,13 +201,13 @@ def list_segtrack_v2(root: Path, config: str | None = None) -> Listing:
                 masks[stem] = (*masks.get(stem, ()), (number, path))
         videos.append(make_video(name, pictures, masks, _read_stack, faults, images / name,
                                  needed=() if numbers else None))
-    return make_listing({"test": videos}, faults)
+    return make_index({"test": videos}, faults)
 
 
-def list_folder(root: Path, config: str | None = None) -> Listing:
+def index_folder(root: Path, config: str | None = None) -> DatasetIndex:
     """Anybody's own: ``JPEGImages/<sequence>/*`` and ``Annotations/<sequence>/*.png``.
 
-    What levels mean is told in ``own_masks.meaning_of``. Frames without a mask are taken for frames whose truth is
+    What levels mean is told in ``own_masks.detect_convention``. Frames without a mask are taken for frames whose truth is
     unknown. ``ImageSets/train.txt`` and ``val.txt`` tell the
     splits; without them all is train. ``Flow/<sequence>/*.flo`` or ``.npy`` is the flow to the next frame; the last
     frame needs none and then has that of the frame before.
@@ -244,29 +244,29 @@ def list_folder(root: Path, config: str | None = None) -> Listing:
             masks = masks_in(annotations / name, faults)
             if not masks:
                 faults.append(f"{name} has no masks in '{annotations / name}'")
-            meaning = meaning_of(name, masks, faults)
-            if meaning.indexed_is_binary:
+            convention = detect_convention(name, masks, faults)
+            if convention.indexed_is_binary:
                 binary.append(name)
-            video = make_video(name, images_in(images / name, faults), masks, partial(read_own, meaning), faults,
+            video = make_video(name, images_in(images / name, faults), masks, partial(read_mask_by_convention, convention), faults,
                                images / name, needed=())
             splits[split].append(_with_flow(video, flows / name, faults) if video and flows.is_dir() else video)
     if binary:
         notes.append(f"255 was taken for object 1, since the indexed masks hold nothing else: {named(binary)}")
-    return make_listing(splits, faults, notes)
+    return make_index(splits, faults, notes)
 
 
-SOURCES = {
-    "davis2016": Source(list_davis2016),
-    "davis2017": Source(list_davis2017, ("semi", "unsupervised")),
-    "youtube_vos": Source(list_youtube_vos, ("2019", "2018")),
-    "youtube_vis": Source(list_youtube_vis, ("2019", "2021")),
-    "duts": Source(list_duts),
-    "msra10k": Source(list_msra10k),
-    "fbms59": Source(list_fbms59),
-    "youtube_objects": Source(list_youtube_objects),
-    "visal": Source(list_visal),
-    "segtrack_v2": Source(list_segtrack_v2),
-    "folder": Source(list_folder),
+DATASET_SPECS = {
+    "davis2016": DatasetSpec(index_davis2016),
+    "davis2017": DatasetSpec(index_davis2017, ("semi", "unsupervised")),
+    "youtube_vos": DatasetSpec(index_youtube_vos, ("2019", "2018")),
+    "youtube_vis": DatasetSpec(index_youtube_vis, ("2019", "2021")),
+    "duts": DatasetSpec(index_duts),
+    "msra10k": DatasetSpec(index_msra10k),
+    "fbms59": DatasetSpec(index_fbms59),
+    "youtube_objects": DatasetSpec(index_youtube_objects),
+    "visal": DatasetSpec(index_visal),
+    "segtrack_v2": DatasetSpec(index_segtrack_v2),
+    "folder": DatasetSpec(index_folder),
 }
 
 
@@ -297,7 +297,7 @@ def _davis(root, years, annotations, read):
                                     faults, images / name, needed) for name in dict.fromkeys(there)]
     if not splits:
         raise UserError(f"'{root}' has no folder of any sequence that its lists name; they should lie in '{images}'.")
-    return make_listing(splits, faults, notes)
+    return make_index(splits, faults, notes)
 
 
 def _complain_of_repeats(names, where, faults):

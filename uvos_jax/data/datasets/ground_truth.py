@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from uvos_jax.errors import UserError
+from uvos_jax.labels import VOID
 from uvos_jax.video import read_mask
 from uvos_jax.video.mask_io import check_palette
 
@@ -75,7 +76,7 @@ def read_objects_without_void(path: Path) -> np.ndarray:
         UserError: The file cannot be read, or is no label image.
     """
     labels = read_objects(path)
-    return np.where(labels == 255, np.uint8(0), labels)
+    return np.where(labels == VOID, np.uint8(0), labels)
 
 
 def read_fbms_foreground(path: Path, sequence: str) -> np.ndarray:

@@ -49,7 +49,7 @@ class VideoFiles:
 
 
 @dataclass(frozen=True)
-class Listing:
+class DatasetIndex:
     """A dataset.
 
     Attributes:
@@ -68,12 +68,12 @@ class Listing:
         return any(frame.flow for videos in self.splits.values() for video in videos for frame in video.frames)
 
 
-def make_listing(splits: dict[str, Iterable[VideoFiles | None]], faults: Iterable[str],
-                 notes: Iterable[str] = ()) -> Listing:
+def make_index(splits: dict[str, Iterable[VideoFiles | None]], faults: Iterable[str],
+                 notes: Iterable[str] = ()) -> DatasetIndex:
     """Makes a listing of what ``make_video`` returned; splits without a video are left out, with a note."""
     full = {split: tuple(video for video in videos if video) for split, videos in splits.items()}
     notes = [*notes, *(f"{split} left out, since it has no video" for split, videos in full.items() if not videos)]
-    return Listing({split: videos for split, videos in full.items() if videos}, tuple(faults), tuple(notes))
+    return DatasetIndex({split: videos for split, videos in full.items() if videos}, tuple(faults), tuple(notes))
 
 
 def named(names: Iterable[Any]) -> str:

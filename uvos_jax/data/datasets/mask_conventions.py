@@ -12,11 +12,12 @@ import numpy as np
 from uvos_jax.data.datasets.ground_truth import pixels
 from uvos_jax.data.datasets.index import named
 from uvos_jax.errors import UserError
+from uvos_jax.labels import VOID
 from uvos_jax.video import read_mask
-from uvos_jax.video.mask_io import LARGEST_GRAY_ID, VOID
+from uvos_jax.video.mask_io import LARGEST_GRAY_ID
 
 
-class Meaning(NamedTuple):
+class MaskConvention(NamedTuple):
     """What levels mean in the masks of a video.
 
     Attributes:
@@ -28,7 +29,7 @@ class Meaning(NamedTuple):
     indexed_is_binary: bool
 
 
-def meaning_of(video: str, masks: dict[str, Path], faults: list[str]) -> Meaning:
+def detect_convention(video: str, masks: dict[str, Path], faults: list[str]) -> MaskConvention:
     """Finds out what levels mean, from the levels of all masks of a video.
 
     - Gray masks with 0 and one other level in all of them, which cannot be an object number: that is object 1.
@@ -59,14 +60,14 @@ def meaning_of(video: str, masks: dict[str, Path], faults: list[str]) -> Meaning
     if len(gray) > 1 and not numbered:
         faults.append(f"{video} has gray masks whose levels differ, and which cannot be object numbers either: "
                       + named(f"{level} in {frame}" for level, frame in sorted(gray.items())))
-    return Meaning(not numbered, VOID in indexed and indexed | gray.keys() == {VOID})
+    return MaskConvention(not numbered, VOID in indexed and indexed | gray.keys() == {VOID})
 
 
-def read_own(meaning: Meaning, path: Path) -> np.ndarray:
+def read_mask_by_convention(convention: MaskConvention, path: Path) -> np.ndarray:
     """Reads a mask.
 
     Args:
-        meaning: That of its video.
+        convention: That of its video.
         path: The file.
 
     Returns:
@@ -75,8 +76,8 @@ def read_own(meaning: Meaning, path: Path) -> np.ndarray:
     Raises:
         UserError: The file cannot be read, or is no label image.
     """
-    labels = read_mask(path, numbered=not meaning.gray_is_binary)
-    return (labels > 0).astype(np.uint8) if meaning.indexed_is_binary else labels
+    labels = read_mask(path, numbered=not convention.gray_is_binary)
+    return (labels > 0).astype(np.uint8) if convention.indexed_is_binary else labels
 
 
 def _levels(image: np.ndarray) -> set[int]:

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uvos_jax.data.datasets.index import Listing, VideoFiles, make_listing, make_video, named, stack_masks
+from uvos_jax.data.datasets.index import DatasetIndex, VideoFiles, make_index, make_video, named, stack_masks
 from uvos_jax.errors import UserError
+from uvos_jax.labels import VOID
 from uvos_jax.video.coco_rle import LARGEST_SIDE, to_rle
 
-_LARGEST_NUMBER = 254
+_MAX_OBJECTS = VOID - 1
 
 
 class Segments(NamedTuple):
@@ -29,7 +30,7 @@ class Segments(NamedTuple):
     objects: tuple[tuple[int, Any], ...]
 
 
-def list_youtube_vis(root: Path, config: str | None = None) -> Listing:
+def index_youtube_vis(root: Path, config: str | None = None) -> DatasetIndex:
     """YouTube-VIS: ``<split>/JPEGImages`` with ``<split>/instances.json`` (2021) or ``<split>.json`` (2019).
 
     The objects of a video are numbered 1, 2, .. in the order of the file; of objects that overlap the smaller one is
@@ -45,7 +46,7 @@ def list_youtube_vis(root: Path, config: str | None = None) -> Listing:
     if not splits:
         raise UserError(f"'{root}' has neither <split>/instances.json nor <split>.json of train, valid or test: give"
                         " the folder of YouTube-VIS with --source.")
-    return make_listing(splits, faults)
+    return make_index(splits, faults)
 
 
 def read_segments(segments: Segments) -> np.ndarray:
@@ -125,11 +126,11 @@ def _video(path, images, files, size, tracks, faults):
     number, numbers, categories = 0, [], {}
     for category, _, crowd in tracks:
         number += not crowd
-        numbers.append(255 if crowd else number)
+        numbers.append(VOID if crowd else number)
         if not crowd:
             categories[str(number)] = category
-    if number > _LARGEST_NUMBER:
-        faults.append(f"{where}: more than {_LARGEST_NUMBER} objects")
+    if number > _MAX_OBJECTS:
+        faults.append(f"{where}: more than {_MAX_OBJECTS} objects")
         return None
     masks = {stem: Segments(f"{where}, frame {stem}", size, tuple(
         (number, masks[t]) for number, (_, masks, _) in zip(numbers, tracks, strict=True) if masks[t]))

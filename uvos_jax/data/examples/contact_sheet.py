@@ -1,23 +1,23 @@
-"""Looking at batches: frames with their masks, and optical flow in colors."""
+"""Contact sheets of training batches: frames with masks, and color-coded optical flow."""
 
 import cv2
 import numpy as np
 
+from uvos_jax.labels import VOID
 from uvos_jax.video import OverlayStyle, draw_overlay
 from uvos_jax.video.flow_io import flow_picture
-from uvos_jax.video.mask_io import VOID
 
-_GAP = 4  # pixels between pictures
-_PAPER = 255
+_GAP = 4  # pixels between images
+_BACKGROUND = 255
 
 
 def contact_sheet(batch: dict[str, np.ndarray], width: int = 240) -> np.ndarray:
-    """Draws a batch: a row an example, its frames with tinted objects side by side, its flow beside them.
+    """Draws a batch with one row per example: frames with mask overlays, then optical flow.
 
     Args:
-        batch: ``"frames"`` uint8 [b, t, h, w, 3], ``"labels"`` uint8 [b, t, h, w] and perhaps ``"flow"`` float32
+        batch: ``"frames"`` uint8 [b, t, h, w, 3], ``"labels"`` uint8 [b, t, h, w], optionally ``"flow"`` float32
             [b, t, h, w, 2]. Void is darkened.
-        width: Width of one picture in pixels.
+        width: Width of one image in pixels.
 
     Returns:
         uint8 [h', w', 3], RGB.
@@ -28,8 +28,8 @@ def contact_sheet(batch: dict[str, np.ndarray], width: int = 240) -> np.ndarray:
         pictures = [_with_labels(frame, labels) for frame, labels in clip]
         if "flow" in batch:
             pictures += [flow_picture(flow) for flow in batch["flow"][example]]
-        rows.append(_side_by_side([_scaled(picture, width) for picture in pictures], axis=1))
-    return _side_by_side(rows, axis=0)
+        rows.append(_concatenate([_scaled(picture, width) for picture in pictures], axis=1))
+    return _concatenate(rows, axis=0)
 
 
 def _with_labels(frame: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -44,8 +44,8 @@ def _scaled(picture: np.ndarray, width: int) -> np.ndarray:
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
 
 
-def _side_by_side(pictures: list[np.ndarray], axis: int) -> np.ndarray:
+def _concatenate(pictures: list[np.ndarray], axis: int) -> np.ndarray:
     shape = list(pictures[0].shape)
     shape[axis] = _GAP
-    gap = np.full(shape, _PAPER, np.uint8)
+    gap = np.full(shape, _BACKGROUND, np.uint8)
     return np.concatenate([piece for picture in pictures for piece in (picture, gap)][:-1], axis=axis)

@@ -1,30 +1,30 @@
-"""A still a moment later, so that pictures with masks teach motion, too.
+"""Synthetic motion for still images, so that images with masks also train motion.
 
-After Khoreva et al., "Lucid Data Dreaming for Video Object Segmentation" (IJCV 2019): the foreground and what is
-behind it move, each on its own. Flow between the two shows the shapes of many pictures, with the errors that its
-method makes at real edges.
+After Khoreva et al., "Lucid Data Dreaming for Video Object Segmentation" (IJCV 2019): foreground and background move
+independently. Optical flow computed between image and moved copy shows the object shapes of many images, with the
+errors that the flow method makes at real edges.
 """
 
 import cv2
 import numpy as np
 
-from uvos_jax.data.storage.store import VOID
+from uvos_jax.labels import VOID
 
-# Standard deviations of the camera's motion, and of the object's on top of it: shift and bending (which stands for
-# depth and for limbs) as shares of the longer side, turn in radians, zoom.
+# Standard deviations of the camera motion, and of the object motion added to it: shift and bend (which stands for
+# depth and limbs) as fractions of the longer side, turn in radians, zoom as a relative scale.
 _CAMERA = {"shift": 0.012, "turn": 0.01, "zoom": 0.015, "bend": 0.002}
 _OBJECT = {"shift": 0.025, "turn": 0.04, "zoom": 0.025, "bend": 0.006}
-_KNOTS = (4, 5)  # of the grid that bends
-_FILL_SIDE = 96  # longer side of the copy in which what is behind the object is made up
+_KNOTS = (4, 5)  # of the bending grid
+_FILL_SIDE = 96  # longer side, in pixels, of the copy that is inpainted behind the object
 
 
 def moved_copy(image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Moves the foreground of a picture, and its camera.
+    """Moves the foreground and the camera of an image by a random small motion.
 
     Args:
         image: uint8 [h, w, 3].
-        labels: uint8 [h, w], 0 background, 255 void, which stays with the background.
-        rng: Random numbers.
+        labels: uint8 [h, w], 0 background, 255 void; void moves with the background.
+        rng: Random generator.
 
     Returns:
         uint8 [h, w, 3].
@@ -41,7 +41,7 @@ def moved_copy(image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) 
 
 
 def _field(size, rng, center, shift, turn, zoom, bend):
-    """Where the pixels come from, less their own places: float32 ``[h, w, 2]``, (dx, dy)."""
+    """Draws a displacement field: source position minus output position, float32 ``[h, w, 2]``, (dx, dy)."""
     longer = max(size)
     y, x = np.mgrid[:size[0], :size[1]].astype(np.float32)
     angle, factor = rng.normal(0, turn), rng.normal(0, zoom)
@@ -57,7 +57,7 @@ def _sample(picture, field, border):
 
 
 def _without(image, mask):
-    """The picture with something made up, which moves like the background, where the foreground is."""
+    """Returns the image with the foreground inpainted at low resolution."""
     scale = min(1.0, _FILL_SIDE / max(mask.shape))
     size = tuple(max(1, round(side * scale)) for side in mask.shape[::-1])
     hidden = cv2.dilate(cv2.resize(mask, size, interpolation=cv2.INTER_AREA), np.ones((3, 3), np.uint8))

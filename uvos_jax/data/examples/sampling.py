@@ -1,8 +1,8 @@
-"""Which frames make an example: the recipes of the papers, and mixtures of datasets.
+"""Frame sampling: the recipes of the papers, and mixtures of datasets.
 
-Everything is a function of the number of an example. Examples come in cycles of ``sum(shares)``, in which every part
-of a mixture has exactly its share; within a part the items are walked in one permutation after another, so that each
-is used once an epoch. A recipe says what an item is and completes it to the frames of a clip.
+Every choice is a function of the example index. A cycle has ``sum(shares)`` examples, in which every entry of a
+mixture has exactly its share. Within an entry, items follow one random permutation after another, so each is used
+once per epoch. A recipe defines the items of a video and expands an item to the frames of a clip.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,28 +15,28 @@ from uvos_jax.config_schema import Option, boolean, fraction, integer
 from uvos_jax.data.storage.store import Video
 from uvos_jax.errors import UserError, nearest_hint
 
-# What a random number is for; it keeps the streams of one seed apart.
+# First element of ``purpose``; separates the random streams of one seed.
 _CYCLE, _EPOCH, EXAMPLE, SIZE = range(4)
-_LONGEST = 1000  # frames of a clip
+_MAX_LENGTH = 1000  # frames per clip
 
 
 def generator(seed: int, *purpose: int) -> np.random.Generator:
-    """Returns random numbers that depend on the arguments alone.
+    """Returns a random generator that depends on the arguments alone.
 
     Args:
         seed: Seed of the run, 0 or more.
-        purpose: Numbers of 0 or more that tell this use from others.
+        purpose: Non-negative integers that separate this stream from others of the same seed.
     """
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=purpose))
 
 
 def pair(rng: np.random.Generator, video: Video, item: int, *, first: bool = True) -> list[int]:
-    """An anchor and the frame to be segmented (AD-Net, Sec. 4).
+    """Samples an anchor and the frame to segment (AD-Net, Sec. 4).
 
     Args:
-        rng: Random numbers.
+        rng: Random generator.
         video: The video.
-        item: Index of the frame to be segmented; the first frame itself is one of them, as it is in a test.
+        item: Index of the frame to segment. The first frame is included, as at test time.
         first: Whether the anchor is the first frame of the video, or any other frame.
 
     Returns:
@@ -46,12 +46,12 @@ def pair(rng: np.random.Generator, video: Video, item: int, *, first: bool = Tru
 
 
 def previous(rng: np.random.Generator, video: Video, item: int, *, first: bool = True) -> list[int]:
-    """An anchor, the frame to be segmented and, between them, the one before it (F2Net, Sec. 4).
+    """Samples an anchor, the previous frame and the frame to segment (F2Net, Sec. 4).
 
     Args:
-        rng: Random numbers.
+        rng: Random generator.
         video: The video.
-        item: Index of the frame to be segmented; before the first one comes itself. The frame before needs no labels.
+        item: Index of the frame to segment; frame 0 is its own previous frame. The previous frame needs no labels.
         first: Whether the anchor is the first frame of the video, or any frame other than ``item``.
 
     Returns:
@@ -62,15 +62,15 @@ def previous(rng: np.random.Generator, video: Video, item: int, *, first: bool =
 
 
 def references(rng: np.random.Generator, video: Video, item: int, *, count: int = 4) -> list[int]:
-    """The frame to be segmented and random other frames of its video (DPA, Sec. 4: four of them).
+    """Samples the frame to segment and random reference frames of its video (DPA, Sec. 4: four references).
 
-    The published code draws them whether or not they are the frame itself; here they differ from it and from each
-    other as long as the video has enough frames.
+    The published code may draw the frame itself or the same reference twice; here all frames differ as long as the
+    video is long enough.
 
     Args:
-        rng: Random numbers.
+        rng: Random generator.
         video: The video.
-        item: Index of the frame to be segmented.
+        item: Index of the frame to segment.
         count: Number of references.
 
     Returns:
@@ -80,12 +80,12 @@ def references(rng: np.random.Generator, video: Video, item: int, *, count: int 
 
 
 def following(rng: np.random.Generator, video: Video, item: int) -> list[int]:
-    """A frame and the one after it, between which flow is estimated (RAFT).
+    """Returns a frame and the next one, between which flow is estimated (RAFT).
 
     Args:
         rng: Unused.
         video: Unused.
-        item: Index of the first of the two.
+        item: Index of the first frame.
 
     Returns:
         ``[item, item + 1]``.
@@ -95,27 +95,27 @@ def following(rng: np.random.Generator, video: Video, item: int) -> list[int]:
 
 
 def starts(video: Video, length: int) -> Sequence[int]:
-    """Items of ``sequence``: positions among the labeled frames at which ``length`` of them can begin."""
+    """Returns the items of ``sequence``: positions among the labeled frames where ``length`` frames can start."""
     if not any(video.objects[t] for t in video.labeled):
-        return ()  # nothing to follow
+        return ()  # no object to track
     return range(max(1, len(video.labeled) - length + 1))
 
 
 def sequence(rng: np.random.Generator, video: Video, item: int, *, length: int = 3, max_gap: int = 3,
              reverse: float = 0.5) -> list[int]:
-    """A reference frame that shows an object, and a run of frames to be segmented one after the other (CFBI, Sec. 4).
+    """Samples a reference frame that shows an object and a run of frames to segment in order (CFBI, Sec. 4).
 
-    All positions count labeled frames, so that a gap of 1 is one of five frames where every fifth is labeled. One
-    gap holds for the whole run, as for a video of a lower rate; it is drawn from those that fit. A video that is
-    shorter than the run repeats its last frame.
+    All positions count labeled frames: with every fifth frame labeled, a gap of 1 is five frames. One gap, drawn from
+    those that fit, is used for the whole run, as in a video of lower frame rate. A video shorter than the run repeats
+    its last frame.
 
     Args:
-        rng: Random numbers.
+        rng: Random generator.
         video: The video.
-        item: Position among the labeled frames at which the run begins.
-        length: Frames of the run.
-        max_gap: Largest distance of two of them.
-        reverse: Probability that time runs backwards.
+        item: Position among the labeled frames where the run starts.
+        length: Frames in the run.
+        max_gap: Maximum distance between consecutive frames of the run, in labeled frames.
+        reverse: Probability of reversing time.
 
     Returns:
         ``[reference, frame, ...]``, ``1 + length`` indices.
@@ -131,16 +131,16 @@ def sequence(rng: np.random.Generator, video: Video, item: int, *, length: int =
 
 def neighbor(rng: np.random.Generator, video: Video, item: int, *, max_gap: int = 3, reverse: float = 0.5
               ) -> list[int]:
-    """A labeled frame and, before it, another one from nearby (D-Net, Sec. 3.1).
+    """Samples a nearby labeled frame and the frame to segment (D-Net, Sec. 3.1).
 
-    The paper has the previous frame; larger gaps and time that runs backwards, not in the paper, are other videos of
-    the same objects.
+    The paper uses the previous frame. Larger gaps and reversed time are ours: they act as additional videos of the same
+    objects.
 
     Args:
-        rng: Random numbers.
+        rng: Random generator.
         video: The video.
-        item: Index of the frame; where there is none before it, it is its own neighbor.
-        max_gap: Largest distance of the two, counted in labeled frames.
+        item: Index of the frame. A frame without a neighbor on the drawn side uses the nearest end of the video.
+        max_gap: Maximum distance between the two frames, in labeled frames.
         reverse: Probability that the neighbor comes later in the video.
 
     Returns:
@@ -152,7 +152,7 @@ def neighbor(rng: np.random.Generator, video: Video, item: int, *, max_gap: int 
 
 
 def still(rng: np.random.Generator, video: Video, item: int, *, length: int = 1) -> list[int]:
-    """One frame, ``length`` times; augmented independently they make a clip of a moving camera.
+    """Repeats one frame ``length`` times; augmented independently, the copies form a clip with a moving camera.
 
     Args:
         rng: Unused.
@@ -168,13 +168,13 @@ def still(rng: np.random.Generator, video: Video, item: int, *, length: int = 1)
 
 
 def _labeled(video: Video, options: dict) -> Sequence[int]:
-    """Items of the recipes whose target is one frame."""
+    """Returns the items of the recipes whose target is one frame."""
     del options
     return video.labeled
 
 
 def _others(rng: np.random.Generator, video: Video, item: int, count: int) -> list[int]:
-    """Returns ``count`` frames of a video other than ``item``; distinct, and other, where there are enough."""
+    """Returns ``count`` frames other than ``item``; distinct if the video is long enough."""
     if video.length == 1:
         return [item] * count
     drawn = rng.choice(video.length - 1, count, replace=video.length - 1 < count)
@@ -186,10 +186,10 @@ class Recipe:
     """A row of ``RECIPES``.
 
     Attributes:
-        options: The options it knows.
+        options: Options of the recipe.
         frames: ``(rng, video, item, **options) -> indices``.
-        items: ``(video, options) -> items`` of a video; each is used once an epoch.
-        length: ``(options) -> number of frames`` of a clip.
+        items: ``(video, options) -> items`` of a video; each is used once per epoch.
+        length: ``(options) -> number of frames`` in a clip.
     """
 
     options: dict[str, Option]
@@ -201,93 +201,93 @@ class Recipe:
 RECIPES = {
     "pair": Recipe({"first": boolean(True)}, pair, _labeled, lambda options: 2),
     "previous": Recipe({"first": boolean(True)}, previous, _labeled, lambda options: 3),
-    "references": Recipe({"count": integer(4, 1, _LONGEST)}, references, _labeled,
+    "references": Recipe({"count": integer(4, 1, _MAX_LENGTH)}, references, _labeled,
                          lambda options: 1 + options["count"]),
-    "sequence": Recipe({"length": integer(3, 1, _LONGEST), "max_gap": integer(3, 1), "reverse": fraction(0.5)},
+    "sequence": Recipe({"length": integer(3, 1, _MAX_LENGTH), "max_gap": integer(3, 1), "reverse": fraction(0.5)},
                        sequence, lambda video, options: starts(video, options["length"]),
                        lambda options: 1 + options["length"]),
     "neighbor": Recipe({"max_gap": integer(3, 1), "reverse": fraction(0.5)}, neighbor, _labeled, lambda options: 2),
     "next": Recipe({}, following, lambda video, options: range(video.length - 1), lambda options: 2),
-    "still": Recipe({"length": integer(1, 1, _LONGEST)}, still, _labeled, lambda options: options["length"]),
+    "still": Recipe({"length": integer(1, 1, _MAX_LENGTH)}, still, _labeled, lambda options: options["length"]),
 }
 
 
-def choose_videos(videos: Sequence[Video], what: str, exclude: Sequence[str] = (), only: Sequence[str] = ()
+def choose_videos(videos: Sequence[Video], title: str, exclude: Sequence[str] = (), only: Sequence[str] = ()
                   ) -> list[int]:
-    """Picks the videos of a part by name.
+    """Selects videos by name.
 
     Args:
-        videos: Those of its store.
-        what: Dataset and split, for messages.
+        videos: Videos of a store.
+        title: Dataset and split, for messages.
         exclude: Names to leave out.
         only: Names to keep; all if empty.
 
     Returns:
-        Their positions, ascending.
+        Indices into ``videos``, ascending.
 
     Raises:
-        UserError: A name is not in the store, or nothing is left.
+        UserError: A name is unknown, or no video is left.
     """
     names = {video.name for video in videos}
     for name in (*exclude, *only):
         if name not in names:
-            raise UserError(f"{what} has no sequence '{name}' to be {'kept' if name in only else 'left out'}."
+            raise UserError(f"{title} has no sequence '{name}' (in '{'only' if name in only else 'exclude'}')."
                             f"{nearest_hint(name, names)}")
     kept = [v for v, video in enumerate(videos)
             if video.name not in exclude and (not only or video.name in only)]
     if not kept:
-        raise UserError(f"No sequence of {what} is left.")
+        raise UserError(f"No sequence of {title} is left. Change 'only' or 'exclude'.")
     return kept
 
 
-def part_of(seed: int, number: int, shares: tuple[int, ...]) -> tuple[int, int]:
-    """Says of which part of a mixture an example is.
+def entry_of_example(seed: int, number: int, shares: tuple[int, ...]) -> tuple[int, int]:
+    """Assigns an example to an entry of a mixture.
 
     Args:
         seed: Seed of the run.
-        number: Global number of the example.
-        shares: Whole-number share of each part.
+        number: Global index of the example.
+        shares: Integer share of each entry.
 
     Returns:
-        The part, and how many examples of it came before.
+        Index of the entry, and the number of its earlier examples.
     """
-    cycle, place = divmod(number, sum(shares))
+    cycle, position = divmod(number, sum(shares))
     order = _cycle(seed, cycle, shares)
-    part = int(order[place])
-    return part, cycle * shares[part] + int(np.count_nonzero(order[:place] == part))
+    entry = int(order[position])
+    return entry, cycle * shares[entry] + int(np.count_nonzero(order[:position] == entry))
 
 
-def alternating_part(step: int, place: int, batch_size: int, shares: tuple[int, ...]) -> tuple[int, int]:
-    """Returns the mixture part of an example if parts alternate by batch: each has ``share`` steps in a row.
+def alternating_entry(step: int, position: int, batch_size: int, shares: tuple[int, ...]) -> tuple[int, int]:
+    """Assigns an example to an entry if entries alternate by batch, ``share`` steps in a row each.
 
     Args:
-        step: Step of the training.
-        place: Place in the global batch.
-        batch_size: Examples of a step.
-        shares: Whole-number share of each part; what comes when follows from ``step % sum(shares)`` alone.
+        step: Training step.
+        position: Position in the global batch.
+        batch_size: Examples per step.
+        shares: Integer share of each entry; the order depends on ``step % sum(shares)`` alone.
 
     Returns:
-        The part, and how many examples of it came before.
+        Index of the entry, and the number of its earlier examples.
     """
     cycle, turn = divmod(step, sum(shares))
-    part = 0
-    while turn >= shares[part]:
-        turn -= shares[part]
-        part += 1
-    return part, (cycle * shares[part] + turn) * batch_size + place
+    entry = 0
+    while turn >= shares[entry]:
+        turn -= shares[entry]
+        entry += 1
+    return entry, (cycle * shares[entry] + turn) * batch_size + position
 
 
-def item_of(seed: int, part: int, visit: int, count: int) -> int:
-    """Says which item a visit of a part gets: a new permutation of all of them every epoch.
+def epoch_item(seed: int, entry: int, visit: int, count: int) -> int:
+    """Returns the item for a visit of a mixture entry; every epoch is a new permutation of all items.
 
     Args:
         seed: Seed of the run.
-        part: The part.
-        visit: Number of the part's examples before this one.
+        entry: Index of the entry.
+        visit: Number of the earlier examples of the entry.
         count: Number of its items.
     """
-    epoch, place = divmod(visit, count)
-    return int(_epoch(seed, part, epoch, count)[place])
+    epoch, position = divmod(visit, count)
+    return int(_epoch(seed, entry, epoch, count)[position])
 
 
 @lru_cache(64)
@@ -296,5 +296,5 @@ def _cycle(seed: int, cycle: int, shares: tuple[int, ...]) -> np.ndarray:
 
 
 @lru_cache(32)
-def _epoch(seed: int, part: int, epoch: int, count: int) -> np.ndarray:
-    return generator(seed, _EPOCH, part, epoch).permutation(count)
+def _epoch(seed: int, entry: int, epoch: int, count: int) -> np.ndarray:
+    return generator(seed, _EPOCH, entry, epoch).permutation(count)

@@ -1,4 +1,4 @@
-"""How many training examples a second this machine prepares, for each recipe."""
+"""Throughput of the input pipeline on this machine, by recipe."""
 
 import statistics
 import time
@@ -7,14 +7,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from uvos_jax.data.examples.clip_dataset import make_clips, part
+from uvos_jax.data.examples.clip_dataset import make_clip_dataset, mixture_entry
 from uvos_jax.data.examples.pipeline import batches
 from uvos_jax.errors import UserError
 
 _BATCH = 8
-_WARM_UP = 2  # batches: files are opened, and what was computed ahead of the clock is taken
+_WARM_UP = 2  # batches, to open files and drain the batches prefetched before timing starts
 
-# The recipes as the papers train with them.
+# Recipes with the settings of the papers.
 _SETTINGS = {
     "pair": {"recipe": {"name": "pair"}, "size": (481, 857), "geometry": {"kind": "foreground_crop"},
              "objects": "foreground"},
@@ -30,13 +30,13 @@ _SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Rate:
-    """A row of the result.
+class RecipeThroughput:
+    """Throughput of one recipe.
 
     Attributes:
         recipe: Name of the recipe.
-        frames: Frames of an example.
-        size: Their height and width.
+        frames: Frames per example.
+        size: Height and width of the frames.
         examples_per_second: Of the median batch.
     """
 
@@ -46,30 +46,29 @@ class Rate:
     examples_per_second: float
 
 
-def measure(store: Any, workers: int, batch_count: int = 9) -> Iterator[Rate]:
-    """Measures each recipe that fits a dataset, with batches of eight.
+def measure_throughput(store: Any, workers: int, batch_count: int = 9) -> Iterator[RecipeThroughput]:
+    """Measures each recipe that fits a dataset, in batches of eight.
 
     Args:
         store: See ``uvos_jax.data.storage.store``.
         workers: Threads that prepare examples.
-        batch_count: Batches the median is taken over.
+        batch_count: Number of batches in the median.
 
     Yields:
-        A row a recipe; stills have the recipe "still" alone.
+        One row per recipe; datasets of still images have only the recipe "still".
 
     Raises:
         UserError: No frame has ground truth.
     """
     moving = any(video.length > 1 for video in store.videos)
     if not any(video.labeled for video in store.videos):
-        raise UserError(f"{store.name} has no ground truth in this split, so no example can be made of it; choose "
-                        "another by --split.")
+        raise UserError(f"{store.name} has no ground truth in this split. Choose another split with --split.")
     for name, setting in _SETTINGS.items():
         if not moving and name != "still":
             continue
         setting = dict(setting)
-        setting["flow"] = name == "references" and store.has_flow  # DPA's
-        clips = make_clips([part(store, setting.pop("recipe"))], batch_size=_BATCH, seed=0, **setting)
+        setting["flow"] = name == "references" and store.has_flow  # the recipe of DPA
+        clips = make_clip_dataset([mixture_entry(store, setting.pop("recipe"))], batch_size=_BATCH, seed=0, **setting)
         with closing(batches(clips, workers=workers)) as stream:
             for _ in range(_WARM_UP):
                 next(stream)
@@ -78,4 +77,4 @@ def measure(store: Any, workers: int, batch_count: int = 9) -> Iterator[Rate]:
                 start = time.perf_counter()
                 next(stream)
                 seconds.append(time.perf_counter() - start)
-        yield Rate(name, clips.length, clips.sizes[0], _BATCH / statistics.median(seconds))
+        yield RecipeThroughput(name, clips.length, clips.sizes[0], _BATCH / statistics.median(seconds))

@@ -17,19 +17,19 @@ from uvos_jax.atomic_io import (
     folder_unless_empty,
     replace_folder,
 )
-from uvos_jax.data.datasets.dataset_indexes import SOURCES, davis2017_configs
-from uvos_jax.data.datasets.index import FrameFiles, Listing, named
+from uvos_jax.data.datasets.dataset_indexes import DATASET_SPECS, davis2017_configs
+from uvos_jax.data.datasets.index import DatasetIndex, FrameFiles, named
 from uvos_jax.data.storage.records import PREFIX, VERSION, FlowMethod, check_record
 from uvos_jax.errors import UserError, nearest_hint
 from uvos_jax.extras import require
 
-DATASETS = (*SOURCES, "synthetic")
-OWN_CONFIG = "default"  # of the dataset ``folder``, where the user gives no name
+DATASETS = (*DATASET_SPECS, "synthetic")
+DEFAULT_FOLDER_CONFIG = "default"  # of the dataset ``folder``, where the user gives no name
 _FAULTS_NAMED = 20
 _LONGEST_NAME = 100  # bytes of a name that becomes a folder's; file systems end at 255
 
 
-class Converted(NamedTuple):
+class ConvertedDataset(NamedTuple):
     """What a conversion wrote.
 
     Attributes:
@@ -52,7 +52,7 @@ def no_progress(what: str, total: int) -> AbstractContextManager[Callable[[], No
 
 def convert(name: str, source: str | os.PathLike | None, data_dir: str | os.PathLike, overwrite: bool = False,
             workers: int = 1, progress: Callable[[str, int], AbstractContextManager] = no_progress,
-            flow: FlowMethod | None = None, clips: int | None = None) -> list[Converted]:
+            flow: FlowMethod | None = None, clips: int | None = None) -> list[ConvertedDataset]:
     """Converts a dataset; nothing is written unless every file of it is in order.
 
     It is written to a folder beside and renamed at the end, so that what is there is complete; an old dataset is
@@ -68,7 +68,7 @@ def convert(name: str, source: str | os.PathLike | None, data_dir: str | os.Path
         workers: Threads that check files.
         progress: Given what is done and the number of frames, returns a context manager whose value is called after
             each frame.
-        flow: Computes the flow of every frame, which is stored in place of any that the dataset has; of stills, that
+        flow: Computes the flow of every frame, which is stored in folder_name of any that the dataset has; of stills, that
             to copies whose foreground is moved.
         clips: Number of clips that ``synthetic`` has in its split train; 100 if not given.
 
@@ -95,48 +95,48 @@ def convert(name: str, source: str | os.PathLike | None, data_dir: str | os.Path
     configs = _configs(dataset, config, root)
     data_dir = check_output_folder(data_dir)
     require("train", "Conversion", "tensorflow", "tensorflow_datasets", "array_record")
-    places = [Path(f"{PREFIX}{dataset}", config or "", VERSION) for config in configs]
-    with _workplace(data_dir, dataset) as workplace:
-        for place in places:
-            finish_replacement(data_dir / place)  # of a conversion that was killed
-            if (data_dir / place).exists() and not overwrite:
-                raise UserError(f"'{data_dir / place}' exists already; give --overwrite to replace it, or another"
+    folders = [Path(f"{PREFIX}{dataset}", config or "", VERSION) for config in configs]
+    with _working_folder(data_dir, dataset) as working_folder:
+        for folder_name in folders:
+            finish_replacement(data_dir / folder_name)  # of a conversion that was killed
+            if (data_dir / folder_name).exists() and not overwrite:
+                raise UserError(f"'{data_dir / folder_name}' exists already; give --overwrite to replace it, or another"
                                 " --data-dir.")
-        listings = [SOURCES[dataset].list(root, config) if root else None for config in configs]
-        for config, listing in zip(configs, listings, strict=True):
-            if listing:
-                check(_full_name(dataset, config), root, listing, workers, progress)
+        indexes = [DATASET_SPECS[dataset].index_files(root, config) if root else None for config in configs]
+        for config, dataset_index in zip(configs, indexes, strict=True):
+            if dataset_index:
+                check(_full_name(dataset, config), root, dataset_index, workers, progress)
         builders = _import_builders()
-        tables = [builders.write(dataset, config, listing, workplace, progress, flow, clips)
-                  for config, listing in zip(configs, listings, strict=True)]
-        for place in places:
-            with folder_unless_empty((data_dir / place).parent):
-                replace_folder(workplace / place, data_dir / place)
+        tables = [builders.write(dataset, config, dataset_index, working_folder, progress, flow, clips)
+                  for config, dataset_index in zip(configs, indexes, strict=True)]
+        for folder_name in folders:
+            with folder_unless_empty((data_dir / folder_name).parent):
+                replace_folder(working_folder / folder_name, data_dir / folder_name)
     rows = []
-    for config, listing, place, table in zip(configs, listings, places, tables, strict=True):
+    for config, dataset_index, folder_name, table in zip(configs, indexes, folders, tables, strict=True):
         splits = {split: (len(videos), sum(video["length"] for video in videos),
                           sum(len(video["labeled"]) for video in videos)) for split, videos in table.items()}
-        rows.append(Converted(_full_name(dataset, config), data_dir / place, splits, listing.notes if listing else ()))
+        rows.append(ConvertedDataset(_full_name(dataset, config), data_dir / folder_name, splits, dataset_index.notes if dataset_index else ()))
     return rows
 
 
-def check(name: str, root: Path, listing: Listing, workers: int = 1,
+def check(name: str, root: Path, dataset_index: DatasetIndex, workers: int = 1,
           progress: Callable[[str, int], AbstractContextManager] = no_progress) -> None:
     """Decodes every file of a dataset.
 
     Args:
         name: Of the dataset, for the message.
         root: Its folder, for the message.
-        listing: Its files.
+        dataset_index: Its files.
         workers: Threads.
         progress: See ``convert``.
 
     Raises:
         UserError: There are faults; the text tells how many and names them, the first 20 if there are more.
     """
-    videos = [video for videos in listing.splits.values() for video in videos]
+    videos = [video for videos in dataset_index.splits.values() for video in videos]
     jobs = [(at, video, frame) for at, video in enumerate(videos) for frame in video.frames]
-    faults = list(listing.faults)
+    faults = list(dataset_index.faults)
     frames_by_fault: dict[tuple[int, str], list[str]] = defaultdict(list)
     sizes: dict[int, Counter] = defaultdict(Counter)
     first: dict[tuple, str] = {}
@@ -168,7 +168,7 @@ def check(name: str, root: Path, listing: Listing, workers: int = 1,
 
 
 def _configs(dataset, config, root):
-    known = SOURCES[dataset].configs if dataset in SOURCES else ()
+    known = DATASET_SPECS[dataset].configs if dataset in DATASET_SPECS else ()
     if dataset == "folder":
         if config and not config.replace("-", "_").isidentifier():
             raise UserError(f"The name '{config}' in folder/{config} is of no use: take letters, digits, - and _, a"
@@ -176,7 +176,7 @@ def _configs(dataset, config, root):
         if len(config.encode()) > _LONGEST_NAME:
             raise UserError(f"The name '{config[:20]}..' in folder/NAME is too long, it becomes that of a folder; take"
                             f" {_LONGEST_NAME} letters at most.")
-        return (config or OWN_CONFIG,)
+        return (config or DEFAULT_FOLDER_CONFIG,)
     if config and config not in known:
         there = f"it has {', '.join(known)}" if known else "it has none"
         raise UserError(f"{dataset} has no config '{config}'; {there}.{nearest_hint(config, known)}")
@@ -208,7 +208,7 @@ def _import_builders():
 
 
 @contextmanager
-def _workplace(data_dir: Path, dataset: str) -> Iterator[Path]:
+def _working_folder(data_dir: Path, dataset: str) -> Iterator[Path]:
     """An empty folder to write a dataset in, of which nothing stays; no other process gets it meanwhile."""
     folder = data_dir / f".{PREFIX}{dataset}.partial"
     with folder_unless_empty(data_dir), exclusive_lock(

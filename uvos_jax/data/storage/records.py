@@ -12,14 +12,14 @@ import numpy as np
 from uvos_jax.data.datasets.index import FrameFiles, VideoFiles
 from uvos_jax.data.storage.store import decode_image
 from uvos_jax.errors import UserError, error_reason, quoted
+from uvos_jax.labels import VOID
 from uvos_jax.video.flow_io import read_flow
 from uvos_jax.video.image_io import read_image
-from uvos_jax.video.mask_io import VOID
 
 PREFIX = "uvos_"  # of a dataset's name in TFDS, which has some of the same names
 VERSION = "1.0.0"  # of the format
 FLOW_TYPE = np.float16  # half a pixel of 1000: flow is not known better, and reading it costs half
-_LARGEST_FLOW = 60_000  # pixels; float16 ends soon after
+_MAX_FLOW = 60_000  # pixels; float16 ends soon after
 _FLOW_STEPS = 32  # of a pixel that computed flow is rounded to, which halves the bytes again
 _PAIRS = 8  # of frames whose flow is computed at once
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
@@ -70,7 +70,7 @@ def read_record(video: VideoFiles, frame: FrameFiles) -> Record:
     image, size = read_image_bytes(frame.image)
     labels = np.full(size, VOID, np.uint8) if frame.labels is None else _of_size(size, "mask", video.read(frame.labels))
     flow = _of_size(size, "flow", read_flow(frame.flow)) if frame.flow else None
-    return Record(frame.name, image, labels, frame.labels is not None, None if flow is None else _half_floats(flow))
+    return Record(frame.name, image, labels, frame.labels is not None, None if flow is None else _to_float16(flow))
 
 
 def check_record(video: VideoFiles, frame: FrameFiles) -> tuple[tuple[int, int] | None, list[str]]:
@@ -157,7 +157,7 @@ def synthetic_records(seed: int, length: int, size: tuple[int, int]) -> Iterator
 
     clip = make_clip(seed, length, size)
     for t in range(length):
-        yield Record(f"{t:05d}", encode_png(clip.frames[t]), clip.labels[t], True, _half_floats(clip.flow[t]))
+        yield Record(f"{t:05d}", encode_png(clip.frames[t]), clip.labels[t], True, _to_float16(clip.flow[t]))
 
 
 def add_flow(records: Iterable[Record], method: FlowMethod) -> Iterator[Record]:
@@ -185,7 +185,7 @@ def add_flow(records: Iterable[Record], method: FlowMethod) -> Iterator[Record]:
         yield from _with_flow(held, np.zeros((1, *images[0].shape[:2], 2), np.float32))
 
 
-def add_moved_flow(records: Iterable[Record], method: FlowMethod) -> Iterator[Record]:
+def add_still_flow(records: Iterable[Record], method: FlowMethod) -> Iterator[Record]:
     """Computes the flow of stills, each to a copy of it whose foreground moves, see ``moved.moved_copy``.
 
     The motion of a picture follows from its name. A picture without foreground has the motion of its camera alone.
@@ -218,7 +218,7 @@ def shrink_flow(flow: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
     size = tuple(min((side + 1) // 2, have) for side, have in zip(frame, flow.shape, strict=False))
     small = cv2.resize(flow, size[::-1], interpolation=cv2.INTER_AREA)
     small = small * np.float32([frame[1] / flow.shape[1], frame[0] / flow.shape[0]])
-    return _half_floats(np.round(small * _FLOW_STEPS) / _FLOW_STEPS)
+    return _to_float16(np.round(small * _FLOW_STEPS) / _FLOW_STEPS)
 
 
 def _with_flow(records, flows):
@@ -226,8 +226,8 @@ def _with_flow(records, flows):
         yield record._replace(flow=shrink_flow(flow, record.labels.shape))
 
 
-def _half_floats(flow):
-    return np.clip(flow, -_LARGEST_FLOW, _LARGEST_FLOW).astype(FLOW_TYPE)
+def _to_float16(flow):
+    return np.clip(flow, -_MAX_FLOW, _MAX_FLOW).astype(FLOW_TYPE)
 
 
 def _of_size(size, what, array):

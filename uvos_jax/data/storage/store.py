@@ -19,8 +19,8 @@ import numpy as np
 from uvos_jax.config_schema import REQUIRED, Option, check_options, integer, size
 from uvos_jax.errors import UserError, nearest_hint
 from uvos_jax.extras import require
+from uvos_jax.labels import VOID
 
-VOID = 255  # label of pixels whose truth is unknown
 REDUCTIONS = (1, 2, 4, 8)  # JPEG decoders can leave out frequencies and give 1/2, 1/4 or 1/8 of the size for less work
 
 _PREFIX = "uvos_"  # TFDS has a youtube_vis of its own

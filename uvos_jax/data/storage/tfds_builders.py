@@ -28,8 +28,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from uvos_jax.data.datasets.dataset_indexes import SOURCES
-from uvos_jax.data.datasets.index import Listing
+from uvos_jax.data.datasets.dataset_indexes import DATASET_SPECS
+from uvos_jax.data.datasets.index import DatasetIndex
 from uvos_jax.data.storage.records import (
     FLOW_TYPE,
     PREFIX,
@@ -37,13 +37,13 @@ from uvos_jax.data.storage.records import (
     FlowMethod,
     Record,
     add_flow,
-    add_moved_flow,
+    add_still_flow,
     encode_png,
     read_records,
     synthetic_records,
 )
 from uvos_jax.errors import UserError, error_reason
-from uvos_jax.video.mask_io import VOID
+from uvos_jax.labels import VOID
 
 _UNPACK = "Unpack the archives of the dataset, from its homepage, into this folder."
 
@@ -56,7 +56,7 @@ class _Video(NamedTuple):
 
 
 class _Frames(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """What all datasets share: the features, and records and table from a listing."""
+    """What all datasets share: the features, and records and table from a dataset_index."""
 
     VERSION = tfds.core.Version(VERSION)
     MANUAL_DOWNLOAD_INSTRUCTIONS = _UNPACK
@@ -65,20 +65,20 @@ class _Frames(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     LICENSE = ""
     FLOW = ""  # where the flow comes from that every such dataset has
 
-    def __init__(self, *, listing: Listing | None = None, flow: FlowMethod | None = None, on_frame=None,
+    def __init__(self, *, dataset_index: DatasetIndex | None = None, flow: FlowMethod | None = None, on_frame=None,
                  file_format: str = "array_record", **kwargs):
         """Makes the builder.
 
         Args:
-            listing: What to convert; found out from TFDS's ``manual_dir`` if not given.
+            dataset_index: What to convert; found out from TFDS's ``manual_dir`` if not given.
             flow: Computes the flow of every frame.
             on_frame: Called after each frame that is written.
             file_format: That of TFDS; only array_record can be read by ``store.open_store``.
             **kwargs: Those of TFDS: data_dir, config, version.
         """
-        self._listing, self._on_frame = listing, on_frame or (lambda: None)
+        self._index, self._on_frame = dataset_index, on_frame or (lambda: None)
         self._method = flow
-        self._flow = flow.identity if flow else "files" if listing and listing.flow else self.FLOW
+        self._flow = flow.identity if flow else "files" if dataset_index and dataset_index.flow else self.FLOW
         super().__init__(file_format=file_format, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -102,12 +102,12 @@ class _Frames(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {split: self._generate_examples(split, videos) for split, videos in self._videos(dl_manager).items()}
 
     def _videos(self, dl_manager) -> dict[str, list[_Video]]:
-        listing = self._listing
-        if listing is None:
+        dataset_index = self._index
+        if dataset_index is None:
             config = self.builder_config.name if self.builder_config else None
-            listing = SOURCES[self.name.removeprefix(PREFIX)].list(Path(dl_manager.manual_dir), config)
+            dataset_index = DATASET_SPECS[self.name.removeprefix(PREFIX)].index_files(Path(dl_manager.manual_dir), config)
         return {split: [_Video(video.name, len(video.frames), video.categories, read_records(video))
-                        for video in videos] for split, videos in listing.splits.items()}
+                        for video in videos] for split, videos in dataset_index.splits.items()}
 
     def _generate_examples(self, split: str, videos: list[_Video]):
         table = self.info.metadata["splits"].setdefault(split, [])
@@ -116,7 +116,7 @@ class _Frames(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         # use all buckets; with 0, 1, 2, .. all records were in one, which has to fit into memory.
         step = 2**128 // max(total, 1)
         position = 0
-        find_flow = add_moved_flow if all(video.length == 1 for video in videos) else add_flow
+        find_flow = add_still_flow if all(video.length == 1 for video in videos) else add_flow
         for video in videos:
             row = {"name": video.name, "start": position, "length": video.length, "height": 0, "width": 0,
                    "objects": [], "labeled": []} | ({"categories": video.categories} if video.categories else {})
@@ -291,14 +291,14 @@ BUILDERS = {cls.name.removeprefix(PREFIX): cls for cls in (
     UvosVisal, UvosSegtrackV2, UvosFolder, UvosSynthetic)}
 
 
-def write(dataset: str, config: str | None, listing: Listing | None, data_dir: Path, progress,
+def write(dataset: str, config: str | None, dataset_index: DatasetIndex | None, data_dir: Path, progress,
           flow: FlowMethod | None = None, clips: int | None = None) -> dict[str, list[dict]]:
     """Writes a dataset that is not there yet.
 
     Args:
         dataset: A key of ``BUILDERS``.
         config: Its config, any name for ``folder``.
-        listing: What to write, checked; None for ``synthetic``.
+        dataset_index: What to write, checked; None for ``synthetic``.
         data_dir: Where to, a folder to work in within that of the datasets.
         progress: See ``convert.convert``.
         flow: Computes the flow of every frame.
@@ -312,8 +312,8 @@ def write(dataset: str, config: str | None, listing: Listing | None, data_dir: P
     """
     cls = BUILDERS[dataset]
     tfds.disable_progress_bar()
-    splits = listing.splits.values() if listing else ()
-    total = sum(len(video.frames) for videos in splits for video in videos) if listing else \
+    splits = dataset_index.splits.values() if dataset_index else ()
+    total = sum(len(video.frames) for videos in splits for video in videos) if dataset_index else \
         sum(count for _, count in cls.spans(clips).values()) * cls.LENGTH
     own = tfds.core.BuilderConfig(name=config, description="A folder of one's own.") if dataset == "folder" else config
     name = f"{dataset}/{config}" if config else dataset
@@ -321,7 +321,7 @@ def write(dataset: str, config: str | None, listing: Listing | None, data_dir: P
     try:
         with progress(f"{name}, converting", total) as advance, TemporaryDirectory() as downloads, \
                 redirect_stdout(io.StringIO()):
-            builder = cls(listing=listing, flow=flow, on_frame=advance, data_dir=data_dir, config=own,
+            builder = cls(dataset_index=dataset_index, flow=flow, on_frame=advance, data_dir=data_dir, config=own,
                           **({"clips": clips} if clips else {}))
             builder.download_and_prepare(download_dir=downloads,
                                          download_config=tfds.download.DownloadConfig(try_download_gcs=False))

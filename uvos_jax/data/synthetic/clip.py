@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from uvos_jax.data.synthetic.compositor import Truth, paint
+from uvos_jax.data.synthetic.compositor import GroundTruth, paint
 from uvos_jax.data.synthetic.scene import Scene, draw_scene
 from uvos_jax.errors import UserError
 
-_MOST_EXPOSURES = 7
+_MAX_EXPOSURES = 7
 
 
 @dataclass(frozen=True)
@@ -81,21 +81,21 @@ def render(scene: Scene, time: int, size: tuple[int, int], clean: bool) -> tuple
         Frame, labels and flow, as in ``Clip`` without the axis of time.
     """
     canvas = np.zeros((*size, 3), np.float32)
-    truth = Truth(np.zeros(size, np.uint8), np.zeros((*size, 2), np.float32))
+    ground_truth = GroundTruth(np.zeros(size, np.uint8), np.zeros((*size, 2), np.float32))
     layers = [layer for layer in scene.layers if not (clean and layer.label is None)]
     for layer in layers:
-        paint(canvas, layer, time, truth)
+        paint(canvas, layer, time, ground_truth)
     if clean:
-        return np.round(canvas).astype(np.uint8), truth.labels, truth.flow
+        return np.round(canvas).astype(np.uint8), ground_truth.labels, ground_truth.flow
     # Enough exposures that the edges do not show as copies: about one for 3 pixels of motion.
-    swept = scene.shutter * np.percentile(np.abs(truth.flow[::4, ::4]).max(-1), 98)
-    extra = min(int(np.ceil(swept / 6)) if swept > 0.7 else 0, _MOST_EXPOSURES // 2)
+    swept = scene.shutter * np.percentile(np.abs(ground_truth.flow[::4, ::4]).max(-1), 98)
+    extra = min(int(np.ceil(swept / 6)) if swept > 0.7 else 0, _MAX_EXPOSURES // 2)
     total = canvas.copy()
     for step in (*range(-extra, 0), *range(1, extra + 1)):
         for layer in layers:
             paint(canvas, layer, time + scene.shutter / 2 * step / extra)
         total += canvas
-    return _develop(scene, total / (2 * extra + 1), time), truth.labels, truth.flow
+    return _develop(scene, total / (2 * extra + 1), time), ground_truth.labels, ground_truth.flow
 
 
 def _develop(scene: Scene, canvas: np.ndarray, time: int) -> np.ndarray:

@@ -15,11 +15,11 @@ import numpy as np
 # The repetition stops when no point moves by more (pixels); what is left is then below 1e-3.
 _TOLERANCE = 3e-4
 # Good enough for the exposures that are only blurred into a frame.
-_SLOPPY = 0.05
+_COARSE_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
-class Swing:
+class Oscillation:
     """Sines over time, added to an offset: a path that is smooth and stays in bounds for ever.
 
     Attributes:
@@ -55,7 +55,7 @@ class Ripples:
     rate: np.ndarray
     phase: np.ndarray
 
-    def reach(self) -> float:
+    def max_displacement(self) -> float:
         """Returns a bound on how far a point is moved, in pixels."""
         return float(np.abs(self.amplitude).sum())
 
@@ -69,7 +69,7 @@ class Ripples:
             dy += float(ay) * height
         return dx, dy
 
-    def undo(self, x: np.ndarray, y: np.ndarray, time: float, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+    def invert(self, x: np.ndarray, y: np.ndarray, time: float, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
         """Returns the points that the deformation moves to (x, y), repeating until they move by less (pixels)."""
         px, py = x, y
         for _ in range(100):
@@ -108,7 +108,7 @@ class Layer:
 
 
 @dataclass
-class Truth:
+class GroundTruth:
     """Labels uint8 [h, w] and flow float32 [h, w, 2] of the frame that is being painted."""
 
     labels: np.ndarray
@@ -133,14 +133,14 @@ def project(layer: Layer, x: np.ndarray, y: np.ndarray, time: float) -> tuple[np
     return _apply(layer.pose(time), x, y)
 
 
-def paint(canvas: np.ndarray, layer: Layer, time: float, truth: Truth | None = None) -> None:
+def paint(canvas: np.ndarray, layer: Layer, time: float, ground_truth: GroundTruth | None = None) -> None:
     """Paints a layer over what is on the canvas, and notes its labels and flow where it is seen.
 
     Args:
         canvas: float32 [h, w, 3], changed in place.
         layer: What to paint.
         time: In frames.
-        truth: Changed in place, if given.
+        ground_truth: Changed in place, if given.
     """
     pose = layer.pose(time)
     box = _box(layer, pose, canvas.shape[:2])
@@ -151,7 +151,7 @@ def paint(canvas: np.ndarray, layer: Layer, time: float, truth: Truth | None = N
     y = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None]
     px, py = _apply(np.linalg.inv(pose), x, y)
     if layer.ripples is not None:
-        px, py = layer.ripples.undo(px, py, time, _SLOPPY if truth is None else _TOLERANCE)
+        px, py = layer.ripples.invert(px, py, time, _COARSE_TOLERANCE if ground_truth is None else _TOLERANCE)
     at_x, at_y = px + float(layer.origin[0]), py + float(layer.origin[1])
     color = cv2.remap(layer.color, at_x, at_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     if layer.distance is None:
@@ -167,12 +167,12 @@ def paint(canvas: np.ndarray, layer: Layer, time: float, truth: Truth | None = N
         behind = canvas[rows, columns]
         behind += cover * (color - behind)
         seen = distance < 0
-    if truth is None or layer.label is None:
+    if ground_truth is None or layer.label is None:
         return
-    truth.labels[rows, columns][seen] = layer.label
+    ground_truth.labels[rows, columns][seen] = layer.label
     next_x, next_y = project(layer, px[seen], py[seen], time + 1)
     here_x, here_y = np.broadcast_to(x, px.shape)[seen], np.broadcast_to(y, py.shape)[seen]
-    truth.flow[rows, columns][seen] = np.stack([next_x - here_x, next_y - here_y], -1)
+    ground_truth.flow[rows, columns][seen] = np.stack([next_x - here_x, next_y - here_y], -1)
 
 
 def _apply(matrix: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -186,7 +186,7 @@ def _box(layer: Layer, pose: np.ndarray, size: tuple[int, int]) -> tuple[slice, 
     if layer.distance is None:
         return slice(0, size[0]), slice(0, size[1])
     height, width = layer.distance.shape
-    reach = layer.ripples.reach() if layer.ripples is not None else 0.0
+    reach = layer.ripples.max_displacement() if layer.ripples is not None else 0.0
     left, top = -layer.origin[0] - reach, -layer.origin[1] - reach
     right, bottom = left + width - 1 + 2 * reach, top + height - 1 + 2 * reach
     corners = pose @ np.array([[left, right, left, right], [top, top, bottom, bottom], [1, 1, 1, 1]])

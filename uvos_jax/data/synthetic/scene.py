@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from uvos_jax.data.synthetic.compositor import Layer, Ripples, Swing, paint
-from uvos_jax.data.synthetic.shapes import Part, Shape, curve, draw_shape, ellipse, signed_distance
+from uvos_jax.data.synthetic.compositor import Layer, Oscillation, Ripples, paint
+from uvos_jax.data.synthetic.shapes import BodyPart, Shape, curve, draw_shape, ellipse, signed_distance
 from uvos_jax.data.synthetic.textures import backdrop, noise, texture
 from uvos_jax.errors import UserError
 
-_SMALLEST_SIDE = 32
-_MOST_OBJECTS = 20
+_MIN_SIDE = 32
+_MAX_OBJECTS = 20
 # Width and height of the background relative to the frame; beyond it, it is mirrored.
-_ROOM = 1.7
+_BACKGROUND_SCALE = 1.7
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Scene:
     blur: float
     noise: float
     quality: int | None
-    light: Swing
+    light: Oscillation
     seed: int
 
 
@@ -48,19 +48,19 @@ def draw_scene(seed: int, size: tuple[int, int], objects: tuple[int, int], still
     """
     if seed < 0:
         raise UserError(f"The seed of a synthetic clip must be 0 or more, not {seed}.")
-    if min(size) < _SMALLEST_SIDE:
-        raise UserError(f"A synthetic clip must be at least {_SMALLEST_SIDE} pixels high and wide, not {size}.")
-    if not 0 <= objects[0] <= objects[1] <= _MOST_OBJECTS:
-        raise UserError(f"A synthetic clip can have 0 to {_MOST_OBJECTS} objects, not {objects[0]} to {objects[1]}.")
+    if min(size) < _MIN_SIDE:
+        raise UserError(f"A synthetic clip must be at least {_MIN_SIDE} pixels high and wide, not {size}.")
+    if not 0 <= objects[0] <= objects[1] <= _MAX_OBJECTS:
+        raise UserError(f"A synthetic clip can have 0 to {_MAX_OBJECTS} objects, not {objects[0]} to {objects[1]}.")
     # One generator for each thing, so that none depends on how many numbers another has drawn.
     choices, ground_rng, plane_rng, front_rng, camera_rng, film_rng, *object_rngs = np.random.default_rng(seed).spawn(
-        6 + _MOST_OBJECTS
+        6 + _MAX_OBJECTS
     )
     unit = float(np.sqrt(size[0] * size[1]))
     count = int(choices.integers(objects[0], objects[1], endpoint=True))
     water, plane, front = choices.random(3) < (0.12, 0.3, 0.28)
     sun = choices.uniform(-0.9 * np.pi, -0.1 * np.pi)
-    movers = [_mover(rng, size, first=n == 0, crowd=count) for n, rng in enumerate(object_rngs[:count])]
+    movers = [_draw_moving_object(rng, size, first=n == 0, crowd=count) for n, rng in enumerate(object_rngs[:count])]
     camera = _camera(camera_rng, size, still_camera, movers[0].path if movers else None)
     layers = [_background(ground_rng, size, camera, bool(water), sun)]
     if plane:
@@ -76,26 +76,26 @@ def draw_scene(seed: int, size: tuple[int, int], objects: tuple[int, int], still
         blur=film_rng.uniform(0, 0.9) * unit / 320,
         noise=film_rng.uniform(0.3, 6) if film_rng.random() < 0.7 else 0.3,
         quality=int(film_rng.integers(40, 92)) if film_rng.random() < 0.35 else None,
-        light=_swing(film_rng, np.array([film_rng.uniform(0.85, 1.15), 0, 0]), film_rng.uniform(0, 0.1, 3), 0.02, 0.25),
+        light=_draw_oscillation(film_rng, np.array([film_rng.uniform(0.85, 1.15), 0, 0]), film_rng.uniform(0, 0.1, 3), 0.02, 0.25),
         seed=int(film_rng.integers(2**32)),
     )
 
 
 @dataclass(frozen=True)
-class _Mover:
+class _MovingObject:
     """An object before it is made of layers: how it looks, where it goes and how it deforms."""
 
     rng: np.random.Generator
     shape: Shape
     radius: float
-    path: Swing
-    turn: Swing
+    path: Oscillation
+    turn: Oscillation
     facing: float
     stride: float
     ripples: Ripples | None
 
 
-def _mover(rng: np.random.Generator, size: tuple[int, int], first: bool, crowd: int) -> _Mover:
+def _draw_moving_object(rng: np.random.Generator, size: tuple[int, int], first: bool, crowd: int) -> _MovingObject:
     """Draws an object: wandering, crossing the frame, or moving in place."""
     height, width = size
     unit = float(np.sqrt(height * width))
@@ -111,18 +111,18 @@ def _mover(rng: np.random.Generator, size: tuple[int, int], first: bool, crowd: 
     rate = np.minimum(speed / amplitude * np.array([[1.0, 0.7], [0.9, 0.9]]), 0.4)
     phase = rng.uniform(0, 2 * np.pi, (2, 2))
     begin = np.array([rng.uniform(-0.28, 0.28) * width, rng.uniform(-0.12, 0.2) * height])
-    path = Swing(np.zeros(2), amplitude, rate, phase)
+    path = Oscillation(np.zeros(2), amplitude, rate, phase)
     if way != "cross" or first:
-        path = Swing(begin - path(0), amplitude, rate, phase)
+        path = Oscillation(begin - path(0), amplitude, rate, phase)
     # Angle and logarithm of the scale.
     free = 0.1 if shape.upright else rng.uniform(0.1, 1.2)
-    turn = _swing(rng, np.array([0.0 if shape.upright else rng.uniform(0, 6.3), 0]), np.array([free, 0.15]), 0.03, 0.12)
-    ripples = _ripples(rng, radius * rng.uniform(1.3, 2.6), rng.uniform(0.25, 0.6) * (1 - shape.stiffness), 0.06, 0.4)
+    turn = _draw_oscillation(rng, np.array([0.0 if shape.upright else rng.uniform(0, 6.3), 0]), np.array([free, 0.15]), 0.03, 0.12)
+    ripples = _draw_ripples(rng, radius * rng.uniform(1.3, 2.6), rng.uniform(0.25, 0.6) * (1 - shape.stiffness), 0.06, 0.4)
     facing = 1.0 if path(1)[0] >= path(0)[0] else -1.0
-    return _Mover(rng, shape, radius, path, turn, facing, _log_uniform(rng, 0.12, 0.5), ripples)
+    return _MovingObject(rng, shape, radius, path, turn, facing, _log_uniform(rng, 0.12, 0.5), ripples)
 
 
-def _object_layers(mover: _Mover, label: int, camera: Callable, sun: float) -> list[Layer]:
+def _object_layers(mover: _MovingObject, label: int, camera: Callable, sun: float) -> list[Layer]:
     """Makes the layers of an object: its shadow on the ground, then its parts from far to near."""
     rng, shape, radius = mover.rng, mover.shape, mover.radius
     outlines = [signed_distance(part, radius, 3.0) for part in shape.parts]
@@ -143,7 +143,7 @@ def _object_layers(mover: _Mover, label: int, camera: Callable, sun: float) -> l
     return layers
 
 
-def _body_pose(mover: _Mover, camera: Callable) -> Callable:
+def _body_pose(mover: _MovingObject, camera: Callable) -> Callable:
     """The map from an object's rest position to the frame."""
 
     def pose(time: float) -> np.ndarray:
@@ -153,7 +153,7 @@ def _body_pose(mover: _Mover, camera: Callable) -> Callable:
     return pose
 
 
-def _part_pose(mover: _Mover, part: Part, body: Callable) -> Callable:
+def _part_pose(mover: _MovingObject, part: BodyPart, body: Callable) -> Callable:
     """The map from a part's rest position to the frame: it turns about its joint, and its parent carries it along."""
     parent = body if part.parent is None else _part_pose(mover, mover.shape.parts[part.parent], body)
     pivot = np.array(part.pivot) * mover.radius
@@ -170,11 +170,11 @@ def _part_pose(mover: _Mover, part: Part, body: Callable) -> Callable:
     return pose if part.rolls or part.swing else parent
 
 
-def _shadow(mover: _Mover, camera: Callable, opacity: float) -> Layer:
+def _shadow(mover: _MovingObject, camera: Callable, opacity: float) -> Layer:
     """A soft dark patch on the ground below an object."""
     width, height = 0.75 * mover.radius, 0.14 * mover.radius
     foot = mover.shape.bottom * mover.radius
-    distance, origin = signed_distance(Part((ellipse((0, 0), width, height),)), 1.0, 0.6 * height + 2)
+    distance, origin = signed_distance(BodyPart((ellipse((0, 0), width, height),)), 1.0, 0.6 * height + 2)
 
     def pose(time: float) -> np.ndarray:
         _, scale = mover.turn(time)
@@ -199,19 +199,19 @@ def _shade(color: np.ndarray, distance: np.ndarray, sun: float, facing: float) -
 
 def _background(rng: np.random.Generator, size: tuple[int, int], camera: Callable, water: bool, sun: float) -> Layer:
     """The farthest layer: water that moves, or a scene in which some things stand still (they are no objects)."""
-    height, width = (int(np.ceil(_ROOM * side)) for side in size)
+    height, width = (int(np.ceil(_BACKGROUND_SCALE * side)) for side in size)
     unit = float(np.sqrt(size[0] * size[1]))
     origin = ((width - 1) / 2, (height - 1) / 2)
     if water:
         color = texture(rng, (height, width), "water")
-        ripples = _ripples(rng, unit * rng.uniform(0.12, 0.3), rng.uniform(0.25, 0.55), 0.2, 0.8)
-        drift = _swing(rng, np.zeros(2), unit * rng.uniform(0, 0.15, 2), 0.02, 0.06)
+        ripples = _draw_ripples(rng, unit * rng.uniform(0.12, 0.3), rng.uniform(0.25, 0.55), 0.2, 0.8)
+        drift = _draw_oscillation(rng, np.zeros(2), unit * rng.uniform(0, 0.15, 2), 0.02, 0.06)
         return Layer(0, color, None, origin, lambda t: camera(t, 1.0) @ _similarity(drift(t), 0.0, 1.0), ripples)
     color = backdrop(rng, (height, width), water=rng.random() < 0.1)
     if rng.random() < 0.45:
         canvas = color.astype(np.float32)
         for own in rng.spawn(int(rng.integers(1, 4))):
-            thing = _mover(own, size, first=True, crowd=3)
+            thing = _draw_moving_object(own, size, first=True, crowd=3)
             for layer in _object_layers(thing, 0, lambda *_: _similarity(np.array(origin), 0.0, 1.0), sun):
                 paint(canvas, layer, 0)
         color = np.clip(canvas, 0, 255).astype(np.uint8)
@@ -231,7 +231,7 @@ def _middle_plane(rng: np.random.Generator, size: tuple[int, int], camera: Calla
     x = np.linspace(-1.1 * width, 1.1 * width, 96)
     outline = np.concatenate([np.stack([x, top], 1), [[x[-1], 1.2 * height], [x[0], 1.2 * height]]])
     water = rng.random() < 0.3
-    ripples = _ripples(rng, unit * 0.2, rng.uniform(0.2, 0.45), 0.15, 0.6) if water or rng.random() < 0.3 else None
+    ripples = _draw_ripples(rng, unit * 0.2, rng.uniform(0.2, 0.45), 0.15, 0.6) if water or rng.random() < 0.3 else None
     return _scenery(rng, outline[None], "water" if water else "ground", camera, parallax, ripples)
 
 
@@ -261,12 +261,12 @@ def _occluder(rng: np.random.Generator, size: tuple[int, int], camera: Callable)
 
 def _scenery(rng: np.random.Generator, outlines, kind: str, camera: Callable, parallax: float, ripples) -> Layer:
     """A textured plane with these outlines, at a depth given by its parallax."""
-    distance, origin = signed_distance(Part(tuple(outlines)), 1.0, 3.0)
+    distance, origin = signed_distance(BodyPart(tuple(outlines)), 1.0, 3.0)
     color = texture(rng, distance.shape, kind)
     return Layer(0, color, distance, origin, lambda time: camera(time, parallax), ripples)
 
 
-def _camera(rng: np.random.Generator, size: tuple[int, int], still: bool, target: Swing | None) -> Callable:
+def _camera(rng: np.random.Generator, size: tuple[int, int], still: bool, target: Oscillation | None) -> Callable:
     """Draws a camera: still, hand-held, panning with zoom and rotation, or following an object.
 
     Returns:
@@ -285,11 +285,11 @@ def _camera(rng: np.random.Generator, size: tuple[int, int], still: bool, target
         speed, reach = 0.2 * speed, 0.1 * reach
     rate = np.minimum(speed / reach, 0.3)[None]
     phase = rng.uniform(0, 2 * np.pi, (1, 2))
-    pan = Swing(-reach * np.sin(phase[0]), reach[None], rate, phase)
-    shake = _swing(rng, np.zeros(2), unit * np.full(2, rng.uniform(0, 0.004)), 0.5, 2.2)
+    pan = Oscillation(-reach * np.sin(phase[0]), reach[None], rate, phase)
+    shake = _draw_oscillation(rng, np.zeros(2), unit * np.full(2, rng.uniform(0, 0.004)), 0.5, 2.2)
     # Angle and logarithm of the zoom.
     sway = np.array([rng.uniform(0, 0.1), rng.uniform(0, 0.18)]) * (0.15 if way == "hand" else 1.0)
-    view = _swing(rng, np.zeros(2), sway, 0.02, 0.1)
+    view = _draw_oscillation(rng, np.zeros(2), sway, 0.02, 0.1)
     share = rng.uniform(0.6, 1.0) if way == "follow" and target is not None else 0.0
 
     def camera(time: float, parallax: float) -> np.ndarray:
@@ -307,14 +307,14 @@ def _similarity(move: np.ndarray | tuple[float, float], angle: float, scale: flo
     return np.array([[cos, -sin, move[0]], [sin, cos, move[1]], [0.0, 0.0, 1.0]])
 
 
-def _swing(rng: np.random.Generator, offset: np.ndarray, amplitude: np.ndarray, slow: float, fast: float) -> Swing:
+def _draw_oscillation(rng: np.random.Generator, offset: np.ndarray, amplitude: np.ndarray, slow: float, fast: float) -> Oscillation:
     """Draws two sines of these amplitudes together, with rates between slow and fast (radians a frame)."""
     shape = (2, len(offset))
     shares = np.array([[0.7], [0.3]])
-    return Swing(offset, shares * amplitude, rng.uniform(slow, fast, shape), rng.uniform(0, 2 * np.pi, shape))
+    return Oscillation(offset, shares * amplitude, rng.uniform(slow, fast, shape), rng.uniform(0, 2 * np.pi, shape))
 
 
-def _ripples(rng: np.random.Generator, length: float, strength: float, slow: float, fast: float) -> Ripples | None:
+def _draw_ripples(rng: np.random.Generator, length: float, strength: float, slow: float, fast: float) -> Ripples | None:
     """Draws three waves of about this length (pixels) whose |amplitude| |wave| add up to the strength."""
     if strength < 0.02:
         return None

@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 
 # Outlines are drawn this many times larger than they are used, so that thin parts keep their width.
-_FINER = 4
+_SUPERSAMPLING = 4
 
 
 @dataclass(frozen=True)
-class Part:
+class BodyPart:
     """A part of an object in its rest position; lengths in radii of the object, y downwards.
 
     Attributes:
@@ -45,7 +45,7 @@ class Shape:
         bottom: y of its lowest point.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[BodyPart, ...]
     upright: bool
     stiffness: float
     bottom: float = 1.0
@@ -64,7 +64,7 @@ def draw_shape(rng: np.random.Generator) -> Shape:
     return makers[rng.choice(len(makers), p=[0.22, 0.12, 0.22, 0.2, 0.12, 0.12])](rng)
 
 
-def signed_distance(part: Part, radius: float, margin: float) -> tuple[np.ndarray, tuple[float, float]]:
+def signed_distance(part: BodyPart, radius: float, margin: float) -> tuple[np.ndarray, tuple[float, float]]:
     """Computes how far each point around a part is from its outline.
 
     Args:
@@ -79,16 +79,16 @@ def signed_distance(part: Part, radius: float, margin: float) -> tuple[np.ndarra
     points = np.concatenate(part.outlines) * radius
     low = np.floor(points.min(0) - margin)
     width, height = np.ceil(points.max(0) + margin - low).astype(int) + 1
-    mask = np.zeros((height * _FINER, width * _FINER), np.uint8)
+    mask = np.zeros((height * _SUPERSAMPLING, width * _SUPERSAMPLING), np.uint8)
     for polygons, value in ((part.outlines, 1), (part.holes, 0)):
         for polygon in polygons:
-            # A pixel of the output has its center in the middle of _FINER x _FINER of these.
-            corners = (polygon * radius - low + 0.5) * _FINER - 0.5
+            # A pixel of the output has its center in the middle of _SUPERSAMPLING x _SUPERSAMPLING of these.
+            corners = (polygon * radius - low + 0.5) * _SUPERSAMPLING - 0.5
             cv2.fillPoly(mask, [np.round(corners * 16).astype(np.int32)], value, shift=4)
     outside = cv2.distanceTransform(1 - mask, cv2.DIST_L2, 5)
     inside = cv2.distanceTransform(mask, cv2.DIST_L2, 5)
     # The outline runs between two pixels, half a pixel from either.
-    distance = np.where(mask, 0.5 - inside, outside - 0.5) / _FINER
+    distance = np.where(mask, 0.5 - inside, outside - 0.5) / _SUPERSAMPLING
     distance = cv2.resize(distance.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
     return distance, (float(-low[0]), float(-low[1]))
 
@@ -136,7 +136,7 @@ def _blob(rng: np.random.Generator) -> Shape:
     if rng.random() < 0.4:
         side = rng.uniform(-0.12, 0.12)
         holes = (_lump(rng, (side, 0), rng.uniform(0.15, 0.26), 0.2) * np.array([1, 0.8]),)
-    return Shape((Part((outline,), holes),), False, rng.uniform(0, 0.6))
+    return Shape((BodyPart((outline,), holes),), False, rng.uniform(0, 0.6))
 
 
 def _many_armed(rng: np.random.Generator) -> Shape:
@@ -149,9 +149,9 @@ def _many_armed(rng: np.random.Generator) -> Shape:
         out = np.array([np.cos(angle), np.sin(angle)])
         reach = rng.uniform(0.75, 1.1)
         limb = _limb(0.25 * out, reach * out, rng.uniform(0.1, 0.18), rng.uniform(0.03, 0.06))
-        parts.append(Part((limb,), (), body, tuple(0.3 * out), rng.uniform(0.1, 0.5), rng.uniform(0, 2 * np.pi)))
+        parts.append(BodyPart((limb,), (), body, tuple(0.3 * out), rng.uniform(0.1, 0.5), rng.uniform(0, 2 * np.pi)))
     lumps = (_lump(rng, (0, 0), 0.45, 0.15), ellipse(rng.uniform(-0.15, 0.15, 2), 0.45, 0.33, rng.uniform(0, 3)))
-    return Shape((*parts, Part(lumps, coat=int(rng.integers(2)))), False, rng.uniform(0, 0.5))
+    return Shape((*parts, BodyPart(lumps, coat=int(rng.integers(2)))), False, rng.uniform(0, 0.5))
 
 
 def _biped(rng: np.random.Generator) -> Shape:
@@ -165,22 +165,22 @@ def _biped(rng: np.random.Generator) -> Shape:
     knee, foot = (0.05, 0.55), (0.0, 0.97)
     elbow, hand = (-0.04, -0.12), (0.08, 0.16)
 
-    def side(first: int, late: float, spread: float) -> list[Part]:
+    def side(first: int, late: float, spread: float) -> list[BodyPart]:
         """One leg and one arm that swing against each other; their lower halves hang on the upper ones."""
         shoulder = (lean + spread, neck + 0.13)
-        upper_leg = Part((_limb((spread, hip), knee, leg, 0.8 * leg),), (), body, (spread, hip), stride, late, 1)
-        shin = Part(
+        upper_leg = BodyPart((_limb((spread, hip), knee, leg, 0.8 * leg),), (), body, (spread, hip), stride, late, 1)
+        shin = BodyPart(
             (_limb(knee, foot, 0.8 * leg, 0.5 * leg), _limb(foot, (foot[0] + 0.13, foot[1]), 0.05, 0.04)),
             (), first, knee, 0.6 * stride, late - 1.2, 1,
         )  # fmt: skip
-        upper_arm = Part((_limb(shoulder, elbow, arm, 0.8 * arm),), (), body, shoulder, stride, late + np.pi)
-        forearm = Part(
+        upper_arm = BodyPart((_limb(shoulder, elbow, arm, 0.8 * arm),), (), body, shoulder, stride, late + np.pi)
+        forearm = BodyPart(
             (_limb(elbow, hand, 0.8 * arm, 0.6 * arm),), (), first + 2, elbow, 0.5 * stride, late + 2.2
         )
         return [upper_leg, shin, upper_arm, forearm]
 
     head = (lean * 1.3 + 0.02, neck - 0.2)
-    torso = Part(
+    torso = BodyPart(
         (
             _limb((lean, neck + 0.16), (0, hip), wide, 0.75 * wide),
             _limb((lean, neck + 0.1), head, 0.07, 0.07),
@@ -199,16 +199,16 @@ def _quadruped(rng: np.random.Generator) -> Shape:
     body = 5
     coat = int(rng.integers(2))
 
-    def limb(first: int, x: float, late: float) -> list[Part]:
+    def limb(first: int, x: float, late: float) -> list[BodyPart]:
         top, knee = (x, 0.12), (x + 0.05, 0.12 + height * 0.5)
         foot = (x - 0.02, 0.12 + height)
-        upper = Part((_limb(top, knee, 1.6 * leg, leg),), (), body, top, stride, late, coat)
-        return [upper, Part((_limb(knee, foot, leg, 0.75 * leg),), (), first, knee, 0.8 * stride, late - 1.3, coat)]
+        upper = BodyPart((_limb(top, knee, 1.6 * leg, leg),), (), body, top, stride, late, coat)
+        return [upper, BodyPart((_limb(knee, foot, leg, 0.75 * leg),), (), first, knee, 0.8 * stride, late - 1.3, coat)]
 
-    tail = Part(
+    tail = BodyPart(
         (_limb((-0.6, -0.08), (-1.0, rng.uniform(-0.5, 0.3)), 0.06, 0.025),), (), body, (-0.6, -0.08), 0.5, phase
     )
-    trunk = Part(
+    trunk = BodyPart(
         (
             ellipse((0, 0), 0.68, deep, rng.uniform(-0.1, 0.1)),
             _limb((0.45, -0.05), (x - 0.08, y), 0.6 * deep, 0.11),
@@ -231,21 +231,21 @@ def _wheeled(rng: np.random.Generator) -> Shape:
             angles = np.arange(5) * 2 * np.pi / 5
             ends = [(hub[0] + 0.9 * wheel * np.cos(a), hub[1] + 0.9 * wheel * np.sin(a)) for a in angles]
             inside = (ellipse(hub, 0.82 * wheel, 0.82 * wheel),)
-            wheels.append(Part((ellipse(hub, wheel, wheel),), inside, body, hub, coat=1, rolls=True))
-            wheels.append(Part(tuple(_limb(hub, end, 0.03, 0.02) for end in ends), (), body, hub, coat=1, rolls=True))
+            wheels.append(BodyPart((ellipse(hub, wheel, wheel),), inside, body, hub, coat=1, rolls=True))
+            wheels.append(BodyPart(tuple(_limb(hub, end, 0.03, 0.02) for end in ends), (), body, hub, coat=1, rolls=True))
         rear, front = hubs
         seat, pedals, head, bars = (-0.22, -0.25), (-0.05, 0.35), (0.42, -0.15), (0.38, -0.35)
         tubes = [(rear, seat), (seat, head), (head, pedals), (pedals, seat), (rear, pedals), (front, bars)]
         tubes += [(bars, (0.2, -0.4)), ((-0.33, -0.3), (-0.1, -0.3))]
-        frame = Part(tuple(_limb(a, b, 0.035, 0.035) for a, b in tubes))
+        frame = BodyPart(tuple(_limb(a, b, 0.035, 0.035) for a, b in tubes))
         return Shape((*wheels, frame), True, 1.0, hubs[0][1] + wheel)
     wheel = rng.uniform(0.15, 0.22)
     roof, nose = rng.uniform(-0.5, -0.2), rng.uniform(-0.1, 0.1)
     corners = [(-0.98, 0.33), (-0.97, nose), (-0.6, roof + 0.05), (-0.2, roof), (0.2, roof + 0.02)]
     corners += [(0.5, nose - 0.03), (0.95, nose + 0.08), (1.0, 0.33), (0.0, 0.36)]
     window = _lump(rng, (0, 0), 0.14, 0.1) + np.array([-0.15, (roof + nose) / 2 + 0.02])
-    cabin = Part((curve(np.array(corners)),), (window,) if rng.random() < 0.4 else ())
-    wheels = [Part((ellipse(hub, wheel, wheel),), (), 0, hub, coat=1, rolls=True) for hub in hubs]
+    cabin = BodyPart((curve(np.array(corners)),), (window,) if rng.random() < 0.4 else ())
+    wheels = [BodyPart((ellipse(hub, wheel, wheel),), (), 0, hub, coat=1, rolls=True) for hub in hubs]
     return Shape((cabin, *wheels), True, 1.0, hubs[0][1] + wheel)
 
 
@@ -255,13 +255,13 @@ def _winged(rng: np.random.Generator) -> Shape:
     span, deep = rng.uniform(0.5, 1.1), rng.uniform(0.13, 0.25)
     body = 2
 
-    def wing(sign: int) -> Part:
+    def wing(sign: int) -> BodyPart:
         tip = (rng.uniform(-0.6, -0.1), sign * span)
         corners = [(0.3, 0.0), (0.2, sign * 0.5 * span), tip, (-0.2, sign * 0.4 * span), (-0.3, 0.0)]
-        return Part((curve(np.array(corners)),), (), body, (0.0, 0.0), beat, phase if sign > 0 else phase + np.pi)
+        return BodyPart((curve(np.array(corners)),), (), body, (0.0, 0.0), beat, phase if sign > 0 else phase + np.pi)
 
-    tail = Part(
+    tail = BodyPart(
         (curve(np.array([(-0.5, 0.0), (-1.05, -0.3), (-0.9, 0.0), (-1.05, 0.3)])),), (), body, (-0.5, 0), 0.4, phase, 1
     )
-    trunk = Part((ellipse((0, 0), 0.72, deep), ellipse((0.68, 0), 0.2, 0.8 * deep)))
+    trunk = BodyPart((ellipse((0, 0), 0.72, deep), ellipse((0.68, 0), 0.2, 0.8 * deep)))
     return Shape((wing(1), tail, trunk, wing(-1)), False, rng.uniform(0.3, 0.8))
