@@ -1,4 +1,4 @@
-"""Changes of color against Pillow, whose definitions they follow."""
+"""Color augmentation against Pillow's ImageEnhance."""
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ def image():
 
 @pytest.mark.parametrize("name", PILLOW)
 @pytest.mark.parametrize("factor", [0.0, 0.37, 0.5, 1.0, 1.5, 2.0, 3.0])
-def test_every_change_is_pillows(image, name, factor):
+def test_every_change_equals_pillow(image, name, factor):
     ours = color.jitter(image, {name: factor})
     theirs = np.asarray(PILLOW[name](Image.fromarray(image)).enhance(factor))
     difference = np.abs(ours.astype(int) - theirs)
@@ -30,7 +30,7 @@ def test_every_change_is_pillows(image, name, factor):
     assert (difference > 0).mean() < 0.02
 
 
-def test_changes_follow_one_another_in_pillows_order(image):
+def test_changes_are_applied_in_order(image):
     factors = {"sharpness": 1.7, "brightness": 0.8, "color": 1.4, "contrast": 1.2}
     theirs = Image.fromarray(image)
     for name in ("brightness", "contrast", "color", "sharpness"):
@@ -39,7 +39,7 @@ def test_changes_follow_one_another_in_pillows_order(image):
     np.testing.assert_array_equal(color.jitter(image, {}), image)
 
 
-def test_factors_are_drawn_from_their_ranges():
+def test_factors_are_drawn_within_their_ranges():
     ranges = {"contrast": (0.5, 1.5), "sharpness": (0, 3)}
     drawn = [color.draw(generator(seed), ranges) for seed in range(400)]
     assert all(set(factors) == set(ranges) for factors in drawn)

@@ -1,4 +1,4 @@
-"""What conversion writes is what the archives hold."""
+"""Converted datasets equal the archives they were made from."""
 
 import shutil
 
@@ -30,7 +30,7 @@ def labels(store, v):
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
-def test_the_table_is_what_the_records_hold(name, tmp_path):
+def test_metadata_table_matches_records(name, tmp_path):
     counts = getattr(archives, name)(tmp_path / "source")
     for row in convert(name, tmp_path / "source", tmp_path / "data"):
         assert {split: frames for split, (_, frames, _) in row.splits.items()} == counts
@@ -57,7 +57,7 @@ def test_davis2016_keeps_the_bytes_of_images_and_every_label(tmp_path):
         np.testing.assert_array_equal(found, archives.box(1, shift=t))
 
 
-def test_davis2017_keeps_void_and_numbers_apart_from_the_other_annotations(tmp_path):
+def test_davis2017_configs_have_separate_ids_and_void(tmp_path):
     archives.davis2017(tmp_path / "source")
     rows = convert("davis2017", tmp_path / "source", tmp_path / "data")
     assert [row.name for row in rows] == ["davis2017/semi", "davis2017/unsupervised"]
@@ -69,13 +69,13 @@ def test_davis2017_keeps_void_and_numbers_apart_from_the_other_annotations(tmp_p
     assert open_store(tmp_path / "data", "davis2017/unsupervised", "test-dev").videos[0].labeled == ()
 
 
-def test_davis2017_without_one_kind_of_annotations_has_the_other(tmp_path):
+def test_davis2017_with_one_kind_of_annotations(tmp_path):
     archives.davis2017(tmp_path / "source")
     (tmp_path / "source/Annotations_unsupervised").rename(tmp_path / "elsewhere")
     assert [row.name for row in convert("davis2017", tmp_path / "source", tmp_path / "data")] == ["davis2017/semi"]
 
 
-def test_youtube_vos_has_sparse_labels_and_objects_that_come_late(tmp_path):
+def test_youtube_vos_has_sparse_labels_and_late_objects(tmp_path):
     store, _ = converted("youtube_vos", tmp_path, "train", "/2018")
     video = store.videos[0]
     assert video.length == 11 and video.labeled == (0, 5, 10)
@@ -98,7 +98,7 @@ def test_youtube_vis_draws_the_smaller_object_on_top_and_crowds_as_void(tmp_path
     assert valid.videos[0].labeled == () and (valid.labels(0, 0) == 255).all()
 
 
-def test_duts_takes_gray_from_128_up(tmp_path):
+def test_duts_foreground_is_gray_128_and_above(tmp_path):
     store, _ = converted("duts", tmp_path, "train")
     assert [video.length for video in store.videos] == [1, 1, 1] and store.videos[2].size == (24, 34)
     np.testing.assert_array_equal(store.labels(0, 0), archives.box(0, 1, 1))
@@ -122,7 +122,7 @@ def test_visal_keeps_sequences_with_similar_names_apart(tmp_path):
     np.testing.assert_array_equal(store.labels(1, 2), archives.box(1, shift=3))
 
 
-def test_segtrack_keeps_object_numbers_the_smaller_on_top(tmp_path):
+def test_segtrack_keeps_object_ids_with_smaller_objects_on_top(tmp_path):
     store, source = converted("segtrack_v2", tmp_path, "test")
     assert [video.objects[0] for video in store.videos] == [(1, 2), (1,)]
     np.testing.assert_array_equal(store.labels(0, 1), archives.box(2, 1, shift=1))
@@ -130,22 +130,22 @@ def test_segtrack_keeps_object_numbers_the_smaller_on_top(tmp_path):
     np.testing.assert_array_equal(store.image(0, 1), expected)  # a format that is not stored becomes PNG, without loss
 
 
-def test_youtube_objects_leaves_out_what_was_never_annotated(tmp_path):
+def test_youtube_objects_leaves_out_videos_without_masks(tmp_path):
     archives.youtube_objects(tmp_path / "source")
     folder = tmp_path / "source/JPEGImages/dog/0007"
     folder.mkdir(parents=True)
     shutil.copy(next((tmp_path / "source/JPEGImages").rglob("*.jpg")), folder / "00001.jpg")
     (row,) = convert("youtube_objects", tmp_path / "source", tmp_path / "data")
-    assert row.notes == ("left out, since they have no masks: dog/0007",)
+    assert row.notes == ("left out, no masks: dog/0007",)
 
 
-def test_youtube_objects_tells_the_class(tmp_path):
+def test_youtube_objects_stores_the_class(tmp_path):
     store, _ = converted("youtube_objects", tmp_path, "test")
     assert [(video.name, video.labeled) for video in store.videos] == [("cat/0003", (1,)), ("train/0001", (1,))]
     assert '"categories": {"1": "train"}' in (tmp_path / "data/uvos_youtube_objects/1.0.0/metadata.json").read_text()
 
 
-def test_a_folder_of_ones_own_keeps_numbers_from_frame_to_frame(tmp_path):
+def test_custom_folder_keeps_object_ids_across_frames(tmp_path):
     store, _ = converted("folder", tmp_path, "train", "/mine")
     assert store.videos[0].labeled == (1, 2)  # frame2 and frame10, in natural order
     np.testing.assert_array_equal(store.labels(0, 1), archives.box(2, 1))
@@ -160,19 +160,19 @@ def test_a_folder_of_ones_own_keeps_numbers_from_frame_to_frame(tmp_path):
     (archives.mask, (255,), (255, 255), ((1,), (1, 1))),
     (archives.mask, (1, 255), (255,), ((1, 255), (255,))),
 ])
-def test_levels_mean_the_same_in_every_frame_of_a_video(write, one, two, expected, tmp_path):
+def test_mask_convention_is_the_same_in_every_frame_of_a_video(write, one, two, expected, tmp_path):
     archives.folder(tmp_path / "source")
     for name, numbers in (("frame2", one), ("frame10", two)):
         write(tmp_path / f"source/Annotations/one/{name}.png", archives.box(*numbers))
     row, = convert("folder", tmp_path / "source", tmp_path / "data")
-    assert any("255 was taken for object 1" in note and "one" in note for note in row.notes) == (
+    assert any("255 was read as object 1" in note and "one" in note for note in row.notes) == (
         write is archives.mask and one == (255,))
     store = open_store(tmp_path / "data", "folder", "train")
     for t, numbers in zip((1, 2), expected, strict=True):
         np.testing.assert_array_equal(store.labels(0, t), archives.box(*numbers))
 
 
-def test_a_folder_with_flow_and_lists(tmp_path):
+def test_custom_folder_with_flow_and_lists(tmp_path):
     source = tmp_path / "source"
     archives.folder(source)
     flow = np.random.default_rng(0).normal(size=(2, *archives.SIZE, 2)).astype("<f4")
@@ -191,7 +191,7 @@ def test_a_folder_with_flow_and_lists(tmp_path):
         np.testing.assert_array_equal(store.flow(0, t), expected.astype(np.float16))
 
 
-def test_synthetic_clips_come_back_as_they_were_made(tmp_path, monkeypatch):
+def test_converted_synthetic_clips_equal_generated_clips(tmp_path, monkeypatch):
     from uvos_jax.data.synthetic.clip import make_clip
 
     monkeypatch.setattr(builders.UvosSynthetic, "CLIPS", {"train": (5, 2)})
@@ -205,7 +205,7 @@ def test_synthetic_clips_come_back_as_they_were_made(tmp_path, monkeypatch):
     np.testing.assert_allclose(store.flow(1, 1), clip.flow[1], rtol=2**-11, atol=1e-6)  # half of float16's last digit
 
 
-def test_a_dataset_larger_than_memory_keeps_its_order(tmp_path, monkeypatch):
+def test_dataset_larger_than_memory_keeps_its_order(tmp_path, monkeypatch):
     from tensorflow_datasets.core import shuffle
 
     archives.davis2016(tmp_path / "source")
@@ -222,7 +222,7 @@ def test_a_dataset_larger_than_memory_keeps_its_order(tmp_path, monkeypatch):
             assert store._record(v, t)["image"].bytes_list.value[0] == expected
 
 
-def test_examples_tell_what_objects_are(tmp_path):
+def test_examples_contain_object_categories(tmp_path):
     from uvos_jax.data.examples import pipeline
 
     converted("youtube_vis", tmp_path, "train")  # object 1 is a dog, 2 a person
@@ -248,12 +248,12 @@ def test_examples_tell_what_objects_are(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"categories": ["dog"]}, "has the category 'person', which the configuration's categories do not have"),
-    ({"mixture": [{"name": "synthetic", "count": 2, "length": 2, "size": (32, 48)}]}, "does not tell those of"),
-    ({"objects": "foreground"}, "want the largest number of objects"),
+    ({"categories": ["dog"]}, "has the category 'person', missing from the configuration's categories"),
+    ({"mixture": [{"name": "synthetic", "count": 2, "length": 2, "size": (32, 48)}]}, "has no categories for"),
+    ({"objects": "foreground"}, "set objects to a number"),
     ({"categories": ["dog", "dog"]}, "different names"),
 ])
-def test_categories_that_nobody_tells(tmp_path, change, message):
+def test_missing_or_invalid_categories_are_an_error(tmp_path, change, message):
     from uvos_jax.data.examples import pipeline
     from uvos_jax.errors import UserError
 

@@ -1,4 +1,4 @@
-"""Optical flow that conversion computes and stores."""
+"""Optical flow computed and stored by conversion."""
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ from uvos_jax.inference.flow.estimators import FlowEstimator, dis_estimator
 
 
 def levels(first, second):
-    """No flow, but a trace of the pair it was asked for: the gray levels of both frames."""
+    """A fake flow method that returns the gray levels of both frames."""
     flow = np.stack([first.mean((1, 2, 3)), second.mean((1, 2, 3))], -1)
     return np.broadcast_to(flow[:, None, None], (*first.shape[:3], 2)).astype(np.float32)
 
@@ -35,7 +35,7 @@ def gray_frames(length):
 
 
 @pytest.mark.parametrize("length", [2, 3, 8, 9, 10, 17, 18, 25])
-def test_flow_leads_to_the_next_frame_and_from_the_last_one_back(length):
+def test_flow_points_to_the_next_frame_and_from_the_last_frame_back(length):
     found = list(add_flow(iter(gray_frames(length)), LEVELS))
     assert [record.name for record in found] == [f"{t}" for t in range(length)]
     expected = [(5 + t, 5 + t + 1) for t in range(length - 1)] + [(5 + length - 1, 5 + length - 2)]
@@ -44,7 +44,7 @@ def test_flow_leads_to_the_next_frame_and_from_the_last_one_back(length):
         np.testing.assert_array_equal(record.flow, np.broadcast_to(np.float16(pair), (3, 4, 2)))
 
 
-def test_a_single_frame_has_no_motion():
+def test_single_frame_has_zero_flow():
     (found,) = add_flow(iter(gray_frames(1)), LEVELS)
     assert found.flow.shape == (3, 4, 2) and not found.flow.any()
 
@@ -55,7 +55,7 @@ def test_a_single_frame_has_no_motion():
     ((96, 128), (24, 32), (24, 32)),  # found at a quarter of the frame's size: there is no more to store
     ((48, 64), (36, 48), (24, 32)),
 ])
-def test_stored_flow_is_smaller_and_counts_pixels_of_the_frame(frame, grid, expected):
+def test_stored_flow_has_half_resolution_in_pixels_of_the_frame(frame, grid, expected):
     # A zoom about the corner: the motion is a tenth of the position, in whatever pixels both are counted.
     row, column = np.mgrid[:grid[0], :grid[1]] + 0.5
     stored = shrink_flow(np.stack([column, row], -1).astype(np.float32) / 10, frame)
@@ -87,7 +87,7 @@ def textured(size, seed):
     return cv2.resize(noise, size[::-1], interpolation=cv2.INTER_CUBIC)
 
 
-def test_the_foreground_of_a_still_moves_on_its_own():
+def test_still_foreground_moves_independently():
     image, labels = textured((120, 160), 0), np.zeros((120, 160), np.uint8)
     labels[40:90, 50:110], labels[0, 0] = 2, 255
     apart = []
@@ -105,7 +105,7 @@ def test_the_foreground_of_a_still_moves_on_its_own():
     assert np.abs(np.median(flow[46, 60:100] - flow[34, 60:100], 0)).max() < 1, "one motion"
 
 
-def test_what_was_behind_a_moved_object_is_not_the_object():
+def test_uncovered_background_is_inpainted():
     image, labels = np.full((60, 80, 3), 40, np.uint8), np.zeros((60, 80), np.uint8)
     labels[20:40, 30:50], image[20:40, 30:50] = 1, 220
     for seed in range(5):
@@ -114,7 +114,7 @@ def test_what_was_behind_a_moved_object_is_not_the_object():
         assert moved.min() >= 39 and moved.max() <= 221
 
 
-def test_stills_get_the_flow_to_a_moved_copy(tmp_path):
+def test_stills_get_flow_to_a_moved_copy(tmp_path):
     archives.duts(tmp_path / "source")
     convert("duts", tmp_path / "source", tmp_path / "data", flow=LEVELS)
     store = open_store(tmp_path / "data", "duts", "train")
@@ -127,14 +127,14 @@ def test_stills_get_the_flow_to_a_moved_copy(tmp_path):
         assert abs(first - image.mean()) < 0.1 and first != second and abs(first - second) < 40
 
 
-def test_clips_of_videos_are_refused(tmp_path):
+def test_clips_option_is_an_error_for_videos(tmp_path):
     archives.duts(tmp_path / "source")
-    with pytest.raises(UserError, match="--clips is for 'synthetic'"):
+    with pytest.raises(UserError, match="--clips is valid only for 'synthetic'"):
         convert("duts", tmp_path / "source", tmp_path / "data", clips=3)
     assert not (tmp_path / "data").exists()
 
 
-def test_records_of_float32_can_be_read(tmp_path, monkeypatch):
+def test_float32_flow_records_can_be_read(tmp_path, monkeypatch):
     for module in (builders, records):  # as conversion wrote them at first
         monkeypatch.setattr(module, "FLOW_TYPE", np.float32)
     monkeypatch.setattr(builders.UvosSynthetic, "CLIPS", {"train": (5, 1)})
@@ -145,7 +145,7 @@ def test_records_of_float32_can_be_read(tmp_path, monkeypatch):
     np.testing.assert_array_equal(store.flow(0, 1), make_clip(5, 2, (48, 64)).flow[1])
 
 
-def test_generated_clips_in_any_number_with_computed_flow(tmp_path, monkeypatch):
+def test_synthetic_clip_count_and_computed_flow(tmp_path, monkeypatch):
     monkeypatch.setattr(builders.UvosSynthetic, "CLIPS", {"train": (5, 1), "val": (9, 1)})
     monkeypatch.setattr(builders.UvosSynthetic, "LENGTH", 3)
     monkeypatch.setattr(builders.UvosSynthetic, "SIZE", (96, 128))
@@ -161,7 +161,7 @@ def test_generated_clips_in_any_number_with_computed_flow(tmp_path, monkeypatch)
     assert np.mean(worse) < 0.6  # an estimate, but one of the same motion: none at all would be 1
 
 
-def test_the_command_line_computes_flow_or_says_what_is_wrong(tmp_path):
+def test_convert_data_command_with_flow(tmp_path):
     archives.folder(tmp_path / "source")
     common = ["convert-data", "folder", "--source", tmp_path / "source", "--data-dir", tmp_path / "data"]
     for options, message in ((["--flow", "dsi"], "--flow is dis or raft, not 'dsi'. Did you mean 'dis'?"),

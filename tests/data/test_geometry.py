@@ -48,7 +48,7 @@ def _turn(degrees, size):
 
 
 def _sampled(image, matrix, size, y, x):
-    """Bilinear by definition, the edge repeated, in float; None outside."""
+    """Bilinear reference in float with replicated border; None outside."""
     height, width = image.shape[:2]
     sx, sy = matrix @ [x + 0.5, y + 0.5, 1]
     if not (0 <= sx <= width and 0 <= sy <= height):
@@ -93,14 +93,14 @@ def test_interpolation_is_bilinear_for_images_and_nearest_for_labels(matrix):
                 assert shown[y, x] == labels[int(position[1]), int(position[0])]
 
 
-def test_no_label_is_invented():
+def test_warp_creates_no_new_labels():
     labels = _labels()
     for seed in range(20):
         matrix = foreground_crop(generator(seed), labels[None], (41, 63), flip=0.5, upright=0)
         assert set(np.unique(warp_labels(labels, matrix, (41, 63), 255))) <= {0, 3, 200, 255}
 
 
-def test_reduction_follows_the_axis_that_shrinks_less():
+def test_reduction_is_limited_by_the_axis_that_shrinks_less():
     def stretched(x, y):
         return np.array([[x, 0, 5], [0, y, 3.0]])
 
@@ -115,7 +115,7 @@ def test_reduction_follows_the_axis_that_shrinks_less():
     assert np.abs(half.astype(int) - whole).mean() < 2
 
 
-def test_flow_vectors_follow_the_picture():
+def test_flow_vectors_are_transformed_with_the_image():
     # A linear motion x -> M x + m; under any map T the motion of the output is T^-1 (M T x + m), known exactly.
     motion = np.array([[1.02, -0.05, 1.5], [0.03, 0.97, -2.0]])
     height, width, size = 60, 80, (33, 47)
@@ -140,7 +140,7 @@ def test_flow_vectors_follow_the_picture():
         assert (out[outside] == 0).all()
 
 
-def test_resize_shows_the_whole_frame():
+def test_resize_covers_the_whole_frame():
     matrix = resize(generator(0), _labels()[None], (60, 60))
     np.testing.assert_allclose(matrix @ [[0, 60], [0, 60], [1, 1]], [[0, 40], [0, 30]], atol=1e-12)
     flipped = sum(resize(generator(seed), _labels()[None], (60, 60), flip=0.5)[0, 0] < 0 for seed in range(300))
@@ -169,7 +169,7 @@ def test_foreground_stays_in_an_upright_crop():
     assert np.isfinite(foreground_crop(generator(0), np.zeros((1, 9, 16), np.uint8), (9, 16))).all()
 
 
-def test_turns_have_the_papers_frequencies():
+def test_rotation_frequencies_match_the_paper():
     labels = np.zeros((1, 60, 60), np.uint8)
     labels[0, 25:35, 25:35] = 1
     turns = Counter()
@@ -182,7 +182,7 @@ def test_turns_have_the_papers_frequencies():
     assert chisquare([turns[k] for k in range(8)], 4000 * np.array(expected)).pvalue > 1e-3
 
 
-def test_quarter_turn_of_a_square_moves_pixels_onto_pixels():
+def test_quarter_turn_of_a_square_is_exact():
     # All of a square frame is foreground, so that the crop is the frame.
     image, labels = _image(40, 40), np.ones((1, 40, 40), np.uint8)
     seen = set()
@@ -221,7 +221,7 @@ def test_random_crop_covers_the_frame_and_its_scales():
     assert (warped == 1).sum() == 30 * 40 and (warped == 255).sum() == 50 * 70 - 1200
 
 
-def test_balanced_crop_looks_for_foreground():
+def test_balanced_crop_contains_foreground():
     labels = np.zeros((1, 100, 200), np.uint8)
     labels[0, 30:90, 10:60] = 1
     labels[0, :, 150:] = 255  # void is not foreground

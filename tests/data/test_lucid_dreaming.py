@@ -1,4 +1,4 @@
-"""Pasted objects, and batches of several sizes."""
+"""Pasted objects, and batches with several sizes."""
 
 from itertools import islice
 
@@ -13,7 +13,7 @@ from uvos_jax.data.storage.store import MemoryStore
 from uvos_jax.errors import UserError
 
 
-def test_pasted_objects_lie_in_front_and_get_ids_of_their_own():
+def test_pasted_objects_are_in_front_with_new_ids():
     labels, other_labels = np.zeros((2, 12, 14), np.uint8), np.zeros((2, 12, 14), np.uint8)
     labels[:, 2:6, 2:9], labels[0, 10, 10] = 3, 255
     other_labels[0, 4:9, 5:10], other_labels[0, 0, 0] = 2, 255  # nothing in its second frame
@@ -32,13 +32,13 @@ def test_pasted_objects_lie_in_front_and_get_ids_of_their_own():
     np.testing.assert_array_equal(result["flow"], np.where(expected[..., None] == 5, moving, still))
 
 
-def test_what_would_hide_the_whole_clip_is_not_pasted():
+def test_objects_that_would_hide_the_clip_are_not_pasted():
     frames, labels = np.zeros((1, 4, 6, 3), np.uint8), np.ones((1, 4, 6), np.uint8)
     clip = {"frames": frames, "labels": labels * 2}
     assert_same(paste_objects(clip, {"frames": frames + 9, "labels": labels}), clip)
 
 
-def test_the_asked_share_of_examples_has_pasted_objects():
+def test_fraction_of_examples_with_pasted_objects():
     # The first video fills the left of its frames with object 1, the second the right.
     def half(columns):
         labels = np.zeros((3, 40, 60), np.uint8)
@@ -60,7 +60,7 @@ def test_the_asked_share_of_examples_has_pasted_objects():
     assert 0.1 < doubled(0.5) < 0.4
 
 
-def test_what_is_pasted_moves_as_it_did():
+def test_pasted_objects_keep_their_flow():
     # Still videos with object 1 at the left, moving ones with object 1 at the right; half are pasted into the others.
     def video(columns, motion):
         labels = np.zeros((2, 40, 60), np.uint8)
@@ -88,7 +88,7 @@ SIZES = [[33, 41], [24, 30], [48, 64]]
 
 
 @pytest.mark.parametrize("engine", ["threads", "tensorflow"])
-def test_a_step_has_one_of_several_sizes(engine):
+def test_each_step_uses_one_of_several_sizes(engine):
     if engine == "tensorflow":
         pytest.importorskip("tensorflow")
     clips = made_clips("references", size=SIZES)
@@ -105,14 +105,14 @@ def test_a_step_has_one_of_several_sizes(engine):
         assert_same({key: np.concatenate([piece[key] for piece in pieces]) for key in whole}, whole)
 
 
-def test_one_size_of_several_is_as_that_size_alone():
+def test_size_from_a_list_equals_that_size_alone():
     clips = made_clips("references", size=SIZES)
     for step in range(3):
         assert_same(clips.batch(step), made_clips("references", size=clips.size_of(step)).batch(step))
 
 
 @pytest.mark.parametrize("engine", ["threads", "tensorflow"])
-def test_a_broken_frame_of_several_sizes_is_named(engine):
+def test_error_names_broken_frame_with_several_sizes(engine):
     if engine == "tensorflow":
         pytest.importorskip("tensorflow")
     store = made_store()

@@ -1,4 +1,4 @@
-"""Batches: the same whoever computes them, and what is in them."""
+"""Batches: determinism across engines, workers and processes, and their contents."""
 
 import os
 import pickle
@@ -25,7 +25,7 @@ from uvos_jax.video.flow_io import flow_picture
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_batch_is_a_function_of_its_step(name):
+def test_batch_is_a_function_of_its_step(name):
     clips = made_clips(name)
     forth = [clips.batch(step) for step in range(4)]
     again = made_clips(name)  # another object, another order
@@ -61,7 +61,7 @@ def test_engines_workers_and_processes_agree(engine, name):
 
 
 @pytest.mark.parametrize("engine", ["threads", "tensorflow"])
-def test_a_broken_frame_is_named(engine):
+def test_error_names_broken_frame(engine):
     if engine == "tensorflow":
         pytest.importorskip("tensorflow")
     store = made_store()
@@ -78,7 +78,7 @@ def test_a_broken_frame_is_named(engine):
 
 
 @pytest.mark.slow
-def test_a_fault_says_nothing_but_its_own_text():
+def test_exception_is_raised_without_tensorflow_output():
     pytest.importorskip("tensorflow")
     code = """
 import contextlib, sys
@@ -97,7 +97,7 @@ for caught in (ValueError, ()):
     print("It was caught.", file=sys.stderr, flush=True)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                          env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0"})  # TensorFlow says all it has to say
+                          env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0"})  # all TensorFlow messages
     assert done.returncode == 1
     caught, raised = done.stderr.split("It was caught.\n")
     for text, count in ((caught, 0), (raised, 1)):
@@ -105,39 +105,40 @@ for caught in (ValueError, ()):
     assert "This happened at step" in raised.splitlines()[-1]
 
 
-def test_clips_can_be_sent_to_another_process():
+def test_clip_dataset_can_be_pickled():
     synthetic = {"name": "synthetic", "count": 2, "length": 2, "size": (32, 40)}
     clips = from_config({"mixture": [synthetic], "size": (32, 40), "batch_size": 2, "seed": 0})
     batch = clips.batch(1)
     assert_same(pickle.loads(pickle.dumps(clips)).batch(1), batch)
 
 
-def test_every_frame_is_target_once_an_epoch():
+def test_every_frame_is_target_once_per_epoch():
     clips = made_clips("pair", batch_size=5)
     targets = [clips.describe(step, place) for step in range(6) for place in range(5)]
     for epoch in (targets[:15], targets[15:]):
         assert sorted(epoch) == sorted(f"made up: video{v}, frames 0, {t}" for v in range(3) for t in range(5))
 
 
-def test_a_mixture_keeps_its_shares():
+def test_mixture_keeps_its_shares():
     video, images = made_store(), made_store("images", videos=7, length=1)
-    parts = [mixture_entry(video, {"name": "references", "count": 1}, 1, only=["video1"]),
-             mixture_entry(images, {"name": "still", "length": 2}, 2)]
-    clips = made_clips(parts=parts, batch_size=3)
+    mixture = [mixture_entry(video, {"name": "references", "count": 1}, 1, only=["video1"]),
+               mixture_entry(images, {"name": "still", "length": 2}, 2)]
+    clips = made_clips(mixture=mixture, batch_size=3)
     for step in range(10):
         sources = sorted(clips.describe(step, place).split(",")[0] for place in range(3))
         assert sources[2] == "made up: video1" and all(source.startswith("images: ") for source in sources[:2])
 
 
-def by_turns(batch_size=4, images=None, **changes):
-    """A step of stills, then two of videos."""
+def alternating(batch_size=4, images=None, **changes):
+    """One step of stills, then two steps of videos."""
     images = images or made_store("images", videos=7, length=1)
-    parts = [mixture_entry(images, {"name": "still", "length": 3}), mixture_entry(made_store(), {"name": "previous"}, 2)]
-    return made_clips(parts=parts, batch_size=batch_size, alternate=True, **changes)
+    mixture = [mixture_entry(images, {"name": "still", "length": 3}),
+               mixture_entry(made_store(), {"name": "previous"}, 2)]
+    return made_clips(mixture=mixture, batch_size=batch_size, alternate=True, **changes)
 
 
-def test_whole_batches_alternate_between_the_parts():
-    clips, seen = by_turns(batch_size=5), {"images": [], "made up": []}
+def test_batches_alternate_between_mixture_entries():
+    clips, seen = alternating(batch_size=5), {"images": [], "made up": []}
     for step in range(12):
         said = [clips.describe(step, place).split(": ") for place in range(5)]
         assert {source for source, _ in said} == {"images" if step % 3 == 0 else "made up"}
@@ -149,10 +150,10 @@ def test_whole_batches_alternate_between_the_parts():
 
 
 @pytest.mark.parametrize("engine", ["threads", "tensorflow"])
-def test_turns_go_on_from_any_step_on_any_number_of_processes(engine):
+def test_alternation_resumes_from_any_step_on_any_number_of_processes(engine):
     if engine == "tensorflow":
         pytest.importorskip("tensorflow")
-    clips = by_turns(paste=0.5)
+    clips = alternating(paste=0.5)
     expected = [clips.batch(step) for step in range(5)]
     for start in range(5):
         for batch, whole in zip(batches(clips, start, workers=2, engine=engine), expected[start:], strict=False):
@@ -162,7 +163,7 @@ def test_turns_go_on_from_any_step_on_any_number_of_processes(engine):
         assert_same({key: np.concatenate([piece[key] for piece in pieces]) for key in whole}, whole)
 
 
-def test_identity_leaves_frames_labels_and_flow_alone():
+def test_identity_keeps_frames_labels_and_flow():
     store = made_store()
     clips = made_clips("sequence", size=SIZE, geometry={"kind": "resize"}, objects=None, flow=True, store=store)
     for place in range(4):
@@ -173,7 +174,7 @@ def test_identity_leaves_frames_labels_and_flow_alone():
         np.testing.assert_array_equal(example["flow"], [store.flow(v, t) for t in frames])
 
 
-def test_frames_and_labels_stay_together():
+def test_frames_and_labels_stay_aligned():
     # The pictures are the labels themselves, so that they can be compared after any geometry.
     labels = made_store().labels(0, 0)
     frames = np.repeat((labels * 100)[None, ..., None], 3, -1)
@@ -193,7 +194,7 @@ def _renumbered(seed, labels, *how, **more):
     return remap_labels(labels, draw_id_mapping(generator(seed), labels, *how, **more))
 
 
-def test_relabel():
+def test_remap_labels():
     labels = np.zeros((2, 4, 6), np.uint8)
     labels[0, 0, :3], labels[1, 1, :3], labels[:, 2, :3], labels[:, 3, 5] = 4, 9, 30, 255
     np.testing.assert_array_equal(_renumbered(0, labels, None), labels)
@@ -215,7 +216,7 @@ def test_relabel():
     assert len(orders) == 6
 
 
-def test_configuration_mistakes_are_named():
+def test_configuration_errors():
     synthetic = {"name": "synthetic", "count": 2, "length": 2, "size": (48, 64)}
     good = {"mixture": [synthetic], "size": (32, 32), "batch_size": 2, "seed": 0}
     for change, message in [
@@ -229,7 +230,7 @@ def test_configuration_mistakes_are_named():
         ({"flow": "yes"}, "flow must be True or False"),
         ({"alternate": 1}, "alternate must be True or False"),
         ({"alternate": True, "mixture": [synthetic, synthetic | {"recipe": {"name": "previous"}}]},
-         "clips of one length"),
+         "clips of equal length"),
         ({"recipe": {"name": "previous", "first": 0}}, "recipe previous configuration's first must be"),
         ({"seed": -1}, "seed must be"),
         ({"recipe": {"name": "pairs"}}, "Unknown recipe 'pairs'.*Did you mean 'pair'"),
@@ -259,22 +260,22 @@ def test_configuration_mistakes_are_named():
                                ("size", (3, (31, 64))), ("seed", (-1, "x")), ("only", ("00000",)),
                                ("objects", (2, (3, 2), (0, 1), (1, 21), (1, 2.0))),
                                ("exclude", ("00000",)), ("name", (3,))) for wrong in several),
-        ({"mixture": [synthetic | {"share": 6000}] * 2}, "shares of the mixture sum up to 12000"),
+        ({"mixture": [synthetic | {"share": 6000}] * 2}, "shares of the mixture sum to 12000"),
         ({"mixture": ["davis2016"]}, "mixture must be a list of dicts"),
         ({"mixture": [synthetic | {"only": ["x"]}]}, "no sequence 'x'"),
-        ({"mixture": [synthetic, synthetic | {"recipe": {"name": "still"}}]}, "clips of one length"),
-        ({"mixture": [{"name": "davis2016"}]}, "give it by --data-dir"),
-        ({"mixture": [synthetic | {"name": "davis2016"}]}, "'count' is for the dataset 'synthetic' only"),
+        ({"mixture": [synthetic, synthetic | {"recipe": {"name": "still"}}]}, "clips of equal length"),
+        ({"mixture": [{"name": "davis2016"}]}, "Give its folder with --data-dir"),
+        ({"mixture": [synthetic | {"name": "davis2016"}]}, "'count' is valid only for the dataset 'synthetic'"),
     ]:
         with pytest.raises(UserError, match=message):
             from_config(good | change)
     with pytest.raises(UserError, match="synthetic configuration's size must be"):
         SyntheticStore(2, 3, (31, 64))
     assert make_clip(0, 1, (32, 32)).frames.shape == (1, 32, 32, 3)  # the least that a store may be asked for
-    with pytest.raises(UserError, match="Flow is asked for, but made up has none"):
+    with pytest.raises(UserError, match="No optical flow in made up"):
         made_clips(store=made_store(flow=False), flow=True)
-    with pytest.raises(UserError, match="Flow is asked for, but images has none"):
-        by_turns(images=made_store("images", flow=False), flow=True)
+    with pytest.raises(UserError, match="No optical flow in images"):
+        alternating(images=made_store("images", flow=False), flow=True)
 
 
 def test_synthetic_clips_from_a_config_dict():
@@ -290,7 +291,7 @@ def test_synthetic_clips_from_a_config_dict():
     np.testing.assert_array_equal(batch["frames"][1], make_clip(v, 3, (48, 64)).frames[frames])
 
 
-def test_synthetic_clips_have_as_many_objects_as_asked():
+def test_synthetic_clips_have_the_configured_number_of_objects():
     store = SyntheticStore(4, 2, (48, 64), seed=5, objects=[3, 4])
     for copy in (store, pickle.loads(pickle.dumps(store))):
         np.testing.assert_array_equal(copy.labels(2, 1), make_clip(7, 2, (48, 64), objects=(3, 4)).labels[1])

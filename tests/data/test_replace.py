@@ -1,4 +1,4 @@
-"""A conversion that fails, is killed or meets another one leaves what was there."""
+"""Failed, killed and concurrent conversions keep existing datasets."""
 
 import shutil
 import signal
@@ -26,7 +26,7 @@ def files(folder):
 
 @contextmanager
 def stopped_while_overwriting(source, data):
-    """Another process that converts MSRA10K and is held at its first frame."""
+    """Another process that converts MSRA10K and pauses at its first frame."""
     code = ("import time; from contextlib import nullcontext; from uvos_jax.data.storage.convert import convert;"
             "slow = lambda what, total: nullcontext(lambda: time.sleep(600 if 'converting' in what else 0));"
             f"convert('msra10k', r'{source}', r'{data}', True, progress=slow)")
@@ -46,10 +46,10 @@ def break_after_check(path, monkeypatch):
     monkeypatch.setattr(converting, "check", lambda *_: path.write_bytes(path.read_bytes()[:60]))
 
 
-def test_an_existing_dataset_is_replaced_only_on_demand(tmp_path):
+def test_existing_dataset_is_replaced_only_with_overwrite(tmp_path):
     archives.duts(tmp_path / "source")
     convert("duts", tmp_path / "source", tmp_path / "data")
-    with pytest.raises(UserError, match="exists already; give --overwrite"):
+    with pytest.raises(UserError, match="already exists. Give --overwrite"):
         convert("duts", tmp_path / "source", tmp_path / "data")
     shutil.rmtree(tmp_path / "source/DUTS-TE")
     convert("duts", tmp_path / "source", tmp_path / "data", overwrite=True)
@@ -59,7 +59,7 @@ def test_an_existing_dataset_is_replaced_only_on_demand(tmp_path):
     assert not any("replaced" in name for name in files(tmp_path / "data"))
 
 
-def test_a_failed_conversion_leaves_nothing(tmp_path, monkeypatch):
+def test_failed_conversion_leaves_nothing(tmp_path, monkeypatch):
     archives.duts(tmp_path / "source")
     break_after_check(tmp_path / "source/DUTS-TE/DUTS-TE-Mask/ILSVRC_TE_1.png", monkeypatch)
     with pytest.raises(UserError, match="ILSVRC_TE_1"):
@@ -67,7 +67,7 @@ def test_a_failed_conversion_leaves_nothing(tmp_path, monkeypatch):
     assert files(tmp_path) == ["source", *(f"source/{name}" for name in files(tmp_path / "source"))]
 
 
-def test_a_failed_replacement_leaves_the_old_dataset(tmp_path, monkeypatch):
+def test_failed_replacement_keeps_the_old_dataset(tmp_path, monkeypatch):
     archives.davis2017(tmp_path / "source")
     convert("davis2017", tmp_path / "source", tmp_path / "data")
     before = files(tmp_path / "data")
@@ -78,13 +78,13 @@ def test_a_failed_replacement_leaves_the_old_dataset(tmp_path, monkeypatch):
     assert open_store(tmp_path / "data", "davis2017/unsupervised", "val").labels(0, 0).shape
 
 
-def test_a_full_disk_is_one_sentence(tmp_path):
+def test_full_disk_is_a_one_line_error(tmp_path):
     resource = pytest.importorskip("resource")
     archives.msra10k(tmp_path / "source")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # bytes of any file, fewer than the records have
     try:
-        with pytest.raises(UserError, match=r"msra10k cannot be written to '.*data'.*File too large") as caught:
+        with pytest.raises(UserError, match=r"Cannot write msra10k to '.*data'.*File too large") as caught:
             convert("msra10k", tmp_path / "source", tmp_path / "data")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -92,13 +92,13 @@ def test_a_full_disk_is_one_sentence(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_conversion_is_refused_and_a_killed_one_is_cleared_away(tmp_path):
+def test_concurrent_conversion_is_an_error_and_killed_one_is_cleaned_up(tmp_path):
     source, data = tmp_path / "source", tmp_path / "data"
     archives.msra10k(source)
     convert("msra10k", source, data)
     with stopped_while_overwriting(source, data):
         before = files(data)
-        with pytest.raises(UserError, match="Another conversion of msra10k is at work in"):
+        with pytest.raises(UserError, match="Another conversion of msra10k is running in"):
             convert("msra10k", source, data, overwrite=True)
         assert files(data) == before
     assert list(data.rglob("incomplete.*"))
@@ -111,18 +111,18 @@ def test_a_second_conversion_is_refused_and_a_killed_one_is_cleared_away(tmp_pat
     assert len(open_store(data, "msra10k", "train").videos) == 3
 
 
-def test_a_dataset_set_aside_by_a_killed_conversion_comes_back(tmp_path):
+def test_dataset_moved_aside_by_killed_conversion_is_restored(tmp_path):
     archives.duts(tmp_path / "source")
     convert("duts", tmp_path / "source", tmp_path / "data")
     folder = tmp_path / "data/uvos_duts/1.0.0"
     before = files(tmp_path / "data")
     folder.rename(folder.with_name("replaced.1.0.0"))
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         convert("duts", tmp_path / "source", tmp_path / "data")
     assert files(tmp_path / "data") == before
 
 
-def test_a_dataset_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path, monkeypatch):
+def test_failed_rename_keeps_the_old_dataset(tmp_path, monkeypatch):
     archives.duts(tmp_path / "source")
     convert("duts", tmp_path / "source", tmp_path / "data")
     before, rename = files(tmp_path / "data"), Path.rename

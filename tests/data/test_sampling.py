@@ -1,4 +1,4 @@
-"""Recipes and mixtures: which frames make an example."""
+"""Recipes and mixtures: the frames of an example."""
 
 from collections import Counter
 
@@ -40,28 +40,28 @@ def test_mixture_has_exact_shares_in_every_cycle():
     parts = [entry_of_example(5, number, shares) for number in range(60)]
     for cycle in range(10):
         assert Counter(p for p, _ in parts[cycle * 6:cycle * 6 + 6]) == {0: 1, 1: 3, 2: 2}
-    for p in range(3):  # the examples of a part are counted without a gap
-        visits = [visit for part, visit in parts if part == p]
+    for p in range(3):  # examples of an entry are numbered without gaps
+        visits = [visit for entry, visit in parts if entry == p]
         assert visits == list(range(10 * shares[p]))
     orders = {tuple(p for p, _ in parts[c * 6:c * 6 + 6]) for c in range(10)}
     assert len(orders) > 5
     assert [entry_of_example(5, n, shares) for n in (41, 7, 59)] == [parts[41], parts[7], parts[59]]
 
 
-def test_parts_take_turns_in_their_order():
+def test_mixture_entries_alternate_in_order():
     shares = (1, 3, 2)
     parts = [[alternating_entry(step, place, 4, shares) for place in range(4)] for step in range(18)]
-    assert [{part for part, _ in batch} for batch in parts] == 3 * [{0}, {1}, {1}, {1}, {2}, {2}]
-    for p in range(3):  # the examples of a part are counted without a gap
-        assert [visit for batch in parts for part, visit in batch if part == p] == list(range(3 * shares[p] * 4))
+    assert [{entry for entry, _ in batch} for batch in parts] == 3 * [{0}, {1}, {1}, {1}, {2}, {2}]
+    for p in range(3):  # examples of an entry are numbered without gaps
+        assert [visit for batch in parts for entry, visit in batch if entry == p] == list(range(3 * shares[p] * 4))
     assert alternating_entry(10**6, 2, 4, (1, 2)) == (1, 2 + 4 * 2 * 333_333)  # turn 1 of its cycle
 
 
-def test_every_item_once_an_epoch_in_changing_order():
+def test_every_item_once_per_epoch_in_changing_order():
     epochs = [[epoch_item(3, 1, visit, 17) for visit in range(e * 17, e * 17 + 17)] for e in range(3)]
     assert all(sorted(epoch) == list(range(17)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(17))
-    assert [epoch_item(3, 0, visit, 17) for visit in range(17)] != epochs[0]  # another part, another order
+    assert [epoch_item(3, 0, visit, 17) for visit in range(17)] != epochs[0]  # another entry, another order
 
 
 def test_pair():
@@ -74,7 +74,7 @@ def test_pair():
     assert frames(_rngs(1)[0], _video(1), 0, first=False) == [0, 0]
 
 
-def test_previous_takes_the_frame_before():
+def test_previous():
     recipe, video = RECIPES["previous"], _video(6, labeled=[0, 1, 4])
     assert recipe.items(video, {"first": True}) == (0, 1, 4) and recipe.length({"first": True}) == 3
     assert [recipe.frames(_rngs(1)[0], video, item) for item in (0, 1, 4)] == [[0, 0, 0], [0, 0, 1], [0, 3, 4]]
@@ -93,7 +93,7 @@ def test_neighbors_are_near_among_labeled_frames():
     assert {tuple(recipe.frames(rng, video, 7, max_gap=9, reverse=1)) for rng in _rngs(9)} == {(11, 7)}
 
 
-def test_next_takes_every_frame_but_the_last_with_the_one_after_it():
+def test_next_pairs_every_frame_but_the_last_with_its_successor():
     recipe = RECIPES["next"]
     video = _video(4, labeled=[0, 3])  # flow needs no labels
     items = list(recipe.items(video, {}))
@@ -144,12 +144,12 @@ def test_sequence_starts_and_short_videos():
     assert {abs(np.diff(sequence(rng, _video(10), 6)[1:])[0]) for rng in _rngs(50)} == {1}
 
 
-def test_a_video_is_chosen_by_name():
+def test_videos_are_selected_by_name():
     videos = [_video(1, name=name) for name in ("bear", "boat", "bus")]
     assert choose_videos(videos, "davis") == [0, 1, 2]
     assert choose_videos(videos, "davis", exclude=["boat"]) == [0, 2]
     assert choose_videos(videos, "davis", only=["boat", "bus"]) == [1, 2]
-    with pytest.raises(UserError, match="davis has no sequence 'baot' to be left out. Did you mean 'boat'"):
+    with pytest.raises(UserError, match="davis has no sequence 'baot' \\(in 'exclude'\\). Did you mean 'boat'"):
         choose_videos(videos, "davis", exclude=["baot"])
     with pytest.raises(UserError, match="No sequence of davis is left"):
         choose_videos(videos, "davis", only=["bus"], exclude=["bus"])

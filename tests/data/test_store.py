@@ -1,4 +1,4 @@
-"""Stores: clips in memory, and random access to what is converted."""
+"""Stores: clips in memory, and random access to converted datasets."""
 
 import json
 import pickle
@@ -33,7 +33,7 @@ CLIPS = [_clip("swan", 5, (37, 51), 0), _clip("two words", 3, (48, 40), 1)]
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
-    """The clips as a TFDS dataset in the format of ``tfds_builders``; frame 1 of each has no ground truth."""
+    """The clips as a converted dataset; frame 1 of each has no ground truth."""
     pytest.importorskip("tensorflow")
     tfds = pytest.importorskip("tensorflow_datasets")
     features = {
@@ -76,7 +76,7 @@ def converted(tmp_path_factory):
     return folder
 
 
-def test_memory_store_finds_objects_and_truth():
+def test_memory_store_finds_objects_and_labeled_frames():
     name, frames, labels, flow = _clip("clip", 4, (37, 51), 2)
     labels[2] = VOID
     store = MemoryStore("mine", [(name, frames, labels, flow), (name, frames, labels, None)])
@@ -86,7 +86,7 @@ def test_memory_store_finds_objects_and_truth():
     assert not store.has_flow and store.flow(1, 0) is None
     np.testing.assert_array_equal(store.flow(0, 1), flow[1])
     np.testing.assert_array_equal(store.image(0, 3), frames[3])
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match"):
         MemoryStore("mine", [(name, frames, labels[:, :-1], None)])
 
 
@@ -105,17 +105,17 @@ def test_shrink_averages_blocks(reduce):
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 @pytest.mark.parametrize("reduce", [1, 2, 4, 8])
-def test_reduced_decoding_is_a_smaller_picture_in_the_same_place(suffix, reduce):
+def test_reduced_decoding_is_aligned(suffix, reduce):
     frame = _clip("", 1, (101, 75), 3)[1][0]
     data = cv2.imencode(suffix, frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
     small = decode_image(data, reduce)
     assert small.shape == (-(-101 // reduce), -(-75 // reduce), 3)
     assert np.abs(small.astype(int) - shrink(frame, reduce)).mean() < 2  # moved by one pixel it would be over 4
-    with pytest.raises(UserError, match="cannot be decoded"):
+    with pytest.raises(UserError, match="Cannot decode"):
         decode_image(data[:40] if suffix == ".png" else b"", reduce)
 
 
-def test_converted_frames_come_back_in_any_order(converted):
+def test_converted_frames_can_be_read_in_any_order(converted):
     store = open_store(converted, "made_up", "train")
     assert [(video.name, video.length, video.size, video.start) for video in store.videos] == [
         ("swan", 5, (37, 51), 0), ("two words", 3, (48, 40), 5)]
@@ -135,7 +135,7 @@ def test_converted_frames_come_back_in_any_order(converted):
         store.image(0, 5)  # would be the first frame of the next video
 
 
-def test_an_open_store_can_be_sent_to_another_process(converted):
+def test_open_store_can_be_pickled(converted):
     store = open_store(converted, "made_up", "train")
     image = store.image(1, 2)
     sent = pickle.loads(pickle.dumps(store))
@@ -156,14 +156,14 @@ def test_reading_needs_no_tensorflow(converted):
     assert done.stdout.strip() == "(48, 40, 3) 7 float32"
 
 
-def test_what_is_not_there_is_said(converted, tmp_path):
-    with pytest.raises(UserError, match=r"no dataset 'mad_up'; there is made_up\. .*Did you mean 'made_up'"):
+def test_unknown_dataset_or_split_is_an_error(converted, tmp_path):
+    with pytest.raises(UserError, match=r"no dataset 'mad_up'; it contains made_up\. .*Did you mean 'made_up'"):
         open_store(converted, "mad_up", "train")
-    with pytest.raises(UserError, match="has no split 'trian'; it has train. Did you mean 'train'"):
+    with pytest.raises(UserError, match="has no split 'trian'; valid splits: train. Did you mean 'train'"):
         open_store(converted, "made_up", "trian")
-    with pytest.raises(UserError, match="has no configurations, so it has no 'semi'"):
+    with pytest.raises(UserError, match="has no configs, so 'semi' is unknown"):
         open_store(converted, "made_up/semi", "train")
-    with pytest.raises(UserError, match="holds no converted dataset"):
+    with pytest.raises(UserError, match="contains no converted dataset"):
         open_store(tmp_path / "nowhere", "davis2016", "train")
 
 
@@ -176,19 +176,19 @@ def test_versions_and_configurations(tmp_path):
     pytest.importorskip("array_record")
     for config in ("semi", "unsupervised"):
         version(tmp_path / "uvos_davis2017" / config / "1.0.0", split=config)
-    with pytest.raises(UserError, match="several configurations; name one of davis2017/semi, davis2017/unsupervised"):
+    with pytest.raises(UserError, match="several configs. Give one of davis2017/semi, davis2017/unsupervised"):
         open_store(tmp_path, "davis2017", "train")
-    with pytest.raises(UserError, match="no configuration 'unsup'.*Did you mean 'unsupervised'"):
+    with pytest.raises(UserError, match="no config 'unsup'.*Did you mean 'unsupervised'"):
         open_store(tmp_path, "davis2017/unsup", "train")
     assert open_store(tmp_path, "davis2017/unsupervised", "unsupervised").videos == ()
     version(tmp_path / "uvos_a" / "9.0.0", split="old")
     version(tmp_path / "uvos_a" / "10.0.0", split="new")
     assert open_store(tmp_path, "a", "new").videos == ()
     (tmp_path / "uvos_b" / "incomplete.X_1.0.0").mkdir(parents=True)
-    with pytest.raises(UserError, match="not complete"):
+    with pytest.raises(UserError, match="is incomplete"):
         open_store(tmp_path, "b", "train")
     version(tmp_path / "uvos_c" / "1.0.0", file_format="tfrecord")
-    with pytest.raises(UserError, match="tfrecord.*convert c again"):
+    with pytest.raises(UserError, match="tfrecord.*Convert c again"):
         open_store(tmp_path, "c", "train")
 
 

@@ -1,4 +1,4 @@
-"""Synthetic clips: the truth that comes with them is checked against independent geometry and against the pictures."""
+"""Synthetic clips: labels and flow against independent geometry and against the frames."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ def _scene(seed: int, **options) -> Scene:
 
 
 def _layer_numbers(scene: Scene, time: int) -> np.ndarray:
-    """The number of the layer that each pixel shows, counted from the farthest: uint8 [h, w]."""
+    """Index of the visible layer at each pixel, from the farthest: uint8 [h, w]."""
     layers = [layer for layer in scene.layers if layer.label is not None]
     numbered = [dataclasses.replace(layer, label=number) for number, layer in enumerate(layers)]
     return render(dataclasses.replace(scene, layers=tuple(numbered)), time, SIZE, clean=True)[1]
@@ -36,7 +36,7 @@ def _landing(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _square(label: int, color: int, place, half: float = 10.0, **fields) -> Layer:
-    """A square in one gray whose middle is at place(time)."""
+    """A square of one gray level centered at place(time)."""
     corners = np.array([[-half, -half], [half, -half], [half, half], [-half, half]])
     distance, origin = signed_distance(BodyPart((corners,)), 1.0, 3.0)
 
@@ -48,7 +48,7 @@ def _square(label: int, color: int, place, half: float = 10.0, **fields) -> Laye
 
 
 def _plain_scene(*layers: Layer, shutter: float = 0.0) -> Scene:
-    """The layers before a black background, filmed in light that is even and does not change."""
+    """The layers over a black background in constant light."""
     background = Layer(0, np.zeros((8, 8, 3), np.uint8), None, (0, 0), lambda time: np.eye(3))
     light = Oscillation(np.array([1.0, 0, 0]), np.zeros((1, 3)), np.zeros((1, 3)), np.zeros((1, 3)))
     return Scene((background, *layers), shutter, 0.0, 0.0, None, light, 0)
@@ -62,7 +62,7 @@ def _arrays(clip):
     return clip.frames, clip.labels, clip.flow
 
 
-def test_a_clip_is_a_function_of_its_arguments():
+def test_clip_is_a_function_of_its_arguments():
     clip = make_clip(3, 4, SIZE)
     assert clip.frames.shape == (4, *SIZE, 3) and clip.frames.dtype == np.uint8
     assert clip.labels.shape == (4, *SIZE) and clip.labels.dtype == np.uint8
@@ -72,12 +72,12 @@ def test_a_clip_is_a_function_of_its_arguments():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_longer_clip_begins_with_the_shorter_one(seed):
+def test_longer_clip_starts_with_the_shorter_one(seed):
     long = make_clip(seed, 6, SIZE)
     assert _same(_arrays(make_clip(seed, 2, SIZE)), [part[:2] for part in _arrays(long)])
 
 
-def test_truth_is_the_same_with_and_without_the_flaws_of_a_camera():
+def test_ground_truth_does_not_depend_on_camera_effects():
     filmed, clean = make_clip(5, 3, SIZE), make_clip(5, 3, SIZE, clean=True)
     assert np.array_equal(filmed.labels, clean.labels) and np.array_equal(filmed.flow, clean.flow)
     assert not np.array_equal(filmed.frames, clean.frames)
@@ -103,7 +103,7 @@ def test_next_frame_warped_back_by_the_flow_is_this_frame(seed):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 7, 20, 26])
-def test_flow_is_that_of_surface_points_tracked_in_double_precision(seed):
+def test_flow_equals_surface_points_tracked_in_double_precision(seed):
     scene = _scene(seed)
     layers = [layer for layer in scene.layers if layer.label is not None]
     number = _layer_numbers(scene, 4)
@@ -154,7 +154,7 @@ def test_still_camera_leaves_still_scenery_where_it_is():
 
 
 @pytest.mark.slow
-def test_moving_camera_and_water_move_what_is_no_object():
+def test_moving_camera_and_water_move_the_background():
     moved = {"camera": 0, "water": 0}
     for seed in range(16):
         for name, still in (("camera", False), ("water", True)):
@@ -190,7 +190,7 @@ def test_motion_blur_is_centered_on_the_labels():
 
 
 @pytest.mark.slow
-def test_objects_are_as_many_as_asked_for_and_the_first_is_there_from_the_start():
+def test_object_count_and_first_object_is_visible_in_the_first_frame():
     most = set()
     for seed in range(30):
         clip = make_clip(seed, 1, (48, 80), objects=(1, 3), clean=True)
@@ -213,7 +213,7 @@ def test_odd_and_small_sizes(size):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_scene_is_the_same_at_another_size(seed):
+def test_scene_does_not_depend_on_size(seed):
     small, large = (make_clip(seed, 2, (k * 80, k * 140), clean=True) for k in (1, 2))
     shrunk = cv2.resize(large.labels[1], (140, 80), interpolation=cv2.INTER_NEAREST)
     assert (shrunk == small.labels[1]).mean() > 0.97
@@ -225,7 +225,7 @@ def test_a_scene_is_the_same_at_another_size(seed):
     assert np.median(np.abs(flow - small.flow[1])[still]) < 0.05
 
 
-def test_ripples_are_undone():
+def test_ripples_are_inverted():
     ripples = Ripples(
         np.array([[0.2, 0.0], [0.05, 0.1]]), np.array([[1.5, 1.0], [-1.0, 2.0]]), np.array([0.3, -0.2]), np.zeros(2)
     )
@@ -248,7 +248,7 @@ def test_signed_distance_of_a_ring():
     assert ((distance < 0) == (exact < 0))[~near].all()
 
 
-def test_noise_is_rougher_the_rougher_it_is_asked_to_be():
+def test_noise_roughness():
     fields = [noise(np.random.default_rng(0), (60, 90), 3, roughness) for roughness in (0.3, 0.8)]
     steps = [np.abs(np.diff(field)).mean() for field in fields]
     assert 2 * steps[0] < steps[1]
@@ -266,6 +266,6 @@ def test_noise_is_rougher_the_rougher_it_is_asked_to_be():
         ({"seed": 0, "objects": (0, 21)}, "0 to 20"),
     ],
 )
-def test_impossible_clips_are_refused(arguments, words):
+def test_invalid_arguments_are_an_error(arguments, words):
     with pytest.raises(UserError, match=words):
         make_clip(**arguments)

@@ -1,4 +1,4 @@
-"""Every builder passes the test that TFDS has for builders."""
+"""Every builder passes TFDS's own builder test."""
 
 import tempfile
 from pathlib import Path
@@ -19,8 +19,10 @@ ARCHIVES = tuple(name for name in DATASETS if name != "synthetic")
 
 
 class _OnArchive:
-    """Runs TFDS's test on a small archive. It reads through tf.data, which TFDS does not offer for array_record, so
-    it writes TFRecords; array_record is what the round trips below read.
+    """Runs TFDS's builder test on a small archive.
+
+    The test reads with tf.data, which TFDS does not support for array_record, so it writes TFRecords. The round trips
+    below read array_record.
     """
 
     @classmethod

@@ -177,7 +177,7 @@ def test_sequences_of_which_no_frame_counts_are_refused(tmp_path, name, year):
     davis(tmp_path / "d", {"bear": [SQUARE] * 3, "bus": [SQUARE] * 2}, year)
     for sequence in ("bear", "bus"):
         save_masks(tmp_path / "p" / sequence, [SQUARE] * 3)
-    with pytest.raises(UserError, match=r"do not count, which leaves none in bus\.$"):
+    with pytest.raises(UserError, match=r"are not scored. Too short: bus\.$"):
         evaluate(name, tmp_path / "p", tmp_path / "d")
 
 

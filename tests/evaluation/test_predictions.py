@@ -155,7 +155,7 @@ def test_unknown_and_unlisted_things(tmp_path):
     (tmp_path / "d/ImageSets/2017/val.txt").write_text("bear\ncow\nbus\nyak\n")
     refused(tmp_path, "names sequences that have neither masks in .* nor frames in .*: cow, yak")
     (tmp_path / "d/ImageSets/2017/val.txt").write_text("\n\n")
-    refused(tmp_path, r"ImageSets/2017/val\.txt' names no sequence\.$")
+    refused(tmp_path, r"ImageSets/2017/val\.txt' lists no sequences\.$")
     refused(tmp_path, "There is no protocol 'davis2017'. Did you mean 'davis20.* There are: davis2016, ", "davis2017")
 
 
@@ -240,7 +240,7 @@ def test_a_dataset_with_gaps_is_refused(tmp_path):
         save_masks(root / "JPEGImages" / "480p" / name, [SQUARE] * 5)  # any image will do
         save_masks(tmp_path / "p" / name, [SQUARE] * 5)
     (root / "Annotations" / "480p" / "bus" / "00001.png").unlink()
-    refused(tmp_path, "^The dataset is not complete, frames have no ground truth: bus 00001.$")
+    refused(tmp_path, "^The dataset is incomplete, frames have no ground truth: bus 00001.$")
     assert evaluate("davis2017-semi", tmp_path / "p", root, sequences=("bear",)).scores["J"]["mean"] == 1
 
 
@@ -258,14 +258,14 @@ def test_jpeg_is_no_ground_truth(tmp_path):
     (tmp_path / "d/GT/bear").mkdir(parents=True)
     Image.fromarray(255 * SQUARE).save(tmp_path / "d/GT/bear/00000.jpg")
     save_masks(tmp_path / "p/bear", [SQUARE])
-    refused(tmp_path, "no ground-truth masks.*a .jpg is not taken for a mask", "fbms-j")
+    refused(tmp_path, "no ground-truth masks.*JPEG files are not read as masks", "fbms-j")
 
 
 def test_missing_annotations_are_not_called_secret(tmp_path):
     root = dataset(tmp_path, "bear")
     refused(tmp_path, "has no Annotations_unsupervised/480p", "davis2017-unsup")
     (root / "Annotations").rename(root / "elsewhere")
-    refused(tmp_path, "has no Annotations/480p, where the ground truth should be")
+    refused(tmp_path, "has no ground truth Annotations/480p")
 
 
 def test_names_with_spaces_and_a_byte_order_mark(tmp_path):

@@ -191,7 +191,7 @@ def test_real_first_frames_of_test_dev(real_data, tmp_path):
         masks.mkdir(parents=True)
         shutil.copy(source / "JPEGImages/480p" / name / "00000.jpg", images)
         shutil.copy(source / "Annotations/480p" / name / "00000.png", masks)
-    with pytest.raises(UserError, match="there is one alone of tackle, inflatable, dolphins"):
+    with pytest.raises(UserError, match="there is only one of tackle, inflatable, dolphins"):
         pack("davis2017-semi", tmp_path / "p", tmp_path, "test-dev", tmp_path / "out.zip")
     for path in [*tmp_path.glob("JPEGImages/480p/*/00000.jpg"), *tmp_path.glob("p/*/00000.png")]:
         shutil.copy(path, path.with_stem("00001"))

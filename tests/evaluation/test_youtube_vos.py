@@ -167,11 +167,11 @@ def test_an_unknown_split_lists_those_there(two_videos):
 
 
 @pytest.mark.parametrize(("text", "match"), [
-    ("{", "is not the meta.json of YouTube-VOS"),
-    ('{"videos": {}}', "valid/meta.json' names no video"),
-    ('{"videos": []}', "is not the meta.json of YouTube-VOS"),
-    ('{"videos": {"a": {"objects": {"1": {"category": "dog"}}}}}', "is not the meta.json of YouTube-VOS: .*frames"),
-    ('{"videos": {"a": {"objects": {}}}}', "names no object, object 0, or an object without frames in a"),
+    ("{", "is not a meta.json of YouTube-VOS"),
+    ('{"videos": {}}', "valid/meta.json' lists no videos"),
+    ('{"videos": []}', "is not a meta.json of YouTube-VOS"),
+    ('{"videos": {"a": {"objects": {"1": {"category": "dog"}}}}}', "is not a meta.json of YouTube-VOS: .*frames"),
+    ('{"videos": {"a": {"objects": {}}}}', "has no objects, an object 0, or an object without frames in a"),
     ('{"videos": {"a": {"objects": {"1": {"category": "dog", "frames": []}}}}}', "an object without frames in a"),
 ])
 @pytest.mark.filterwarnings("error")

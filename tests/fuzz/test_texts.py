@@ -240,7 +240,7 @@ def test_meta_json_that_is_no_such_thing(tmp_path, text):
     path.parent.mkdir()
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     message = _refusal(youtube_vos, tmp_path, "valid")
-    assert "is not the meta.json of YouTube-VOS" in message and len(message) < 300 + len(str(path))
+    assert "is not a meta.json of YouTube-VOS" in message and len(message) < 300 + len(str(path))
     if "objects" not in text:
         assert "is not JSON" in _refusal(read_json, path)
 

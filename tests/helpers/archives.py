@@ -1,6 +1,6 @@
-"""Small archives of datasets, laid out as their authors publish them, for the tests of conversion.
+"""Small archives in the published layouts of the datasets, for the tests of conversion.
 
-Each function writes one into a folder and returns the number of frames of each split.
+Each function writes one archive to a folder and returns the number of frames by split.
 """
 
 import json
@@ -17,19 +17,19 @@ SIZE = (24, 32)
 
 
 def picture(name: str, size=SIZE) -> np.ndarray:
-    """A smooth picture that is another one for every name, uint8 [h, w, 3]."""
+    """Returns a smooth image seeded by its name, uint8 [h, w, 3]."""
     rng = np.random.default_rng(list(name.encode()))
     return cv2.resize(rng.integers(0, 256, (4, 4, 3), np.uint8), size[::-1], interpolation=cv2.INTER_CUBIC)
 
 
 def image(path: Path, size=SIZE) -> None:
-    """Writes a picture."""
+    """Writes a smooth image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), picture(path.as_posix()[-40:], size))
 
 
 def box(*numbers: int, size=SIZE, shift: int = 0) -> np.ndarray:
-    """Labels with a column of 4 pixels for each number, side by side, uint8 [h, w]."""
+    """Returns labels with a box 4 pixels wide per id, side by side, uint8 [h, w]."""
     labels = np.zeros(size, np.uint8)
     for place, number in enumerate(numbers):
         labels[5:15, 2 + shift + 6 * place:6 + shift + 6 * place] = number
@@ -43,7 +43,7 @@ def mask(path: Path, labels: np.ndarray) -> None:
 
 
 def gray(path: Path, levels: np.ndarray) -> None:
-    """Writes an image of the mode that its suffix and shape imply: PNG, BMP, PGM or PPM."""
+    """Writes an image as PNG, BMP, PGM or PPM, by its suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(levels).save(path)
 
@@ -80,7 +80,7 @@ def davis2017(root: Path) -> dict[str, int]:
 
 
 def youtube_vos(root: Path) -> dict[str, int]:
-    """Train at 30 frames a second: 11 frames, every fifth with labels, object 2 from frame 5 on; valid as published."""
+    """Train at 30 frames per second: 11 frames, every fifth labeled, object 2 from frame 5 on; valid as published."""
     names = [f"{t:05d}" for t in range(11)]
     for name in names:
         image(root / f"train_all_frames/JPEGImages/003234408d/{name}.jpg")
@@ -100,7 +100,7 @@ def youtube_vos(root: Path) -> dict[str, int]:
 
 
 def youtube_vis(root: Path) -> dict[str, int]:
-    """Train: a polygon that covers all, a smaller run-length mask on it, and a crowd; valid: no annotations."""
+    """Train: a polygon over the whole frame, a smaller RLE mask on it, and a crowd; valid: no annotations."""
     whole = [[0, 0, 32, 0, 32, 24, 0, 24]]
     small = box(1).astype(bool)
     compressed = mask_utils.encode(np.asfortranarray(small.astype(np.uint8)))
@@ -141,7 +141,7 @@ def msra10k(root: Path) -> dict[str, int]:
 
 
 def fbms59(root: Path) -> dict[str, int]:
-    """Train: gray files of two sequences, one of the special ones; test: color files, white being background."""
+    """Train: gray files of two sequences, one with its own threshold; test: color files with white background."""
     for name in ("cars2", "marple7"):
         for t in range(1, 5):
             image(root / f"Trainingset/{name}/{name}_{t:02d}.jpg")

@@ -1,4 +1,4 @@
-"""Training clips of small made-up videos. A helper of the tests."""
+"""Small random videos and training clips for tests."""
 
 import cv2
 import numpy as np
@@ -11,7 +11,7 @@ SIZE = (40, 60)
 
 
 def made_store(name="made up", videos=3, length=5, flow=True):
-    """Videos in memory, of moving squares; their flow is the same everywhere."""
+    """Videos in memory of moving rectangles, with constant flow."""
     clips = []
     for v in range(videos):
         coarse = np.random.default_rng(v).integers(0, 256, (length, 5, 7, 3)).astype(np.uint8)
@@ -37,11 +37,11 @@ RECIPES = {
 
 
 def made_clips(name="pair", store=None, size=(33, 41), batch_size=4, seed=0, **changes):
-    """Clips by a row of ``RECIPES``."""
+    """Returns the clip dataset of a row of ``RECIPES``."""
     settings = RECIPES[name] | changes
-    parts = [mixture_entry(store or made_store(), settings.pop("recipe"))] if "parts" not in settings else settings.pop("parts")
-    return make_clip_dataset(parts, size=size, batch_size=batch_size, seed=seed,
-                      **{key: value for key, value in settings.items() if key != "recipe"})
+    recipe = settings.pop("recipe")
+    mixture = settings.pop("mixture", None) or [mixture_entry(store or made_store(), recipe)]
+    return make_clip_dataset(mixture, size=size, batch_size=batch_size, seed=seed, **settings)
 
 
 def assert_same(first, second):

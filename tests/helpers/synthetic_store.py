@@ -1,4 +1,4 @@
-"""Small datasets for the tests of the evaluation: masks written where a benchmark keeps them."""
+"""Small datasets in benchmark layouts for the evaluation tests."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from uvos_jax.video import write_mask
 
 
 def save_masks(folder: Path, labels, names=None) -> None:
-    """Writes label maps [t, h, w] as ``<name>.png``; names are 00000, 00001, ... if not given."""
+    """Writes label maps [t, h, w] as ``<name>.png``; names default to 00000, 00001, ..."""
     folder.mkdir(parents=True, exist_ok=True)
     labels = np.asarray(labels, np.uint8)
     for name, frame in zip(names or [f"{t:05d}" for t in range(len(labels))], labels, strict=True):
@@ -27,19 +27,19 @@ def davis(root: Path, sequences: dict, year: int = 2017, split: str = "val", ann
 
 
 def rectangle(top: int, bottom: int, left: int, right: int, size=(40, 60), number: int = 1) -> np.ndarray:
-    """One rectangle of a label on background, uint8 [h, w]."""
+    """Returns a labeled rectangle on background, uint8 [h, w]."""
     labels = np.zeros(size, np.uint8)
     labels[top:bottom, left:right] = number
     return labels
 
 
 def shifted(mask: np.ndarray) -> np.ndarray:
-    """The mask moved 5 pixels to the right."""
+    """Returns the mask shifted 5 pixels to the right."""
     moved = np.zeros_like(mask)
     moved[:, 5:] = mask[:, :-5]
     return moved
 
 
 def eroded(mask: np.ndarray, size: int = 13) -> np.ndarray:
-    """The mask eroded by a square."""
+    """Returns the mask eroded by a square."""
     return cv2.erode(mask, np.ones((size, size), np.uint8))

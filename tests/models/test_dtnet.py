@@ -325,7 +325,7 @@ def test_the_youtube_vis_preset_trains_categories(tmp_path):
         ("depths", "[1,1,1,1]"), ("width", 4), ("features", 16), ("decoder", 16), ("own_features", False))]
     synthetic = ["data.mixture=[{'name': 'synthetic', 'count': 2, 'length': 2}]", "data.categories=[]"]
     for options, message in ((["model.categories=3", *synthetic], "tells 3 categories apart .* names none"),
-                             (["data.categories=['dog', 'cat']", synthetic[0]], "does not tell those of")):
+                             (["data.categories=['dog', 'cat']", synthetic[0]], "has no categories for objects of")):
         with pytest.raises(UserError, match=message):
             train(load_config(f"{CONFIG}:youtube_vis", [*small, *options]), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -161,7 +161,7 @@ def test_validating_an_unknown_phase_is_an_error():
 
 def test_missing_flow_is_an_error(tmp_path):
     store = MemoryStore("stills", [("one", np.zeros((1, 8, 8, 3), np.uint8), np.ones((1, 8, 8), np.uint8), None)])
-    with pytest.raises(UserError, match="Flow is asked for, but stills has none; convert it with --flow"):
+    with pytest.raises(UserError, match="No optical flow in stills. Convert with 'uvos convert-data --flow'"):
         make_clip_dataset([mixture_entry(store, {"name": "still"})], (8, 8), 1, 0, {"kind": "resize"}, flow=True)
 
 

@@ -112,4 +112,4 @@ def _seen_categories(request):
         videos = json.loads(meta.read_text())["videos"].values()
         return {str(entry["category"]) for video in videos for entry in video["objects"].values()}
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"'{meta}' is not the meta.json of YouTube-VOS: {error!r:.100}.") from error
+        raise UserError(f"'{meta}' is not a meta.json of YouTube-VOS: {error!r:.100}.") from error

@@ -1,7 +1,8 @@
-"""What the archive of each dataset holds, unpacked as its authors publish it.
+"""Indexes of the datasets: the files of each archive, unpacked as published.
 
-Every function here lists one dataset: it takes the folder, and the config where there are several, and returns a
-``DatasetIndex``. It raises a ``UserError`` only if the folder is not that dataset; smaller faults go into the listing.
+Each function indexes one dataset. It takes the folder, and the config if the dataset has several, and returns a
+``DatasetIndex``. It raises a ``UserError`` only if the folder is not that dataset; other faults are collected in the
+index.
 """
 
 from collections.abc import Callable
@@ -11,19 +12,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uvos_jax.data.datasets import ground_truth as truth
-from uvos_jax.data.datasets import layouts
+from uvos_jax.data.datasets import ground_truth, layouts
 from uvos_jax.data.datasets.index import (
     DatasetIndex,
     FrameFiles,
     VideoFiles,
     folders_in,
     images_in,
+    join_names,
     make_index,
     make_video,
     masks_in,
     match_masks,
-    named,
     stack_masks,
 )
 from uvos_jax.data.datasets.mask_conventions import detect_convention, read_mask_by_convention
@@ -34,38 +34,46 @@ from uvos_jax.video.flow_io import FLOW_SUFFIXES
 
 
 class DatasetSpec(NamedTuple):
-    """A row of ``DATASET_SPECS``: the function that lists a dataset, and its configs, the usual one first."""
+    """A row of ``DATASET_SPECS``.
 
-    list: Callable[[Path, str | None], DatasetIndex]
+    Attributes:
+        index_files: Function that indexes the dataset.
+        configs: Configs of the dataset, the default first.
+    """
+
+    index_files: Callable[[Path, str | None], DatasetIndex]
     configs: tuple[str, ...] = ()
 
 
 def index_davis2016(root: Path, config: str | None = None) -> DatasetIndex:
-    """DAVIS-2016, one object: any channel above 0. The archive of DAVIS-2017 will do too, it has both lists."""
+    """DAVIS-2016, one object: any channel above 0.
+
+    The archive of DAVIS-2017 also works; it contains both lists.
+    """
     return _davis(root, {"train": 2016, "val": 2016}, "Annotations", _read_foreground)
 
 
 def index_davis2017(root: Path, config: str | None = None) -> DatasetIndex:
-    """DAVIS-2017: config ``semi`` from ``Annotations``, ``unsupervised`` from ``Annotations_unsupervised``.
+    """DAVIS-2017: ``Annotations`` (config ``semi``) or ``Annotations_unsupervised`` (``unsupervised``).
 
-    Void is kept apart in the latter; in ``semi`` it becomes background, as that challenge counts it. The test lists
-    of the unsupervised challenge came in 2019. Test videos have at most masks of their first frame.
+    The unsupervised config keeps void; ``semi`` maps it to background, as in the semi-supervised challenge. The test
+    lists of the unsupervised challenge date from 2019. Test videos have masks of the first frame at most.
     """
     years = {"train": 2017, "val": 2017}
     if config == "unsupervised":
         return _davis(root, years | {"test-dev": 2019, "test-challenge": 2019}, "Annotations_unsupervised",
-                      truth.read_objects)
+                      ground_truth.read_objects)
     return _davis(root, years | {"test-dev": 2017, "test-challenge": 2017}, "Annotations",
-                  truth.read_objects_without_void)
+                  ground_truth.read_objects_without_void)
 
 
 def davis2017_configs(root: Path) -> tuple[str, ...]:
-    """Returns the configs of DAVIS-2017 whose annotations are there."""
+    """Returns the configs of DAVIS-2017 whose annotations exist."""
     root = layouts.inside(root, "DAVIS", "ImageSets")
     folders = {"semi": "Annotations", "unsupervised": "Annotations_unsupervised"}
     found = tuple(config for config, folder in folders.items() if (root / folder).is_dir())
     if not found:
-        raise UserError(f"'{root}' has neither Annotations nor Annotations_unsupervised: give the folder of DAVIS-2017"
+        raise UserError(f"'{root}' has neither Annotations nor Annotations_unsupervised. Give the folder of DAVIS-2017"
                         " with --source.")
     return found
 
@@ -73,9 +81,9 @@ def davis2017_configs(root: Path) -> tuple[str, ...]:
 def index_youtube_vos(root: Path, config: str | None = None) -> DatasetIndex:
     """YouTube-VOS: ``<split>/{meta.json,JPEGImages,Annotations}`` of train, valid and test.
 
-    Every image of a video is taken. Where ``<split>/JPEGImages`` is not there, ``<split>_all_frames`` with its 30
-    frames a second is, of which every fifth has labels. Objects may appear late; in valid and test each has one
-    mask alone, in its first frame, which shows no other object that was given before.
+    All images of a video are used. If ``<split>/JPEGImages`` does not exist, ``<split>_all_frames`` is read, with 30
+    frames per second and labels in every fifth frame. Objects may appear late. In valid and test each object has only
+    the mask in its first frame, which does not show the earlier objects.
     """
     splits, faults = {}, []
     for split in ("train", "valid", "test"):
@@ -96,13 +104,13 @@ def index_youtube_vos(root: Path, config: str | None = None) -> DatasetIndex:
             videos.append(video)
         splits[split] = videos
     if not splits:
-        raise UserError(f"'{root}' has no <split>/meta.json of train, valid or test: give the folder of YouTube-VOS"
+        raise UserError(f"'{root}' has no <split>/meta.json of train, valid or test. Give the folder of YouTube-VOS"
                         " with --source.")
     return make_index(splits, faults)
 
 
 def index_duts(root: Path, config: str | None = None) -> DatasetIndex:
-    """DUTS: images and masks of salient objects; gray levels from 128 up are foreground."""
+    """DUTS: images and masks of salient objects; gray levels of 128 and above are foreground."""
     splits, faults = {}, []
     for split, part in (("train", "DUTS-TR"), ("test", "DUTS-TE")):
         folder = root / part if (root / part).is_dir() else root
@@ -110,7 +118,7 @@ def index_duts(root: Path, config: str | None = None) -> DatasetIndex:
         if images.is_dir() or masks.is_dir():
             splits[split] = _stills(part, images_in(images, faults), masks_in(masks, faults), faults, images)
     if not splits:
-        raise UserError(f"'{root}' has neither DUTS-TR-Image nor DUTS-TE-Image: give the folder of DUTS with --source.")
+        raise UserError(f"'{root}' has neither DUTS-TR-Image nor DUTS-TE-Image. Give the folder of DUTS with --source.")
     return make_index(splits, faults)
 
 
@@ -120,12 +128,12 @@ def index_msra10k(root: Path, config: str | None = None) -> DatasetIndex:
     faults: list[str] = []
     images, masks = images_in(folder, faults, (".jpg", ".jpeg")), images_in(folder, faults, (".png",))
     if not images or not masks:
-        raise UserError(f"'{root}' has no Imgs/*.jpg with masks Imgs/*.png: give the folder of MSRA10K with --source.")
+        raise UserError(f"'{root}' has no Imgs/*.jpg with masks Imgs/*.png. Give the folder of MSRA10K with --source.")
     return make_index({"train": _stills("MSRA10K", images, masks, faults, folder)}, faults)
 
 
 def index_fbms59(root: Path, config: str | None = None) -> DatasetIndex:
-    """FBMS-59 as one foreground: all frames, labels for those with ground truth, see ``truth.read_fbms_foreground``."""
+    """FBMS-59 with one foreground, sparse labels; see ``ground_truth.read_fbms_foreground``."""
     splits, faults = {}, []
     for split in ("train", "test"):
         folder = layouts.fbms_folder(root, split)
@@ -135,7 +143,7 @@ def index_fbms59(root: Path, config: str | None = None) -> DatasetIndex:
         without = [path.name for path in folders_in(folder)
                    if raw and path not in raw and images_in(path, [])]
         if without:
-            faults.append(f"sequences in '{folder}' have no folder GroundTruth: {named(without)}")
+            faults.append(f"sequences in '{folder}' have no folder GroundTruth: {join_names(without)}")
         for path in raw:
             try:
                 item = layouts.fbms_sequence(path)
@@ -147,41 +155,41 @@ def index_fbms59(root: Path, config: str | None = None) -> DatasetIndex:
                                      partial(_read_fbms, item.name), faults, path, needed=()))
         splits[split] = videos or _plain(folder, layouts.folders(folder), _read_foreground, faults)
     if not splits:
-        raise UserError(f"'{root}' has neither Trainingset nor Testset: give the folder of FBMS-59 with --source.")
+        raise UserError(f"'{root}' has neither Trainingset nor Testset. Give the folder of FBMS-59 with --source.")
     return make_index(splits, faults)
 
 
 def index_youtube_objects(root: Path, config: str | None = None) -> DatasetIndex:
-    """YouTube-Objects: ``JPEGImages/<class>/<video>`` and the masks of some frames in ``Annotations``, all as test.
+    """YouTube-Objects: ``JPEGImages/<class>/<video>`` and sparse masks in ``Annotations``; all in test.
 
-    Only some of its videos were ever annotated, so those without masks are left out with a note.
+    Only some of its videos are annotated. Videos without masks are left out, with a note.
     """
     faults: list[str] = []
     videos, without = _plain(root, layouts.youtube_objects(root), _read_foreground, faults,
                              layouts.youtube_objects_class)
-    return make_index({"test": videos}, faults, [f"left out, since they have no masks: {named(without)}"]
+    return make_index({"test": videos}, faults, [f"left out, no masks: {join_names(without)}"]
                         if without else [])
 
 
 def index_visal(root: Path, config: str | None = None) -> DatasetIndex:
-    """ViSal: masks of some frames in one folder ``GT``, called after their sequence; all as test."""
+    """ViSal: sparse masks in one folder ``GT``, named after their sequence; split test only."""
     faults: list[str] = []
     videos, without = _plain(root, layouts.folders(root), _read_salient, faults)
     if without:
-        faults.append(f"sequences in '{layouts.image_folder(root)}' have no masks: {named(without)}")
+        faults.append(f"sequences in '{layouts.image_folder(root)}' have no masks: {join_names(without)}")
     return make_index({"test": videos}, faults)
 
 
 def index_segtrack_v2(root: Path, config: str | None = None) -> DatasetIndex:
-    """SegTrack v2: ``JPEGImages/<sequence>`` and ``GroundTruth/<sequence>``, a folder 1, 2, .. within for each object.
+    """SegTrack v2: ``JPEGImages/<sequence>`` and ``GroundTruth/<sequence>[/<object>]``.
 
-    Object numbers are kept, of objects that overlap the smaller one is on top. The field merges them into one
-    foreground for the task of a single object. All is test.
+    Object ids are kept; where objects overlap, the smaller one is on top. Papers on single-object segmentation merge
+    them into one foreground. Split test only.
     """
     truths, images = root / "GroundTruth", layouts.image_folder(root)
     names = [path.name for path in folders_in(truths)]
     if not names:
-        raise UserError(f"'{root}' has no GroundTruth/<sequence>: give the folder of SegTrack v2 with --source.")
+        raise UserError(f"'{root}' has no GroundTruth/<sequence>. Give the folder of SegTrack v2 with --source.")
     faults = [f"{path.name} has no folder in '{truths}'" for path in folders_in(images)
               if path.name not in names and path != truths and images_in(path, [])]
     videos = []
@@ -189,14 +197,14 @@ def index_segtrack_v2(root: Path, config: str | None = None) -> DatasetIndex:
         pictures = images_in(images / name, faults)
         numbers = {int(path.name): path for path in folders_in(truths / name) if path.name.isdecimal()}
         if not all(0 < number < VOID for number in numbers):
-            faults.append(f"{name} has objects numbered other than 1 to {VOID - 1}: {named(sorted(numbers))}")
+            faults.append(f"{name} has object ids outside 1 to {VOID - 1}: {join_names(sorted(numbers))}")
             continue
         masks: dict[str, tuple] = {}
         for number, folder in sorted(numbers.items()) or [(1, truths / name)]:
             found = match_masks(pictures, masks_in(folder, faults))
             missing = [stem for stem in pictures if stem not in found]
             if numbers and missing:
-                faults.append(f"{name} has no mask of object {number} for {named(missing)}")
+                faults.append(f"{name} has no mask of object {number} for {join_names(missing)}")
             for stem, path in found.items():
                 masks[stem] = (*masks.get(stem, ()), (number, path))
         videos.append(make_video(name, pictures, masks, _read_stack, faults, images / name,
@@ -205,26 +213,26 @@ def index_segtrack_v2(root: Path, config: str | None = None) -> DatasetIndex:
 
 
 def index_folder(root: Path, config: str | None = None) -> DatasetIndex:
-    """Anybody's own: ``JPEGImages/<sequence>/*`` and ``Annotations/<sequence>/*.png``.
+    """Your own videos: ``JPEGImages/<sequence>/*`` and ``Annotations/<sequence>/*.png``.
 
-    What levels mean is told in ``own_masks.detect_convention``. Frames without a mask are taken for frames whose truth is
-    unknown. ``ImageSets/train.txt`` and ``val.txt`` tell the
-    splits; without them all is train. ``Flow/<sequence>/*.flo`` or ``.npy`` is the flow to the next frame; the last
-    frame needs none and then has that of the frame before.
+    ``mask_conventions.detect_convention`` interprets the mask levels. Frames without a mask have unknown ground truth.
+    ``ImageSets/train.txt`` and ``val.txt`` define the splits; without them all sequences are in train.
+    ``Flow/<sequence>/*.flo`` or ``.npy`` is the flow to the next frame; if the last frame has none, it gets the flow of
+    the frame before it.
     """
     images, annotations, flows = root / "JPEGImages", root / "Annotations", root / "Flow"
     if not images.is_dir() or not annotations.is_dir():
-        raise UserError(f"'{root}' has no JPEGImages/<sequence>/* with masks Annotations/<sequence>/*.png: give a"
+        raise UserError(f"'{root}' has no JPEGImages/<sequence>/* with masks Annotations/<sequence>/*.png. Give a"
                         " folder that has both.")
     images, annotations, faults, notes = layouts.resolution(images), layouts.resolution(annotations), [], []
     there = [path.name for path in folders_in(images)]
     if not there:
-        raise UserError(f"'{images}' has no folder of a sequence; put the images of each sequence into one.")
+        raise UserError(f"'{images}' has no sequence folders. Put the images of each sequence into one folder.")
     listed = {path.stem: layouts.names_in_list(path) for path in
               (root / "ImageSets" / "train.txt", root / "ImageSets" / "val.txt") if path.exists()}
     names = listed or {"train": there}
     every = [name for split in names.values() for name in split]
-    _complain_of_repeats(every, "the lists in ImageSets", faults)
+    _report_repeats(every, "the lists in ImageSets", faults)
     for name in dict.fromkeys(every):
         if name not in there:
             faults.append(f"{name} is in the lists in ImageSets, but has no folder in '{images}'"
@@ -233,7 +241,7 @@ def index_folder(root: Path, config: str | None = None) -> DatasetIndex:
                if path.name not in there]
     left = [name for name in there if name not in every]
     if left:
-        notes.append(f"left out, since no list names them: {named(left)}")
+        notes.append(f"left out, not in any list: {join_names(left)}")
     splits: dict[str, list] = {}
     binary = []
     for split, chosen in names.items():
@@ -247,11 +255,11 @@ def index_folder(root: Path, config: str | None = None) -> DatasetIndex:
             convention = detect_convention(name, masks, faults)
             if convention.indexed_is_binary:
                 binary.append(name)
-            video = make_video(name, images_in(images / name, faults), masks, partial(read_mask_by_convention, convention), faults,
-                               images / name, needed=())
+            video = make_video(name, images_in(images / name, faults), masks,
+                               partial(read_mask_by_convention, convention), faults, images / name, needed=())
             splits[split].append(_with_flow(video, flows / name, faults) if video and flows.is_dir() else video)
     if binary:
-        notes.append(f"255 was taken for object 1, since the indexed masks hold nothing else: {named(binary)}")
+        notes.append(f"255 was read as object 1, the only label of the indexed masks: {join_names(binary)}")
     return make_index(splits, faults, notes)
 
 
@@ -277,43 +285,44 @@ def _davis(root, years, annotations, read):
     lists = {split: path for split, path in lists.items() if path.is_file()}
     if not lists:
         wanted = ", ".join(f"ImageSets/{year}/{split}.txt" for split, year in years.items())
-        raise UserError(f"'{root}' has none of {wanted}: give the folder of DAVIS with --source.")
+        raise UserError(f"'{root}' has none of {wanted}. Give the folder of DAVIS with --source.")
     splits, faults, notes = {}, [], []
     for split, path in lists.items():
         names = layouts.davis_names(root, years[split], split)
         there = [name for name in names if (images / name).is_dir() or (masks / name).is_dir()]
         if not there:
-            notes.append(f"{split} left out, since there is no folder of any sequence in '{path}'")
+            notes.append(f"{split} left out, no sequence of '{path}' has a folder")
             continue
-        _complain_of_repeats(names, f"'{path}'", faults)
+        _report_repeats(names, f"'{path}'", faults)
         lines = layouts.repeated_lines(path)
         if lines:
-            faults.append(f"'{path}' has lines twice: {named(lines)}")
+            faults.append(f"'{path}' has duplicate lines: {join_names(lines)}")
         absent = [name for name in names if name not in there]
         if absent:
-            faults.append(f"'{path}' names sequences without a folder in '{images}': {named(absent)}")
+            faults.append(f"'{path}' lists sequences without a folder in '{images}': {join_names(absent)}")
         needed = () if split.startswith("test") else None
         splits[split] = [make_video(name, images_in(images / name, faults), masks_in(masks / name, faults), read,
                                     faults, images / name, needed) for name in dict.fromkeys(there)]
     if not splits:
-        raise UserError(f"'{root}' has no folder of any sequence that its lists name; they should lie in '{images}'.")
+        raise UserError(f"'{root}' has no folder for any listed sequence. Put the sequences into '{images}'.")
     return make_index(splits, faults, notes)
 
 
-def _complain_of_repeats(names, where, faults):
+def _report_repeats(names, where, faults):
     repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if repeated:
-        faults.append(f"{where} {'name' if where.startswith('the') else 'names'} sequences twice: {named(repeated)}")
+        verb = "list" if where.startswith("the") else "lists"
+        faults.append(f"{where} {verb} sequences twice: {join_names(repeated)}")
 
 
 def _stills(name, images, masks, faults, where):
-    """Every image as a video of its own."""
+    """Returns every image as a video of one frame."""
     together = make_video(name, images, masks, _read_salient, faults, where)
     return [VideoFiles(frame.name, (frame,), _read_salient) for frame in together.frames] if together else []
 
 
 def _plain(root, sequences, read, faults, category=None):
-    """The sequences of ``layouts.folders``, with all their images; and the names of those that have no masks."""
+    """Returns the sequences of ``layouts.folders`` with all images, and names of those without masks."""
     folder = layouts.image_folder(root)
     flat: dict[str, dict[str, Path]] = {}
     for stem, path in images_in(folder, faults).items():
@@ -335,7 +344,7 @@ def _with_flow(video, folder, faults):
     files = images_in(folder, faults, FLOW_SUFFIXES)
     missing = [frame.name for frame in video.frames[:-1] if frame.name not in files]
     if missing or not files:
-        faults.append(f"{video.name} has no flow in '{folder}' for {named(missing or [video.frames[0].name])}")
+        faults.append(f"{video.name} has no flow in '{folder}' for {join_names(missing or [video.frames[0].name])}")
         return video
     frames = []
     for frame in video.frames:
@@ -345,27 +354,27 @@ def _with_flow(video, folder, faults):
 
 
 def _read_listed(numbers: frozenset[int], path: Path) -> np.ndarray:
-    labels = truth.read_objects(path)
+    labels = ground_truth.read_objects(path)
     others = sorted(set(np.flatnonzero(np.bincount(labels.ravel())).tolist()) - numbers - {0, VOID})
     if others:
-        raise UserError(f"{quoted(path)} shows objects that meta.json does not name: {named(others)}.")
+        raise UserError(f"{quoted(path)} shows objects that are not in meta.json: {join_names(others)}.")
     return labels
 
 
 def _read_foreground(path: Path) -> np.ndarray:
-    return truth.read_foreground(path).astype(np.uint8)
+    return ground_truth.read_foreground(path).astype(np.uint8)
 
 
 def _read_salient(path: Path) -> np.ndarray:
-    return truth.read_salient(path, lowest=128).astype(np.uint8)
+    return ground_truth.read_salient(path, lowest=128).astype(np.uint8)
 
 
 def _read_fbms(sequence: str, path: Path) -> np.ndarray:
-    return truth.read_fbms_foreground(path, sequence).astype(np.uint8)
+    return ground_truth.read_fbms_foreground(path, sequence).astype(np.uint8)
 
 
 def _read_stack(parts: tuple[tuple[int, Path], ...]) -> np.ndarray:
-    masks: list[tuple[int, Any]] = [(number, truth.read_foreground(path)) for number, path in parts]
+    masks: list[tuple[int, Any]] = [(number, ground_truth.read_foreground(path)) for number, path in parts]
     sizes = {mask.shape for _, mask in masks}
     if len(sizes) > 1:
         raise UserError(f"'{parts[0][1]}' and the masks of the other objects differ in size.")

@@ -1,4 +1,4 @@
-"""Ground truth as the datasets store it. Predictions are read by stricter rules, see ``predictions``."""
+"""Readers of ground-truth files. ``evaluation.predictions`` has stricter rules for predictions."""
 
 import warnings
 from contextlib import contextmanager
@@ -11,13 +11,13 @@ from uvos_jax.labels import VOID
 from uvos_jax.video import read_mask
 from uvos_jax.video.mask_io import check_palette
 
-# A few FBMS sequences are stored with other gray levels; the field's conversion scripts treat them apart.
+# Some FBMS sequences use other gray levels; the published conversion scripts have exceptions for them.
 _FBMS_THRESHOLD = {"marple7": 0.05, "marple2": 0.4}
-_FBMS_USUAL_THRESHOLD = 0.1
+_FBMS_DEFAULT_THRESHOLD = 0.1
 
 
 def read_foreground(path: Path) -> np.ndarray:
-    """Reads a mask as DAVIS-2016 does: foreground is where any channel but alpha is above 0.
+    """Reads a mask as in DAVIS-2016: foreground is any channel except alpha above 0.
 
     Returns:
         bool [h, w].
@@ -32,13 +32,14 @@ def read_foreground(path: Path) -> np.ndarray:
 
 
 def read_salient(path: Path, lowest: int = 129) -> np.ndarray:
-    """Reads a salient-object mask: above half of the range in any channel but alpha, or any object of a label image.
+    """Reads a salient-object mask.
 
-    A label image is an indexed one, one of 1 bit, or one of the levels 0 and 1.
+    Foreground is the upper half of the range in any channel except alpha, or any object of a label image. Indexed
+    images, 1-bit images and images with levels 0 and 1 are label images.
 
     Args:
         path: The file.
-        lowest: Lowest level of the foreground; 129 is how results are scored.
+        lowest: Lowest foreground level; 129 is the level used for scoring.
 
     Returns:
         bool [h, w].
@@ -55,35 +56,35 @@ def read_salient(path: Path, lowest: int = 129) -> np.ndarray:
 
 
 def read_objects(path: Path) -> np.ndarray:
-    """Reads object numbers, 255 for void.
+    """Reads object ids, 255 for void.
 
     Returns:
         uint8 [h, w].
 
     Raises:
-        UserError: The file cannot be read, or is no label image.
+        UserError: The file cannot be read, or is not a label image.
     """
     return read_mask(path, numbered=True)
 
 
 def read_objects_without_void(path: Path) -> np.ndarray:
-    """Reads object numbers; void becomes background, as the semi-supervised protocols have it.
+    """Reads object ids; void becomes background, as in the semi-supervised protocols.
 
     Returns:
         uint8 [h, w].
 
     Raises:
-        UserError: The file cannot be read, or is no label image.
+        UserError: The file cannot be read, or is not a label image.
     """
     labels = read_objects(path)
     return np.where(labels == VOID, np.uint8(0), labels)
 
 
 def read_fbms_foreground(path: Path, sequence: str) -> np.ndarray:
-    """Reads a ground-truth file of FBMS-59 as one foreground, all moving objects merged.
+    """Reads a ground-truth file of FBMS-59 as one foreground that merges all moving objects.
 
-    Objects are gray levels or colors. In the color files (.ppm) white is the background. Gray is divided by 255
-    and compared with 0.1, 0.05 in marple7 and 0.4 in marple2, as the field's conversion scripts have it.
+    Objects are gray levels or colors. In color files (.ppm) white is background. Gray is divided by 255 and compared
+    with 0.1, with 0.05 in marple7 and with 0.4 in marple2, as in the published conversion scripts.
 
     Returns:
         bool [h, w].
@@ -95,11 +96,11 @@ def read_fbms_foreground(path: Path, sequence: str) -> np.ndarray:
     gray = _gray(image, mode) / 255.0
     if path.suffix.lower() == ".ppm":
         gray[gray > 0.99] = 0.0
-    return gray > _FBMS_THRESHOLD.get(sequence, _FBMS_USUAL_THRESHOLD)
+    return gray > _FBMS_THRESHOLD.get(sequence, _FBMS_DEFAULT_THRESHOLD)
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Reads (height, width) from the head of an image file.
+    """Reads (height, width) from the header of an image file.
 
     Raises:
         UserError: The file cannot be read.
@@ -112,7 +113,7 @@ def pixels(path: Path) -> tuple[np.ndarray, str]:
     """Reads an image as it is stored.
 
     Returns:
-        An array [h, w] or [h, w, channels], and Pillow's name of the mode.
+        An array [h, w] or [h, w, channels], and Pillow's mode.
 
     Raises:
         UserError: The file cannot be read.
@@ -124,7 +125,7 @@ def pixels(path: Path) -> tuple[np.ndarray, str]:
 
 
 def _gray(image, mode):
-    """Luma of a gray or color image, 0..255, as Pillow and OpenCV weigh the channels."""
+    """Returns the luma of a gray or color image, 0..255, with the channel weights of Pillow and OpenCV."""
     if mode in ("L", "P"):
         return image.astype(np.float64)
     if mode == "1":
@@ -147,5 +148,5 @@ def _opened(path):
             yield image
     except UserError:
         raise
-    except Exception as error:  # on broken files Pillow's decoders raise whatever they stumble over
+    except Exception as error:  # Pillow's decoders raise arbitrary exceptions on broken files
         raise UserError(f"'{path}' cannot be read as an image: {' '.join(str(error).split())}.") from error

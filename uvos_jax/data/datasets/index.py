@@ -1,4 +1,4 @@
-"""Which files a dataset consists of, found out without opening images: what conversion checks and then writes."""
+"""Index of a dataset: the files of its videos, collected without opening images."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -11,18 +11,18 @@ import numpy as np
 from uvos_jax.data.datasets.layouts import IMAGES, mask_files
 from uvos_jax.video.image_io import natural_sort
 
-_NAMED = 6  # files of one fault that are named
+_MAX_NAMES = 6  # files listed per fault
 
 
 @dataclass(frozen=True)
 class FrameFiles:
-    """A frame.
+    """Files of a frame.
 
     Attributes:
-        name: Its file's name without suffix.
-        image: Its image file.
-        labels: What its video's ``read`` takes, often a path; None if it has no ground truth.
-        flow: Its flow file (see ``read_flow``), to the next frame; None if there is none.
+        name: File name without suffix.
+        image: Image file.
+        labels: Argument for ``VideoFiles.read``, often a path; None without ground truth.
+        flow: Flow file to the next frame (see ``read_flow``), or None.
     """
 
     name: str
@@ -33,13 +33,13 @@ class FrameFiles:
 
 @dataclass(frozen=True)
 class VideoFiles:
-    """A video, or a still image as a video of one frame.
+    """Files of a video; a still image is a video of one frame.
 
     Attributes:
-        name: As results name it; it may hold slashes.
-        frames: All its frames, in order.
-        read: Turns ``FrameFiles.labels`` into labels, uint8 [h, w]: 0 background, 1..254 objects, 255 void.
-        categories: What objects are, by number, where the dataset tells.
+        name: Name used in results; it may contain slashes.
+        frames: All frames, in order.
+        read: Converts ``FrameFiles.labels`` to labels, uint8 [h, w]: 0 background, 1..254 objects, 255 void.
+        categories: Category by object id, where the dataset has them.
     """
 
     name: str
@@ -50,12 +50,12 @@ class VideoFiles:
 
 @dataclass(frozen=True)
 class DatasetIndex:
-    """A dataset.
+    """Files of a dataset.
 
     Attributes:
-        splits: Its videos, by split.
-        faults: What is wrong with it, as far as names tell.
-        notes: What is remarkable, but no fault.
+        splits: Videos by split.
+        faults: Faults that are visible from the file names.
+        notes: Remarks that are not faults.
     """
 
     splits: dict[str, tuple[VideoFiles, ...]]
@@ -64,30 +64,30 @@ class DatasetIndex:
 
     @property
     def flow(self) -> bool:
-        """Whether frames have flow; then all have."""
+        """Whether the frames have flow; either all or none have."""
         return any(frame.flow for videos in self.splits.values() for video in videos for frame in video.frames)
 
 
 def make_index(splits: dict[str, Iterable[VideoFiles | None]], faults: Iterable[str],
                  notes: Iterable[str] = ()) -> DatasetIndex:
-    """Makes a listing of what ``make_video`` returned; splits without a video are left out, with a note."""
+    """Creates an index from results of ``make_video``; empty splits are left out, with a note."""
     full = {split: tuple(video for video in videos if video) for split, videos in splits.items()}
-    notes = [*notes, *(f"{split} left out, since it has no video" for split, videos in full.items() if not videos)]
+    notes = [*notes, *(f"{split} left out, no videos" for split, videos in full.items() if not videos)]
     return DatasetIndex({split: videos for split, videos in full.items() if videos}, tuple(faults), tuple(notes))
 
 
-def named(names: Iterable[Any]) -> str:
-    """Names the first few of many, and counts the others."""
+def join_names(names: Iterable[Any]) -> str:
+    """Joins the first few names and counts the others."""
     names = [str(name) for name in names]
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    return ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")
 
 
 def folders_in(folder: Path, deep: bool = False) -> list[Path]:
-    """Lists the folders within one, without those that systems make for themselves, such as ``__MACOSX``.
+    """Lists the subfolders of a folder, without hidden and system folders such as ``__MACOSX``.
 
     Args:
-        folder: Need not exist.
-        deep: List those within these too.
+        folder: May not exist.
+        deep: Search recursively.
     """
     found = sorted(folder.rglob("*") if deep else folder.iterdir()) if folder.is_dir() else []
     return [path for path in found if path.is_dir()
@@ -95,12 +95,12 @@ def folders_in(folder: Path, deep: bool = False) -> list[Path]:
 
 
 def images_in(folder: Path, faults: list[str], suffixes: tuple[str, ...] = ()) -> dict[str, Path]:
-    """Lists the images of a folder by name without suffix, in natural order; two of one name are a fault.
+    """Lists the images of a folder by name without suffix, in natural order; duplicate names are a fault.
 
     Args:
-        folder: Need not exist.
-        faults: To which faults are added.
-        suffixes: Only these count, all if empty; in lower case.
+        folder: May not exist.
+        faults: Receives the faults.
+        suffixes: Accepted suffixes in lower case; empty accepts all image suffixes.
     """
     if not folder.is_dir():
         return {}
@@ -109,7 +109,7 @@ def images_in(folder: Path, faults: list[str], suffixes: tuple[str, ...] = ()) -
     found = {path.stem: path for path in files}
     twice = [path.stem for path in files if found[path.stem] != path]
     if twice:
-        faults.append(f"'{folder}' has two images of one name: {named(twice)}")
+        faults.append(f"'{folder}' has two images of the same name: {join_names(twice)}")
     return found
 
 
@@ -117,13 +117,13 @@ def masks_in(folder: Path, faults: list[str]) -> dict[str, Path]:
     """Lists the masks of a folder by name without suffix; JPEG files are a fault.
 
     Args:
-        folder: Need not exist.
-        faults: To which faults are added.
+        folder: May not exist.
+        faults: Receives the faults.
     """
     masks = {path.stem: path for path in mask_files(folder)}
     jpegs = sorted(path.name for path in folder.glob("*.[jJ][pP]*[gG]")) if folder.is_dir() else []
     if jpegs:
-        faults.append(f"'{folder}' has masks saved as JPEG, which changes labels; save them as PNG: {named(jpegs)}")
+        faults.append(f"'{folder}' has JPEG masks, which have altered labels; save them as PNG: {join_names(jpegs)}")
     return masks
 
 
@@ -133,13 +133,13 @@ def make_video(name: str, images: dict[str, Path], masks: dict[str, Any], read: 
     """Pairs images and masks by name.
 
     Args:
-        name: Of the video.
-        images: By name without suffix, in order.
-        masks: What ``read`` takes, by name of the frame.
+        name: Name of the video.
+        images: Images by name without suffix, in order.
+        masks: Arguments for ``read``, by name of the frame.
         read: See ``VideoFiles``.
-        faults: To which a missing video, missing masks and masks without an image are added.
-        where: Where the images should be, for the message.
-        needed: Frames that must have a mask; all if not given.
+        faults: Receives the faults: no images, missing masks, masks without an image.
+        where: Expected folder of the images, for the message.
+        needed: Frames that must have a mask; None for all.
         categories: See ``VideoFiles``.
 
     Returns:
@@ -150,20 +150,20 @@ def make_video(name: str, images: dict[str, Path], masks: dict[str, Any], read: 
         return None
     without_mask = [stem for stem in (images if needed is None else needed) if stem in images and stem not in masks]
     if without_mask:
-        faults.append(f"{name} has no mask for {named(without_mask)}")
+        faults.append(f"{name} has no mask for {join_names(without_mask)}")
     without_image = [stem for stem in dict.fromkeys([*masks, *(needed or ())]) if stem not in images]
     if without_image:
         faults.append(f"{name} has no image for the {'mask ' if without_image[0] in masks else 'frame '}"
-                      f"{named(without_image)}")
+                      f"{join_names(without_image)}")
     frames = tuple(FrameFiles(stem, path, masks.get(stem)) for stem, path in images.items())
     return VideoFiles(name, frames, read, categories or {})
 
 
 def match_masks(images: dict[str, Path], masks: dict[str, Any]) -> dict[str, Any]:
-    """Renames masks after their images, which some datasets call otherwise.
+    """Renames masks to the names of their images, for datasets where the names differ.
 
-    A mask belongs to the image of its name, or of its name without ``_gt``; if some do not have one, to that whose
-    last number is the same, where all of a video differ in it.
+    A mask matches the image of the same name, also without ``_gt``. If some masks match no image, masks and images are
+    matched by the last number in their names, provided that it is unique within the video.
     """
     plain = {stem if stem in images else re.sub(r"_gt$", "", stem): mask for stem, mask in masks.items()}
     if len(plain) < len(masks) or plain.keys() <= images.keys():
@@ -176,20 +176,20 @@ def match_masks(images: dict[str, Path], masks: dict[str, Any]) -> dict[str, Any
 
 
 def last_number(stem: str) -> int | None:
-    """The last number in a file's name."""
+    """Returns the last number in a file name."""
     numbers = re.findall(r"\d+", stem)
     return int(numbers[-1]) if numbers else None
 
 
 def stack_masks(masks: Iterable[tuple[int, np.ndarray]], size: tuple[int, int]) -> np.ndarray:
-    """Lays masks of objects over each other, smaller ones on top.
+    """Stacks object masks into one label map, smaller masks on top.
 
     Args:
-        masks: Numbers 1..255 and bool [h, w].
+        masks: Pairs of id (1..255) and mask, bool [h, w].
         size: (height, width).
 
     Returns:
-        uint8 [h, w]; of two masks of one size the later one is on top.
+        uint8 [h, w]; of two masks of equal area the later one is on top.
     """
     labels = np.zeros(size, np.uint8)
     for number, mask in sorted(masks, key=lambda item: -int(np.count_nonzero(item[1]))):

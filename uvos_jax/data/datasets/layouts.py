@@ -1,4 +1,4 @@
-"""Where the datasets keep their sequences, frames and ground truth."""
+"""Folder layouts of the datasets: sequences, frames and ground truth."""
 
 import json
 import os
@@ -19,11 +19,11 @@ class Sequence:
     """A sequence of a dataset.
 
     Attributes:
-        name: As results name it; it may hold slashes.
-        frames: Names of the frames that count, in order; predictions are called so.
-        truths: Ground-truth file of each frame; empty where the ground truth is not public.
-        images: Image file of each frame; empty where only masks are there.
-        given: Every mask file that is there, by frame; in test splits that of an object's first frame.
+        name: Name used in results; it may contain slashes.
+        frames: Names of the evaluated frames, in order; predictions use the same names.
+        truths: Ground-truth file of each frame; empty if the ground truth is not public.
+        images: Image file of each frame; empty if only masks exist.
+        given: All existing mask files by frame; in test splits those of the objects' first frames.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Sequence:
 
 @dataclass(frozen=True)
 class YouTubeVosObject:
-    """An object of a YouTube-VOS video: its number, category, and the names of the frames that show it."""
+    """An object of a YouTube-VOS video: id, category, and names of the frames that show it."""
 
     number: int
     category: str
@@ -45,18 +45,18 @@ class YouTubeVosObject:
 def davis(root: Path, year: int, split: str, annotations: str = "Annotations") -> list[Sequence]:
     """Lists the sequences of a DAVIS split.
 
-    ``root`` holds ``ImageSets/<year>/<split>.txt`` and ``<annotations>/480p/<sequence>/*.png``. The list has a name a
-    line, or the paths of an image and a mask, as that of DAVIS-2016 does.
+    ``root`` contains ``ImageSets/<year>/<split>.txt`` and ``<annotations>/480p/<sequence>/*.png``. Each line of the
+    list is a name or, as in DAVIS-2016, the paths of an image and a mask.
 
     Raises:
-        UserError: The folder is laid out otherwise, or sequences of the list have no folder.
+        UserError: The layout differs, or a listed sequence has no folder.
     """
     root = inside(root, "DAVIS", "ImageSets")
     names = list(dict.fromkeys(davis_names(root, year, split)))
     masks, images = resolution(root / annotations), resolution(root / "JPEGImages")
-    hidden = split.startswith("test")  # the truth of these is not public
+    hidden = split.startswith("test")  # their ground truth is not public
     if not masks.is_dir() and not hidden:
-        raise UserError(f"'{root}' has no {annotations}/480p, where the ground truth should be.")
+        raise UserError(f"'{root}' has no ground truth {annotations}/480p. Give the folder of DAVIS with --dataset.")
     sequences, absent = [], []
     for name in names:
         truths, pictures = mask_files(masks / name), _image_files(images / name)
@@ -68,11 +68,11 @@ def davis(root: Path, year: int, split: str, annotations: str = "Annotations") -
                                   tuple(by_name[path.stem] for path in frames if path.stem in by_name),
                                   {path.stem: path for path in truths}))
     if absent:
-        raise UserError(f"'{root / 'ImageSets' / str(year) / split}.txt' names sequences that have neither masks in"
+        raise UserError(f"'{root / 'ImageSets' / str(year) / split}.txt' lists sequences that have neither masks in"
                         f" '{masks}' nor frames in '{images}': {', '.join(absent)}.")
     single = [item.name for item in sequences if len(item.frames) == 1]
     if hidden and single:
-        raise UserError(f"The frames of the {split} split are those in '{images}', but there is one alone of"
+        raise UserError(f"The {split} split needs all frames in '{images}', but there is only one of"
                         f" {', '.join(single)}.")
     return sequences
 
@@ -80,24 +80,24 @@ def davis(root: Path, year: int, split: str, annotations: str = "Annotations") -
 def davis_names(root: Path, year: int, split: str) -> list[str]:
     """Reads the list of a DAVIS split, ``ImageSets/<year>/<split>.txt``.
 
-    A line is a name, or the paths of an image and a mask, as in DAVIS-2016; there a sequence has a line a frame.
+    A line is a name or, as in DAVIS-2016, the paths of an image and a mask, one line per frame.
 
     Returns:
-        Names in the order of the list; a name that stands alone on two lines is there twice.
+        Names in the order of the list. A name listed on two lines appears twice.
 
     Raises:
-        UserError: There is no such list, or it is empty.
+        UserError: The list does not exist or is empty.
     """
     folder = root / "ImageSets" / str(year)
     listing = folder / f"{split}.txt"
     if not listing.is_file():
         known = sorted(path.stem for path in folder.glob("*.txt"))
         there = f"; it has the splits {', '.join(known)}" if known else ""
-        raise UserError(f"'{root}' has no ImageSets/{year}/{split}.txt{there}: give the folder of DAVIS"
+        raise UserError(f"'{root}' has no ImageSets/{year}/{split}.txt{there}. Give the folder of DAVIS"
                         f" with --dataset, and one of its splits with --split.{nearest_hint(split, known)}")
     names = names_in_list(listing)
     if not names:
-        raise UserError(f"'{listing}' names no sequence.")
+        raise UserError(f"'{listing}' lists no sequences.")
     return names
 
 
@@ -105,7 +105,7 @@ def names_in_list(listing: Path) -> list[str]:
     """Reads a list of sequences, see ``davis_names``; it may be empty.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: The list cannot be read.
     """
     lines = _lines(listing)
     paths = dict.fromkeys(_sequence_of_line(line) for line in lines if "/" in line)
@@ -113,38 +113,38 @@ def names_in_list(listing: Path) -> list[str]:
 
 
 def repeated_lines(listing: Path) -> list[str]:
-    """Lines of a list that hold the paths of a frame and are there more than once; see ``davis_names``."""
+    """Returns the lines of a list that contain the paths of a frame more than once; see ``davis_names``."""
     counts = Counter(line for line in _lines(listing) if "/" in line)
     return [line for line, count in counts.items() if count > 1]
 
 
 def check_truth(sequences: list[Sequence], split: str, fewest: int = 1) -> None:
-    """Checks that every frame has ground truth, and that there are as many as a protocol needs.
+    """Checks that every frame has ground truth and that sequences are long enough for a protocol.
 
     Args:
-        sequences: Those to be scored.
+        sequences: Sequences to score.
         split: Their split.
-        fewest: Frames; 3 where the first and the last do not count.
+        fewest: Minimum number of frames; 3 if the first and last frame are not scored.
 
     Raises:
-        UserError: The split's ground truth is not public, some of it is missing, or sequences are too short.
+        UserError: The split has no public ground truth, some of it is missing, or sequences are too short.
     """
     gaps = [f"{item.name} {', '.join(frame for frame in item.frames if frame not in item.given)}"
             for item in sequences if not item.truths and len(item.given) > 1]
     if gaps:
-        raise UserError(f"The dataset is not complete, frames have no ground truth: {'; '.join(gaps)}.")
+        raise UserError(f"The dataset is incomplete, frames have no ground truth: {'; '.join(gaps)}.")
     without = [item.name for item in sequences if not item.truths]
     if without:
-        raise UserError(f"The {split} split has no public ground truth ({', '.join(without)}): pack the results for the"
-                        " server with --pack FILE.zip, and leave the scores to it.")
+        raise UserError(f"The {split} split has no public ground truth ({', '.join(without)}). Pack the results for the"
+                        " benchmark server with --pack FILE.zip.")
     short = [item.name for item in sequences if len(item.frames) < fewest]
     if short:
-        raise UserError("The first and the last frame with ground truth do not count, which leaves none in"
+        raise UserError("No frames to score: the first and last frame with ground truth are not scored. Too short:"
                         f" {', '.join(short)}.")
 
 
 def davis_unsupervised(root: Path, split: str) -> list[Sequence]:
-    """Lists the sequences of a split of the unsupervised DAVIS challenge, whose test lists came in 2019.
+    """Lists the sequences of a split of the unsupervised DAVIS challenge, whose test lists date from 2019.
 
     Raises:
         UserError: See ``davis``.
@@ -153,13 +153,13 @@ def davis_unsupervised(root: Path, split: str) -> list[Sequence]:
 
 
 def fbms(root: Path, split: str) -> list[Sequence]:
-    """Lists the labeled frames of FBMS-59, as published or as the field's plain ``Annotations/<sequence>/*.png``.
+    """Lists the labeled frames of FBMS-59, as published or as plain ``Annotations/<sequence>/*.png``.
 
-    As published, a sequence has ``GroundTruth/`` with files whose names hold a frame number, in one of two fashions;
-    the frame is the image that carries the same number, or if they are counted otherwise, stands in the same place.
+    As published, a sequence has a folder ``GroundTruth`` whose file names contain a frame number, in one of two
+    formats. The number selects the image; if images are numbered differently, the position does.
 
     Raises:
-        UserError: The folder is laid out otherwise, or a labeled frame has no image.
+        UserError: The layout differs, or a labeled frame has no image.
     """
     folder = fbms_folder(root, split)
     raw = fbms_raw_folders(folder)
@@ -169,29 +169,29 @@ def fbms(root: Path, split: str) -> list[Sequence]:
 
 
 def fbms_folder(root: Path, split: str) -> Path:
-    """Returns the folder of a split of FBMS-59, ``root`` itself if it has none.
+    """Returns the folder of a split of FBMS-59, or ``root`` if there is none.
 
     Raises:
-        UserError: There is no such split.
+        UserError: The split is unknown.
     """
     names = {"test": ("Testset", "TestSet", "Test", "test"), "train": ("Trainingset", "TrainingSet", "Train", "train")}
     if split not in names:
-        raise UserError(f"FBMS-59 has the splits test and train, not '{split}'.")
+        raise UserError(f"Unknown split '{split}' of FBMS-59; valid splits: test, train.")
     return next((root / name for name in names[split] if (root / name).is_dir()), root)
 
 
 def fbms_raw_folders(folder: Path) -> list[Path]:
-    """Lists the sequences of a split of FBMS-59 that are as published, each with a folder ``GroundTruth``."""
+    """Lists the sequences of an FBMS-59 split in the published layout, with a folder ``GroundTruth``."""
     return [path for path in sorted(folder.iterdir()) if (path / "GroundTruth").is_dir()] if folder.is_dir() else []
 
 
 def youtube_objects(root: Path) -> list[Sequence]:
-    """Lists YouTube-Objects: every folder of masks below one that is called after a class.
+    """Lists YouTube-Objects: every folder of masks below a folder named after a class.
 
-    A sequence is named by its path, such as ``cat/0003``; folders side by side such as ``cat_0003`` will do too.
+    A sequence is named by its path, such as ``cat/0003``; sibling folders such as ``cat_0003`` also work.
 
     Raises:
-        UserError: No such folder is there.
+        UserError: There is no such folder.
     """
     sequences = [sequence for sequence in folders(root, nested=True) if youtube_objects_class(sequence.name)]
     if not sequences:
@@ -200,7 +200,7 @@ def youtube_objects(root: Path) -> list[Sequence]:
 
 
 def youtube_objects_class(name: str) -> str | None:
-    """Returns the class that a sequence's name starts with, or None."""
+    """Returns the class at the start of a sequence name, or None."""
     first = re.match(r"[a-z]*", name.lower()).group()
     return first if first in YOUTUBE_OBJECTS else None
 
@@ -208,18 +208,18 @@ def youtube_objects_class(name: str) -> str | None:
 def youtube_vos(root: Path, split: str) -> tuple[list[Sequence], dict[str, tuple[YouTubeVosObject, ...]]]:
     """Lists a split of YouTube-VOS and the objects of its videos, from ``<split>/meta.json``.
 
-    A video's frames are all that any of its objects names. They have ground truth if every one has a mask in
-    ``<split>/Annotations/<video>``; where only the objects' first frames do, as in ``valid``, ``truths`` is empty.
+    The frames of a video are all frames listed for any of its objects. They have ground truth if every frame has a mask
+    in ``<split>/Annotations/<video>``; if only the objects' first frames do, as in ``valid``, ``truths`` is empty.
 
     Raises:
-        UserError: There is no such split, or its ``meta.json`` is not as published.
+        UserError: The split does not exist, or its ``meta.json`` is malformed.
     """
     folder = root / split if (root / split).is_dir() else root
     meta = folder / "meta.json"
     if not meta.is_file():
         splits = sorted(path.parent.name for path in root.glob("*/meta.json"))
         there = f"; it has the splits {', '.join(splits)}" if splits else ""
-        raise UserError(f"'{folder}' has no meta.json: give the folder of YouTube-VOS with --dataset, and one of its"
+        raise UserError(f"'{folder}' has no meta.json. Give the folder of YouTube-VOS with --dataset, and one of its"
                         f" splits with --split{there}.")
     try:
         videos = {str(name): tuple(sorted((YouTubeVosObject(int(number), str(entry["category"]),
@@ -228,13 +228,13 @@ def youtube_vos(root: Path, split: str) -> tuple[list[Sequence], dict[str, tuple
                                            key=lambda item: item.number))
                   for name, video in json.loads(meta.read_text())["videos"].items()}
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"'{meta}' is not the meta.json of YouTube-VOS: {error!r:.100}.") from error
+        raise UserError(f"'{meta}' is not a meta.json of YouTube-VOS: {error!r:.100}.") from error
     if not videos:
-        raise UserError(f"'{meta}' names no video.")
+        raise UserError(f"'{meta}' lists no videos.")
     broken = [name for name, objects in videos.items()
               if not objects or not all(item.frames and item.number > 0 for item in objects)]
     if broken:
-        raise UserError(f"'{meta}' names no object, object 0, or an object without frames in {', '.join(broken)}.")
+        raise UserError(f"'{meta}' has no objects, an object 0, or an object without frames in {', '.join(broken)}.")
     sequences = []
     for name, objects in sorted(videos.items()):
         frames = tuple(sorted({frame for item in objects for frame in item.frames}))
@@ -247,14 +247,14 @@ def youtube_vos(root: Path, split: str) -> tuple[list[Sequence], dict[str, tuple
 
 
 def folders(root: Path, nested: bool = False) -> list[Sequence]:
-    """Lists a folder of masks laid out plainly.
+    """Lists the sequences of a plain folder of masks.
 
-    The masks lie in ``Annotations/``, ``GT/`` or ``GroundTruth/`` of ``root``, or in ``root`` itself: a folder a
-    sequence, or all in one folder as ``<sequence>_<number>.png``. Below ``Annotations`` a folder ``480p`` may stand.
+    The masks are in ``Annotations/``, ``GT/`` or ``GroundTruth/`` of ``root``, or in ``root`` itself: one folder per
+    sequence, or all in one folder as ``<sequence>_<number>.png``. ``Annotations`` may contain a folder ``480p``.
 
     Args:
-        root: The dataset.
-        nested: Sequences may lie several folders deep; they are named by their path.
+        root: Folder of the dataset.
+        nested: Search recursively; sequences are named by their path.
 
     Raises:
         UserError: There are no masks.
@@ -279,27 +279,27 @@ def folders(root: Path, nested: bool = False) -> list[Sequence]:
         sequences = [_with_images(name, tuple(masks), images) for name, masks in sorted(groups.items())]
     if not sequences:
         raise UserError(f"'{root}' has no ground-truth masks: neither Annotations/<sequence>/*.png nor GT/*.png"
-                        " (JPEG changes labels, so a .jpg is not taken for a mask).")
+                        " (JPEG files are not read as masks, since JPEG changes labels).")
     return sequences
 
 
 def image_folder(root: Path) -> Path:
-    """Returns the folder of the images beside those of ``folders``, ``root`` itself if there is no other."""
+    """Returns the image folder that belongs to ``folders``; ``root`` itself if there is none."""
     return resolution(next((root / name for name in ("JPEGImages", "RGB", "Imgs") if (root / name).is_dir()), root))
 
 
 def sequence_of_stem(stem: str) -> str:
-    """The sequence in a file name such as ``boat2_0001`` or ``boat2_0001_gt``, in layouts of one folder for all."""
+    """Returns the sequence in a file name such as ``boat2_0001`` or ``boat2_0001_gt``, for flat layouts."""
     return re.sub(r"(_gt)?[_-]?\d*(_gt)?$", "", stem)
 
 
 def is_fbms(root: Path) -> bool:
-    """Whether a folder looks like FBMS-59 as published, or like the folder of one of its splits."""
+    """Returns whether a folder has the published layout of FBMS-59 or of one of its splits."""
     return any(root.glob("*/GroundTruth")) or any(root.glob("[Tt]*/*/GroundTruth"))
 
 
 def is_fbms_sequence(sequence: Sequence) -> bool:
-    """Whether a sequence is one of FBMS-59 as published, whose masks are read by rules of their own."""
+    """Returns whether a sequence is from FBMS-59 as published, whose masks have special rules."""
     folder = sequence.truths[0].parent
     return folder.name == "GroundTruth" and folder.parent.name == sequence.name
 
@@ -314,7 +314,7 @@ def fbms_sequence(folder: Path) -> Sequence:
     """Lists the labeled frames of a sequence of FBMS-59 as published, see ``fbms``.
 
     Raises:
-        UserError: It has no ground truth, or a labeled frame has no image.
+        UserError: The sequence has no ground truth, or a labeled frame has no image.
     """
     images = {_last_number(path.stem): path for path in _image_files(folder)
               if path.suffix.lower() in (".jpg", ".jpeg", ".png") and _last_number(path.stem) is not None}
@@ -324,7 +324,7 @@ def fbms_sequence(folder: Path) -> Sequence:
         raise UserError(f"'{folder / 'GroundTruth'}' has no ground-truth masks, .pgm or .ppm.")
     first = min(truths)
     if first not in images:
-        # Counted otherwise than the images: the first label then belongs to the first image.
+        # The images are numbered differently: the first label then belongs to the first image.
         images = {first + position: images[number] for position, number in enumerate(sorted(images))}
     absent = [truths[number].name for number in sorted(truths.keys() - images.keys())]
     if absent:
@@ -335,8 +335,9 @@ def fbms_sequence(folder: Path) -> Sequence:
 
 
 def _label_number(path):
-    """The frame number of a ground-truth file: the second field of a .ppm's name, the last of another's or its first
-    digits, as the field's conversion scripts read it.
+    """Returns the frame number of a ground-truth file, as in the published conversion scripts.
+
+    It is the second field in the name of a .ppm file, and the last field or the first digits in other names.
     """
     fields = path.stem.split("_")
     if path.suffix.lower() == ".ppm" and len(fields) > 1 and fields[1].isdigit():
@@ -346,7 +347,7 @@ def _label_number(path):
 
 
 def _last_number(stem):
-    """The frame number in a file name of FBMS: the last group of digits, ``_gt`` and the like aside."""
+    """Returns the frame number in an FBMS file name: the last group of digits."""
     numbers = re.findall(r"\d+", stem)
     return int(numbers[-1]) if numbers else None
 
@@ -355,7 +356,7 @@ def _lines(listing):
     try:
         text = listing.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
-        raise UserError(f"The list '{listing}' cannot be read: {error_reason(error)}.") from error
+        raise UserError(f"Cannot read the list '{listing}': {error_reason(error)}.") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
@@ -364,10 +365,10 @@ def _sequence_of_line(line):
 
 
 def inside(root: Path, name: str, marker: str) -> Path:
-    """Returns ``root``, or the folder ``name`` within, whichever holds ``marker``.
+    """Returns ``root``, or its subfolder ``name`` if only that one contains ``marker``.
 
     Raises:
-        UserError: ``root`` is no folder.
+        UserError: ``root`` is not a folder.
     """
     if not root.is_dir():
         raise UserError(f"The dataset '{root}' is not a folder.")
@@ -375,7 +376,7 @@ def inside(root: Path, name: str, marker: str) -> Path:
 
 
 def resolution(folder: Path) -> Path:
-    """Returns the folder ``480p`` within, where there is one."""
+    """Returns the subfolder ``480p`` if it exists, otherwise the folder."""
     return folder / "480p" if (folder / "480p").is_dir() else folder
 
 
@@ -384,13 +385,13 @@ def _image_files(folder):
 
 
 def images_by_stem(folder: Path) -> dict[str, Path]:
-    """Lists the image files of a folder by name without suffix; of two of a name the PNG is taken, as masks are."""
-    if not os.path.isdir(folder):  # unlike Path.is_dir, False for a name that no folder can have
+    """Lists the image files of a folder by name without suffix; of two with the same name, the PNG."""
+    if not os.path.isdir(folder):  # unlike Path.is_dir, returns False for invalid names
         return {}
     files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith(".")]
     return {path.stem: path for path in sorted(files, key=lambda path: path.suffix.lower() == ".png")}
 
 
 def mask_files(folder: Path) -> tuple[Path, ...]:
-    """Lists the image files of a folder that can be masks, in natural order; a JPEG cannot."""
+    """Lists the image files of a folder that can be masks (no JPEG), in natural order."""
     return tuple(path for path in _image_files(folder) if path.suffix.lower() not in (".jpg", ".jpeg"))

@@ -1,14 +1,14 @@
-"""YouTube-VIS: videos whose objects are listed in JSON, as run lengths or polygons."""
+"""YouTube-VIS: videos with object masks in JSON, as run-length encodings or polygons."""
 
 import json
 from collections import Counter, defaultdict
-from os.path import isfile  # unlike that of pathlib, False for a name that no file can have
+from os.path import isfile  # unlike Path.is_file, returns False for invalid names
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from uvos_jax.data.datasets.index import DatasetIndex, VideoFiles, make_index, make_video, named, stack_masks
+from uvos_jax.data.datasets.index import DatasetIndex, VideoFiles, join_names, make_index, make_video, stack_masks
 from uvos_jax.errors import UserError
 from uvos_jax.labels import VOID
 from uvos_jax.video.coco_rle import LARGEST_SIDE, to_rle
@@ -17,12 +17,12 @@ _MAX_OBJECTS = VOID - 1
 
 
 class Segments(NamedTuple):
-    """The objects of a frame, as the JSON file has them.
+    """Objects of a frame as stored in the JSON file.
 
     Attributes:
-        where: The annotation file and video, for messages.
+        where: Annotation file and video, for messages.
         size: (height, width).
-        objects: Numbers, and run lengths (compressed or not) or lists of polygons.
+        objects: Pairs of object id and mask: run-length encoding (compressed or not) or list of polygons.
     """
 
     where: str
@@ -31,10 +31,10 @@ class Segments(NamedTuple):
 
 
 def index_youtube_vis(root: Path, config: str | None = None) -> DatasetIndex:
-    """YouTube-VIS: ``<split>/JPEGImages`` with ``<split>/instances.json`` (2021) or ``<split>.json`` (2019).
+    """YouTube-VIS: ``<split>/JPEGImages``, ``<split>/instances.json`` (2021) or ``<split>.json`` (2019).
 
-    The objects of a video are numbered 1, 2, .. in the order of the file; of objects that overlap the smaller one is
-    on top. A crowd is void. Videos without annotations, as all of valid and test, have no labels.
+    Objects of a video get ids 1, 2, .. in the order of the file; where objects overlap, the smaller one is on top.
+    Crowds are void. Videos without annotations, such as those of valid and test, have no labels.
     """
     splits, faults = {}, []
     for split in ("train", "valid", "test"):
@@ -44,19 +44,19 @@ def index_youtube_vis(root: Path, config: str | None = None) -> DatasetIndex:
         if path:
             splits[split] = _videos(path, root / split / "JPEGImages", faults)
     if not splits:
-        raise UserError(f"'{root}' has neither <split>/instances.json nor <split>.json of train, valid or test: give"
+        raise UserError(f"'{root}' has neither <split>/instances.json nor <split>.json of train, valid or test. Give"
                         " the folder of YouTube-VIS with --source.")
     return make_index(splits, faults)
 
 
 def read_segments(segments: Segments) -> np.ndarray:
-    """Draws the objects of a frame.
+    """Decodes the objects of a frame.
 
     Returns:
-        uint8 [h, w], the smaller of two objects on top.
+        uint8 [h, w]; the smaller of two objects is on top.
 
     Raises:
-        UserError: A mask is not as the format has it.
+        UserError: A mask is malformed.
     """
     from pycocotools import mask as mask_utils
 
@@ -89,14 +89,14 @@ def _videos(path: Path, images: Path, faults: list[str]) -> list[VideoFiles | No
                    by_video[entry["id"]]) for entry in content["videos"]]
     except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"'{path}' is not the annotation file of YouTube-VIS: {error!r:.100}.") from error
-    faults += [f"'{path}': annotations {named(found)} are of a {what} that it does not list"
+    faults += [f"'{path}': annotations {join_names(found)} refer to a {what} that is not listed"
                for what, found in strays.items()]
     repeated = {"id": [key for key, count in ids.items() if count > 1],
                 "name": [name for name, count in Counter(_name(files) for files, *_ in videos if files).items()
                          if count > 1]}
     for what, found in repeated.items():
         if found:
-            faults.append(f"'{path}' has two videos of one {what}: {named(found)}")
+            faults.append(f"'{path}' has two videos of the same {what}: {join_names(found)}")
     return [_video(path, images, files, size, tracks, faults) for files, size, tracks in videos if files]
 
 
@@ -116,12 +116,12 @@ def _video(path, images, files, size, tracks, faults):
     stems = [Path(file).stem for file in files]
     twice = [stem for stem, count in Counter(stems).items() if count > 1]
     if twice:
-        faults.append(f"{where}: frames are listed twice: {named(twice)}")
+        faults.append(f"{where}: frames are listed twice: {join_names(twice)}")
         return None
     wrong = [at for at, (_, masks, _) in enumerate(tracks, 1)
              if not isinstance(masks, list) or len(masks) != len(files)]
     if wrong:
-        faults.append(f"{where}: objects {named(wrong)} have not one mask for each of the {len(files)} frames")
+        faults.append(f"{where}: objects {join_names(wrong)} do not have one mask for each of the {len(files)} frames")
         return None
     number, numbers, categories = 0, [], {}
     for category, _, crowd in tracks:
@@ -138,6 +138,6 @@ def _video(path, images, files, size, tracks, faults):
     there = {stem: images / file for stem, file in zip(stems, files, strict=True) if isfile(images / file)}
     missing = [file for stem, file in zip(stems, files, strict=True) if stem not in there]
     if missing and there:
-        faults.append(f"{name} has no image {named(missing)} in '{images}'")
+        faults.append(f"{name} has no image {join_names(missing)} in '{images}'")
         masks = {stem: mask for stem, mask in masks.items() if stem in there}
     return make_video(name, there, masks, read_segments, faults, images / name, needed=(), categories=categories)

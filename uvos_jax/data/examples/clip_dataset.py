@@ -1,4 +1,4 @@
-"""Training examples assembled by index: sampling, decoding, geometric and color augmentation, object ids.
+"""Training examples by index: sampling, decoding, geometric and color augmentation, object ids.
 
 An example is a dictionary of NumPy arrays:
 

@@ -1,4 +1,4 @@
-"""Random changes of brightness, contrast, color and sharpness, as defined by Pillow's ``ImageEnhance``.
+"""Random changes of brightness, contrast, color and sharpness, as in Pillow's ``ImageEnhance``.
 
 Every change blends the image with a degenerate version of it: ``degenerate + factor * (image - degenerate)``, clipped
 to 0..255 and rounded down. A factor of 1 changes nothing, 0 gives the degenerate version, above 1 exaggerates.

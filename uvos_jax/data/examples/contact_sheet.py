@@ -25,27 +25,27 @@ def contact_sheet(batch: dict[str, np.ndarray], width: int = 240) -> np.ndarray:
     rows = []
     for example in range(len(batch["frames"])):
         clip = zip(batch["frames"][example], batch["labels"][example], strict=True)
-        pictures = [_with_labels(frame, labels) for frame, labels in clip]
+        images = [_with_labels(frame, labels) for frame, labels in clip]
         if "flow" in batch:
-            pictures += [flow_picture(flow) for flow in batch["flow"][example]]
-        rows.append(_concatenate([_scaled(picture, width) for picture in pictures], axis=1))
+            images += [flow_picture(flow) for flow in batch["flow"][example]]
+        rows.append(_concatenate([_scaled(image, width) for image in images], axis=1))
     return _concatenate(rows, axis=0)
 
 
 def _with_labels(frame: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    picture = draw_overlay(frame, labels, OverlayStyle(alpha=0.4))
-    picture[labels == VOID] //= 3
-    return picture
+    image = draw_overlay(frame, labels, OverlayStyle(alpha=0.4))
+    image[labels == VOID] //= 3
+    return image
 
 
-def _scaled(picture: np.ndarray, width: int) -> np.ndarray:
-    height = max(1, round(picture.shape[0] * width / picture.shape[1]))
-    shrinks = width < picture.shape[1]
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
+def _scaled(image: np.ndarray, width: int) -> np.ndarray:
+    height = max(1, round(image.shape[0] * width / image.shape[1]))
+    shrinks = width < image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
 
 
-def _concatenate(pictures: list[np.ndarray], axis: int) -> np.ndarray:
-    shape = list(pictures[0].shape)
+def _concatenate(images: list[np.ndarray], axis: int) -> np.ndarray:
+    shape = list(images[0].shape)
     shape[axis] = _GAP
     gap = np.full(shape, _BACKGROUND, np.uint8)
-    return np.concatenate([piece for picture in pictures for piece in (picture, gap)][:-1], axis=axis)
+    return np.concatenate([piece for image in images for piece in (image, gap)][:-1], axis=axis)

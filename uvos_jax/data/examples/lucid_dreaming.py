@@ -34,7 +34,7 @@ def moved_copy(image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) 
     center = (columns.mean(), rows.mean()) if len(rows) else (0.0, 0.0)
     camera = _field(mask.shape, rng, (mask.shape[1] / 2, mask.shape[0] / 2), **_CAMERA)
     both = camera + _field(mask.shape, rng, center, **_OBJECT)
-    behind = _sample(_without(image, mask), camera, cv2.BORDER_REFLECT_101)
+    behind = _sample(_inpaint_foreground(image, mask), camera, cv2.BORDER_REFLECT_101)
     front = _sample(image, both, cv2.BORDER_REFLECT_101).astype(np.float32)
     share = cv2.GaussianBlur(_sample(mask.astype(np.float32), both, cv2.BORDER_CONSTANT), (3, 3), 0)[..., None]
     return np.round(behind + (front - behind) * share).astype(np.uint8)
@@ -56,7 +56,7 @@ def _sample(picture, field, border):
     return cv2.remap(picture, x + field[..., 0], y + field[..., 1], cv2.INTER_LINEAR, borderMode=border)
 
 
-def _without(image, mask):
+def _inpaint_foreground(image, mask):
     """Returns the image with the foreground inpainted at low resolution."""
     scale = min(1.0, _FILL_SIDE / max(mask.shape))
     size = tuple(max(1, round(side * scale)) for side in mask.shape[::-1])

@@ -62,7 +62,7 @@ def previous(rng: np.random.Generator, video: Video, item: int, *, first: bool =
 
 
 def references(rng: np.random.Generator, video: Video, item: int, *, count: int = 4) -> list[int]:
-    """Samples the frame to segment and random reference frames of its video (DPA, Sec. 4: four references).
+    """Samples the frame to segment and random references of its video (DPA, Sec. 4: four of them).
 
     The published code may draw the frame itself or the same reference twice; here all frames differ as long as the
     video is long enough.
@@ -95,7 +95,7 @@ def following(rng: np.random.Generator, video: Video, item: int) -> list[int]:
 
 
 def starts(video: Video, length: int) -> Sequence[int]:
-    """Returns the items of ``sequence``: positions among the labeled frames where ``length`` frames can start."""
+    """Returns the items of ``sequence``: positions among the labeled frames where a run can start."""
     if not any(video.objects[t] for t in video.labeled):
         return ()  # no object to track
     return range(max(1, len(video.labeled) - length + 1))
@@ -103,7 +103,7 @@ def starts(video: Video, length: int) -> Sequence[int]:
 
 def sequence(rng: np.random.Generator, video: Video, item: int, *, length: int = 3, max_gap: int = 3,
              reverse: float = 0.5) -> list[int]:
-    """Samples a reference frame that shows an object and a run of frames to segment in order (CFBI, Sec. 4).
+    """Samples a reference that shows an object, and a run of frames to segment in order (CFBI, Sec. 4).
 
     All positions count labeled frames: with every fifth frame labeled, a gap of 1 is five frames. One gap, drawn from
     those that fit, is used for the whole run, as in a video of lower frame rate. A video shorter than the run repeats
@@ -152,7 +152,7 @@ def neighbor(rng: np.random.Generator, video: Video, item: int, *, max_gap: int 
 
 
 def still(rng: np.random.Generator, video: Video, item: int, *, length: int = 1) -> list[int]:
-    """Repeats one frame ``length`` times; augmented independently, the copies form a clip with a moving camera.
+    """Repeats one frame; augmented independently, the copies form a clip with a moving camera.
 
     Args:
         rng: Unused.

@@ -1,4 +1,4 @@
-"""One record of a converted dataset: a frame's image, labels and flow, read and checked."""
+"""Records of a converted dataset: reads and checks the image, labels and flow of one frame."""
 
 import io
 import zlib
@@ -16,25 +16,25 @@ from uvos_jax.labels import VOID
 from uvos_jax.video.flow_io import read_flow
 from uvos_jax.video.image_io import read_image
 
-PREFIX = "uvos_"  # of a dataset's name in TFDS, which has some of the same names
-VERSION = "1.0.0"  # of the format
-FLOW_TYPE = np.float16  # half a pixel of 1000: flow is not known better, and reading it costs half
-_MAX_FLOW = 60_000  # pixels; float16 ends soon after
-_FLOW_STEPS = 32  # of a pixel that computed flow is rounded to, which halves the bytes again
-_PAIRS = 8  # of frames whose flow is computed at once
-_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+PREFIX = "uvos_"  # of dataset names; TFDS itself has datasets of some of these names
+VERSION = "1.0.0"  # of the storage format
+FLOW_TYPE = np.float16  # precise to half a pixel at 1000, as good as flow is, and half the bytes to read
+_MAX_FLOW = 60_000  # pixels; the largest float16 is 65504
+_FLOW_STEPS = 32  # computed flow is rounded to 1/32 pixel, which halves the compressed bytes again
+_PAIRS = 8  # frame pairs per call of the flow method
+_ORIENTATION = 0x0112  # EXIF tag; 1 means upright
 
 
 class Record(NamedTuple):
     """A frame as it is stored.
 
     Attributes:
-        name: Its file's name without suffix.
-        image: An image file's bytes, JPEG or PNG.
+        name: File name without suffix.
+        image: Bytes of a JPEG or PNG file.
         labels: uint8 [h, w], 0 background, 1..254 objects, 255 void; all void without ground truth.
         labeled: Whether there is ground truth.
-        flow: ``FLOW_TYPE`` [h', w', 2], (dx, dy) in pixels of the frame to the next frame, at fewer places than the
-            frame has pixels if it was computed; or None.
+        flow: ``FLOW_TYPE`` [h', w', 2], (dx, dy) in pixels of the frame to the next frame, or None. Computed flow has a
+            lower resolution than the frame.
     """
 
     name: str
@@ -45,27 +45,35 @@ class Record(NamedTuple):
 
 
 class FlowMethod(Protocol):
-    """What computes optical flow.
+    """Computes optical flow.
 
     Attributes:
-        identity: Names the method, with its version and settings.
+        identity: Name of the method with its version and settings.
     """
 
     identity: str
 
     def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """uint8 [n, h, w, 3] RGB each to float32 [n, h', w', 2], (dx, dy) in pixels of the grid h' x w'."""
+        """Computes flow from ``first`` to ``second``.
+
+        Args:
+            first: uint8 [n, h, w, 3], RGB.
+            second: The same shape.
+
+        Returns:
+            float32 [n, h', w', 2], (dx, dy) in pixels of the h' x w' grid.
+        """
 
 
 def read_record(video: VideoFiles, frame: FrameFiles) -> Record:
     """Reads a frame.
 
     Args:
-        video: That of the frame.
+        video: Video of the frame.
         frame: The frame.
 
     Raises:
-        UserError: A file is broken, or labels or flow are not of the image's size.
+        UserError: A file is broken, or labels or flow differ in size from the image.
     """
     image, size = read_image_bytes(frame.image)
     labels = np.full(size, VOID, np.uint8) if frame.labels is None else _of_size(size, "mask", video.read(frame.labels))
@@ -74,10 +82,10 @@ def read_record(video: VideoFiles, frame: FrameFiles) -> Record:
 
 
 def check_record(video: VideoFiles, frame: FrameFiles) -> tuple[tuple[int, int] | None, list[str]]:
-    """Reads a frame to find all that is wrong with its files; the image is decoded too.
+    """Reads and decodes a frame to find all faults of its files.
 
     Returns:
-        (height, width) of the image, None if it is broken, and the faults.
+        (height, width) of the image (None if it is broken), and the faults.
     """
     size, faults = None, []
     try:
@@ -94,20 +102,20 @@ def check_record(video: VideoFiles, frame: FrameFiles) -> tuple[tuple[int, int] 
 
 
 def read_image_bytes(path: Path, decode: bool = False) -> tuple[bytes, tuple[int, int]]:
-    """Reads an image file to be stored.
+    """Reads an image file for storage.
 
-    JPEG and PNG of gray or color are stored as they are, so that nothing is lost. Others, and images that their
-    EXIF data turn, are decoded and become PNG, since not every reader treats them alike.
+    Gray and color JPEG and PNG files are stored unchanged, so nothing is lost. Other formats, and images that EXIF data
+    rotate, are decoded and stored as PNG, since readers treat them differently.
 
     Args:
         path: The file.
-        decode: Decode the image in any case.
+        decode: Always decode the image, to check it.
 
     Returns:
         The bytes, and (height, width).
 
     Raises:
-        UserError: The file cannot be read, or, if decoded, is not whole.
+        UserError: The file cannot be read, or, if decoded, is truncated.
     """
     from PIL import Image
 
@@ -119,7 +127,7 @@ def read_image_bytes(path: Path, decode: bool = False) -> tuple[bytes, tuple[int
                 image.load()
             if plain and image.getexif().get(_ORIENTATION, 1) == 1:
                 return data, (image.height, image.width)
-    except Exception as error:  # on broken files Pillow's decoders raise whatever they stumble over
+    except Exception as error:  # Pillow's decoders raise arbitrary exceptions on broken files
         if isinstance(error, Image.UnidentifiedImageError):
             raise UserError(f"the image {quoted(path)} is not an image file.") from error
         raise UserError(f"the image {quoted(path)} cannot be read: {error_reason(error)}.") from error
@@ -133,10 +141,10 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def read_records(video: VideoFiles) -> Iterator[Record]:
-    """Reads the frames of a video one after the other.
+    """Reads the frames of a video in order.
 
     Raises:
-        UserError: See ``read_record``; the frames differ in size.
+        UserError: See ``read_record``; or the frames differ in size.
     """
     size = None
     for frame in video.frames:
@@ -152,7 +160,7 @@ def read_records(video: VideoFiles) -> Iterator[Record]:
 
 
 def synthetic_records(seed: int, length: int, size: tuple[int, int]) -> Iterator[Record]:
-    """Makes the frames of a generated clip, see ``synthetic.make_clip``."""
+    """Generates the frames of a synthetic clip, see ``make_clip``."""
     from uvos_jax.data.synthetic.clip import make_clip
 
     clip = make_clip(seed, length, size)
@@ -161,14 +169,14 @@ def synthetic_records(seed: int, length: int, size: tuple[int, int]) -> Iterator
 
 
 def add_flow(records: Iterable[Record], method: FlowMethod) -> Iterator[Record]:
-    """Computes the flow of a video's frames, each to the following one; that of the last leads to the one before.
+    """Computes the flow of a video, from each frame to the next, from the last frame to the one before it.
 
     Args:
-        records: Frames of a video, in order and of one size; flow that they have is replaced.
-        method: Computes it.
+        records: Frames of a video, in order and of one size; their flow is replaced.
+        method: Computes the flow.
 
     Yields:
-        The same frames with flow at half their size. A video of one frame has none, all zero.
+        The same frames with flow at half their resolution. A video of one frame gets zero flow.
     """
     held, images, before = [], [], None
     for record in records:
@@ -186,16 +194,16 @@ def add_flow(records: Iterable[Record], method: FlowMethod) -> Iterator[Record]:
 
 
 def add_still_flow(records: Iterable[Record], method: FlowMethod) -> Iterator[Record]:
-    """Computes the flow of stills, each to a copy of it whose foreground moves, see ``moved.moved_copy``.
+    """Computes the flow from still images to moved copies, see ``lucid_dreaming.moved_copy``.
 
-    The motion of a picture follows from its name. A picture without foreground has the motion of its camera alone.
+    The motion is seeded by the name of the image. An image without foreground shows camera motion only.
 
     Args:
-        records: The stills.
+        records: The still images.
         method: Computes the flow.
 
     Yields:
-        The same frames with flow at half their size.
+        The same frames with flow at half their resolution.
     """
     from uvos_jax.data.examples.lucid_dreaming import moved_copy
 
@@ -206,10 +214,10 @@ def add_still_flow(records: Iterable[Record], method: FlowMethod) -> Iterator[Re
 
 
 def shrink_flow(flow: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
-    """Averages flow to half the size of its frame, or leaves it at its own size where that is smaller.
+    """Averages flow to half the resolution of its frame, or keeps its own resolution if that is lower.
 
     Args:
-        flow: float32 [h', w', 2], (dx, dy) in pixels of the grid h' x w'.
+        flow: float32 [h', w', 2], (dx, dy) in pixels of the h' x w' grid.
         frame: Height and width of the frame.
 
     Returns:

@@ -1,20 +1,20 @@
-"""The datasets as TFDS builders. Imports TensorFlow, so it is itself imported only when needed.
+"""TFDS builders of the datasets. This module imports TensorFlow, so it is imported lazily.
 
-A record is a frame, stored split by split, video by video, in order:
+A record is a frame. Records are ordered by split, video and time:
 
-- ``image``: the published file's own bytes where it is a JPEG or PNG, so that nothing is lost once more;
-- ``labels``: PNG, uint8 [h, w, 1]: 0 background, 1..254 objects, 255 void; all 255 where there is no ground truth;
-- ``video``, ``frame`` (its file's name without suffix), ``index`` (from 0), ``length`` of the video, ``labeled``;
-- ``flow``, only in datasets that have it: float16 [h', w', 2], (dx, dy) in pixels of the frame to the next frame, at
-  half the frame's size where it was computed. Readers take float32 as well.
+- ``image``: bytes of the published file if it is a JPEG or PNG, so that nothing is lost;
+- ``labels``: PNG, uint8 [h, w, 1]: 0 background, 1..254 objects, 255 void; all 255 without ground truth;
+- ``video``, ``frame`` (file name without suffix), ``index`` (from 0), ``length`` of the video, ``labeled``;
+- ``flow``, only in datasets with flow: float16 [h', w', 2], (dx, dy) in pixels of the frame to the next frame;
+  computed flow has half the frame's resolution. Readers also accept float32.
 
-``metadata.json`` holds ``{"splits": {split: [video, ..]}, "flow": where it comes from, or ""}``; a video is
-``{"name", "start" (number of its first record in the split), "length", "height", "width", "objects": [[numbers in a
-frame's labels], ..], "labeled": [indices of frames], "categories": {number: name}}``, the last only where the dataset
-tells. So a reader knows what is where without a scan.
+``metadata.json`` contains ``{"splits": {split: [video, ..]}, "flow": origin of the flow, or ""}``. A video is
+``{"name", "start" (index of its first record in the split), "length", "height", "width", "objects": [[object ids of a
+frame], ..], "labeled": [indices of frames], "categories": {id: name}}``; ``categories`` is present only if the dataset
+has them. Readers therefore need no scan over the records.
 
-The file format is array_record: it finds record i at once, which training needs to pair frames at random and to go on
-exactly where it stopped; a TFRecord can only be read from its start.
+The file format is array_record because it has random access: training pairs random frames and resumes exactly where
+it stopped. A TFRecord can only be read from its start.
 """
 
 import io
@@ -45,7 +45,7 @@ from uvos_jax.data.storage.records import (
 from uvos_jax.errors import UserError, error_reason
 from uvos_jax.labels import VOID
 
-_UNPACK = "Unpack the archives of the dataset, from its homepage, into this folder."
+_UNPACK = "Download the archives from the homepage of the dataset and unpack them into this folder."
 
 
 class _Video(NamedTuple):
@@ -56,25 +56,25 @@ class _Video(NamedTuple):
 
 
 class _Frames(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """What all datasets share: the features, and records and table from a dataset_index."""
+    """Common base of all builders: the features, and records and metadata from a dataset index."""
 
     VERSION = tfds.core.Version(VERSION)
     MANUAL_DOWNLOAD_INSTRUCTIONS = _UNPACK
     HOMEPAGE = ""
     CITATION = ""
     LICENSE = ""
-    FLOW = ""  # where the flow comes from that every such dataset has
+    FLOW = ""  # origin of the flow that every dataset of this class has
 
     def __init__(self, *, dataset_index: DatasetIndex | None = None, flow: FlowMethod | None = None, on_frame=None,
                  file_format: str = "array_record", **kwargs):
-        """Makes the builder.
+        """Creates the builder.
 
         Args:
-            dataset_index: What to convert; found out from TFDS's ``manual_dir`` if not given.
+            dataset_index: Files to convert; None to index TFDS's ``manual_dir``.
             flow: Computes the flow of every frame.
-            on_frame: Called after each frame that is written.
-            file_format: That of TFDS; only array_record can be read by ``store.open_store``.
-            **kwargs: Those of TFDS: data_dir, config, version.
+            on_frame: Called after each written frame.
+            file_format: File format of TFDS; ``store.open_store`` reads array_record only.
+            **kwargs: Arguments of TFDS: data_dir, config, version.
         """
         self._index, self._on_frame = dataset_index, on_frame or (lambda: None)
         self._method = flow
@@ -105,15 +105,16 @@ class _Frames(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         dataset_index = self._index
         if dataset_index is None:
             config = self.builder_config.name if self.builder_config else None
-            dataset_index = DATASET_SPECS[self.name.removeprefix(PREFIX)].index_files(Path(dl_manager.manual_dir), config)
+            index_files = DATASET_SPECS[self.name.removeprefix(PREFIX)].index_files
+            dataset_index = index_files(Path(dl_manager.manual_dir), config)
         return {split: [_Video(video.name, len(video.frames), video.categories, read_records(video))
                         for video in videos] for split, videos in dataset_index.splits.items()}
 
     def _generate_examples(self, split: str, videos: list[_Video]):
         table = self.info.metadata["splits"].setdefault(split, [])
         total = sum(video.length for video in videos)
-        # TFDS sorts by key, large datasets in buckets by the leading ones of its 128 bits. Keys that are spread evenly
-        # use all buckets; with 0, 1, 2, .. all records were in one, which has to fit into memory.
+        # TFDS sorts by key; for large datasets in buckets, by the leading bits of the 128-bit key. Evenly spread keys
+        # use all buckets. Keys 0, 1, 2, .. would put all records into one bucket, which must fit into memory.
         step = 2**128 // max(total, 1)
         position = 0
         find_flow = add_still_flow if all(video.length == 1 for video in videos) else add_flow
@@ -139,17 +140,19 @@ class _Frames(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 class UvosDavis2016(_Frames):
-    """DAVIS-2016: 50 videos at 480p with one foreground in every frame. Splits: train (30 videos), val (20)."""
+    """DAVIS-2016: 50 videos at 480p, one foreground in every frame. Splits: train (30), val (20)."""
 
     HOMEPAGE = "https://davischallenge.org/davis2016/code.html"
     CITATION = ("Perazzi, Pont-Tuset, McWilliams, Van Gool, Gross, Sorkine-Hornung: A benchmark dataset and evaluation"
                 " methodology for video object segmentation, CVPR 2016")
-    LICENSE = "CC BY-NC 4.0; a few videos come from video sites under terms of their own"
+    LICENSE = "CC BY-NC 4.0; a few videos come from video sites with their own terms"
 
 
 class UvosDavis2017(_Frames):
-    """DAVIS-2017: videos at 480p with several objects. Splits: train (60 videos), val (30), test-dev (30),
-    test-challenge (30); in the latter two labels are known in first frames at most.
+    """DAVIS-2017: videos at 480p with several objects.
+
+    Splits: train (60 videos), val (30), test-dev (30), test-challenge (30). The test splits have labels of first frames
+    at most.
     """
 
     BUILDER_CONFIGS = [  # noqa: RUF012 - TFDS wants a list
@@ -165,8 +168,9 @@ class UvosDavis2017(_Frames):
 
 
 class UvosYoutubeVos(_Frames):
-    """YouTube-VOS: videos with several objects, some of which appear late; labels at 6 frames a second. Splits: train,
-    valid, test; in the latter two an object's label is known in its first frame alone.
+    """YouTube-VOS: videos with several objects, some of which appear late; labels at 6 frames per second.
+
+    Splits: train, valid, test. In valid and test an object is labeled only in its first frame.
     """
 
     BUILDER_CONFIGS = [  # noqa: RUF012
@@ -180,8 +184,9 @@ class UvosYoutubeVos(_Frames):
 
 
 class UvosYoutubeVis(_Frames):
-    """YouTube-VIS: videos with tracked objects of 40 categories. Splits: train, valid, test; the latter two without
-    public labels.
+    """YouTube-VIS: videos with tracked objects of 40 categories.
+
+    Splits: train, valid, test. Valid and test have no public labels.
     """
 
     BUILDER_CONFIGS = [  # noqa: RUF012
@@ -194,7 +199,7 @@ class UvosYoutubeVis(_Frames):
 
 
 class UvosDuts(_Frames):
-    """DUTS: images with masks of what is salient. Splits: train (DUTS-TR), test (DUTS-TE)."""
+    """DUTS: images with masks of salient objects. Splits: train (DUTS-TR), test (DUTS-TE)."""
 
     HOMEPAGE = "http://saliencydetection.net/duts/"
     CITATION = ("Wang, Lu, Wang, Feng, Wang, Yin, Ruan: Learning to detect salient objects with image-level"
@@ -211,8 +216,9 @@ class UvosMsra10k(_Frames):
 
 
 class UvosFbms59(_Frames):
-    """FBMS-59: 59 videos, some of whose frames have ground truth of what moves, here merged to one foreground. Splits:
-    train (29 videos), test (30).
+    """FBMS-59: 59 videos, some frames with ground truth of the moving objects.
+
+    The objects are merged to one foreground. Splits: train (29 videos), test (30).
     """
 
     HOMEPAGE = "https://lmb.informatik.uni-freiburg.de/resources/datasets/moseg.en.html"
@@ -221,7 +227,7 @@ class UvosFbms59(_Frames):
 
 
 class UvosYoutubeObjects(_Frames):
-    """YouTube-Objects: 126 videos of 10 classes with masks in every tenth frame or so. Split: test."""
+    """YouTube-Objects: 126 videos of 10 classes with masks in about every tenth frame. Split: test."""
 
     HOMEPAGE = "https://calvin-vision.net/datasets/youtube-objects-dataset/"
     CITATION = ("Prest, Leistner, Civera, Schmid, Ferrari: Learning object class detectors from weakly annotated video,"
@@ -239,8 +245,9 @@ class UvosVisal(_Frames):
 
 
 class UvosSegtrackV2(_Frames):
-    """SegTrack v2: 14 videos with one or more objects in every frame, numbered as in the archive; the field merges them
-    into one foreground. Split: test.
+    """SegTrack v2: 14 videos with one or more objects in every frame.
+
+    Objects are numbered as in the archive; papers merge them into one foreground. Split: test.
     """
 
     HOMEPAGE = "https://web.engr.oregonstate.edu/~lif/SegTrack2/dataset.html"
@@ -249,29 +256,30 @@ class UvosSegtrackV2(_Frames):
 
 
 class UvosFolder(_Frames):
-    """Anybody's own videos: JPEGImages/<sequence>/*, Annotations/<sequence>/*.png and, if there is any, Flow. Splits:
-    those of ImageSets/train.txt and val.txt, or train.
+    """Your own videos: JPEGImages/<sequence>/*, Annotations/<sequence>/*.png and optionally Flow.
+
+    Splits: those of ImageSets/train.txt and val.txt, or train.
     """
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = "Put JPEGImages and Annotations into this folder."
 
 
 class UvosSynthetic(_Frames):
-    """Generated videos of textured objects that move and deform, with exact labels and flow. Splits: train, val."""
+    """Generated videos of moving, textured objects with exact labels and flow. Splits: train, val."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = None
-    LICENSE = "That of this package"
+    LICENSE = "License of this package"
     FLOW = "exact"
-    CLIPS = {"train": (0, 100), "val": (1_000_000, 10)}  # noqa: RUF012 - first seed and number
+    CLIPS = {"train": (0, 100), "val": (1_000_000, 10)}  # noqa: RUF012 - first seed and number of clips
     LENGTH = 8
     SIZE = (240, 424)
 
     def __init__(self, *, clips: int | None = None, **kwargs):
-        """Makes the builder.
+        """Creates the builder.
 
         Args:
-            clips: Number of clips of train, 100 if not given.
-            **kwargs: Those of the other datasets.
+            clips: Number of clips in train; None for 100.
+            **kwargs: Arguments of the other builders.
         """
         self._spans = self.spans(clips)
         super().__init__(**kwargs)
@@ -293,31 +301,31 @@ BUILDERS = {cls.name.removeprefix(PREFIX): cls for cls in (
 
 def write(dataset: str, config: str | None, dataset_index: DatasetIndex | None, data_dir: Path, progress,
           flow: FlowMethod | None = None, clips: int | None = None) -> dict[str, list[dict]]:
-    """Writes a dataset that is not there yet.
+    """Writes a dataset that does not exist yet.
 
     Args:
         dataset: A key of ``BUILDERS``.
-        config: Its config, any name for ``folder``.
-        dataset_index: What to write, checked; None for ``synthetic``.
-        data_dir: Where to, a folder to work in within that of the datasets.
+        config: Its config; any name for ``folder``.
+        dataset_index: Checked files to write; None for ``synthetic``.
+        data_dir: Folder to write to.
         progress: See ``convert.convert``.
         flow: Computes the flow of every frame.
-        clips: Number of clips of ``synthetic``'s train.
+        clips: Number of clips in the train split of ``synthetic``.
 
     Returns:
         The splits of ``metadata.json``.
 
     Raises:
-        UserError: A file of the source is broken, or the dataset cannot be written, say because the disk is full.
+        UserError: A source file is broken, or the dataset cannot be written, for example because the disk is full.
     """
     cls = BUILDERS[dataset]
     tfds.disable_progress_bar()
     splits = dataset_index.splits.values() if dataset_index else ()
     total = sum(len(video.frames) for videos in splits for video in videos) if dataset_index else \
         sum(count for _, count in cls.spans(clips).values()) * cls.LENGTH
-    own = tfds.core.BuilderConfig(name=config, description="A folder of one's own.") if dataset == "folder" else config
+    own = tfds.core.BuilderConfig(name=config, description="Your own videos.") if dataset == "folder" else config
     name = f"{dataset}/{config}" if config else dataset
-    # TFDS makes a folder for downloads, of which there are none, and prints of them.
+    # TFDS creates a folder for downloads and prints about it, although nothing is downloaded.
     try:
         with progress(f"{name}, converting", total) as advance, TemporaryDirectory() as downloads, \
                 redirect_stdout(io.StringIO()):
@@ -326,6 +334,6 @@ def write(dataset: str, config: str | None, dataset_index: DatasetIndex | None, 
             builder.download_and_prepare(download_dir=downloads,
                                          download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     except (OSError, RuntimeError, tf.errors.OpError) as error:
-        raise UserError(f"{name} cannot be written to '{data_dir.parent}', and nothing of it stays there: "
+        raise UserError(f"Cannot write {name} to '{data_dir.parent}'; nothing was kept: "
                         f"{error_reason(error).partition('; writing ')[0]}.") from error
     return builder.info.metadata["splits"]

@@ -1,9 +1,9 @@
-"""Synthetic clips: textured, deforming objects before a textured background, with exact labels and optical flow.
+"""Synthetic clips of textured, deforming objects, with exact labels and optical flow.
 
-The mixture follows published recipes for learning to segment moving objects from generated clips (layered sprites as
-in OCLR, Xie et al. 2022; smooth affine cameras and random shapes as in SIMO, Lamdouar et al. 2021), with procedural
-textures and outlines in place of pictures. It holds what such a model must not fall for, too: rippling water, planes
-at several depths, things that stand still, occluders.
+The content follows published recipes for learning to segment moving objects from generated clips: layered sprites as
+in OCLR (Xie et al. 2022), smooth affine cameras and random shapes as in SIMO (Lamdouar et al. 2021), with procedural
+textures and outlines instead of photographs. Distractors are included: rippling water, planes at several depths,
+static things, occluders.
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class Clip:
     Attributes:
         frames: uint8 [t, h, w, 3], RGB.
         labels: uint8 [t, h, w], 0 background, 1..k objects.
-        flow: float32 [t, h, w, 2], (dx, dy) in pixels: where the surface point seen at a pixel is one frame later,
-            hidden or not. The last frame has it as well, as the scene moves on.
+        flow: float32 [t, h, w, 2], (dx, dy) in pixels from the surface point at a pixel to its position in the next
+            frame, even if it is occluded there. The last frame has flow too, since the scene continues.
     """
 
     frames: np.ndarray
@@ -43,23 +43,23 @@ def make_clip(
     still_camera: bool = False,
     clean: bool = False,
 ) -> Clip:
-    """Makes a clip; the same arguments give the same clip, and a longer one begins with the shorter one.
+    """Generates a clip; equal arguments give equal clips, and a longer clip starts with the shorter one.
 
-    At another size of the same aspect ratio the scene is the same.
+    The scene does not depend on the size, for a given aspect ratio.
 
     Args:
-        seed: 0 or more; stands for the scene.
+        seed: Seed of the scene, 0 or more.
         length: Number of frames.
         size: (height, width).
-        objects: Smallest and largest number of objects; object 1 is in the frame at the start.
+        objects: Minimum and maximum number of objects; object 1 is visible in the first frame.
         still_camera: The camera does not move.
-        clean: Leave out shadows, changing light, blur, noise and JPEG: colors stick to the surfaces exactly.
+        clean: Omit shadows, changing light, blur, noise and JPEG, so that surface colors are constant.
 
     Returns:
         The clip.
 
     Raises:
-        UserError: The seed, length, size or numbers of objects cannot be used.
+        UserError: The seed, length, size or number of objects is out of range.
     """
     if length < 1:
         raise UserError(f"A synthetic clip needs at least one frame, not {length}.")
@@ -69,16 +69,16 @@ def make_clip(
 
 
 def render(scene: Scene, time: int, size: tuple[int, int], clean: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Films one frame; labels and flow are those of the middle of the exposure.
+    """Renders one frame; labels and flow are those of the middle of the exposure.
 
     Args:
-        scene: What to film.
-        time: Number of the frame.
+        scene: The scene.
+        time: Index of the frame.
         size: (height, width).
-        clean: As in ``make_clip``.
+        clean: See ``make_clip``.
 
     Returns:
-        Frame, labels and flow, as in ``Clip`` without the axis of time.
+        Frame, labels and flow as in ``Clip``, without the time axis.
     """
     canvas = np.zeros((*size, 3), np.float32)
     ground_truth = GroundTruth(np.zeros(size, np.uint8), np.zeros((*size, 2), np.float32))
@@ -87,7 +87,7 @@ def render(scene: Scene, time: int, size: tuple[int, int], clean: bool) -> tuple
         paint(canvas, layer, time, ground_truth)
     if clean:
         return np.round(canvas).astype(np.uint8), ground_truth.labels, ground_truth.flow
-    # Enough exposures that the edges do not show as copies: about one for 3 pixels of motion.
+    # Enough exposures to blur edges continuously: about one per 3 pixels of motion.
     swept = scene.shutter * np.percentile(np.abs(ground_truth.flow[::4, ::4]).max(-1), 98)
     extra = min(int(np.ceil(swept / 6)) if swept > 0.7 else 0, _MAX_EXPOSURES // 2)
     total = canvas.copy()
@@ -99,7 +99,7 @@ def render(scene: Scene, time: int, size: tuple[int, int], clean: bool) -> tuple
 
 
 def _develop(scene: Scene, canvas: np.ndarray, time: int) -> np.ndarray:
-    """Applies light, lens blur, sensor noise and JPEG to a painted frame; returns uint8 [h, w, 3]."""
+    """Applies light, lens blur, sensor noise and JPEG to a rendered frame; returns uint8 [h, w, 3]."""
     height, width = canvas.shape[:2]
     gain, right, down = scene.light(time)
     x, y = np.linspace(-1, 1, width)[None], np.linspace(-1, 1, height)[:, None]

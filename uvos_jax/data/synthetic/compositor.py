@@ -1,9 +1,9 @@
-"""Painting textured, deforming layers over each other, with the exact motion of every visible surface point.
+"""Compositor of textured, deforming layers, with the exact motion of every visible surface point.
 
-A point p of a layer's surface is seen at X(p, t) = A(t) (p + d(p, t)): A is the affine map of the layer's pose and the
-camera, d a sum of travelling sine waves. Painting needs p for every pixel X: the affine map is inverted, then
-p <- q - d(p, t) is repeated, which converges since d changes less than p does. Color, outline and label are functions
-of p alone, so the motion of the pixel is X(p, t + 1) - X(p, t), with no estimate in it.
+A surface point p of a layer is seen at X(p, t) = A(t) (p + d(p, t)): A is the affine map of the layer's pose and the
+camera, d a sum of traveling sine waves. To find p for a pixel X, the affine map is inverted (q = A(t)^-1 X), then
+p <- q - d(p, t) is iterated, which converges because d is a contraction. Color, outline and label are functions of p
+alone, so the motion of the pixel is X(p, t + 1) - X(p, t), without any estimation.
 """
 
 from collections.abc import Callable
@@ -12,20 +12,20 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-# The repetition stops when no point moves by more (pixels); what is left is then below 1e-3.
+# The iteration stops when no point moves by more, in pixels; the remaining error is then below 1e-3.
 _TOLERANCE = 3e-4
-# Good enough for the exposures that are only blurred into a frame.
+# Sufficient for exposures that are only averaged for motion blur.
 _COARSE_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
 class Oscillation:
-    """Sines over time, added to an offset: a path that is smooth and stays in bounds for ever.
+    """A sum of sines over time around an offset: a smooth path that stays within bounds.
 
     Attributes:
         offset: float [k].
         amplitude: float [n, k].
-        rate: float [n, k], radians a frame.
+        rate: float [n, k], radians per frame.
         phase: float [n, k], radians.
     """
 
@@ -41,12 +41,12 @@ class Oscillation:
 
 @dataclass(frozen=True)
 class Ripples:
-    """A smooth deformation d(p, t) of a surface: sine waves that travel over it.
+    """A smooth deformation d(p, t) of a surface: sine waves traveling over it.
 
     Attributes:
-        wave: float [n, 2], wave vectors in radians a pixel.
+        wave: float [n, 2], wave vectors in radians per pixel.
         amplitude: float [n, 2], in pixels; the sum of |amplitude| |wave| must stay below 1.
-        rate: float [n], radians a frame.
+        rate: float [n], radians per frame.
         phase: float [n], radians.
     """
 
@@ -56,21 +56,24 @@ class Ripples:
     phase: np.ndarray
 
     def max_displacement(self) -> float:
-        """Returns a bound on how far a point is moved, in pixels."""
+        """Returns an upper bound of the displacement, in pixels."""
         return float(np.abs(self.amplitude).sum())
 
     def __call__(self, x: np.ndarray, y: np.ndarray, time: float) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the displacement (dx, dy) of the points (x, y), float32 arrays of any one shape."""
+        """Returns the displacement (dx, dy) of the points (x, y), float32 arrays of equal shape."""
         dx, dy = np.zeros_like(x), np.zeros_like(y)
         for (wx, wy), (ax, ay), rate, phase in zip(self.wave, self.amplitude, self.rate, self.phase, strict=True):
-            # Python numbers, which leave float32 as it is.
+            # Python floats keep the arrays in float32.
             height = np.sin(x * float(wx) + (y * float(wy) + float(rate * time + phase)))
             dx += float(ax) * height
             dy += float(ay) * height
         return dx, dy
 
     def invert(self, x: np.ndarray, y: np.ndarray, time: float, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the points that the deformation moves to (x, y), repeating until they move by less (pixels)."""
+        """Returns the points that the deformation moves to (x, y).
+
+        Iterates until the change is below the tolerance, in pixels.
+        """
         px, py = x, y
         for _ in range(100):
             dx, dy = self(px, py, time)
@@ -84,17 +87,18 @@ class Ripples:
 
 @dataclass(frozen=True)
 class Layer:
-    """One sheet of surface. Its points are in pixels of the sheet, (0, 0) being wherever its pose puts it.
+    """A textured surface. Surface coordinates are in pixels; the pose maps them to the frame.
 
     Attributes:
-        label: What its pixels are, 0 for scenery; None for a shadow, which darkens what is behind and hides nothing.
+        label: Label of its pixels, 0 for scenery; None for a shadow, which darkens without changing labels and flow.
         color: uint8 [h, w, 3], RGB.
-        distance: float32 [h, w], pixels to the outline, negative inside; None for a layer that fills the frame.
+        distance: float32 [h, w], signed distance to the outline in pixels, negative inside; None for a layer that fills
+            the frame.
         origin: (x, y), column and row of surface point (0, 0).
         pose: Affine map from surface to frame at a time in frames, float [3, 3].
-        ripples: Its deformation, if it has one.
-        softness: Width of its edge in pixels.
-        opacity: 1 hides what is behind.
+        ripples: Deformation, or None.
+        softness: Width of the edge in pixels.
+        opacity: 1 hides the layers behind.
     """
 
     label: int | None
@@ -109,20 +113,20 @@ class Layer:
 
 @dataclass
 class GroundTruth:
-    """Labels uint8 [h, w] and flow float32 [h, w, 2] of the frame that is being painted."""
+    """Labels uint8 [h, w] and flow float32 [h, w, 2] of the frame being rendered."""
 
     labels: np.ndarray
     flow: np.ndarray
 
 
 def project(layer: Layer, x: np.ndarray, y: np.ndarray, time: float) -> tuple[np.ndarray, np.ndarray]:
-    """Computes where surface points are seen.
+    """Projects surface points to the frame.
 
     Args:
-        layer: The layer that they belong to.
+        layer: Layer of the points.
         x: float32, any shape: surface coordinates in pixels.
-        y: The same.
-        time: In frames.
+        y: Same as ``x``.
+        time: Time in frames.
 
     Returns:
         Column and row in the frame, float32 of that shape.
@@ -134,12 +138,12 @@ def project(layer: Layer, x: np.ndarray, y: np.ndarray, time: float) -> tuple[np
 
 
 def paint(canvas: np.ndarray, layer: Layer, time: float, ground_truth: GroundTruth | None = None) -> None:
-    """Paints a layer over what is on the canvas, and notes its labels and flow where it is seen.
+    """Paints a layer onto the canvas and writes its labels and flow where it is visible.
 
     Args:
         canvas: float32 [h, w, 3], changed in place.
-        layer: What to paint.
-        time: In frames.
+        layer: The layer.
+        time: Time in frames.
         ground_truth: Changed in place, if given.
     """
     pose = layer.pose(time)
@@ -176,13 +180,13 @@ def paint(canvas: np.ndarray, layer: Layer, time: float, ground_truth: GroundTru
 
 
 def _apply(matrix: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Applies an affine map to float32 coordinates, which stay float32."""
+    """Applies an affine map to float32 coordinates, keeping float32."""
     (a, b, c), (d, e, f) = matrix[:2].tolist()
     return x * a + (y * b + c), x * d + (y * e + f)
 
 
 def _box(layer: Layer, pose: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice] | None:
-    """The rows and columns of the frame that a layer can touch; None if it is out of sight."""
+    """Returns the rows and columns of the frame that a layer can cover; None if it is out of view."""
     if layer.distance is None:
         return slice(0, size[0]), slice(0, size[1])
     height, width = layer.distance.shape

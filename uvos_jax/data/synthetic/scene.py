@@ -1,4 +1,4 @@
-"""What synthetic clips show: backgrounds, objects and a camera, each with its own smooth motion, drawn from a seed."""
+"""Random scenes of synthetic clips: background, objects and camera, each with smooth motion."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,22 +13,22 @@ from uvos_jax.errors import UserError
 
 _MIN_SIDE = 32
 _MAX_OBJECTS = 20
-# Width and height of the background relative to the frame; beyond it, it is mirrored.
+# Size of the background relative to the frame; it is mirrored beyond its border.
 _BACKGROUND_SCALE = 1.7
 
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a clip shows, for any time, and how it is filmed.
+    """The content of a clip at any time, and the properties of the camera.
 
     Attributes:
         layers: From the farthest to the nearest.
-        shutter: Time that the shutter is open, in frames.
+        shutter: Exposure time, in frames.
         blur: Standard deviation of the lens blur, in pixels.
         noise: Standard deviation of the sensor noise, in gray levels.
-        quality: JPEG quality that the frames have gone through, or None.
-        light: Brightness of the frame (relative) and its slopes to the right and downwards, over time.
-        seed: Of the sensor noise.
+        quality: JPEG quality applied to the frames, or None.
+        light: Relative brightness of the frame and its slopes to the right and downwards, over time.
+        seed: Seed of the sensor noise.
     """
 
     layers: tuple[Layer, ...]
@@ -44,7 +44,7 @@ def draw_scene(seed: int, size: tuple[int, int], objects: tuple[int, int], still
     """Draws a scene; the arguments are those of ``make_clip``.
 
     Raises:
-        UserError: The seed, size or numbers of objects cannot be used.
+        UserError: The seed, size or number of objects is out of range.
     """
     if seed < 0:
         raise UserError(f"The seed of a synthetic clip must be 0 or more, not {seed}.")
@@ -52,7 +52,7 @@ def draw_scene(seed: int, size: tuple[int, int], objects: tuple[int, int], still
         raise UserError(f"A synthetic clip must be at least {_MIN_SIDE} pixels high and wide, not {size}.")
     if not 0 <= objects[0] <= objects[1] <= _MAX_OBJECTS:
         raise UserError(f"A synthetic clip can have 0 to {_MAX_OBJECTS} objects, not {objects[0]} to {objects[1]}.")
-    # One generator for each thing, so that none depends on how many numbers another has drawn.
+    # Separate generators, so that no element depends on the number of draws of another.
     choices, ground_rng, plane_rng, front_rng, camera_rng, film_rng, *object_rngs = np.random.default_rng(seed).spawn(
         6 + _MAX_OBJECTS
     )
@@ -76,14 +76,16 @@ def draw_scene(seed: int, size: tuple[int, int], objects: tuple[int, int], still
         blur=film_rng.uniform(0, 0.9) * unit / 320,
         noise=film_rng.uniform(0.3, 6) if film_rng.random() < 0.7 else 0.3,
         quality=int(film_rng.integers(40, 92)) if film_rng.random() < 0.35 else None,
-        light=_draw_oscillation(film_rng, np.array([film_rng.uniform(0.85, 1.15), 0, 0]), film_rng.uniform(0, 0.1, 3), 0.02, 0.25),
+        light=_draw_oscillation(
+            film_rng, np.array([film_rng.uniform(0.85, 1.15), 0, 0]), film_rng.uniform(0, 0.1, 3), 0.02, 0.25
+        ),
         seed=int(film_rng.integers(2**32)),
     )
 
 
 @dataclass(frozen=True)
 class _MovingObject:
-    """An object before it is made of layers: how it looks, where it goes and how it deforms."""
+    """An object before its layers are built: shape, path and deformation."""
 
     rng: np.random.Generator
     shape: Shape
@@ -96,11 +98,11 @@ class _MovingObject:
 
 
 def _draw_moving_object(rng: np.random.Generator, size: tuple[int, int], first: bool, crowd: int) -> _MovingObject:
-    """Draws an object: wandering, crossing the frame, or moving in place."""
+    """Draws an object that wanders, crosses the frame or moves in place."""
     height, width = size
     unit = float(np.sqrt(height * width))
     shape = draw_shape(rng)
-    largest = {1: 0.48, 2: 0.33}.get(crowd, 0.25)  # more objects are smaller ones
+    largest = {1: 0.48, 2: 0.33}.get(crowd, 0.25)  # many objects are smaller
     radius = unit * _log_uniform(rng, 0.35 * largest, largest)
     speed = unit * _log_uniform(rng, 0.003, 0.028)
     way = rng.choice(["wander", "cross", "stay"], p=[0.6, 0.2, 0.2])
@@ -116,14 +118,16 @@ def _draw_moving_object(rng: np.random.Generator, size: tuple[int, int], first: 
         path = Oscillation(begin - path(0), amplitude, rate, phase)
     # Angle and logarithm of the scale.
     free = 0.1 if shape.upright else rng.uniform(0.1, 1.2)
-    turn = _draw_oscillation(rng, np.array([0.0 if shape.upright else rng.uniform(0, 6.3), 0]), np.array([free, 0.15]), 0.03, 0.12)
-    ripples = _draw_ripples(rng, radius * rng.uniform(1.3, 2.6), rng.uniform(0.25, 0.6) * (1 - shape.stiffness), 0.06, 0.4)
+    angle = 0.0 if shape.upright else rng.uniform(0, 6.3)
+    turn = _draw_oscillation(rng, np.array([angle, 0]), np.array([free, 0.15]), 0.03, 0.12)
+    wavelength = radius * rng.uniform(1.3, 2.6)
+    ripples = _draw_ripples(rng, wavelength, rng.uniform(0.25, 0.6) * (1 - shape.stiffness), 0.06, 0.4)
     facing = 1.0 if path(1)[0] >= path(0)[0] else -1.0
     return _MovingObject(rng, shape, radius, path, turn, facing, _log_uniform(rng, 0.12, 0.5), ripples)
 
 
 def _object_layers(mover: _MovingObject, label: int, camera: Callable, sun: float) -> list[Layer]:
-    """Makes the layers of an object: its shadow on the ground, then its parts from far to near."""
+    """Builds the layers of an object: its shadow on the ground, then its parts from far to near."""
     rng, shape, radius = mover.rng, mover.shape, mover.radius
     outlines = [signed_distance(part, radius, 3.0) for part in shape.parts]
     ends = [np.array(origin) for _, origin in outlines]
@@ -144,7 +148,7 @@ def _object_layers(mover: _MovingObject, label: int, camera: Callable, sun: floa
 
 
 def _body_pose(mover: _MovingObject, camera: Callable) -> Callable:
-    """The map from an object's rest position to the frame."""
+    """Returns the map from the rest position of an object to the frame."""
 
     def pose(time: float) -> np.ndarray:
         angle, scale = mover.turn(time)
@@ -154,7 +158,10 @@ def _body_pose(mover: _MovingObject, camera: Callable) -> Callable:
 
 
 def _part_pose(mover: _MovingObject, part: BodyPart, body: Callable) -> Callable:
-    """The map from a part's rest position to the frame: it turns about its joint, and its parent carries it along."""
+    """Returns the map from the rest position of a part to the frame.
+
+    The part rotates about its joint and follows its parent.
+    """
     parent = body if part.parent is None else _part_pose(mover, mover.shape.parts[part.parent], body)
     pivot = np.array(part.pivot) * mover.radius
     if part.rolls:
@@ -171,7 +178,7 @@ def _part_pose(mover: _MovingObject, part: BodyPart, body: Callable) -> Callable
 
 
 def _shadow(mover: _MovingObject, camera: Callable, opacity: float) -> Layer:
-    """A soft dark patch on the ground below an object."""
+    """Returns a soft dark ellipse on the ground below an object."""
     width, height = 0.75 * mover.radius, 0.14 * mover.radius
     foot = mover.shape.bottom * mover.radius
     distance, origin = signed_distance(BodyPart((ellipse((0, 0), width, height),)), 1.0, 0.6 * height + 2)
@@ -186,7 +193,7 @@ def _shadow(mover: _MovingObject, camera: Callable, opacity: float) -> Layer:
 
 
 def _shade(color: np.ndarray, distance: np.ndarray, sun: float, facing: float) -> np.ndarray:
-    """Lights a part as if it bulged: darker at the rim, brighter towards the sun (an angle in the frame)."""
+    """Shades a part as convex: darker at the rim, brighter towards the sun (an angle in the frame)."""
     deepest = max(-float(distance.min()), 1.0)
     rim = np.clip(1 + distance / (0.9 * deepest), 0, 1)
     bulge = cv2.GaussianBlur(np.sqrt(1 - rim**2), (0, 0), 0.15 * deepest + 0.5)
@@ -198,7 +205,7 @@ def _shade(color: np.ndarray, distance: np.ndarray, sun: float, facing: float) -
 
 
 def _background(rng: np.random.Generator, size: tuple[int, int], camera: Callable, water: bool, sun: float) -> Layer:
-    """The farthest layer: water that moves, or a scene in which some things stand still (they are no objects)."""
+    """Returns the farthest layer: moving water, or a backdrop that may contain static things (label 0)."""
     height, width = (int(np.ceil(_BACKGROUND_SCALE * side)) for side in size)
     unit = float(np.sqrt(size[0] * size[1]))
     origin = ((width - 1) / 2, (height - 1) / 2)
@@ -216,13 +223,13 @@ def _background(rng: np.random.Generator, size: tuple[int, int], camera: Callabl
                 paint(canvas, layer, 0)
         color = np.clip(canvas, 0, 255).astype(np.uint8)
     if rng.random() < 0.3:
-        # Out of focus: the objects are not, so this belongs to the surface rather than to the frame.
+        # Out of focus. Only the background is, so the surface is blurred and not the frame.
         color = cv2.GaussianBlur(color, (0, 0), unit / 320 * rng.uniform(0.7, 3))
     return Layer(0, color, None, origin, lambda time: camera(time, 1.0))
 
 
 def _middle_plane(rng: np.random.Generator, size: tuple[int, int], camera: Callable) -> Layer:
-    """A plane before the background but behind the objects: a bank, a hedge, or the water's edge."""
+    """Returns a plane between background and objects: a bank, a hedge, or a shore."""
     height, width = size
     unit = float(np.sqrt(height * width))
     parallax = rng.uniform(1.1, 1.6)
@@ -236,7 +243,7 @@ def _middle_plane(rng: np.random.Generator, size: tuple[int, int], camera: Calla
 
 
 def _occluder(rng: np.random.Generator, size: tuple[int, int], camera: Callable) -> Layer:
-    """Something of the scenery that is nearer than the objects: a trunk, a fence or a bush."""
+    """Returns scenery in front of the objects: a trunk, a fence or a bush."""
     height, width = size
     unit = float(np.sqrt(height * width))
     kind = rng.choice(["trunk", "fence", "bush"])
@@ -260,18 +267,18 @@ def _occluder(rng: np.random.Generator, size: tuple[int, int], camera: Callable)
 
 
 def _scenery(rng: np.random.Generator, outlines, kind: str, camera: Callable, parallax: float, ripples) -> Layer:
-    """A textured plane with these outlines, at a depth given by its parallax."""
+    """Returns a textured plane with the given outlines, at a depth given by its parallax."""
     distance, origin = signed_distance(BodyPart(tuple(outlines)), 1.0, 3.0)
     color = texture(rng, distance.shape, kind)
     return Layer(0, color, distance, origin, lambda time: camera(time, parallax), ripples)
 
 
 def _camera(rng: np.random.Generator, size: tuple[int, int], still: bool, target: Oscillation | None) -> Callable:
-    """Draws a camera: still, hand-held, panning with zoom and rotation, or following an object.
+    """Draws a camera: static, hand-held, panning with zoom and rotation, or following an object.
 
     Returns:
-        A function of the time and the parallax of a plane (1 for the objects' ground) that gives the map from the
-        plane (origin in the middle of the frame) to the frame, float [3, 3].
+        A function of time and of the parallax of a plane (1 for the ground of the objects). It returns the map from
+        the plane, with its origin in the middle of the frame, to the frame, float [3, 3].
     """
     height, width = size
     unit = float(np.sqrt(height * width))
@@ -302,20 +309,22 @@ def _camera(rng: np.random.Generator, size: tuple[int, int], still: bool, target
 
 
 def _similarity(move: np.ndarray | tuple[float, float], angle: float, scale: float) -> np.ndarray:
-    """Returns the map that scales, then turns, then moves, float [3, 3]."""
+    """Returns the map that scales, then rotates, then translates, float [3, 3]."""
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
     return np.array([[cos, -sin, move[0]], [sin, cos, move[1]], [0.0, 0.0, 1.0]])
 
 
-def _draw_oscillation(rng: np.random.Generator, offset: np.ndarray, amplitude: np.ndarray, slow: float, fast: float) -> Oscillation:
-    """Draws two sines of these amplitudes together, with rates between slow and fast (radians a frame)."""
+def _draw_oscillation(
+    rng: np.random.Generator, offset: np.ndarray, amplitude: np.ndarray, slow: float, fast: float
+) -> Oscillation:
+    """Draws two sines with the given total amplitude and rates between slow and fast (radians per frame)."""
     shape = (2, len(offset))
     shares = np.array([[0.7], [0.3]])
     return Oscillation(offset, shares * amplitude, rng.uniform(slow, fast, shape), rng.uniform(0, 2 * np.pi, shape))
 
 
 def _draw_ripples(rng: np.random.Generator, length: float, strength: float, slow: float, fast: float) -> Ripples | None:
-    """Draws three waves of about this length (pixels) whose |amplitude| |wave| add up to the strength."""
+    """Draws three waves of about the given length (pixels) whose |amplitude| |wave| sum to the strength."""
     if strength < 0.02:
         return None
     angles, towards = rng.uniform(0, 2 * np.pi, (2, 3))
@@ -330,5 +339,5 @@ def _draw_ripples(rng: np.random.Generator, length: float, strength: float, slow
 
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """Draws a positive number whose logarithm is uniform."""
+    """Draws a positive number with uniform logarithm."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))

@@ -1,11 +1,11 @@
-"""Outlines of the objects in synthetic clips: blobs, creatures and things made of parts that hinge on each other."""
+"""Shapes of the objects in synthetic clips: blobs, creatures and vehicles made of articulated parts."""
 
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-# Outlines are drawn this many times larger than they are used, so that thin parts keep their width.
+# Outlines are rasterized at this multiple of the resolution, so that thin parts keep their width.
 _SUPERSAMPLING = 4
 
 
@@ -16,12 +16,12 @@ class BodyPart:
     Attributes:
         outlines: Closed polygons [n, 2]; the part is their union.
         holes: Closed polygons [n, 2] cut out of it.
-        parent: Position of the part in the object's list that this one hangs on; None for the first.
+        parent: Index of the part that this one is attached to; None for the root.
         pivot: (x, y) of the joint.
-        swing: Largest angle to either side of the rest position, radians.
-        phase: Where in the stride the part starts, radians.
-        coat: Which of the object's two textures covers it, 0 or 1.
-        rolls: It is a wheel, which turns as far as the object moves.
+        swing: Maximum angle to either side of the rest position, radians.
+        phase: Phase of the swing at time 0, radians.
+        coat: Texture of the part, 0 or 1 of the object's two textures.
+        rolls: Whether it is a wheel, which rotates with the motion of the object.
     """
 
     outlines: tuple[np.ndarray, ...]
@@ -39,8 +39,8 @@ class Shape:
     """An object at rest.
 
     Attributes:
-        parts: Its parts from the farthest to the nearest; a part may hang on one that comes later.
-        upright: It stands on the ground rather than having no up and down.
+        parts: Parts from the farthest to the nearest; a parent may come later in the list.
+        upright: Whether it stands on the ground; otherwise it may have any orientation.
         stiffness: 0 for rubber, 1 for metal.
         bottom: y of its lowest point.
     """
@@ -55,7 +55,7 @@ def draw_shape(rng: np.random.Generator) -> Shape:
     """Draws the shape of an object.
 
     Args:
-        rng: Source of all draws.
+        rng: Random generator.
 
     Returns:
         A shape of radius about 1.
@@ -65,16 +65,16 @@ def draw_shape(rng: np.random.Generator) -> Shape:
 
 
 def signed_distance(part: BodyPart, radius: float, margin: float) -> tuple[np.ndarray, tuple[float, float]]:
-    """Computes how far each point around a part is from its outline.
+    """Computes the signed distance to the outline of a part.
 
     Args:
         part: The part.
         radius: Radius of the object in pixels.
-        margin: Width of the surroundings to include, in pixels.
+        margin: Margin around the part, in pixels.
 
     Returns:
-        float32 [h, w], the distance in pixels, negative inside, one value a pixel; and (x, y), the column and row of
-        the object's origin in it.
+        The signed distance in pixels, float32 [h, w], negative inside; and (x, y), the column and row of the object's
+        origin in that array.
     """
     points = np.concatenate(part.outlines) * radius
     low = np.floor(points.min(0) - margin)
@@ -82,19 +82,19 @@ def signed_distance(part: BodyPart, radius: float, margin: float) -> tuple[np.nd
     mask = np.zeros((height * _SUPERSAMPLING, width * _SUPERSAMPLING), np.uint8)
     for polygons, value in ((part.outlines, 1), (part.holes, 0)):
         for polygon in polygons:
-            # A pixel of the output has its center in the middle of _SUPERSAMPLING x _SUPERSAMPLING of these.
+            # The center of an output pixel is the middle of _SUPERSAMPLING x _SUPERSAMPLING subpixels.
             corners = (polygon * radius - low + 0.5) * _SUPERSAMPLING - 0.5
             cv2.fillPoly(mask, [np.round(corners * 16).astype(np.int32)], value, shift=4)
     outside = cv2.distanceTransform(1 - mask, cv2.DIST_L2, 5)
     inside = cv2.distanceTransform(mask, cv2.DIST_L2, 5)
-    # The outline runs between two pixels, half a pixel from either.
+    # The outline runs between two pixels, half a pixel from each.
     distance = np.where(mask, 0.5 - inside, outside - 0.5) / _SUPERSAMPLING
     distance = cv2.resize(distance.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
     return distance, (float(-low[0]), float(-low[1]))
 
 
 def ellipse(center: tuple[float, float], width: float, height: float, angle: float = 0.0) -> np.ndarray:
-    """Returns an ellipse with these half axes, turned by an angle in radians, as a polygon [n, 2]."""
+    """Returns an ellipse with these half axes, rotated by an angle in radians, as a polygon [n, 2]."""
     turn = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     x, y = width * np.cos(turn), height * np.sin(turn)
     return np.stack(
@@ -103,7 +103,7 @@ def ellipse(center: tuple[float, float], width: float, height: float, angle: flo
 
 
 def _limb(start, end, start_width: float, end_width: float) -> np.ndarray:
-    """A tapered limb with round ends: half widths at its start and its end."""
+    """Returns a tapered limb with round ends, given the half widths at its start and end."""
     start, end = np.array(start, float), np.array(end, float)
     angle = np.arctan2(end[1] - start[1], end[0] - start[0])
     half = np.linspace(-np.pi / 2, np.pi / 2, 12)
@@ -112,7 +112,7 @@ def _limb(start, end, start_width: float, end_width: float) -> np.ndarray:
 
 
 def curve(points: np.ndarray) -> np.ndarray:
-    """Returns the closed Catmull-Rom curve (cubic Bezier segments) through points [n, 2], as a polygon [12 n, 2]."""
+    """Returns the closed Catmull-Rom curve through points [n, 2] as a polygon [12 n, 2]."""
     before, after, beyond = np.roll(points, 1, 0), np.roll(points, -1, 0), np.roll(points, -2, 0)
     u = np.linspace(0, 1, 12, endpoint=False)[None, :, None]
     p0, p1, p2, p3 = (side[:, None] for side in (before, points, after, beyond))
@@ -122,14 +122,14 @@ def curve(points: np.ndarray) -> np.ndarray:
 
 
 def _lump(rng: np.random.Generator, center, size: float, roughness: float, count: int = 9) -> np.ndarray:
-    """A closed smooth curve around a center, whose radius varies by a share ``roughness``."""
+    """Returns a closed smooth curve around a center, whose radius varies by a fraction ``roughness``."""
     angles = (np.arange(count) + rng.uniform(-0.3, 0.3, count)) * 2 * np.pi / count
     radii = size * (1 + roughness * rng.uniform(-1, 1, count))
     return curve(np.array(center) + np.stack([radii * np.cos(angles), radii * np.sin(angles)], 1))
 
 
 def _blob(rng: np.random.Generator) -> Shape:
-    """One smooth lump, sometimes with a hole in it."""
+    """Returns one smooth lump, sometimes with a hole."""
     outline = _lump(rng, (0, 0), 0.85, rng.uniform(0.05, 0.5), int(rng.integers(6, 12)))
     outline = outline * np.array([1, rng.uniform(0.5, 1)])
     holes = ()
@@ -140,9 +140,9 @@ def _blob(rng: np.random.Generator) -> Shape:
 
 
 def _many_armed(rng: np.random.Generator) -> Shape:
-    """A body with thin arms all around, as octopuses, spiders and plants have them."""
+    """Returns a body with thin arms all around, like an octopus, spider or plant."""
     count = int(rng.integers(3, 8))
-    body = count  # the arms come first, behind it
+    body = count  # after the arms, which are behind it
     parts = []
     for arm in range(count):
         angle = 2 * np.pi * (arm + rng.uniform(-0.25, 0.25)) / count
@@ -155,7 +155,7 @@ def _many_armed(rng: np.random.Generator) -> Shape:
 
 
 def _biped(rng: np.random.Generator) -> Shape:
-    """A person-like figure: the far limbs, body and head, the near limbs."""
+    """Returns a person-like figure: the far limbs, body and head, the near limbs."""
     hip, neck = 0.12, -0.55
     wide = rng.uniform(0.15, 0.24)
     arm, leg = rng.uniform(0.045, 0.075), rng.uniform(0.07, 0.11)
@@ -166,7 +166,7 @@ def _biped(rng: np.random.Generator) -> Shape:
     elbow, hand = (-0.04, -0.12), (0.08, 0.16)
 
     def side(first: int, late: float, spread: float) -> list[BodyPart]:
-        """One leg and one arm that swing against each other; their lower halves hang on the upper ones."""
+        """Returns a leg and an arm that swing in opposition; lower limbs are attached to upper limbs."""
         shoulder = (lean + spread, neck + 0.13)
         upper_leg = BodyPart((_limb((spread, hip), knee, leg, 0.8 * leg),), (), body, (spread, hip), stride, late, 1)
         shin = BodyPart(
@@ -192,7 +192,7 @@ def _biped(rng: np.random.Generator) -> Shape:
 
 
 def _quadruped(rng: np.random.Generator) -> Shape:
-    """A four-legged animal seen from the side, facing right: far legs, tail, body with neck and head, near legs."""
+    """Returns a four-legged animal facing right: far legs, tail, body with neck and head, near legs."""
     deep, leg = rng.uniform(0.2, 0.32), rng.uniform(0.05, 0.085)
     height, stride, phase = rng.uniform(0.45, 0.75), rng.uniform(0.25, 0.6), rng.uniform(0, 2 * np.pi)
     x, y = rng.uniform(0.8, 1.0), -rng.uniform(0.25, 0.75)  # of the head
@@ -222,7 +222,7 @@ def _quadruped(rng: np.random.Generator) -> Shape:
 
 
 def _wheeled(rng: np.random.Generator) -> Shape:
-    """A bicycle, which is all thin parts and holes, or a car, both seen from the side."""
+    """Returns a bicycle, with thin parts and holes, or a car, both in side view."""
     hubs = ((-0.58, 0.35), (0.58, 0.35))
     if rng.random() < 0.45:
         wheel, body = rng.uniform(0.3, 0.4), 4
@@ -232,7 +232,8 @@ def _wheeled(rng: np.random.Generator) -> Shape:
             ends = [(hub[0] + 0.9 * wheel * np.cos(a), hub[1] + 0.9 * wheel * np.sin(a)) for a in angles]
             inside = (ellipse(hub, 0.82 * wheel, 0.82 * wheel),)
             wheels.append(BodyPart((ellipse(hub, wheel, wheel),), inside, body, hub, coat=1, rolls=True))
-            wheels.append(BodyPart(tuple(_limb(hub, end, 0.03, 0.02) for end in ends), (), body, hub, coat=1, rolls=True))
+            spokes = tuple(_limb(hub, end, 0.03, 0.02) for end in ends)
+            wheels.append(BodyPart(spokes, (), body, hub, coat=1, rolls=True))
         rear, front = hubs
         seat, pedals, head, bars = (-0.22, -0.25), (-0.05, 0.35), (0.42, -0.15), (0.38, -0.35)
         tubes = [(rear, seat), (seat, head), (head, pedals), (pedals, seat), (rear, pedals), (front, bars)]
@@ -250,7 +251,7 @@ def _wheeled(rng: np.random.Generator) -> Shape:
 
 
 def _winged(rng: np.random.Generator) -> Shape:
-    """A bird, bat, fish or ray: a slender body, two wings or fins, a tail."""
+    """Returns a bird, bat, fish or ray: a slender body, two wings or fins, a tail."""
     beat, phase = rng.uniform(0.2, 0.7), rng.uniform(0, 2 * np.pi)
     span, deep = rng.uniform(0.5, 1.1), rng.uniform(0.13, 0.25)
     body = 2

@@ -1,13 +1,13 @@
-"""What the surfaces of synthetic clips look like: colored textures that pass for natural ones.
+"""Procedural color textures of synthetic clips: ground, sky, water and object surfaces.
 
-All lengths in a texture are fractions of its longer side, and coarse detail is drawn before fine detail, so that the
-same generator at another size gives the same picture with more or less detail.
+All lengths in a texture are fractions of its longer side, and coarse detail is drawn before fine detail, so the same
+generator gives the same image at another size, with more or less detail.
 """
 
 import cv2
 import numpy as np
 
-# Dark, middle and light color (RGB) of things that videos show.
+# Dark, middle and light color (RGB) of materials that are common in videos.
 _GROUNDS = {
     "grass": ((38, 52, 20), (86, 112, 44), (150, 168, 88)),
     "foliage": ((18, 34, 20), (48, 82, 40), (112, 140, 70)),
@@ -44,10 +44,10 @@ def noise(rng: np.random.Generator, shape: tuple[int, int], cells: float = 3, ro
     """Draws 1/f noise, octave by octave.
 
     Args:
-        rng: Source of the draws; how many it gives depends on the shape, so hand over one of its own.
+        rng: Random generator. The number of draws depends on the shape, so pass a separate generator.
         shape: (height, width).
         cells: Number of the largest bumps along the longer side.
-        roughness: Amplitude of an octave relative to that of the next coarser one; 0.5 is 1/f.
+        roughness: Amplitude of an octave relative to the next coarser one; 0.5 is 1/f.
 
     Returns:
         float32 [height, width], mean 0 and standard deviation 1.
@@ -67,13 +67,13 @@ def noise(rng: np.random.Generator, shape: tuple[int, int], cells: float = 3, ro
 
 
 def texture(rng: np.random.Generator, shape: tuple[int, int], kind: str, scale: float = 1.0) -> np.ndarray:
-    """Draws one textured, colored surface; about half of them are two materials that run into each other.
+    """Draws a textured, colored surface; about half of the ground and coat textures blend two materials.
 
     Args:
-        rng: Source of all draws.
+        rng: Random generator.
         shape: (height, width).
-        kind: "ground", "sky", "water" or "coat" (of an object).
-        scale: Number of details along the longer side, relative to what suits a background.
+        kind: "ground", "sky", "water" or "coat" (surface of an object).
+        scale: Number of details along the longer side, relative to a background.
 
     Returns:
         uint8 [height, width, 3], RGB.
@@ -92,9 +92,9 @@ def backdrop(rng: np.random.Generator, shape: tuple[int, int], water: bool = Fal
     """Draws a background: one surface, an open landscape or a room.
 
     Args:
-        rng: Source of all draws.
+        rng: Random generator.
         shape: (height, width).
-        water: The ground is water.
+        water: Whether the ground is water.
 
     Returns:
         uint8 [height, width, 3], RGB.
@@ -105,7 +105,7 @@ def backdrop(rng: np.random.Generator, shape: tuple[int, int], water: bool = Fal
     scene = rng.choice(["surface", "landscape", "room"], p=[0.35, 0.45, 0.2])
     if scene == "surface":
         return ground
-    # The ground plane seen at a slant: its detail shrinks towards the horizon.
+    # Perspective view of the ground plane: its detail shrinks towards the horizon.
     horizon = rng.uniform(0.34, 0.52)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     depth = np.maximum(y / height - horizon, 0) + 0.3
@@ -129,7 +129,7 @@ def backdrop(rng: np.random.Generator, shape: tuple[int, int], water: bool = Fal
 
 
 def _material(rng: np.random.Generator, shape: tuple[int, int], kind: str, scale: float) -> np.ndarray:
-    """One pattern in the colors of one material, float32 [height, width, 3]."""
+    """Draws one pattern in the colors of one material, float32 [height, width, 3]."""
     coarse, fine = rng.spawn(2)
     stops = _colors(rng, kind)
     if kind == "sky":
@@ -148,7 +148,7 @@ def _material(rng: np.random.Generator, shape: tuple[int, int], kind: str, scale
     table = np.stack([np.interp(np.linspace(0, 2, 1024), range(3), channel) for channel in stops.T], 1)
     color = table.astype(np.float32)[places]
     if relief:
-        # The lightness of the pattern is taken for height, lit from one side.
+        # Relief: the lightness of the pattern is treated as height, lit from one side.
         smooth = cv2.GaussianBlur(level, (0, 0), max(shape) / 600 + 0.5)
         slope = cv2.Sobel(smooth, cv2.CV_32F, 1, 0) + cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
         color *= 1 + relief * np.clip(slope / (2 * slope.std() + 1e-6), -1.5, 1.5)[..., None]
@@ -158,7 +158,7 @@ def _material(rng: np.random.Generator, shape: tuple[int, int], kind: str, scale
 def _colors(rng: np.random.Generator, kind: str) -> np.ndarray:
     """Draws the dark, middle and light color of a material, float [3, 3] RGB in 0..255."""
     if kind == "coat" and rng.random() < 0.4:
-        # Cloth and paint have any hue; only their saturation is kept in bounds.
+        # Cloth and paint can have any hue; only the saturation is bounded.
         hue, saturation = rng.uniform(0, 180), rng.uniform(50, 160)
         values = ((60, 1.1), (150, 1.0), (220, 0.7))
         hsv = np.array([[[hue, min(saturation * factor, 255), value] for value, factor in values]], np.uint8)
@@ -199,7 +199,7 @@ _PATTERN_SHARES = [0.26, 0.12, 0.16, 0.12, 0.08, 0.12, 0.14]
 
 
 def _cells(rng: np.random.Generator, shape: tuple[int, int], count: int, joint: float) -> np.ndarray:
-    """Draws Voronoi cells (paving, cracked earth, scales), each of its own lightness, with dark joints."""
+    """Draws Voronoi cells (paving, cracked earth, scales) of random lightness, with dark joints."""
     side = max(shape)
     corners = np.stack(np.mgrid[:count, :count], -1).reshape(-1, 2)
     points = ((corners + rng.uniform(0.1, 0.9, corners.shape)) * side / count).astype(int)
@@ -209,7 +209,7 @@ def _cells(rng: np.random.Generator, shape: tuple[int, int], count: int, joint: 
     sites = np.ones(shape, np.uint8)
     sites[points[:, 0], points[:, 1]] = 0
     distance, nearest = cv2.distanceTransformWithLabels(sites, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-    # OpenCV numbers the cells in an order of its own.
+    # OpenCV numbers the cells in an unspecified order.
     lightness = np.zeros(nearest.max() + 1, np.float32)
     lightness[nearest[points[:, 0], points[:, 1]]] = values
     relative = distance * count / side
@@ -219,10 +219,10 @@ def _cells(rng: np.random.Generator, shape: tuple[int, int], count: int, joint: 
 
 
 def _step(values: np.ndarray, softness: float) -> np.ndarray:
-    """A soft step from 0 to 1 around 0."""
+    """Returns a soft step from 0 to 1 around 0."""
     return np.clip(values / softness + 0.5, 0, 1)
 
 
 def _ridged(values: np.ndarray) -> np.ndarray:
-    """Noise with sharp crests, as waves have them."""
+    """Returns noise with sharp crests, like waves."""
     return 1 - 2 * np.abs(values)
