@@ -164,8 +164,8 @@ def test_synthetic_clip_count_and_computed_flow(tmp_path, monkeypatch):
 def test_convert_data_command_with_flow(tmp_path):
     archives.folder(tmp_path / "source")
     common = ["convert-data", "folder", "--source", tmp_path / "source", "--data-dir", tmp_path / "data"]
-    for options, message in ((["--flow", "dsi"], "--flow is dis or raft, not 'dsi'. Did you mean 'dis'?"),
-                             (["--flow-weights", "x.pth"], "--flow is dis or raft, not left out"),
+    for options, message in ((["--flow", "dsi"], "'dsi' is not one of 'dis', 'raft'. Did you mean 'dis'?"),
+                             (["--flow-weights", "x.pth"], "--flow-weights needs --flow raft"),
                              (["--flow", "raft"], "--flow-weights")):
         code, _, error = uvos(*common, *options)
         assert code == 2 and message in error and not (tmp_path / "data").exists()

@@ -190,29 +190,29 @@ def test_frames_and_labels_stay_aligned():
             assert differ({"labels": example["labels"][0]}, {"labels": example["labels"][1]})  # each its own map
 
 
-def _renumbered(seed, labels, *how, **more):
+def _remapped(seed, labels, *how, **more):
     return remap_labels(labels, draw_id_mapping(generator(seed), labels, *how, **more))
 
 
 def test_remap_labels():
     labels = np.zeros((2, 4, 6), np.uint8)
     labels[0, 0, :3], labels[1, 1, :3], labels[:, 2, :3], labels[:, 3, 5] = 4, 9, 30, 255
-    np.testing.assert_array_equal(_renumbered(0, labels, None), labels)
-    np.testing.assert_array_equal(_renumbered(0, labels, "foreground"), np.where(labels == 255, 255, labels > 0))
+    np.testing.assert_array_equal(_remapped(0, labels, None), labels)
+    np.testing.assert_array_equal(_remapped(0, labels, "foreground"), np.where(labels == 255, 255, labels > 0))
     orders = set()
     for seed in range(60):
-        found = _renumbered(seed, labels, 5)
+        found = _remapped(seed, labels, 5)
         names = [found[0, 0, 0], found[1, 1, 0], found[0, 2, 0]]
         orders.add(tuple(names))
         assert sorted(names) == [1, 2, 3] and (found[:, 3, 5] == 255).all()
         np.testing.assert_array_equal(found > 0, labels > 0)
         # Two of three are kept, the third is void, in every frame the same.
-        capped = _renumbered(seed, labels, 2)
+        capped = _remapped(seed, labels, 2)
         assert sorted([capped[0, 0, 0], capped[1, 1, 0], capped[0, 2, 0]]) == [1, 2, 255]
         assert capped[0, 2, 0] == capped[1, 2, 0]
-        # Object 9 is not in the first frame, so a network that follows objects does not know it.
-        followed = _renumbered(seed, labels, 5, follow=True)
-        assert followed[1, 1, 0] == 0 and sorted([followed[0, 0, 0], followed[0, 2, 0]]) == [1, 2]
+        # Object 9 is not in the first frame, the prompt, so it becomes background.
+        prompted = _remapped(seed, labels, 5, prompted=True)
+        assert prompted[1, 1, 0] == 0 and sorted([prompted[0, 0, 0], prompted[0, 2, 0]]) == [1, 2]
     assert len(orders) == 6
 
 

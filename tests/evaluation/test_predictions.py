@@ -145,15 +145,15 @@ def test_the_folder_above_davis_will_do(tmp_path):
 def test_an_unknown_split_lists_those_there(tmp_path):
     dataset(tmp_path, "bear")
     davis(tmp_path / "d", {"bear": [SQUARE] * 5}, split="train")
-    refused(tmp_path, "no ImageSets/2017/vall.txt; it has the splits train, val: .* Did you mean 'val'", split="vall")
-    refused(tmp_path, "has no ImageSets/2016/val.txt: give the folder of DAVIS", "davis2016")
+    refused(tmp_path, r"no ImageSets/2017/vall.txt; it has the splits train, val\. .* Did you mean 'val'", split="vall")
+    refused(tmp_path, "has no ImageSets/2016/val.txt. Give the folder of DAVIS", "davis2016")
 
 
 def test_unknown_and_unlisted_things(tmp_path):
     refused(tmp_path, "d' is not a folder")
     dataset(tmp_path, "bear", "bus")
     (tmp_path / "d/ImageSets/2017/val.txt").write_text("bear\ncow\nbus\nyak\n")
-    refused(tmp_path, "names sequences that have neither masks in .* nor frames in .*: cow, yak")
+    refused(tmp_path, "lists sequences that have neither masks in .* nor frames in .*: cow, yak")
     (tmp_path / "d/ImageSets/2017/val.txt").write_text("\n\n")
     refused(tmp_path, r"ImageSets/2017/val\.txt' lists no sequences\.$")
     refused(tmp_path, "There is no protocol 'davis2017'. Did you mean 'davis20.* There are: davis2016, ", "davis2017")
@@ -170,7 +170,7 @@ def test_a_split_without_ground_truth_is_for_the_server(tmp_path, name, year, fo
     davis(tmp_path / "d", {"bear": [SQUARE], "bus": [SQUARE]}, year, "test-dev", folder)
     for sequence in ("bear", "bus"):
         save_masks(tmp_path / "d/JPEGImages/480p" / sequence, [SQUARE] * 4)
-    refused(tmp_path, r"test-dev split has no public ground truth \(bear, bus\): .*--pack", name, "test-dev")
+    refused(tmp_path, r"test-dev split has no public ground truth \(bear, bus\)\. .*--pack", name, "test-dev")
 
 
 # What masks hold ------------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def test_jpeg_is_no_ground_truth(tmp_path):
 
 def test_missing_annotations_are_not_called_secret(tmp_path):
     root = dataset(tmp_path, "bear")
-    refused(tmp_path, "has no Annotations_unsupervised/480p", "davis2017-unsup")
+    refused(tmp_path, "has no ground truth Annotations_unsupervised/480p", "davis2017-unsup")
     (root / "Annotations").rename(root / "elsewhere")
     refused(tmp_path, "has no ground truth Annotations/480p")
 

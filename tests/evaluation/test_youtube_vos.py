@@ -187,5 +187,5 @@ def test_a_broken_meta_json_of_the_training_split_is_refused(two_videos):
     data, masks = two_videos
     (data / "train").mkdir()
     (data / "train/meta.json").write_text("[]")
-    with pytest.raises(UserError, match=r"train/meta\.json' is not the meta\.json"):
+    with pytest.raises(UserError, match=r"train/meta\.json' is not a meta\.json"):
         evaluate("youtube-vos", masks, data)
