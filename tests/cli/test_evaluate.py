@@ -167,7 +167,7 @@ def _gap(predictions):
 
 @pytest.mark.parametrize("protocol", ["davis2016", "davis2017-semi", "fbms-j"])
 @pytest.mark.parametrize(("spoil", "message"), [
-    (_void, "bear 00002 holds 255"), (_small, "boat 0000.-0000. is 60x20 where the ground truth is 60x40"),
+    (_void, "bear 00002 contains 255"), (_small, "boat 0000.-0000. is 60x20 where the ground truth is 60x40"),
     (_gap, "frames are missing: bear 00001; boat 00002"),
 ])
 def test_refused_predictions_give_one_sentence_and_no_file(uvos, made, tmp_path, protocol, spoil, message):
@@ -180,15 +180,15 @@ def test_refused_predictions_give_one_sentence_and_no_file(uvos, made, tmp_path,
 
 
 @pytest.mark.parametrize(("protocol", "changes", "message"), [
-    ("davis2017", {}, "no protocol 'davis2017'. Did you mean 'davis2017-semi'?.*youtube-vis"),
+    ("davis2017", {}, "Unknown protocol 'davis2017'. Did you mean 'davis2017-semi'?.*youtube-vis"),
     ("davis2016", {"--sequences": "baer"}, "no sequence 'baer'. Did you mean 'bear'?"),
     ("davis2016", {"--split": "valid"}, "splits val.*Did you mean 'val'?"),
     ("davis2016", {"--predictions": "nowhere"}, "'nowhere' are not a folder"),
     ("davis2016", {"--dataset": "nowhere"}, "'nowhere' is not a folder"),
     ("davis2016", {"--workers": "0"}, "--workers"),
-    ("youtube-vis", {"--sequences": "1"}, "leave --sequences out"),
-    ("davis2016", {"--pack": "x.zip"}, "no server for davis2016"),
-    ("davis2017-semi", {"--pack": "x.tar"}, "name of a zip file; got 'x.tar'"),
+    ("youtube-vis", {"--sequences": "1"}, "Remove --sequences"),
+    ("davis2016", {"--pack": "x.zip"}, "davis2016 has no evaluation server"),
+    ("davis2017-semi", {"--pack": "x.tar"}, "name of a .zip file; got 'x.tar'"),
     ("davis2017-semi", {"--pack": "x.zip", "--sequences": "bear"}, "Leave out --sequences and --output"),
     ("davis2017-semi", {"--pack": "x.zip", "--output": "scores"}, "Leave out --sequences and --output"),
 ])
@@ -244,7 +244,7 @@ def test_a_refused_pack_leaves_nothing(uvos, made, tmp_path):
     save_masks(predictions / "boat", [TRUTH * 3] * 4)
     sentence, out = refused(uvos, tmp_path, "evaluate", "davis2017-semi", "--predictions", predictions, "--dataset",
                             data, "--pack", "all.zip", "--workers", "1")
-    assert "boat 00000-00003 holds object 3, but 1 were given" in sentence and out == ""
+    assert "boat 00000-00003 contains object id 3; the largest given id is 1" in sentence and out == ""
 
 
 def test_two_workers_score_as_one_does(uvos, made, tmp_path):
@@ -294,4 +294,4 @@ def test_compare_prints_a_table_and_writes_the_pictures(uvos, made, tmp_path):
     names = {path.name for path in (tmp_path / "uvos_output" / "compare").iterdir()}
     assert names == {"comparison.csv", "comparison.json", "differences.png", "worst_frames.png"}
     code, _, err = uvos("compare", predictions, "--dataset", data)
-    assert code == 2 and "two folders of results" in err
+    assert code == 2 and "two or more folders" in err

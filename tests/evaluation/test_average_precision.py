@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from uvos_jax.evaluation.average_precision import THRESHOLDS, Group, precision_recall, summarize
+from uvos_jax.evaluation.average_precision import THRESHOLDS, DetectionGroup, precision_recall, summarize
 
 ALL = {"all": (0, 1e10)}
 SIZES = {"all": (0, 1e10), "S": (0, 100), "L": (100, 1e10)}
 
 
-def group(scores, ious, areas=None, truth_areas=None, crowd=None) -> Group:
+def group(scores, ious, areas=None, truth_areas=None, crowd=None) -> DetectionGroup:
     ious = np.array(ious, float).reshape(len(scores), -1) if len(scores) else np.zeros((0, len(truth_areas)))
-    return Group(
+    return DetectionGroup(
         np.array(scores, float),
         np.full(ious.shape[0], 50.0) if areas is None else np.array(areas, float),
         ious,
@@ -20,7 +20,7 @@ def group(scores, ious, areas=None, truth_areas=None, crowd=None) -> Group:
     )
 
 
-def scores_of(*groups: Group, ranges=ALL) -> dict:
+def scores_of(*groups: DetectionGroup, ranges=ALL) -> dict:
     return summarize([precision_recall(groups, ranges)], ranges)
 
 
@@ -169,7 +169,7 @@ def test_equals_a_slow_reading_of_the_rules(seed):
         ious = rng.integers(4, 11, (d, g)) / 10 * (rng.random((d, g)) < 0.6)  # coarse, so that there are ties
         scores = rng.integers(0, 5, d) / 4
         areas, truth_areas = rng.integers(80, 120, d), rng.integers(80, 120, g)
-        groups.append(Group(scores, areas, ious, truth_areas, rng.random(g) < 0.2))
+        groups.append(DetectionGroup(scores, areas, ious, truth_areas, rng.random(g) < 0.2))
     thresholds = np.array([0.45, 0.65, 0.95])
     curve = precision_recall(groups, SIZES, max_detections=(1, 3, 7), thresholds=thresholds)
     assert curve.precision.shape == (3, 101, 3, 3) and curve.recall.shape == (3, 3, 3)

@@ -15,7 +15,8 @@ from PIL import Image
 
 from tests.helpers import synthetic_store as made_up
 from uvos_jax.errors import UserError
-from uvos_jax.evaluation.compare import compare, table, worst_frames, write
+from uvos_jax.evaluation.compare import compare, table, worst_frames
+from uvos_jax.evaluation.comparison_report import write
 from uvos_jax.evaluation.protocols import evaluate
 from uvos_jax.video import draw_overlay, write_mask
 
@@ -97,7 +98,8 @@ def test_names_get_parents_until_they_differ(tmp_path, animals, monkeypatch):
     runs = [Path("."), save_run(tmp_path / "b" / "x" / "masks", right), save_run(tmp_path / "y" / "masks", right),
             save_run(tmp_path / "z", right), save_run(tmp_path / "c" / "Difference", right)]
     names = compare(runs, animals).names
-    assert names == ("a/x/masks", "b/x/masks", "y/masks", "z", "c/Difference")
+    assert names == ("a/x/masks", "b/x/masks", "y/masks", "z", "Difference")
+    assert list(table(compare(runs, animals))[0])[-2:] == ["J&F Difference", "Difference"]
 
 
 def test_a_protocol_of_j_alone(tmp_path):
@@ -266,7 +268,7 @@ def test_bar_picture_grows_until_forty_sequences(tmp_path):
 
 def test_missing_frame_names_the_run(animals, two_runs):
     (two_runs[1] / "bee" / "00003.png").unlink()
-    with pytest.raises(UserError, match=r"new' is not complete: frames are missing: bee 00003"):
+    with pytest.raises(UserError, match=r"new' is incomplete: frames are missing: bee 00003"):
         compare(two_runs, animals)
 
 
@@ -276,11 +278,11 @@ def test_what_cannot_be_compared(tmp_path, animals, two_runs):
     for same in (two_runs[0], two_runs[1] / ".." / "old", alias):
         with pytest.raises(UserError, match=r"given twice"):
             compare([*two_runs, same], animals)
-    with pytest.raises(UserError, match=r"two folders of results or more"):
+    with pytest.raises(UserError, match=r"two or more folders"):
         compare(two_runs[:1], animals)
-    with pytest.raises(UserError, match=r"saliency has no scores of single frames.*davis2016"):
+    with pytest.raises(UserError, match=r"saliency has no per-frame scores.*davis2016"):
         compare(two_runs, animals, "saliency")
-    with pytest.raises(UserError, match=r"no protocol 'davis2015'"):
+    with pytest.raises(UserError, match=r"Unknown protocol 'davis2015'"):
         compare(two_runs, animals, "davis2015")
     with pytest.raises(UserError, match=r"nowhere' are not a folder"):
         compare([two_runs[0], tmp_path / "nowhere"], animals)

@@ -168,7 +168,7 @@ def test_2017_semi_takes_objects_from_the_first_frame_and_255_as_background(tmp_
 def test_2017_semi_refuses_objects_that_the_truth_has_not(tmp_path):
     davis(tmp_path / "d", {"dog": [SQUARE] * 5})
     save_masks(tmp_path / "p/dog", [SQUARE * 3, SQUARE, SQUARE * 2, SQUARE * 2, SQUARE * 3])
-    with pytest.raises(UserError, match=r"dog 00002-00003 holds object 2, but the first frame of the truth has 1\.$"):
+    with pytest.raises(UserError, match=r"dog 00002-00003 contains object id 2; the largest in .* frame is 1\.$"):
         evaluate("davis2017-semi", tmp_path / "p", tmp_path / "d")
 
 
@@ -186,7 +186,7 @@ def test_2017_refuses_a_truth_without_objects(tmp_path, name):
     davis(tmp_path / "d", {"dog": [EMPTY] * 4}, annotations="Annotations")
     davis(tmp_path / "d", {"dog": [EMPTY] * 4}, annotations="Annotations_unsupervised")
     save_masks(tmp_path / "p/dog", [EMPTY] * 4)
-    with pytest.raises(UserError, match="dog 00000 shows no object"):
+    with pytest.raises(UserError, match="dog 00000 has no object"):
         evaluate(name, tmp_path / "p", tmp_path / "d")
 
 
@@ -254,7 +254,7 @@ def test_unsupervised_allows_20_proposals_and_no_more(tmp_path):
         stripes[2 * number - 2, :10] = number
     assert unsupervised(tmp_path, [stripes // 20] * 2, [stripes] * 2)["J"]["mean"] == 1
     stripes[39, 0] = 21
-    with pytest.raises(UserError, match="dog 00001 holds object number 21; numbers go up to 20"):
+    with pytest.raises(UserError, match="dog 00001 contains object id 21; the largest valid id is 20"):
         unsupervised(tmp_path, [SQUARE] * 3, [SQUARE, stripes, SQUARE])
 
 

@@ -256,7 +256,7 @@ def test_masks_of_0_and_255_are_no_clusters(tmp_path):
     # They would score as a background and nothing else; but where there are other labels, 255 is what it is.
     save_masks(tmp_path / "Annotations" / "x", [OBJECTS] * 2)
     save_masks(tmp_path / "predictions" / "x", [clusters((0, 255, 255)), clusters((0, 255, 0))])
-    with pytest.raises(UserError, match="x 00000-00001 holds 0 and 255 only"):
+    with pytest.raises(UserError, match="x 00000-00001 contains 0 and 255 only"):
         evaluate("fbms-f", tmp_path / "predictions", tmp_path)
     save_masks(tmp_path / "predictions" / "x", [clusters((0, 255, 255)), clusters((0, 1, 2))])
     scores = evaluate("fbms-f", tmp_path / "predictions", tmp_path).scores

@@ -32,7 +32,7 @@ def test_pixels_without_truth_do_not_count():
 
 
 def test_fields_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="must have the same shape"):
         endpoint_error(np.zeros((2, 3, 2)), np.zeros((2, 1, 2)))
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="must have the same shape"):
         endpoint_error(np.zeros((2, 3)), np.zeros((2, 3)))

@@ -6,7 +6,7 @@ from PIL import Image
 
 from tests.helpers.synthetic_store import davis, rectangle, save_masks
 from uvos_jax.errors import UserError
-from uvos_jax.evaluation.predictions import ranges
+from uvos_jax.evaluation.predictions import format_ranges
 from uvos_jax.evaluation.protocols import evaluate
 
 SQUARE = rectangle(10, 30, 10, 30)
@@ -43,10 +43,10 @@ def test_missing_sequences_and_frames_are_all_named_at_once(tmp_path):
     (tmp_path / "p/cow/notes.txt").write_text("no masks")
     save_masks(tmp_path / "p/dog", [SQUARE] * 14, [f"frame_{t:04d}" for t in range(1, 15)])
     save_masks(tmp_path / "p/hike", [SQUARE] * 14)
-    assert refused(tmp_path, "is not complete") == (
-        f"'{tmp_path / 'p'}' is not complete: 3 of 6 sequences are missing: bus, cat, cow; frames are missing:"
-        " bear 00003-00007, 00009, 00012; dog (its masks are named otherwise: 'frame_0001' where the ground truth has"
-        " '00001'). Masks are looked for as <sequence>/<frame>.png, named like the ground truth.")
+    assert refused(tmp_path, "is incomplete") == (
+        f"'{tmp_path / 'p'}' is incomplete: 3 of 6 sequences are missing: bus, cat, cow; frames are missing:"
+        " bear 00003-00007, 00009, 00012; dog (file names differ: 'frame_0001' where the ground truth has"
+        " '00001'). Masks are expected at <sequence>/<frame>.png, with the frame names of the ground truth.")
 
 
 def test_frames_that_do_not_count_may_be_missing_only_where_they_do_not(tmp_path):
@@ -77,12 +77,12 @@ def test_predictions_that_are_no_folder(tmp_path):
     refused(tmp_path, "p' are not a folder")
 
 
-def test_ranges_run_over_neighbors_in_order():
+def test_format_ranges_joins_neighbors_in_order():
     order = ["a", "c", "b", "f", "e"]
-    assert ranges(["b", "a", "e", "c"], order) == "a-b, e"
-    assert ranges(["f"], order) == "f"
-    assert ranges(order, order) == "a-e"
-    assert ranges(["a", "b", "e"], order) == "a, b, e"
+    assert format_ranges(["b", "a", "e", "c"], order) == "a-b, e"
+    assert format_ranges(["f"], order) == "f"
+    assert format_ranges(order, order) == "a-e"
+    assert format_ranges(["a", "b", "e"], order) == "a, b, e"
 
 
 # Where masks lie ------------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def test_masks_of_all_sequences_side_by_side_if_their_names_tell_them_apart(tmp_
     save_masks(tmp_path / "p", [SQUARE] * 8, names)
     assert evaluate("saliency", tmp_path / "p", tmp_path / "d").scores["mae"] == 0
     (tmp_path / "p/lion_0002.png").unlink()
-    refused(tmp_path, r"is not complete: frames are missing: lion lion_0002\.", "saliency")
+    refused(tmp_path, r"is incomplete: frames are missing: lion lion_0002\.", "saliency")
 
 
 # The dataset ----------------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def test_unknown_and_unlisted_things(tmp_path):
     refused(tmp_path, "lists sequences that have neither masks in .* nor frames in .*: cow, yak")
     (tmp_path / "d/ImageSets/2017/val.txt").write_text("\n\n")
     refused(tmp_path, r"ImageSets/2017/val\.txt' lists no sequences\.$")
-    refused(tmp_path, "There is no protocol 'davis2017'. Did you mean 'davis20.* There are: davis2016, ", "davis2017")
+    refused(tmp_path, "Unknown protocol 'davis2017'. Did you mean 'davis20.* Valid protocols: davis2016, ", "davis2017")
 
 
 def test_an_unknown_sequence_has_the_nearest_named(tmp_path):
@@ -187,8 +187,8 @@ def test_complaints_about_several_sequences_come_together(tmp_path):
     (tmp_path / "p/bus/00005.png").write_bytes((tmp_path / "p/bus/00006.png").read_bytes()[:100])
     (tmp_path / "p/bus/00006.png").write_text("no picture")
     text = refused(tmp_path, "p' cannot be used: ")
-    assert "; bear 00004 holds object number 21; numbers go up to 20, relabel them from 1; " in text
-    assert "; bear 00005 holds 255, which stands for void, but a prediction has none; write object numbers" in text
+    assert "; bear 00004 contains object id 21; the largest valid id is 20, relabel from 1; " in text
+    assert "; bear 00005 contains 255 (void), which predictions must not contain; write object ids" in text
     assert "bear 00001-00003 is 50x40 where the ground truth is 60x40; " in text
     assert "; bus 00003 is an RGB image, not a label image. Save it as an indexed (palette) PNG" in text
     assert "; bus 00004 has too many gray levels, so it was antialiased or saved as JPEG. " in text
@@ -197,8 +197,8 @@ def test_complaints_about_several_sequences_come_together(tmp_path):
 
 
 @pytest.mark.parametrize(("values", "match"), [
-    ((0, 2), "bear 00002 holds object 2, but the first frame of the truth has 1"),
-    ((0, 255), "bear 00002 holds 255, which stands for void, .*; write object numbers, or 0"),
+    ((0, 2), "bear 00002 contains object id 2; the largest in the first ground-truth frame is 1"),
+    ((0, 255), "bear 00002 contains 255 \\(void\\), .*; write object ids, or 0"),
     ((0, 100, 200), "bear 00002 has the gray levels 0, 100, 200"),
 ])
 def test_gray_levels_are_object_numbers_where_there_are_many_objects(tmp_path, values, match):
@@ -230,7 +230,7 @@ def test_an_antialiased_or_void_mask_is_refused_as_foreground_too(tmp_path):
     save_masks(tmp_path / "p/bear", [SQUARE * 255] * 6)
     Image.fromarray(SQUARE * 255).resize((120, 80)).resize((60, 40), Image.Resampling.BICUBIC).save(
         tmp_path / "p/bear/00004.png")
-    text = refused(tmp_path, "bear 00001-00003 holds 255, which stands for void", "davis2016")
+    text = refused(tmp_path, "bear 00001-00003 contains 255 .void.", "davis2016")
     assert "; bear 00004 has " in text and "Threshold it at 128" in text
 
 

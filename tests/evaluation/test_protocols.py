@@ -10,7 +10,7 @@ from pycocotools import mask as mask_utils
 from tests.helpers.synthetic_store import eroded, rectangle, shifted
 from uvos_jax.errors import UserError
 from uvos_jax.evaluation import report
-from uvos_jax.evaluation.protocols import PROTOCOLS, evaluate, protocol
+from uvos_jax.evaluation.protocols import PROTOCOLS, evaluate, get_protocol
 from uvos_jax.video import read_mask
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -24,7 +24,7 @@ def test_every_protocol_tells_its_rule_in_one_line():
                               "youtube-objects", "saliency", "youtube-vis"}
     for name, row in PROTOCOLS.items():
         assert "\n" not in row.rule and not row.rule.endswith(".") and len(row.rule) > 80, name
-        assert protocol(name) is row
+        assert get_protocol(name) is row
 
 
 @pytest.mark.parametrize(("wrong", "hint"), [("davis-2016", "davis2016"), ("davis2017", "davis2017-semi"),
@@ -140,11 +140,11 @@ def test_youtube_vis_refuses(tmp_path):
     results = save_results(tmp_path / "results.json", [TRUTHS[0] | {"score": 1, "video_id": 9}])
     (tmp_path / "empty").mkdir()
     for predictions, dataset, more, message in [
-        (results, truth, {}, "video_id 9 is not in the truth"),
+        (results, truth, {}, "video_id 9 is not in the ground truth"),
         (tmp_path / "empty", truth, {}, "no results.json"),
         (results, tmp_path / "empty", {}, "no valid/instances.json"),
         (tmp_path / "none.json", truth, {}, "none.json.*No such file"),
-        (results, truth, {"sequences": ("1",)}, "leave --sequences out"),
+        (results, truth, {"sequences": ("1",)}, "Remove --sequences"),
     ]:
         with pytest.raises(UserError, match=message):
             evaluate("youtube-vis", predictions, dataset, **more)

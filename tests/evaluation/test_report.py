@@ -1,4 +1,4 @@
-"""What an evaluation writes: scores.json, CSV files as the published tools have them, and the table on the screen."""
+"""Files of an evaluation: scores.json, CSV files in the form of the published tools, and the text table."""
 
 import csv
 import json
@@ -11,7 +11,16 @@ import pytest
 from tests.helpers.synthetic_store import davis, rectangle, save_masks
 from uvos_jax.errors import UserError
 from uvos_jax.evaluation.protocols import evaluate
-from uvos_jax.evaluation.report import Result, flatten, mean_of, plain, screen, table_csv, table_text, write
+from uvos_jax.evaluation.report import (
+    Result,
+    flatten,
+    format_csv,
+    format_result,
+    format_table,
+    mean_scores,
+    to_json,
+    write,
+)
 
 TRUTH, HALF = rectangle(10, 30, 10, 50), rectangle(10, 30, 10, 30)
 TWO, ONE = TRUTH + rectangle(32, 38, 10, 50, number=2), TRUTH
@@ -124,7 +133,7 @@ def test_a_folder_that_cannot_be_made_is_a_users_error(tmp_path):
 
 def test_plain_makes_json_of_numpy():
     value = {"a": np.float64(0.5), "b": np.nan, "c": (np.int64(3), np.float32(np.inf)), 4: np.bool_(True), "d": None}
-    made = plain(value)
+    made = to_json(value)
     assert made == {"a": 0.5, "b": None, "c": [3, None], "4": True, "d": None}
     assert json.loads(json.dumps(made, allow_nan=False)) == made
 
@@ -136,24 +145,25 @@ def test_flatten_names_columns_as_the_published_tables_do():
 
 def test_mean_of_leaves_nan_out():
     entries = [{"J": {"mean": 0.2}, "T": math.nan}, {"J": {"mean": 0.6}, "T": 3.0}]
-    assert mean_of(entries) == {"J": {"mean": pytest.approx(0.4)}, "T": 3.0}
-    assert math.isnan(mean_of([{"T": math.nan}])["T"]) and mean_of([]) == {}
+    assert mean_scores(entries) == {"J": {"mean": pytest.approx(0.4)}, "T": 3.0}
+    assert math.isnan(mean_scores([{"T": math.nan}])["T"]) and mean_scores([]) == {}
 
 
 def test_csv_quotes_what_needs_it_and_leaves_no_column_out():
-    text = table_csv([{"Sequence": "a,b", "J": 0.12345}, {"Sequence": "c", "J": math.nan, "n": 3}], 3)
+    text = format_csv([{"Sequence": "a,b", "J": 0.12345}, {"Sequence": "c", "J": math.nan, "n": 3}], 3)
     assert list(csv.reader(text.splitlines())) == [["Sequence", "J", "n"], ["a,b", "0.123", ""], ["c", "nan", "3"]]
 
 
 def test_table_text_is_aligned():
-    table = table_text([{"Sequence": "a", "J-Mean": 0.5}, {"Sequence": "car-roundabout", "J-Mean": -0.123456, "n": 12}])
+    rows = [{"Sequence": "a", "J-Mean": 0.5}, {"Sequence": "car-roundabout", "J-Mean": -0.123456, "n": 12}]
+    table = format_table(rows)
     assert table.splitlines() == ["Sequence         J-Mean   n",
                                   "a                0.5000",
                                   "car-roundabout  -0.1235  12"]
 
 
 def test_the_screen_ends_in_the_line_of_the_dataset_and_then_its_other_scores():
-    text = screen(result(scores={"J": {"mean": 0.5, "mean_over_frames": 0.25}}))
+    text = format_result(result(scores={"J": {"mean": 0.5, "mean_over_frames": 0.25}}))
     assert text.splitlines() == ["Sequence  J-Mean", "a         0.5000", "all       0.5000", "",
                                  "all                  score", "J-mean_over_frames  0.2500"]
 
@@ -179,7 +189,7 @@ def test_no_curve_no_picture(tmp_path):
 def test_a_subset_is_marked_and_leaves_the_tables_of_the_whole(tmp_path):
     write(result(), tmp_path)
     before = (tmp_path / "global_results-val.csv").read_text()
-    write(result(only=("a",), scores={"J": {"mean": 0.1}}), tmp_path)
+    write(result(subset=("a",), scores={"J": {"mean": 0.1}}), tmp_path)
     assert (tmp_path / "global_results-val.csv").read_text() == before
     assert rows_of(tmp_path / "global_results-val-subset.csv")[1] == ["0.100000"]
     assert json.loads((tmp_path / "scores.json").read_text())["only"] == ["a"]

@@ -11,7 +11,7 @@ from uvos_jax.evaluation.saliency_metrics import (
     THRESHOLDS,
     FrameSaliency,
     SequenceSaliency,
-    combine,
+    dataset_mean,
     frame_saliency,
     pooled_curve,
     pooled_f,
@@ -268,11 +268,11 @@ def test_stretching_makes_brightness_and_contrast_immaterial():
         (np.zeros((2, 3), np.int64), np.zeros((2, 3), bool), "uint8 or float"),
         (np.zeros((2, 3), bool), np.zeros((2, 3), bool), "uint8 or float"),
         (np.zeros((2, 3), np.uint8), np.zeros((2, 3), np.uint8), "truth must be bool"),
-        (np.zeros((2, 3), np.uint8), np.zeros((3, 2), bool), "alike"),
-        (np.zeros((2, 3, 1), np.uint8), np.zeros((2, 3, 1), bool), "alike"),
-        (np.zeros((0, 3), np.uint8), np.zeros((0, 3), bool), "alike"),
-        (np.full((2, 3), 1.5), np.zeros((2, 3), bool), r"lie in \[0, 1\]"),
-        (np.array([[0, np.nan]]), np.zeros((1, 2), bool), r"lie in \[0, 1\]"),
+        (np.zeros((2, 3), np.uint8), np.zeros((3, 2), bool), "same shape"),
+        (np.zeros((2, 3, 1), np.uint8), np.zeros((2, 3, 1), bool), "same shape"),
+        (np.zeros((0, 3), np.uint8), np.zeros((0, 3), bool), "same shape"),
+        (np.full((2, 3), 1.5), np.zeros((2, 3), bool), r"be in \[0, 1\]"),
+        (np.array([[0, np.nan]]), np.zeros((1, 2), bool), r"be in \[0, 1\]"),
     ],
 )
 def test_what_is_no_saliency_map(prediction, truth, match):
@@ -287,7 +287,7 @@ def test_means_go_over_frames_then_over_sequences():
     mean = sequence_mean(first)
     assert mean.mae == pytest.approx(0.3)
     np.testing.assert_allclose(mean.f_beta, step(0.8, 0))
-    result = combine([first, second])
+    result = dataset_mean([first, second])
     assert result.mae == pytest.approx(0.4)
     assert result.adaptive_f == pytest.approx(0.2) and result.s_measure == pytest.approx(0.1)
     np.testing.assert_allclose(result.f_beta, step(0.4, 0.45))
@@ -301,9 +301,9 @@ def test_means_go_over_frames_then_over_sequences():
 def test_combine_takes_generators_and_means_alike():
     rng = np.random.default_rng(0)
     sequences = [[scores(rng.random(), rng.random(256)) for _ in range(n)] for n in (3, 1, 2)]
-    expected = combine(sequences)
-    lazily = combine((frame for frame in frames) for frames in sequences)
-    reduced = combine([sequence_mean(sequences[0]), sequences[1], sequence_mean(sequences[2])])
+    expected = dataset_mean(sequences)
+    lazily = dataset_mean((frame for frame in frames) for frames in sequences)
+    reduced = dataset_mean([sequence_mean(sequences[0]), sequences[1], sequence_mean(sequences[2])])
     for other in (lazily, reduced):
         for ours, theirs in zip(other, expected, strict=True):
             np.testing.assert_array_equal(ours, theirs)
@@ -312,7 +312,7 @@ def test_combine_takes_generators_and_means_alike():
 def test_combine_of_real_frames():
     rng = np.random.default_rng(0)
     frames = [frame_saliency(random_prediction(rng, "uint8"), random_truth(rng)) for _ in range(4)]
-    result = combine([frames[:3], frames[3:]])
+    result = dataset_mean([frames[:3], frames[3:]])
     for name in ("mae", "adaptive_f", "s_measure", "precision", "recall", "f_beta"):
         values = [np.asarray(getattr(frame, name)) for frame in frames]
         np.testing.assert_allclose(getattr(result, name), (sum(values[:3]) / 3 + values[3]) / 2, rtol=1e-13)
@@ -324,9 +324,9 @@ def test_nothing_to_average():
     with pytest.raises(ValueError, match="no frames"):
         sequence_mean([])
     with pytest.raises(ValueError, match="no sequences"):
-        combine([])
+        dataset_mean([])
     with pytest.raises(ValueError, match="no frames"):
-        combine([[scores(0.1, step(1))], []])
+        dataset_mean([[scores(0.1, step(1))], []])
     assert isinstance(sequence_mean([scores(0.1, step(1))]), SequenceSaliency)
 
 

@@ -159,7 +159,7 @@ def test_sequences_of_two_labeled_frames_are_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(("pixels", "message"), [
-    (np.zeros((40, 60, 3), np.uint8), "mode RGB; a saliency map is one gray channel"),
+    (np.zeros((40, 60, 3), np.uint8), "mode RGB; a saliency map has one 8-bit gray channel"),
     (np.zeros((40, 60), np.uint16), "mode I;16"),
     (np.zeros((20, 30), np.uint8), "is 30x20 where the ground truth is 60x40"),
     (None, "cannot be read"),
@@ -261,7 +261,7 @@ def test_truth_of_zeros_and_ones_and_an_empty_one(tmp_path):
     save_masks(tmp_path / "p" / "bear", [OBJECT] * 4)
     assert evaluate("saliency", tmp_path / "p", tmp_path / "d").scores["max_f"] == 1
     save_maps(tmp_path / "d" / "GT" / "bear", [np.zeros_like(OBJECT)] * 4)
-    with pytest.raises(UserError, match="is empty in every frame"):
+    with pytest.raises(UserError, match="is empty in every scored frame"):
         evaluate("saliency", tmp_path / "p", tmp_path / "d")
 
 

@@ -120,7 +120,7 @@ def test_an_earlier_archive_is_replaced_or_kept_whole(tmp_path, task):
 
 def test_a_split_of_one_sequence_is_refused(tmp_path, task):
     on_test_dev(tmp_path, task, ("bear",))
-    refused(tmp_path, task, "refuses an archive with a single folder, and the test-dev split has only 'bear'")
+    refused(tmp_path, task, "rejects archives with a single folder, and the test-dev split has only 'bear'")
 
 
 def test_missing_frames_and_sequences_are_refused(tmp_path, task):
@@ -140,14 +140,14 @@ def test_masks_of_another_size_are_refused(tmp_path, task):
 def test_numbers_above_20_and_void_are_refused(tmp_path, task):
     on_test_dev(tmp_path, task)
     save_masks(tmp_path / "p/bear", [SQUARE * 21, SQUARE * 255], ["00001", "00002"])
-    refused(tmp_path, task, "bear 00001 holds object number 21; numbers go up to 20.*; bear 00002 holds 255")
+    refused(tmp_path, task, "bear 00001 contains object id 21; the largest valid id is 20.*; bear 00002 contains 255")
 
 
 def test_objects_that_were_not_given_are_refused_where_they_are_given(tmp_path, task):
     on_test_dev(tmp_path, task)
     save_masks(tmp_path / "p/bus", [SQUARE * 3] * 2, ["00002", "00003"])
     if task == "davis2017-semi":
-        refused(tmp_path, task, "bus 00002-00003 holds object 3, but 2 were given")
+        refused(tmp_path, task, "bus 00002-00003 contains object id 3; the largest given id is 2")
     else:
         assert pack(task, tmp_path / "p", tmp_path / "d", "test-dev", tmp_path / "out.zip") == 8
 
@@ -168,12 +168,13 @@ def test_an_archive_that_cannot_be_written(tmp_path, task):
 @pytest.mark.parametrize("archive", ["out", "out.tar", "out.zip.partial"])
 def test_an_archive_that_is_not_called_zip_is_refused(tmp_path, archive):
     on_test_dev(tmp_path, "davis2017-semi")
-    refused(tmp_path, "davis2017-semi", "wants the name of a zip file", archive=archive)
+    refused(tmp_path, "davis2017-semi", "needs the name of a .zip file", archive=archive)
 
 
 @pytest.mark.parametrize("name", ["davis2016", "saliency", "youtube-vis", "nothing"])
 def test_protocols_without_a_server_are_refused(tmp_path, name):
-    refused(tmp_path, name, f"no server for {name}; --pack is for davis2017-semi, davis2017-unsup, youtube-vos")
+    message = f"{name} has no evaluation server; --pack supports davis2017-semi, davis2017-unsup, youtube-vos"
+    refused(tmp_path, name, message)
 
 
 def test_real_first_frames_of_test_dev(real_data, tmp_path):
@@ -263,6 +264,7 @@ def test_youtube_vos_refuses_what_is_missing_or_was_not_given(tmp_path):
     (tmp_path / "kept.png").rename(tmp_path / "p/a/00005.png")
     save_masks(tmp_path / "p/a", [SQUARE + SECOND], ["00010"])
     save_masks(tmp_path / "p/b", [SQUARE.T], ["00005"])
-    refused(tmp_path, "youtube-vos", "a 00010 holds object 2, but 1 were given; b 00005 is 40x60", "valid")
+    message = "a 00010 contains object id 2; the largest given id is 1; b 00005 is 40x60"
+    refused(tmp_path, "youtube-vos", message, "valid")
     (tmp_path / "d/valid/Annotations/a/00000.png").unlink()
-    refused(tmp_path, "youtube-vos", "masks of the first frames are not in .*: a", "valid")
+    refused(tmp_path, "youtube-vos", "First-frame masks are missing in .*: a", "valid")

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from uvos_jax.evaluation.polygon_contours import outline, polygons
+from uvos_jax.evaluation.polygon_contours import longest_contour, mask_polygons
 from uvos_jax.evaluation.temporal_stability import (
     cheapest_path,
     histogram_distance,
@@ -44,23 +44,23 @@ def pictured(*rows: str) -> np.ndarray:
 
 
 def test_polygon_of_a_disk():
-    (loop,) = polygons(disk(30))
+    (loop,) = mask_polygons(disk(30))
     assert len(loop) == 14
     assert loop[:2].tolist() == [[80, 30], [99, 36]]
-    points = outline(disk(30))
+    points = longest_contour(disk(30))
     assert points.dtype == np.float64 and points.shape == (72, 2)
     assert points[0].tolist() == points[-1].tolist()
     assert np.hypot(*np.diff(points, axis=0).T).max() <= 3
 
 
 def test_polygon_of_a_box_touching_the_frame():
-    (loop,) = polygons(np.ones((7, 9), bool))
+    (loop,) = mask_polygons(np.ones((7, 9), bool))
     assert loop.tolist() == [[0, 0], [9, 0], [9, 7], [0, 7], [0, 0]]
 
 
 def test_holes_run_the_other_way():
     mask = box(20, 100, 20, 100) & ~box(40, 60, 30, 80)
-    loops = polygons(mask)
+    loops = mask_polygons(mask)
     assert sorted(area(loop) for loop in loops) == [-1000, 6400]
 
 
@@ -74,7 +74,7 @@ def test_holes_run_the_other_way():
     ],
 )
 def test_touching_corners_split_the_outline(mask, areas):
-    assert sorted(area(loop) for loop in polygons(mask)) == areas
+    assert sorted(area(loop) for loop in mask_polygons(mask)) == areas
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -82,13 +82,13 @@ def test_loops_of_blobs_enclose_about_the_mask(seed):
     noise = np.random.default_rng(seed).random((15, 20)) > 0.5
     mask = np.kron(noise, np.ones((8, 8))).astype(bool)
     # A lost or wrongly turned loop costs 64 pixels or more, a cut corner two.
-    assert sum(area(loop) for loop in polygons(mask)) == pytest.approx(mask.sum(), abs=20)
+    assert sum(area(loop) for loop in mask_polygons(mask)) == pytest.approx(mask.sum(), abs=20)
 
 
 @pytest.mark.parametrize("density", [0.5, 0.98])
 def test_noise_is_traced(density):
     mask = np.random.default_rng(0).random((120, 160)) < density
-    points = outline(mask)
+    points = longest_contour(mask)
     assert points[0].tolist() == points[-1].tolist()
     assert 0 < temporal_instability(mask, mask[::-1]) < 1
 
@@ -122,7 +122,7 @@ def test_translation_costs_nothing():
 
 @pytest.mark.parametrize("nothing", [np.zeros((120, 160), bool), disk(0), disk(0) | disk(0, 81, 61)])
 def test_nothing_to_compare(nothing):
-    assert outline(nothing) is None
+    assert longest_contour(nothing) is None
     assert math.isnan(temporal_instability(disk(30), nothing))
     assert math.isnan(temporal_instability(nothing, disk(30)))
 
@@ -139,8 +139,8 @@ def test_sequence_takes_masks_one_by_one():
 
 @pytest.mark.parametrize("mask", [np.ones((4, 5), np.uint8), np.ones((4, 5, 1), bool)])
 def test_masks_are_checked(mask):
-    with pytest.raises(ValueError, match="a mask must be bool"):
-        outline(mask)
+    with pytest.raises(ValueError, match="mask must be bool"):
+        longest_contour(mask)
 
 
 def slow_context(points: np.ndarray) -> list[list[float]]:

@@ -327,8 +327,8 @@ NOT_FULL = "segmentations[0] has runs that do not sum to the 120 pixels of the f
     ("change", "expected"),
     [
         *(({"score": x}, f"score is {x!r}, not a finite number") for x in (float("nan"), 1e999, "0.5", None, True)),
-        *(({"video_id": x}, f"video_id {x!r} is not in the truth") for x in (8, [1], "1", True)),
-        ({"category_id": 3}, "category_id 3 is not in the truth"),
+        *(({"video_id": x}, f"video_id {x!r} is not in the ground truth") for x in (8, [1], "1", True)),
+        ({"category_id": 3}, "category_id 3 is not in the ground truth"),
         ({"segmentations": None}, "no list of segmentations, but video 1 has 2 frames"),
         ({"segmentations": [None] * 3}, "3 segmentations, but video 1 has 2 frames"),
         ({"segmentations": [rle(np.ones((12, 10))), None]}, "has size [12, 10], but its video has [10, 12]"),
@@ -338,7 +338,7 @@ NOT_FULL = "segmentations[0] has runs that do not sum to the 120 pixels of the f
 )
 def test_broken_results(change, expected):
     message = refused(truth_of(GOOD), [GOOD, GOOD | change])
-    assert message.startswith("the results cannot be used: results[1]: ") and expected in message
+    assert message.startswith("The results cannot be used: results[1]: ") and expected in message
 
 
 @pytest.mark.parametrize(
@@ -362,22 +362,22 @@ def test_all_faults_are_counted():
     message = refused(truth_of(GOOD), results)
     assert "results[0]: score is None" in message and "results[1] is 3, not an object" in message
     assert "results[2]: video_id and segmentations and category_id missing" in message
-    assert "results[3]: category_id 6 is not in the truth; results[3]: video_id 5" in message
+    assert "results[3]: category_id 6 is not in the ground truth; results[3]: video_id 5" in message
     assert message.endswith("; and 15 more.")
-    assert "must be a JSON list, one object per track, not an object" in refused(truth_of(GOOD), {})
+    assert "must be a JSON list with one object per track, not an object" in refused(truth_of(GOOD), {})
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        *(({"annotations": x}, "there is no ground truth to compare with (a test split?)") for x in (None, [])),
-        ({"videos": [], "categories": {}}, "videos must be a list with something in it; categories must be a list"),
-        ({"videos": [video(1, 2)] * 2}, "videos[1]: the id 1 is there twice"),
-        ({"videos": [video(1, 0)]}, "videos[0]: id, height, width and length must be integers, the sizes from 1 to"),
+        *(({"annotations": x}, "has no annotations") for x in (None, [])),
+        ({"videos": [], "categories": {}}, "videos must be a non-empty list; categories must be a non-empty list"),
+        ({"videos": [video(1, 2)] * 2}, "videos[1]: duplicate id 1"),
+        ({"videos": [video(1, 0)]}, "videos[0]: id, height, width and length must be integers, with sizes in 1.."),
         ({"videos": [{"id": 1, "length": 2}]}, "videos[0]: height and width missing"),
-        ({"categories": [{"id": "1"}]}, "categories[0]: the id '1' is not an integer, or is there twice"),
+        ({"categories": [{"id": "1"}]}, "categories[0]: id '1' is not an integer or is a duplicate"),
         ({"annotations": [GOOD | {"iscrowd": 2}]}, "annotations[0]: iscrowd must be 0 or 1"),
-        *(({"annotations": [GOOD | {"areas": x}]}, "areas must be 2 numbers from 0 up") for x in ([1], [-1, None], 3)),
+        *(({"annotations": [GOOD | {"areas": x}]}, "must be 2 non-negative numbers") for x in ([1], [-1, None], 3)),
         *(
             ({"annotations": [GOOD | {"segmentations": [[x], None]}]}, "segmentations[0] has a polygon that is not")
             for x in ([0, 0, 5, 5], [0, 0, 5, 5, 9, 9, 1], [0, 0, 5, 5, 1e9, 0], [0, 0, 5, 5, "9", 0], 7)
@@ -397,5 +397,5 @@ def test_read_json(tmp_path):
         path.write_bytes(content)
         with pytest.raises(UserError, match="results.json' is not JSON"):
             read_json(path)
-    with pytest.raises(UserError, match="cannot read '.*none.json': No such file"):
+    with pytest.raises(UserError, match="Cannot read '.*none.json': No such file"):
         read_json(tmp_path / "none.json")

@@ -135,7 +135,8 @@ def test_only_chosen_videos_are_read(two_videos):
 def test_objects_that_meta_json_does_not_name_are_refused(tmp_path):
     video(tmp_path / "d", "a", [SQUARE + 3 * BAR] * 4, {1: ("dog", NAMES[:4]), 3: ("yak", NAMES[:4])})
     save_masks(tmp_path / "p/a", [SQUARE + 3 * BAR, SQUARE + 2 * BAR, SQUARE * 4], NAMES[1:4])
-    with pytest.raises(UserError, match=r"a 00010 holds object 2, which .*; a 00015 holds object 4, which meta\.json"):
+    message = r"a 00010 contains object id 2, .*; a 00015 contains object id 4, which is not in meta\.json"
+    with pytest.raises(UserError, match=message):
         evaluate("youtube-vos", tmp_path / "p", tmp_path / "d")
 
 

@@ -93,7 +93,7 @@ def _report_scores(folder: Path, network: str, seed: int, truth: "np.ndarray", o
     import numpy as np
 
     from uvos_jax.atomic_io import atomic_write
-    from uvos_jax.evaluation.report import table_text
+    from uvos_jax.evaluation.report import format_table
     from uvos_jax.video import open_source, read_mask, write_json
     from uvos_jax.weights.packaged import about
 
@@ -104,7 +104,7 @@ def _report_scores(folder: Path, network: str, seed: int, truth: "np.ndarray", o
     atomic_write(folder / "demo.jpg", contact_sheet(frames, truth, masks))
     out.result(f"{folder}: frames, truth (ground-truth masks), scores.json, demo.jpg (all side by side)")
     out.result(f"\nGenerated clip, {truth.mean():.0%} foreground; scores exclude the first and the last frame:")
-    out.result(table_text([{"": name} | row for name, row in scores.items()], decimals=3))
+    out.result(format_table([{"": name} | row for name, row in scores.items()], decimals=3))
     mean = about()["scores"].get("generated clips")
     if mean:
         out.result(f"Mean of the packaged network over {len(SEEDS)} such clips (--seed {SEEDS[0]} to {SEEDS[-1]}):"

@@ -44,11 +44,11 @@ def evaluate(
     from uvos_jax.atomic_io import check_output_folder
     from uvos_jax.evaluation import report
     from uvos_jax.evaluation.protocols import evaluate as score
-    from uvos_jax.evaluation.protocols import protocol as row
+    from uvos_jax.evaluation.protocols import get_protocol
     from uvos_jax.evaluation.submission import pack as pack_results
 
     with console(quiet, log_file) as out:
-        rule, split = row(protocol).rule, split or row(protocol).split
+        rule, split = get_protocol(protocol).rule, split or get_protocol(protocol).split
         shared = {"workers": workers or options.default_workers(),
                   "progress": lambda total: out.progress(protocol, total, "sequences")}
         if pack:
@@ -63,7 +63,7 @@ def evaluate(
         name = results.name if results.is_dir() else results.stem
         output = check_output_folder(output or Path("uvos_output", f"{protocol}-{name}"))
         result = score(protocol, predictions, dataset, split, sequences=options.split_names(sequences), **shared)
-        out.result(report.screen(result))
+        out.result(report.format_result(result))
         written = report.write(result, output)
         out.result(f"{written[0].parent}: {', '.join(path.name for path in written)}")
 
@@ -86,13 +86,14 @@ def compare(
     """Compare result folders sequence by sequence."""
     from uvos_jax.atomic_io import check_output_folder
     from uvos_jax.evaluation import compare as comparing
-    from uvos_jax.evaluation.report import table_text
+    from uvos_jax.evaluation import comparison_report
+    from uvos_jax.evaluation.report import format_table
 
     with console(quiet, log_file) as out:
         check_output_folder(output)
         comparison = comparing.compare(runs, dataset, protocol, split, options.split_names(sequences),
                                        workers or options.default_workers(),
                                        lambda total: out.progress(protocol, total, "sequences"))
-        out.result(table_text(comparing.table(comparison)))
-        written = comparing.write(comparison, output)
+        out.result(format_table(comparing.table(comparison)))
+        written = comparison_report.write(comparison, output)
         out.result(f"{output}: {', '.join(path.name for path in written)}")

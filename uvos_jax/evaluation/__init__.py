@@ -1,1 +1,4 @@
-"""Scores as the papers count them: J, F, T, saliency, regions and tracks. NumPy, SciPy and OpenCV; no JAX."""
+"""Benchmark metrics and protocols: J, F, T, saliency, region and track scores.
+
+Uses NumPy, SciPy and OpenCV, not JAX.
+"""

@@ -1,6 +1,6 @@
-"""Average precision and recall by the rules of COCO, from IoUs that are given.
+"""Average precision and average recall by COCO's rules, computed from precomputed IoUs.
 
-The same rules serve masks in images (COCO) and tracks in videos (YouTube-VIS); only IoU and area differ.
+The rules apply to masks in images (COCO) and to tracks in videos (YouTube-VIS); only IoU and area differ.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,86 +13,96 @@ MAX_DETECTIONS = (1, 10, 100)
 _RECALLS = np.linspace(0, 1, 101)
 
 
-class Group(NamedTuple):
-    """What one image or video holds of one category: ``d`` detections and ``g`` true objects."""
+class DetectionGroup(NamedTuple):
+    """Detections and ground-truth objects of one category in one image or video.
+
+    Attributes:
+        scores: float [d], scores of the detections.
+        areas: real [d], areas of the detections.
+        ious: float [d, g] in [0, 1], IoU of each detection and object.
+        truth_areas: real [g], areas of the objects.
+        crowd: bool [g]. Crowds are not counted as objects, and a detection matched to one is not counted.
+    """
 
     scores: np.ndarray
-    """Float [d]."""
     areas: np.ndarray
-    """Real [d], areas of the detections."""
     ious: np.ndarray
-    """Float [d, g], 0..1."""
     truth_areas: np.ndarray
-    """Real [g]."""
     crowd: np.ndarray
-    """Bool [g]. A crowd is never to be found, and a detection that matches it is neither right nor wrong."""
 
 
-class Curve(NamedTuple):
-    """Precision and recall of one category; -1 where there is no true object to find."""
+class PrecisionRecall(NamedTuple):
+    """Precision and recall of one category; -1 if the ground truth has no object.
+
+    Attributes:
+        precision: float [thresholds, 101, area ranges, max detections], at the recalls 0, 0.01, ..., 1.
+        recall: float [thresholds, area ranges, max detections], the largest recall reached.
+    """
 
     precision: np.ndarray
-    """Float [thresholds, 101, area ranges, max detections], at the recalls 0, 0.01, .. 1."""
     recall: np.ndarray
-    """Float [thresholds, area ranges, max detections], the largest recall reached."""
 
 
 def precision_recall(
-    groups: Sequence[Group],
+    groups: Sequence[DetectionGroup],
     area_ranges: Mapping[str, tuple[float, float]],
     max_detections: Sequence[int] = MAX_DETECTIONS,
     thresholds: np.ndarray = THRESHOLDS,
-) -> Curve:
-    """Computes precision at 101 recalls, and the recall reached, of one category.
+) -> PrecisionRecall:
+    """Computes the precision at 101 recalls, and the largest recall, of one category.
 
-    The rules are those of ``COCOeval`` in pycocotools. In each group the detections, best first, take the free
-    object of largest IoU that reaches the threshold (of equal ones the last), an ignored object only where no
-    other does. Ignored are crowds, which may be taken many times, and objects outside the area range. What takes
-    an ignored object, or takes none and is itself outside the range, is not counted. Then all groups are merged
-    by score. Equal scores keep the order given, in a group and between groups. One difference: pycocotools takes
-    an object whose annotation has the id 0 for one that was not matched; ids play no part here.
+    The rules are those of ``COCOeval`` in pycocotools:
+
+    - In each group the detections, in descending order of score, are matched to the unmatched object of largest IoU
+      that reaches the threshold (of equal IoUs, the last object); ignored objects are matched only if no other object
+      reaches it.
+    - Ignored objects are crowds, which can be matched repeatedly, and objects outside the area range.
+    - A detection that matches an ignored object, or matches none and is outside the area range, is not counted.
+    - The detections of all groups are merged by score. Equal scores keep the given order, within and between groups.
+
+    One difference: pycocotools treats an object whose annotation id is 0 as unmatched; ids are not used here.
 
     Args:
-        groups: Any number of groups; those with neither detections nor objects may be left out.
-        area_ranges: Name to smallest and largest area, both inclusive.
-        max_detections: How many of the best detections of each group count; ascending.
-        thresholds: Float [t], ascending, the IoU that makes a match.
+        groups: Detections and objects of each image or video; empty groups may be omitted.
+        area_ranges: Smallest and largest area, both inclusive, by name.
+        max_detections: Numbers of best-scored detections per group that count; ascending.
+        thresholds: float [t], IoU thresholds of a match; ascending.
 
     Returns:
-        The curve; its axes follow the order of the arguments.
+        Precision and recall; their axes follow the order of the arguments.
     """
     ranges = np.array(list(area_ranges.values()), float)
     shape = (len(thresholds), len(_RECALLS), len(ranges), len(max_detections))
     precision, recall = np.full(shape, -1.0), np.full((shape[0], *shape[2:]), -1.0)
     matches = [_match(group, ranges, thresholds, max_detections[-1]) for group in groups]
-    to_find = sum((match.to_find for match in matches), np.zeros(len(ranges), int))
-    for m, most in enumerate(max_detections if matches else ()):
-        scores = np.concatenate([match.scores[:most] for match in matches])
+    positives = sum((match.positives for match in matches), np.zeros(len(ranges), int))
+    for m, limit in enumerate(max_detections if matches else ()):
+        scores = np.concatenate([match.scores[:limit] for match in matches])
         order = np.argsort(-scores, kind="stable")
-        for a in np.flatnonzero(to_find):
-            right = np.concatenate([match.right[a, :, :most] for match in matches], axis=1)[:, order]
-            wrong = np.concatenate([match.wrong[a, :, :most] for match in matches], axis=1)[:, order]
-            precision[:, :, a, m], recall[:, a, m] = _sample(right, wrong, to_find[a])
-    return Curve(precision, recall)
+        for a in np.flatnonzero(positives):
+            true_positive = np.concatenate([match.true_positive[a, :, :limit] for match in matches], axis=1)[:, order]
+            false_positive = np.concatenate([match.false_positive[a, :, :limit] for match in matches], axis=1)[:, order]
+            precision[:, :, a, m], recall[:, a, m] = _precision_at_recalls(true_positive, false_positive, positives[a])
+    return PrecisionRecall(precision, recall)
 
 
 def summarize(
-    curves: Sequence[Curve],
+    curves: Sequence[PrecisionRecall],
     area_ranges: Mapping[str, tuple[float, float]],
     max_detections: Sequence[int] = MAX_DETECTIONS,
     thresholds: np.ndarray = THRESHOLDS,
 ) -> dict[str, float]:
-    """Computes the usual scores as means over categories, as pycocotools does.
+    """Computes COCO's summary scores as means over categories, as pycocotools does.
 
     Args:
-        curves: One curve for each category, all made with the other arguments.
-        area_ranges: As for the curves, the first one holding every area.
-        max_detections: As for the curves.
-        thresholds: As for the curves, with 0.5 and 0.75 among them.
+        curves: Precision and recall of each category, computed with the other arguments.
+        area_ranges: Area ranges of the curves; the first must include all areas.
+        max_detections: Numbers of detections of the curves.
+        thresholds: IoU thresholds of the curves; must contain 0.5 and 0.75.
 
     Returns:
-        ``AP`` (over the thresholds), ``AP50``, ``AP75``, ``AP_<name>`` for each further area range, all with the
-        largest of the max detections, and ``AR<n>`` for each of them; 0..1, or -1 where there is nothing to find.
+        ``AP`` (mean over the thresholds), ``AP50``, ``AP75`` and ``AP_<name>`` for each further area range, all at the
+        largest number of detections, and ``AR<n>`` for each number; in [0, 1], or -1 if there are no objects.
     """
     precision = np.stack([curve.precision for curve in curves])
     recall = np.stack([curve.recall for curve in curves])
@@ -101,28 +111,28 @@ def summarize(
         scores[f"AP{percent}"] = _mean_of_valid(precision[:, np.isclose(thresholds, percent / 100), :, 0, -1])
     for a, name in list(enumerate(area_ranges))[1:]:
         scores[f"AP_{name}"] = _mean_of_valid(precision[..., a, -1])
-    return scores | {f"AR{most}": _mean_of_valid(recall[..., 0, m]) for m, most in enumerate(max_detections)}
+    return scores | {f"AR{limit}": _mean_of_valid(recall[..., 0, m]) for m, limit in enumerate(max_detections)}
 
 
 class _Match(NamedTuple):
-    """The detections of a group, best first."""
+    """Matched detections of a group in descending order of score; those in neither mask are not counted."""
 
     scores: np.ndarray  # float [d]
-    right: np.ndarray  # bool [area ranges, thresholds, d]
-    wrong: np.ndarray  # bool [area ranges, thresholds, d]; what is neither right nor wrong is not counted
-    to_find: np.ndarray  # int [area ranges], number of objects that are not ignored
+    true_positive: np.ndarray  # bool [area ranges, thresholds, d]
+    false_positive: np.ndarray  # bool [area ranges, thresholds, d]
+    positives: np.ndarray  # int [area ranges], number of objects that are not ignored
 
 
-def _match(group: Group, ranges: np.ndarray, thresholds: np.ndarray, most: int) -> _Match:
-    order = np.argsort(-group.scores, kind="stable")[:most]
+def _match(group: DetectionGroup, ranges: np.ndarray, thresholds: np.ndarray, limit: int) -> _Match:
+    order = np.argsort(-group.scores, kind="stable")[:limit]
     ious, crowd = group.ious[order], np.asarray(group.crowd, bool)
     ignored = crowd | _outside(group.truth_areas, ranges)  # [a, g]
     reached = ious[:, None] >= np.minimum(thresholds, 1 - 1e-10)[:, None]  # [d, t, g]
-    # The object with the highest rank is taken: not ignored, then large IoU, then last in order.
+    # The object of highest rank is matched: first by not ignored, then by IoU, then the last in order.
     rank = np.argsort(np.argsort(ious, axis=1, kind="stable"), axis=1)
     rank = rank[:, None] + np.where(ignored, 0, len(crowd))  # [d, a, g]
     matched = np.zeros((len(ranges), len(thresholds), len(order)), bool)
-    to_ignored = np.zeros_like(matched)
+    matched_ignored = np.zeros_like(matched)
     free = np.ones((len(ranges), len(thresholds), len(crowd)), bool)
     rows, columns = np.ogrid[: len(ranges), : len(thresholds)]
     for d in np.flatnonzero(reached.any(axis=(1, 2))):
@@ -130,28 +140,30 @@ def _match(group: Group, ranges: np.ndarray, thresholds: np.ndarray, most: int) 
         best = candidates.argmax(axis=2)
         hit = candidates[rows, columns, best] >= 0
         matched[..., d] = hit
-        to_ignored[..., d] = hit & ignored[rows, best]
+        matched_ignored[..., d] = hit & ignored[rows, best]
         free[rows, columns, best] &= ~hit | crowd[best]
     outside = _outside(group.areas[order], ranges)[:, None]
-    return _Match(group.scores[order], matched & ~to_ignored, ~matched & ~outside, (~ignored).sum(axis=1))
+    return _Match(group.scores[order], matched & ~matched_ignored, ~matched & ~outside, (~ignored).sum(axis=1))
 
 
 def _outside(areas: np.ndarray, ranges: np.ndarray) -> np.ndarray:
     return (areas < ranges[:, :1]) | (areas > ranges[:, 1:])
 
 
-def _sample(right: np.ndarray, wrong: np.ndarray, to_find: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns precision [t, 101] and recall [t] of detections [t, n] in the order of their scores."""
-    sampled = np.zeros((len(right), len(_RECALLS)))
-    if not right.shape[1]:
-        return sampled, np.zeros(len(right))
-    true, false = np.cumsum(right, axis=1), np.cumsum(wrong, axis=1)
+def _precision_at_recalls(
+    true_positive: np.ndarray, false_positive: np.ndarray, positives: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Computes precision [t, 101] and recall [t] of detections [t, n] in descending order of score."""
+    sampled = np.zeros((len(true_positive), len(_RECALLS)))
+    if not true_positive.shape[1]:
+        return sampled, np.zeros(len(true_positive))
+    true, false = np.cumsum(true_positive, axis=1), np.cumsum(false_positive, axis=1)
     precision = true / (true + false + np.spacing(1))
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    recall = true / to_find
-    for t in range(len(right)):
+    recall = true / positives
+    for t in range(len(true_positive)):
         first = np.searchsorted(recall[t], _RECALLS, side="left")
-        first = first[first < recall.shape[1]]  # recalls never reached keep a precision of 0
+        first = first[first < recall.shape[1]]  # recalls that are not reached keep a precision of 0
         sampled[t, : len(first)] = precision[t, first]
     return sampled, recall[:, -1]
 

@@ -1,6 +1,6 @@
-"""The region measure of FBMS-59, and its definition files.
+"""The region measure of FBMS-59 and its definition files.
 
-Ochs, Malik and Brox, "Segmentation of Moving Objects by Long Term Video Analysis", PAMI 2014, and version 2.0 of its
+Ochs, Malik and Brox, "Segmentation of Moving Objects by Long Term Video Analysis", PAMI 2014, and version 2.0 of the
 published evaluation program.
 """
 
@@ -23,7 +23,7 @@ _INTEGER = re.compile(r"[+-]?\d+")
 
 
 class RegionScores(NamedTuple):
-    """Scores of a sequence or of a dataset; ``objects`` and ``extracted`` are counts without the background."""
+    """Scores of a sequence or dataset; ``objects`` and ``extracted`` are counts that exclude the background."""
 
     precision: float
     recall: float
@@ -34,59 +34,63 @@ class RegionScores(NamedTuple):
 
 
 class LabeledFrame(NamedTuple):
-    """A frame with ground truth: its number as the definition file counts, and the file as it is named there."""
+    """A frame with ground truth: its frame number and its file name, as given in the definition file."""
 
     number: int
     file: str
 
 
 class Definition(NamedTuple):
-    """Content of a definition file; region i has the color ``colors[i]`` = 65536 R + 256 G + B, or gray level."""
+    """Contents of a definition file; region i has the color ``colors[i]`` = 65536 R + 256 G + B, or a gray level."""
 
     colors: tuple[int, ...]
     frames: int
     labeled: tuple[LabeledFrame, ...]
 
 
-def sequence_regions(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> RegionScores:
-    """Scores the clusters of a sequence against its regions.
+def score_sequence(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> RegionScores:
+    """Scores the clusters of a sequence against its regions (Ochs, Malik and Brox, PAMI 2014).
 
     As in the published program:
 
-    - overlaps and sizes are summed over all labeled frames before anything is divided, so that an object must keep
-      its label; regions that never occur are left out;
-    - with o the overlap of a region and a cluster, P = o / size of the cluster and R = o / size of the region, where
-      the region's size counts only its pixels that have a cluster: missing labels lower the density alone;
-    - regions and clusters are matched one to one so that the sum of the F = 2PR / (P + R), each cut to 4 decimals, is
-      maximal. Clusters left over are ignored. A region left over, because there are fewer clusters, gets P = 1 and R =
-      0; one that is matched without any overlap gets 0 and 0;
-    - P and R are the means over the regions, background included; an object is extracted if its F is at least 0.75,
-      and the background is subtracted as one from the number of regions and from the number of those extracted, none
-      less than 0.
+    - Overlaps and sizes are summed over all annotated frames before any division, so an object must keep its label.
+      Regions that never occur are excluded.
+    - With o the overlap of a region and a cluster, P = o / size of the cluster and R = o / size of the region. The size
+      of a region counts only pixels with a cluster: unlabeled pixels lower the density, not R.
+    - Regions and clusters are matched one to one so that the sum of F = 2PR / (P + R), each truncated to 4 decimals, is
+      maximal. Unmatched clusters are ignored. A region without a cluster, because there are fewer clusters, has P = 1
+      and R = 0; a region matched without overlap has P = R = 0.
+    - P and R are means over the regions including the background. An object is extracted if its F is at least 0.75.
+      The background is subtracted as one from the number of regions and from the number of extracted regions; neither
+      falls below 0.
 
-    Where it differs: F is cut in exact integers, there in single precision, so ties may be broken otherwise. F >= 0.75
-    is the paper's rule; the program tests F > 0.75. Clusters are the labels that occur on labeled pixels; the program
-    takes the highest label plus one, so that each gap in the numbering costs a region without cluster its P = 1.
-    Density is the share of the labeled pixels that have a cluster; the program prints the mean of this share over the
-    regions. The program weighs pixels by the probability maps beside the color files; here a pixel counts or, at -1,
-    does not.
+    Differences from the program:
+
+    - F is truncated in exact integers, there in single precision, so ties may be broken differently.
+    - F >= 0.75 is the paper's rule; the program tests F > 0.75.
+    - Clusters are the labels that occur on annotated pixels. The program uses the highest label plus one, so each gap
+      in the numbering costs a region without a cluster its P = 1.
+    - Density is the fraction of annotated pixels with a cluster. The program prints the mean of this fraction over the
+      regions.
+    - The program weights pixels by the probability maps stored with the color files. Here a pixel either counts or, at
+      -1, does not.
 
     Args:
-        pairs: Per labeled frame, the prediction, uint8 [h, w] of cluster labels 0..254, or 255 for none; and the
-            truth, integers [h, w] of region numbers from 0 (the background), or -1 to leave the pixel out.
+        pairs: For each annotated frame, the prediction, uint8 [h, w] of cluster labels 0..254 or 255 (unlabeled), and
+            the ground truth, integer [h, w] of region indices from 0 (background), or -1 to ignore the pixel.
 
     Returns:
-        The scores of the sequence; P, R, F and density in [0, 1].
+        Scores of the sequence; P, R, F and density are in [0, 1].
 
     Raises:
-        ValueError: The arrays are of another shape, dtype or range, or no pixel is labeled.
+        ValueError: An array has a wrong shape, dtype or range, or no pixel is annotated.
     """
     overlap = np.zeros((0, 256), np.int64)
     for prediction, truth in pairs:
         counts = _overlaps(prediction, truth)
-        short, long = sorted((overlap, counts), key=len)
-        long[: len(short)] += short
-        overlap = long
+        fewer, more = sorted((overlap, counts), key=len)  # rows, one per region
+        more[: len(fewer)] += fewer
+        overlap = more
     overlap = overlap[overlap.any(axis=1)]
     if not len(overlap):
         raise ValueError("the sequence has no labeled pixels")
@@ -105,21 +109,21 @@ def sequence_regions(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> RegionSc
     )
 
 
-def overall(scores: Iterable[RegionScores]) -> RegionScores:
-    """Scores a dataset: means over sequences, F of the mean P and mean R, sums of the counts.
+def average_scores(scores: Iterable[RegionScores]) -> RegionScores:
+    """Averages P, R and density over the sequences, computes F of the mean P and R, and sums the counts.
 
     Args:
-        scores: At least one sequence.
+        scores: Scores of at least one sequence.
 
     Returns:
-        The scores of the dataset. Its F is not the mean of the sequences' F.
+        Scores of the dataset. F is not the mean of the sequences' F.
 
     Raises:
         ValueError: There are no sequences.
     """
     scores = list(scores)
     if not scores:
-        raise ValueError("there are no sequences to average")
+        raise ValueError("no sequences to average")
     precision, recall, density = (
         float(np.mean([getattr(score, name) for score in scores])) for name in ("precision", "recall", "density")
     )
@@ -134,52 +138,51 @@ def overall(scores: Iterable[RegionScores]) -> RegionScores:
 
 
 def read_definition(path: str | os.PathLike) -> Definition:
-    """Reads the ``<sequence>Def.dat`` of a sequence's ground truth.
+    """Reads the ``<sequence>Def.dat`` file of a sequence's ground truth.
 
-    The file holds, in this order, the number of regions, their colors, a matrix of penalties (checked, and dropped:
-    the measure does not use it), the number of frames and that of labeled frames, and for each of these its number,
-    its file and that of its input image. Blank lines and captions may stand anywhere between them; a caption has
-    several words or ends in a colon.
+    The file contains, in this order, the number of regions, their colors, a matrix of confusion penalties (checked but
+    not used by the measure), the number of frames, the number of annotated frames, and for each annotated frame its
+    number, its file and the file of its input image. Blank lines and captions may occur between any of them; a caption
+    has several words or ends in a colon.
 
     Args:
-        path: The file.
+        path: Path of the file.
 
     Returns:
-        What it says.
+        Contents of the file.
 
     Raises:
-        UserError: There is no such file, or it is broken.
+        UserError: The file cannot be read or is malformed.
     """
     try:
         text = Path(path).read_text(encoding="latin-1")
     except OSError as error:
-        raise UserError(f"the definition file {quoted(path)} cannot be read: {error_reason(error)}.") from error
+        raise UserError(f"Cannot read the definition file {quoted(path)}: {error_reason(error)}.") from error
     lines = deque(line.strip() for line in text.splitlines() if line.strip())
     try:
         return _parse(lines)
     except ValueError as error:
-        raise UserError(f"the definition file {quoted(path)} is broken: {error}.") from error
+        raise UserError(f"The definition file {quoted(path)} is malformed: {error}.") from error
 
 
-def region_numbers(image: np.ndarray, colors: tuple[int, ...]) -> np.ndarray:
-    """Turns a ground-truth picture of FBMS into region numbers.
+def region_labels(image: np.ndarray, colors: tuple[int, ...]) -> np.ndarray:
+    """Converts a ground-truth image of FBMS to region indices.
 
-    Color files hold colors and gray files hold gray levels, so the gray level is looked up if the picture is gray
-    all over and no color exceeds 255. A color that is not listed becomes region 0, as in the published program: some
-    public files have stray ones (cats04).
+    Gray levels are looked up if the image is gray and no listed color exceeds 255, otherwise colors. As in the
+    published program, colors that are not listed become region 0: some public files contain stray colors (cats04).
 
     Args:
         image: uint8 [h, w, 3], RGB.
-        colors: ``Definition.colors``.
+        colors: ``Definition.colors``, n colors.
 
     Returns:
-        int16 [h, w], each 0..n-1.
+        int16 [h, w] in 0..n-1.
 
     Raises:
-        ValueError: The picture is of another shape or dtype.
+        ValueError: The image has a wrong shape or dtype.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"the picture must be uint8 [h, w, 3], not {image.dtype} {list(image.shape)}")
+        raise ValueError(f"image must be uint8 [h, w, 3], not {image.dtype} {list(image.shape)}")
     codes = image.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
     if max(colors) <= 255 and (image == image[..., :1]).all():
         codes = codes & 255
@@ -190,20 +193,22 @@ def region_numbers(image: np.ndarray, colors: tuple[int, ...]) -> np.ndarray:
 
 
 def _overlaps(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Returns int64 [regions, 256], the pixels of each pair of region and label."""
+    """Counts the pixels of each pair of region and label, int64 [regions, 256]."""
     if prediction.dtype != np.uint8 or truth.dtype.kind not in "iu":
-        raise ValueError(f"prediction and truth must be uint8 and integers, not {prediction.dtype} and {truth.dtype}")
+        raise ValueError("prediction must be uint8 and ground truth must be integer, not"
+                         f" {prediction.dtype} and {truth.dtype}")
     if prediction.shape != truth.shape or truth.ndim != 2 or not truth.size:
-        raise ValueError(f"prediction and truth must be [h, w] alike, not {prediction.shape} and {truth.shape}")
+        raise ValueError("prediction and ground truth must have the same shape [h, w], not"
+                         f" {prediction.shape} and {truth.shape}")
     if truth.min() < -1 or truth.max() > _LARGEST_REGION:
-        raise ValueError(f"the truth must be -1..{_LARGEST_REGION}, not {truth.min()}..{truth.max()}")
-    # Pixels to leave out fall into an extra first row.
+        raise ValueError(f"ground truth must be in -1..{_LARGEST_REGION}, not {truth.min()}..{truth.max()}")
+    # Ignored pixels fall into an extra first row.
     pairs = (truth.astype(np.int64) + 1) * 256 + prediction
     return np.bincount(pairs.ravel(), minlength=256 * (int(truth.max()) + 2)).reshape(-1, 256)[1:]
 
 
 def _match(overlap: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns P and R of each region, float64 [r], and whether its F is at least 0.75, bool [r]."""
+    """Matches regions and clusters; returns P and R of each region, float64 [r], and whether F >= 0.75, bool [r]."""
     regions, clusters = overlap.shape
     region_size, cluster_size = overlap.sum(axis=1), overlap.sum(axis=0)
     sizes = region_size[:, None] + cluster_size
@@ -236,7 +241,7 @@ def _parse(lines: deque[str]) -> Definition:
 
 
 def _integer(lines: deque[str], what: str, lowest: int, highest: int | None = None) -> int:
-    asked = False
+    caption_seen = False
     while lines:
         line = lines.popleft()
         first, *more = line.split()
@@ -246,27 +251,27 @@ def _integer(lines: deque[str], what: str, lowest: int, highest: int | None = No
                 raise ValueError(f"{what} is {value}")
             return value
         caption = line.endswith(":")
-        if caption and asked:  # the caption of the next value
+        if caption and caption_seen:  # this is the caption of the next value
             raise ValueError(f"{what} is missing")
         if not (more or caption):
             raise ValueError(f"{what} is {line!r}")
-        asked |= caption
-    raise ValueError(f"it ends before {what}")
+        caption_seen |= caption
+    raise ValueError(f"the file ends before {what}")
 
 
 def _skip_penalties(lines: deque[str], regions: int) -> None:
     numbers = 0
     while numbers < regions**2:
         if not lines:
-            raise ValueError("it ends before the penalties of confusion do")
+            raise ValueError("the file ends before the confusion penalties")
         row = lines.popleft()
         try:
             numbers += len([float(word) for word in row.split()])
         except ValueError:
-            if numbers:  # else it is a caption
-                raise ValueError(f"its penalties of confusion are not {regions} by {regions} numbers") from None
+            if numbers:  # a line without numbers before the matrix is a caption
+                raise ValueError(f"the confusion penalties are not a {regions} by {regions} matrix") from None
     if numbers > regions**2:
-        raise ValueError(f"its penalties of confusion are not {regions} by {regions} numbers")
+        raise ValueError(f"the confusion penalties are not a {regions} by {regions} matrix")
 
 
 def _labeled_frame(lines: deque[str], index: int) -> LabeledFrame:
@@ -278,6 +283,6 @@ def _labeled_frame(lines: deque[str], index: int) -> LabeledFrame:
     file = lines.popleft()
     if lines and lines[0].lower().startswith("input"):
         lines.popleft()
-        if lines and not lines[0].endswith(":"):  # the name of the input image, which nobody needs
+        if lines and not lines[0].endswith(":"):  # name of the input image, which is not used
             lines.popleft()
     return LabeledFrame(number, file)

@@ -1,7 +1,7 @@
-"""Masks as packed bits: 64 pixels of a row a word, so that a few word operations handle a whole frame.
+"""Masks packed into 64-bit words, 64 pixels of a row per word, for fast logical operations and morphology.
 
-Bit i of word j is column 64 j + i. A row ends in a spare word, and all bits beyond the width are zero. So rows can be
-shifted as one long line: what leaves a row gets lost in the spare word before it reaches the next one.
+Bit i of word j is column 64 j + i. Each row ends with a spare word, and all bits beyond the width are zero. All rows
+can therefore be shifted as one long line: bits that leave a row end in its spare word and do not reach the next row.
 """
 
 import math
@@ -9,11 +9,11 @@ import math
 import numpy as np
 
 _WORD = 64
-_BLOCK = 100_000  # bytes; larger ones are mapped afresh from the system at every allocation
+_BLOCK = 100_000  # bytes; malloc maps larger blocks from the system at every allocation, which is slow
 
 
 def pack(masks: np.ndarray) -> np.ndarray:
-    """Packs masks.
+    """Packs boolean masks.
 
     Args:
         masks: bool [..., h, w].
@@ -28,13 +28,13 @@ def pack(masks: np.ndarray) -> np.ndarray:
 
 
 def pack_label(labels: np.ndarray, number: int) -> np.ndarray:
-    """Packs the mask of one label, as ``pack(labels == number)`` does but several times faster.
+    """Packs the mask of one label: ``pack(labels == number)``, but several times faster.
 
-    It goes by small blocks of rows: a buffer for the whole frame would cost more to allocate than to fill.
+    Works on small blocks of rows, because allocating a buffer for the whole frame takes longer than filling it.
 
     Args:
         labels: Integer [h, w].
-        number: The label.
+        number: Label to pack.
 
     Returns:
         uint64 [h, ceil(w / 64) + 1].
@@ -53,23 +53,23 @@ def pack_label(labels: np.ndarray, number: int) -> np.ndarray:
 
 
 def count(packed: np.ndarray) -> np.ndarray:
-    """Returns the number of set pixels of packed masks [..., h, words], int64 [...]."""
+    """Counts the set pixels of packed masks [..., h, words]; returns int64 [...]."""
     return np.bitwise_count(packed).sum((-2, -1), dtype=np.int64)
 
 
 def contour(packed: np.ndarray, width: int) -> np.ndarray:
-    """Marks the pixels that differ from their right, lower or lower right neighbor.
+    """Marks the pixels that differ from their right, lower or lower-right neighbor.
 
-    This is the boundary map of the DAVIS evaluation: the contour lies half a pixel towards the origin, and the image
-    frame is none. Pixels of the last row are compared with their right neighbor only, those of the last column with
-    their lower one only, and the last pixel of all is never marked.
+    This is the boundary map of the DAVIS evaluation code: the contour is shifted half a pixel towards the origin, and
+    the image border is not a contour. The last row is compared with right neighbors only, the last column with lower
+    neighbors only, and the bottom-right pixel is never marked.
 
     Args:
         packed: uint64 [..., h, words], see ``pack``.
         width: Number of columns.
 
     Returns:
-        uint64 [..., h, words].
+        uint64 [..., h, words], the packed contour.
     """
     line = packed.ravel()
     east = line >> np.uint64(1)
@@ -84,54 +84,53 @@ def contour(packed: np.ndarray, width: int) -> np.ndarray:
     last = np.uint64(1 << bit)
     marked[..., word] = (marked[..., word] & ~last) | ((packed[..., word] ^ south[..., word]) & last)
     marked[..., -1, word] &= ~last
-    marked[..., -1] = 0  # the first pixel of the next row has come into the spare word
+    marked[..., -1] = 0  # the shift moved the first pixel of the next row into the spare word
     return marked
 
 
 def dilate(packed: np.ndarray, radius: int) -> np.ndarray:
-    """Dilates by the disk dx^2 + dy^2 <= radius^2; outside the image is nothing.
+    """Dilates by the disk dx^2 + dy^2 <= radius^2; pixels outside the image are unset.
 
-    A disk is a stack of horizontal segments, whose half-width grows towards its middle. So the mask is widened step
-    by step, and added to the result at every row offset whose segment has just that half-width.
+    A disk is a stack of horizontal segments whose half-width grows towards the center row. The mask is widened step by
+    step and merged into the result at each row offset whose segment has the current half-width.
 
     Args:
         packed: uint64 [..., h, words].
-        radius: In pixels, 0 or more.
+        radius: Radius in pixels, 0 or more.
 
     Returns:
-        uint64 [..., h, words]; bits beyond the width may be set, which is harmless where the result is only
-        intersected with a contour.
+        uint64 [..., h, words]. Bits beyond the width may be set; intersect the result with a contour or mask.
     """
     *leading, height, words = packed.shape
-    # Rows below keep the masks apart, and from 64 pixels on one spare word is too little to keep the rows apart.
+    # Rows are appended to separate the masks, words to separate the rows if the radius is 64 pixels or more.
     width = words + radius // _WORD
-    roomy = np.zeros((*leading, height + radius, width), np.uint64)
-    roomy[..., :height, :words] = packed
-    widened, half_width = roomy.ravel(), 0
+    padded = np.zeros((*leading, height + radius, width), np.uint64)
+    padded[..., :height, :words] = packed
+    widened, half_width = padded.ravel(), 0
     result = np.zeros_like(widened)
     for offset in range(radius, -1, -1):
-        wanted = math.isqrt(radius**2 - offset**2)
-        while half_width < wanted:
-            # A segment of 2 w + 1 pixels may be moved by as many without leaving a gap.
-            step = min(wanted - half_width, 2 * half_width + 1, _WORD - 1)
+        target = math.isqrt(radius**2 - offset**2)
+        while half_width < target:
+            # A segment of 2 w + 1 pixels can be shifted by up to 2 w + 1 without leaving a gap.
+            step = min(target - half_width, 2 * half_width + 1, _WORD - 1)
             widened, half_width = _widen(widened, step), half_width + step
-        moved = offset * width
-        result[moved:] |= widened[: result.size - moved]
-        result[: result.size - moved] |= widened[moved:]
-    return result.reshape(roomy.shape)[..., :height, :words]
+        shift = offset * width
+        result[shift:] |= widened[: result.size - shift]
+        result[: result.size - shift] |= widened[shift:]
+    return result.reshape(padded.shape)[..., :height, :words]
 
 
 def crop(masks: np.ndarray, width: int) -> tuple[np.ndarray, int]:
-    """Crops packed masks of one frame to where any of them has pixels, so that their contours stay the same.
+    """Crops packed masks of one frame to the bounding box of their union without changing their contours.
 
-    A margin of a row and a word is kept on every side where the image goes on.
+    Inside the image a margin of one row and one word is kept on each side.
 
     Args:
         masks: uint64 [n, h, words].
         width: Number of columns.
 
     Returns:
-        The cropped masks, and the number of columns left.
+        The cropped masks, and their number of columns.
     """
     used = np.bitwise_or.reduce(masks, axis=0)
     rows, words = np.flatnonzero(used.any(1)), np.flatnonzero(used.any(0))
@@ -147,7 +146,7 @@ def _words(width):
 
 
 def _widen(line, step):
-    """Adds to every set pixel those ``step`` columns to its left and right, 0 < step < 64."""
+    """Sets the pixels ``step`` columns to the left and right of every set pixel, 0 < step < 64."""
     near, far = np.uint64(step), np.uint64(_WORD - step)
     wide = line >> near
     wide |= line << near

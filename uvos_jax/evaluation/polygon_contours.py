@@ -1,54 +1,54 @@
-"""The outline of a mask as a polygon, as the temporal stability of DAVIS-2016 wants it.
+"""Polygonal contours of masks for the temporal stability measure of DAVIS-2016.
 
-The rules are those of PolyCont, the library that the published programs call. Accidents of its arithmetic decide which
-of several equally good vertices stay, and are kept: Douglas-Peucker projects with a fraction in single precision;
-straight runs are simplified with a small tolerance by the same code, which may leave points within a run; the points
-of a cut segment are added up step by step. Where the corners of two pixels touch, the outline is split into loops that
-pass each junction once. Of loops with equally many vertices the first one counts, as in Matlab (Python: the last);
-loops without junctions come first, from the bottom of the image upwards.
+Reproduces PolyCont, the library that the published programs call, including the details of its arithmetic that decide
+which of several equally distant vertices is kept: Douglas-Peucker computes the projection fraction in single precision;
+straight runs are simplified by the same code with a small tolerance, which may keep points within a run; the points
+of a divided segment are computed by repeated addition. Where two pixels touch diagonally (a junction), the contour is
+split into loops that pass each junction once. Of loops with equally many vertices the first one is used, as in MATLAB
+(the Python program uses the last); loops without junctions come first, from the bottom of the image upwards.
 """
 
 import itertools
 
 import numpy as np
 
-_SPACING = 3.0  # pixels; longer segments of an outline are cut
-# Tolerances of the two simplifications, in doubled coordinates: straight runs first, then 1.5 pixels.
-_STRAIGHT, _TOLERANCE = 0.1, 3.0
+_MAX_SEGMENT = 3.0  # pixels; longer segments of a contour are divided
+# Tolerances of the two simplification passes, in half pixels: collinear points first, then 1.5 pixels.
+_COLLINEAR_TOLERANCE, _POLYGON_TOLERANCE = 0.1, 3.0
 _RIGHT, _DOWN, _LEFT, _UP = range(4)
 
 
-def outline(mask: np.ndarray) -> np.ndarray | None:
-    """Traces the loop with most vertices, and cuts its segments to at most three pixels.
+def longest_contour(mask: np.ndarray) -> np.ndarray | None:
+    """Traces the contour loop with the most vertices and divides its segments to at most three pixels.
 
     Args:
         mask: bool [h, w].
 
     Returns:
-        float64 [n, 2], pixel corners as (x, y), the last one equal to the first; None without a loop.
+        float64 [n, 2], (x, y) of pixel corners, with the last point equal to the first; None if there is no loop.
 
     Raises:
         ValueError: The mask is not bool [h, w].
     """
-    loops = polygons(mask)
-    return _cut(max(loops, key=len)) if loops else None
+    loops = mask_polygons(mask)
+    return _resample(max(loops, key=len)) if loops else None
 
 
-def polygons(mask: np.ndarray) -> list[np.ndarray]:
-    """Traces the simplified closed loops between a mask and its background.
+def mask_polygons(mask: np.ndarray) -> list[np.ndarray]:
+    """Traces the contour of a mask as simplified closed polygons.
 
     Args:
         mask: bool [h, w].
 
     Returns:
-        float64 [n, 2] each, n > 3, pixel corners as (x, y), the last one equal to the first. Seen on the screen,
-        outer loops run clockwise and holes counter-clockwise.
+        Polygons, float64 [n, 2] each with n > 3: (x, y) of pixel corners, with the last point equal to the first. On
+        the screen, outer polygons run clockwise and holes counter-clockwise.
 
     Raises:
         ValueError: The mask is not bool [h, w].
     """
     if mask.dtype != bool or mask.ndim != 2:
-        raise ValueError(f"a mask must be bool [h, w], not {mask.dtype} {list(mask.shape)}")
+        raise ValueError(f"mask must be bool [h, w], not {mask.dtype} {list(mask.shape)}")
     if not mask.any():
         return []
     corners, neighbors = _turning_corners(mask)
@@ -57,8 +57,8 @@ def polygons(mask: np.ndarray) -> list[np.ndarray]:
     lengths = np.array([len(loop) for loop in loops])
     is_hole = _are_holes(mask, points, lengths)
     points, lengths = _unit_steps(points, lengths)
-    points, lengths = _simplify(2.0 * points, lengths, _STRAIGHT)
-    points, lengths = _simplify(points, lengths, _TOLERANCE)
+    points, lengths = _simplify(2.0 * points, lengths, _COLLINEAR_TOLERANCE)
+    points, lengths = _simplify(points, lengths, _POLYGON_TOLERANCE)
     ends = np.cumsum(lengths)
     result = []
     for first, end, hole in zip(ends - lengths, ends, is_hole, strict=True):
@@ -72,10 +72,11 @@ def polygons(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _turning_corners(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lists the corners of pixels at which the outline turns or crosses itself, in raster order.
+    """Lists the pixel corners at which the contour turns or crosses itself, in raster order.
 
     Returns:
-        int [n, 2], (x, y), and int [n, 4]: the corner reached to the right, below, to the left, above, or -1.
+        Corners, int [n, 2], (x, y); and neighbors, int [n, 4], the index of the next corner along the contour to the
+        right, below, to the left and above, or -1.
     """
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     padded = np.pad(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 2)
@@ -90,14 +91,14 @@ def _turning_corners(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     below[by_column[:-1]], above[by_column[1:]] = by_column[1:], by_column[:-1]
     index = np.arange(n)
     neighbors = np.empty((n, 4), int)
-    for direction, edge, there in ((_RIGHT, right, index + 1), (_DOWN, down, below),
-                                   (_LEFT, left, index - 1), (_UP, up, above)):
-        neighbors[:, direction] = np.where(edge[y, x], there, -1)
+    for direction, edge, neighbor in ((_RIGHT, right, index + 1), (_DOWN, down, below),
+                                      (_LEFT, left, index - 1), (_UP, up, above)):
+        neighbors[:, direction] = np.where(edge[y, x], neighbor, -1)
     return np.stack([x + columns[0] - 1, y + rows[0] - 1], axis=1), neighbors
 
 
 def _trace(neighbors: np.ndarray) -> list[list[int]]:
-    """Joins corners to closed loops, in the order of the original; the last corner of a loop is its first."""
+    """Joins corners to closed loops, in the order of PolyCont; the last corner of a loop equals its first."""
     is_junction = (neighbors >= 0).all(1)
     vertical = np.where(neighbors[:, _DOWN] >= 0, neighbors[:, _DOWN], neighbors[:, _UP])
     horizontal = np.where(neighbors[:, _RIGHT] >= 0, neighbors[:, _RIGHT], neighbors[:, _LEFT])
@@ -122,10 +123,10 @@ def _trace(neighbors: np.ndarray) -> list[list[int]]:
 def _pieces(
     neighbors: np.ndarray, is_junction: np.ndarray, onward: tuple[list[int], list[int]], visited: list[bool]
 ) -> list[tuple[list[int], int, int]]:
-    """Follows the outline from junction to junction; marks what it passes as visited.
+    """Follows the contour from junction to junction and marks the corners on the way as visited.
 
     Returns:
-        The corners of each piece, and the direction in which it leaves its first and, seen from there, last junction.
+        For each piece, its corners and the directions in which it leaves its first and its last junction.
     """
     ends = {int(j): neighbors[j].tolist() for j in np.flatnonzero(is_junction)}
     used = set()
@@ -142,7 +143,7 @@ def _pieces(
                 corner = onward[turn][corner]
             if len(path) == 1:
                 back = (direction + 2) % 4
-            else:  # a turning corner has one neighbor each way, so it lies on the side where the junction is not
+            else:  # a turning corner has one neighbor per axis, so the direction back is opposite to its neighbor's
                 forward = _RIGHT if turn else _DOWN
                 back = forward + 2 if neighbors[path[-1], forward] == corner else forward
             path.append(corner)
@@ -152,9 +153,9 @@ def _pieces(
 
 
 def _cycles(pieces: list[tuple[list[int], int, int]]) -> list[list[int]]:
-    """Joins pieces to loops that pass a junction once: turn at every junction, cut a loop off when one comes back.
+    """Joins pieces to loops that pass each junction once: turn at each junction, close a loop when one is revisited.
 
-    The order of junctions is that of the hash map of the original: those found last come first.
+    Junctions are processed in the order of PolyCont's hash map: the last found first.
     """
     waiting: dict[int, list[int]] = {}
     for number, (path, _, _) in enumerate(pieces):
@@ -166,31 +167,31 @@ def _cycles(pieces: list[tuple[list[int], int, int]]) -> list[list[int]]:
         at = next(iter(waiting))
         number = waiting[at][0]
         trail: list[tuple[int, int]] = []
-        place: dict[int, int] = {}
+        index_of: dict[int, int] = {}
         while True:
             path, _, _ = pieces[number]
             for junction in {path[0], path[-1]}:
                 waiting[junction].remove(number)
                 if not waiting[junction]:
                     del waiting[junction]
-            place[at] = len(trail)
+            index_of[at] = len(trail)
             trail.append((at, number))
             at = path[-1] if path[0] == at else path[0]
-            if at in place:
+            if at in index_of:
                 loop = [at]
-                for junction, part in trail[place[at] :]:
+                for junction, part in trail[index_of[at] :]:
                     corners = pieces[part][0]
                     loop += corners[1:] if corners[0] == junction else corners[-2::-1]
                     if junction != at:
-                        del place[junction]
+                        del index_of[junction]
                 loops.append(loop)
-                del trail[place.pop(at) :]
+                del trail[index_of.pop(at) :]
                 if not trail:
                     break
                 number = trail[-1][1]
             options = waiting[at]
-            is_straight = _axis(pieces[options[0]], at) == _axis(pieces[number], at)
-            number = options[1] if is_straight and len(options) > 1 else options[0]
+            goes_straight = _axis(pieces[options[0]], at) == _axis(pieces[number], at)
+            number = options[1] if goes_straight and len(options) > 1 else options[0]
     return loops
 
 
@@ -200,7 +201,7 @@ def _axis(piece: tuple[list[int], int, int], junction: int) -> int:
 
 
 def _are_holes(mask: np.ndarray, points: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Tells of each loop whether the pixels along its inner side are background."""
+    """Returns, for each loop, whether the pixels along its inner side are background, bool [k]."""
     ends = np.cumsum(lengths)
     starts = ends - lengths
     x, y = points.T
@@ -214,11 +215,11 @@ def _are_holes(mask: np.ndarray, points: np.ndarray, lengths: np.ndarray) -> np.
 
 
 def _unit_steps(points: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lists every pixel corner along loops that are given by their turns."""
+    """Inserts all pixel corners between the turning corners of the loops."""
     ends = np.cumsum(lengths)
     step = np.roll(points, -1, axis=0) - points
     step[ends - 1] = 0
-    count = np.maximum(np.abs(step).sum(1), 1)  # the last point of a loop stays a single one
+    count = np.maximum(np.abs(step).sum(1), 1)  # the last point of a loop is kept once
     first = np.cumsum(count) - count
     along = np.arange(count.sum()) - np.repeat(first, count)
     unit = np.repeat(np.sign(step), count, axis=0)
@@ -226,22 +227,22 @@ def _unit_steps(points: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _simplify(points: np.ndarray, lengths: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-    """Thins and simplifies (Douglas-Peucker, distance to the segment) closed loops, all of them side by side.
+    """Thins closed loops and simplifies them by Douglas-Peucker with the distance to the segment, all loops at once.
 
     Args:
-        points: float64 [n, 2], whole numbers, the loops one after the other.
-        lengths: int [k], points per loop.
-        tolerance: Points nearer than this to the simplified loop go.
+        points: float64 [n, 2], integers, the concatenated loops.
+        lengths: int [k], number of points of each loop.
+        tolerance: Points within this distance of the simplified loop are removed.
 
     Returns:
-        The remaining points and their number per loop.
+        The remaining points, and their number in each loop.
     """
     points, lengths = _thin(points, lengths, tolerance)
     last = np.cumsum(lengths) - 1
     first = last - lengths + 1
     kept = np.zeros(len(points), bool)
     kept[first] = kept[last] = True
-    a, b = first, last  # the ends of the stretches still to be looked at
+    a, b = first, last  # ends of the sections that remain to be split
     while True:
         a, b = a[b - a > 1], b[b - a > 1]
         if not len(a):
@@ -251,7 +252,7 @@ def _simplify(points: np.ndarray, lengths: np.ndarray, tolerance: float) -> tupl
         inner = np.arange(count.sum()) - np.repeat(start - a - 1, count)
         squared = _squared_distance(points[inner], *(np.repeat(points[end], count, axis=0) for end in (a, b)))
         largest = np.maximum.reduceat(squared, start)
-        # Of equally far points the last one.
+        # Of equally distant points the last one is kept.
         farthest = np.maximum.reduceat(np.where(squared == np.repeat(largest, count), inner, -1), start)
         split = largest > tolerance * tolerance
         a, b, farthest = a[split], b[split], farthest[split]
@@ -261,7 +262,7 @@ def _simplify(points: np.ndarray, lengths: np.ndarray, tolerance: float) -> tupl
 
 
 def _thin(points: np.ndarray, lengths: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-    """Drops points that are nearer than the tolerance to the last point kept; the ends of a loop stay."""
+    """Removes points within the tolerance of the previous kept point; the ends of a loop are kept."""
     ends = np.cumsum(lengths)
     near = np.hypot(*np.diff(points, axis=0).T) < tolerance
     if not near.any():
@@ -280,11 +281,11 @@ def _thin(points: np.ndarray, lengths: np.ndarray, tolerance: float) -> tuple[np
 
 
 def _squared_distance(point: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Squared distance of points to segments, all [n, 2], with the rounding of the original."""
+    """Computes squared distances of points to segments, all [n, 2], with the rounding of PolyCont; returns [n]."""
     segment = end - start
     along = ((point - start) * segment).sum(1)
     length = (segment * segment).sum(1)
-    # The original keeps this fraction in single precision, which decides between equally far points.
+    # PolyCont stores this fraction in single precision, which decides between equally distant points.
     fraction = along.astype(np.float32) / np.where(length == 0, 1, length).astype(np.float32)
     foot = start + fraction.astype(np.float64)[:, None] * segment
     foot = np.where((along >= length)[:, None], end, foot)
@@ -292,13 +293,13 @@ def _squared_distance(point: np.ndarray, start: np.ndarray, end: np.ndarray) -> 
     return ((point - foot) ** 2).sum(1)
 
 
-def _cut(loop: np.ndarray) -> np.ndarray:
-    """Cuts segments longer than the spacing into equal parts."""
+def _resample(loop: np.ndarray) -> np.ndarray:
+    """Divides segments longer than ``_MAX_SEGMENT`` into equal parts."""
     pieces = [loop[:1]]
     for start, end in itertools.pairwise(loop):
         step = end - start
-        parts = max(1, int(np.ceil(np.sqrt((step * step).sum()) / _SPACING)))
-        # Added up and not multiplied, as the original does: rounding decides on which side of an axis a point lies.
+        parts = max(1, int(np.ceil(np.sqrt((step * step).sum()) / _MAX_SEGMENT)))
+        # Added up instead of multiplied, as in PolyCont: rounding decides on which side of an axis a point lies.
         steps = np.vstack([start, np.broadcast_to(step / parts, (parts - 1, 2))])
         pieces += [np.cumsum(steps, axis=0)[1:], end[None]]
     return np.concatenate(pieces)

@@ -1,4 +1,4 @@
-"""Finding predicted masks, and refusing those that a protocol does not allow. Everything wrong is named at once."""
+"""Locate and read predicted masks, and collect every violation of a protocol's rules into one error."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -9,64 +9,66 @@ import numpy as np
 from uvos_jax.data.datasets.ground_truth import pixels
 from uvos_jax.data.datasets.layouts import Sequence, images_by_stem
 from uvos_jax.errors import UserError
+from uvos_jax.labels import VOID
 from uvos_jax.video import read_mask
 
-_LARGEST_NUMBER = 20  # of a proposal or object, by the rule of DAVIS
-_VOID = 255
+_MAX_OBJECT_ID = 20  # largest proposal or object id that the DAVIS rules allow
 
-Files = dict[str, dict[str, Path]]
+PredictionPaths = dict[str, dict[str, Path]]
 
 
-def find(root: Path, wanted: Mapping[str, Iterable[str]], subfolders: tuple[str, ...] = ("masks",)) -> Files:
-    """Finds the prediction of every wanted frame.
+def find_predictions(root: Path, wanted: Mapping[str, Iterable[str]],
+                     subfolders: tuple[str, ...] = ("masks",)) -> PredictionPaths:
+    """Finds the prediction file of every wanted frame.
 
-    A sequence's masks lie in ``<root>/<sequence>``, or in ``<root>/<sequence>/masks`` where ``uvos segment`` has
-    written them; ``root`` may hold ``Annotations`` in between, and if a single sequence is wanted it may be
-    the folder of masks itself. If no two sequences share a frame name, ``root`` may hold all masks side by side.
-    Masks are called as the frames are.
+    The masks of a sequence are read from ``<root>/<sequence>/masks`` (the layout of ``uvos segment``) or
+    ``<root>/<sequence>``. ``<root>/Annotations`` replaces ``root`` if it exists. With a single wanted sequence,
+    ``root`` may be the mask folder itself. If no two sequences share a frame name, ``root`` may hold the masks of all
+    sequences. File stems are frame names.
 
     Args:
-        root: The predictions.
-        wanted: Frame names of every sequence.
-        subfolders: Where below a sequence's folder to look first.
+        root: Folder of the predictions.
+        wanted: Frame names of each sequence.
+        subfolders: Subfolders of a sequence's folder to search first.
 
     Returns:
-        The file of every frame, by sequence and frame.
+        The path of each frame, by sequence name and frame name.
 
     Raises:
-        UserError: Sequences or frames are missing; all of them are named.
+        UserError: Sequences or frames are missing; the message lists all of them.
     """
     if not root.is_dir():
         raise UserError(f"The predictions '{root}' are not a folder.")
     base = root / "Annotations" if (root / "Annotations").is_dir() else root
     wanted = {name: list(frames) for name, frames in wanted.items()}
-    flat = _flat(base, wanted)
-    files: Files = {}
-    absent, gaps = [], []
+    shared = _shared_folder(base, wanted)
+    paths: PredictionPaths = {}
+    missing_sequences, missing_frames = [], []
     for name, frames in wanted.items():
-        folder = _folder(base, name, subfolders, alone=len(wanted) == 1)
+        folder = _sequence_folder(base, name, subfolders, is_only_sequence=len(wanted) == 1)
         if folder is None:
-            if frames and not any(frame in flat for frame in frames):
-                absent.append(name)
+            if frames and not any(frame in shared for frame in frames):
+                missing_sequences.append(name)
                 continue
             folder = base
-        there = images_by_stem(folder)
-        files[name] = {frame: there[frame] for frame in frames if frame in there}
-        missing = [frame for frame in frames if frame not in there]
-        if missing and len(missing) == len(frames) and there:
-            gaps.append(f"{name} (its masks are named otherwise: '{min(there)}' where the ground truth has"
-                        f" '{frames[0]}')")
+        available = images_by_stem(folder)
+        paths[name] = {frame: available[frame] for frame in frames if frame in available}
+        missing = [frame for frame in frames if frame not in available]
+        if missing and len(missing) == len(frames) and available:
+            missing_frames.append(f"{name} (file names differ: '{min(available)}' where the ground truth has"
+                                  f" '{frames[0]}')")
         elif missing:
-            gaps.append(f"{name} {ranges(missing, frames)}")
-    complaints = []
-    if absent:
-        complaints.append(f"{len(absent)} of {len(wanted)} sequences are missing: {', '.join(absent)}")
-    if gaps:
-        complaints.append(f"frames are missing: {'; '.join(gaps)}")
-    if complaints:
-        raise UserError(f"'{root}' is not complete: {'; '.join(complaints)}. Masks are looked for as"
-                        " <sequence>/<frame>.png, named like the ground truth.")
-    return files
+            missing_frames.append(f"{name} {format_ranges(missing, frames)}")
+    problems = []
+    if missing_sequences:
+        problems.append(f"{len(missing_sequences)} of {len(wanted)} sequences are missing:"
+                        f" {', '.join(missing_sequences)}")
+    if missing_frames:
+        problems.append(f"frames are missing: {'; '.join(missing_frames)}")
+    if problems:
+        raise UserError(f"'{root}' is incomplete: {'; '.join(problems)}. Masks are expected at <sequence>/<frame>.png,"
+                        " with the frame names of the ground truth.")
+    return paths
 
 
 def read_foreground(path: Path) -> np.ndarray:
@@ -76,40 +78,40 @@ def read_foreground(path: Path) -> np.ndarray:
         bool [h, w].
 
     Raises:
-        UserError: It is no mask, or holds void (255 in an indexed mask).
+        UserError: The file is not a mask, or contains void (255 in an indexed mask).
     """
     labels = read_mask(path)
-    if labels.max() == _VOID:
-        raise UserError("holds 255, which stands for void, but a prediction has none; write 1 for the foreground")
+    if labels.max() == VOID:
+        raise UserError("contains 255 (void), which predictions must not contain; write 1 for the foreground")
     return labels > 0
 
 
 def read_objects(path: Path) -> np.ndarray:
-    """Reads predicted object numbers, 0..20.
+    """Reads the object ids of a predicted mask.
 
     Returns:
-        uint8 [h, w].
+        uint8 [h, w] in 0..20; 0 is background.
 
     Raises:
-        UserError: It is no label mask, or holds a number above 20.
+        UserError: The file is not a label mask, or contains void or an id above 20.
     """
     labels = read_mask(path, numbered=True)
     largest = int(labels.max())
-    if largest == _VOID:
-        raise UserError("holds 255, which stands for void, but a prediction has none; write object numbers, or 0")
-    if largest > _LARGEST_NUMBER:
-        raise UserError(f"holds object number {largest}; numbers go up to {_LARGEST_NUMBER}, relabel them from 1")
+    if largest == VOID:
+        raise UserError("contains 255 (void), which predictions must not contain; write object ids, or 0")
+    if largest > _MAX_OBJECT_ID:
+        raise UserError(f"contains object id {largest}; the largest valid id is {_MAX_OBJECT_ID}, relabel from 1")
     return labels
 
 
-def read_map(path: Path) -> np.ndarray:
+def read_saliency_map(path: Path) -> np.ndarray:
     """Reads a predicted saliency map, or a mask as a map of 0 and 255.
 
     Returns:
         uint8 [h, w].
 
     Raises:
-        UserError: It is neither.
+        UserError: The file is neither.
     """
     gray, mode = pixels(path)
     if mode in ("P", "1"):
@@ -117,92 +119,92 @@ def read_map(path: Path) -> np.ndarray:
     if mode == "LA":
         gray = gray[..., 0]
     elif mode != "L":
-        raise UserError(f"is a picture of mode {mode}; a saliency map is one gray channel of 8 bits")
+        raise UserError(f"is an image of mode {mode}; a saliency map has one 8-bit gray channel")
     return gray
 
 
-class Complaints:
-    """Collects what is wrong with the frames of a sequence, so that all of it can be told at once."""
+class FrameProblems:
+    """Problems found in the frames of one sequence, collected so that one error can report all of them."""
 
     def __init__(self, sequence: str, frames: Iterable[str]):
-        """Starts with nothing wrong.
+        """Starts with an empty collection.
 
         Args:
-            sequence: Its name.
+            sequence: Name of the sequence.
             frames: Names of all its frames, in order.
         """
         self._sequence, self._frames = sequence, list(frames)
-        self._found: dict[str, list[str]] = defaultdict(list)
+        self._frames_by_problem: dict[str, list[str]] = defaultdict(list)
 
     def read(self, frame: str, path: Path, reader: Callable[[Path], np.ndarray],
              shape: tuple[int, int] | None = None) -> np.ndarray | None:
-        """Reads a prediction, or notes why it cannot be used and returns None.
+        """Reads a prediction; on failure records the problem and returns None.
 
         Args:
-            frame: Its name.
-            path: Its file.
-            reader: Returns an array [h, w], or raises UserError.
-            shape: (height, width) of the ground truth, or None if any will do.
+            frame: Name of the frame.
+            path: File of the prediction.
+            reader: Returns an array [h, w] or raises ``UserError``.
+            shape: Required (height, width), or None to accept any size.
         """
         try:
             labels = reader(path)
         except UserError as error:
-            # The reader names the file; here the frames that share the complaint are named instead.
+            # The reader names the file; the report names the frames that share the problem instead.
             text = str(error).replace(f"Cannot read the mask {str(path)!r}:", "cannot be read:")
             text = text.removeprefix("The mask ").replace(repr(str(path)), "")
-            self.note(frame, text.strip().rstrip("."))
+            self.add(frame, text.strip().rstrip("."))
             return None
-        return labels if shape is None or self.fits(frame, labels, shape) else None
+        return labels if shape is None or self.check_size(frame, labels, shape) else None
 
-    def fits(self, frame: str, labels: np.ndarray | None, shape: tuple[int, ...]) -> bool:
-        """Whether there is a prediction, of the size of the ground truth; another size is noted."""
+    def check_size(self, frame: str, labels: np.ndarray | None, shape: tuple[int, ...]) -> bool:
+        """Returns whether ``labels`` exists and has the ground truth's shape; records a different size."""
         if labels is not None and labels.shape != shape:
-            self.note(frame, f"is {labels.shape[1]}x{labels.shape[0]} where the ground truth is {shape[1]}x{shape[0]}")
+            self.add(frame, f"is {labels.shape[1]}x{labels.shape[0]} where the ground truth is {shape[1]}x{shape[0]}")
             return False
         return labels is not None
 
-    def note(self, frame: str, complaint: str) -> None:
-        """Notes something wrong with a frame."""
-        self._found[complaint].append(frame)
+    def add(self, frame: str, problem: str) -> None:
+        """Records a problem of a frame."""
+        self._frames_by_problem[problem].append(frame)
 
-    def found(self) -> list[tuple[str, str]]:
-        """Returns, for every kind of complaint, the sequence and frames it is about, and the complaint."""
-        return [(f"{self._sequence} {ranges(frames, self._frames)}", complaint)
-                for complaint, frames in self._found.items()]
+    def report(self) -> list[tuple[str, str]]:
+        """Returns (sequence and frame ranges, problem) for each distinct problem."""
+        return [(f"{self._sequence} {format_ranges(frames, self._frames)}", problem)
+                for problem, frames in self._frames_by_problem.items()]
 
 
-def ranges(names: Iterable[str], order: list[str]) -> str:
-    """Returns names briefly, ``00003-00007, 00011``, where a range runs over neighbors in ``order``."""
+def format_ranges(names: Iterable[str], order: list[str]) -> str:
+    """Formats names as ranges such as ``00003-00007, 00011``; a range covers consecutive entries of ``order``."""
     index = {name: position for position, name in enumerate(order)}
-    runs: list[list[str]] = []
+    ranges: list[list[str]] = []
     for name in sorted(names, key=index.__getitem__):
-        if runs and index[name] == index[runs[-1][-1]] + 1:
-            runs[-1].append(name)
+        if ranges and index[name] == index[ranges[-1][-1]] + 1:
+            ranges[-1].append(name)
         else:
-            runs.append([name])
-    return ", ".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+            ranges.append([name])
+    return ", ".join(span[0] if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in ranges)
 
 
-def pairs(sequence: Sequence, frames: Iterable[str], files: Mapping[str, Path],
-          read_truth: Callable[[Path], np.ndarray], read_prediction: Callable[[Path], np.ndarray],
-          complaints: Complaints) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yields (frame name, prediction, truth) of the frames that can be used; the others are complained about."""
+def load_pairs(sequence: Sequence, frames: Iterable[str], paths: Mapping[str, Path],
+               read_truth: Callable[[Path], np.ndarray], read_prediction: Callable[[Path], np.ndarray],
+               problems: FrameProblems) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yields (frame name, prediction, ground truth) of each valid frame; records the problems of the others."""
     truths = dict(zip(sequence.frames, sequence.truths, strict=True))
     for frame in frames:
         truth = read_truth(truths[frame])
-        prediction = complaints.read(frame, files[frame], read_prediction, truth.shape[:2])
+        prediction = problems.read(frame, paths[frame], read_prediction, truth.shape[:2])
         if prediction is not None:
             yield frame, prediction, truth
 
 
-def _folder(base, name, subfolders, alone):
+def _sequence_folder(base, name, subfolders, is_only_sequence):
     candidates = [*(base / name / sub for sub in subfolders), base / name]
-    if alone:
+    if is_only_sequence:
         candidates += [*(base / sub for sub in subfolders), base]
     return next((path for path in candidates if images_by_stem(path)), None)
 
 
-def _flat(base, wanted):
-    """The masks of all sequences in one folder, where their names tell the sequences apart."""
+def _shared_folder(base, wanted):
+    """Returns the images of ``base`` by stem if frame names are unique over all sequences, otherwise an empty dict."""
     names = [frame for frames in wanted.values() for frame in frames]
     return images_by_stem(base) if len(set(names)) == len(names) else {}

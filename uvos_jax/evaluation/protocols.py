@@ -1,4 +1,4 @@
-"""The table of protocols, and ``evaluate``, which scores a folder of results by one of them."""
+"""The table of evaluation protocols, and ``evaluate``, which scores predictions by one of them."""
 
 import re
 from collections.abc import Callable
@@ -7,45 +7,43 @@ from pathlib import Path
 from typing import Any
 
 from uvos_jax.errors import UserError, nearest_hint
-from uvos_jax.evaluation import davis, youtube_vis, youtube_vos
-from uvos_jax.evaluation import fbms_youtube_objects as foreground
-from uvos_jax.evaluation import saliency_protocol as salient
+from uvos_jax.evaluation import davis, fbms_youtube_objects, saliency_protocol, youtube_vis, youtube_vos
 from uvos_jax.evaluation.report import Result
-from uvos_jax.evaluation.scoring import Request, no_progress
+from uvos_jax.evaluation.scoring import EvaluationRequest, no_progress
 
-RULE_YOUTUBE_VIS = ("IoU of two tracks is the sum of intersections over frames by that of unions; COCO's greedy"
-                    " matching by score at IoU 0.50:0.05:0.95, 101 recall points, at most 100 tracks a video and"
-                    " category, crowds ignored; AP is the mean over categories; sizes by a track's mean area, below"
-                    " 128^2 and above 256^2; per frame, each mask with its track's score, sizes by COCO's 32^2 and"
-                    " 96^2")
+RULE_YOUTUBE_VIS = ("track IoU is the sum of the intersections over all frames divided by the sum of the unions; COCO's"
+                    " greedy matching by score at IoU 0.50:0.05:0.95, 101 recall points, at most 100 tracks per video"
+                    " and category, crowds ignored; AP is the mean over categories; small and large tracks have a mean"
+                    " area below 128^2 and above 256^2; per frame, each mask has the score of its track and COCO's"
+                    " size limits 32^2 and 96^2")
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a benchmark is scored.
+    """Rules of a benchmark.
 
     Attributes:
-        rule: Its fine print in one line.
+        rule: One-line summary of the rules.
         score: Scores a request.
-        split: The usual split.
+        split: Default split.
     """
 
     rule: str
-    score: Callable[[Request], Result]
+    score: Callable[[EvaluationRequest], Result]
     split: str
 
 
-def _youtube_vis(request: Request) -> Result:
-    """Average precision of tracks, class-aware and class-agnostic, and of the masks of single frames.
+def _youtube_vis(request: EvaluationRequest) -> Result:
+    """Computes AP of tracks, class-aware and class-agnostic, and class-agnostic AP of the masks of single frames.
 
-    Results in which no track has a category, as of a class-agnostic model, are scored without the class-aware part.
+    The class-aware part is skipped if no predicted track has a category, as with class-agnostic models.
     """
-    if request.only:
-        raise UserError("youtube-vis scores all videos of its JSON file together; leave --sequences out.")
-    instances, results = _instances(request), _results(request.predictions)
+    if request.sequences:
+        raise UserError("youtube-vis scores all videos of its JSON file together. Remove --sequences.")
+    instances, results = _instances_file(request), _results_file(request.predictions)
     truth, tracks = youtube_vis.read_json(instances), youtube_vis.read_json(results)
     scores: dict[str, Any] = {}
-    is_listed = isinstance(tracks, list) and tracks  # if not, the class-aware part says what is wrong
+    is_listed = isinstance(tracks, list) and tracks  # if not, the class-aware part raises the error
     if not is_listed or any(isinstance(track, dict) and "category_id" in track for track in tracks):
         scores["class_aware"] = youtube_vis.evaluate_tracks(truth, tracks)
     scores["class_agnostic"] = youtube_vis.evaluate_tracks(truth, tracks, class_agnostic=True)
@@ -68,24 +66,25 @@ PROTOCOLS = {
     "davis2017-semi": Protocol(davis.RULE_SEMI, davis.evaluate_2017_semi, "val"),
     "davis2017-unsup": Protocol(davis.RULE_UNSUPERVISED, davis.evaluate_2017_unsupervised, "val"),
     "youtube-vos": Protocol(youtube_vos.RULE, youtube_vos.evaluate, "valid"),
-    "fbms-j": Protocol(foreground.RULE_FBMS_J, foreground.evaluate_fbms_j, "test"),
-    "fbms-f": Protocol(foreground.RULE_FBMS_F, foreground.evaluate_fbms_f, "test"),
-    "youtube-objects": Protocol(foreground.RULE_YOUTUBE_OBJECTS, foreground.evaluate_youtube_objects, "test"),
-    "saliency": Protocol(salient.RULE, salient.evaluate, "val"),
+    "fbms-j": Protocol(fbms_youtube_objects.RULE_FBMS_J, fbms_youtube_objects.evaluate_fbms_j, "test"),
+    "fbms-f": Protocol(fbms_youtube_objects.RULE_FBMS_F, fbms_youtube_objects.evaluate_fbms_f, "test"),
+    "youtube-objects": Protocol(fbms_youtube_objects.RULE_YOUTUBE_OBJECTS,
+                                fbms_youtube_objects.evaluate_youtube_objects, "test"),
+    "saliency": Protocol(saliency_protocol.RULE, saliency_protocol.evaluate, "val"),
     "youtube-vis": Protocol(RULE_YOUTUBE_VIS, _youtube_vis, "valid"),
 }
 
 
-def protocol(name: str) -> Protocol:
-    """Returns the row of a protocol.
+def get_protocol(name: str) -> Protocol:
+    """Returns the protocol called ``name``.
 
     Raises:
         UserError: There is no such protocol.
     """
     if name not in PROTOCOLS:
-        # One that goes on as the name does comes first: davis2017 is meant for davis2017-semi, not for davis2016.
+        # Names that start with ``name`` come first: for davis2017 suggest davis2017-semi, not davis2016.
         likely = [known for known in PROTOCOLS if name and known.startswith(name)] or PROTOCOLS
-        raise UserError(f"There is no protocol '{name}'.{nearest_hint(name, likely)} There are:"
+        raise UserError(f"Unknown protocol '{name}'.{nearest_hint(name, likely)} Valid protocols:"
                         f" {', '.join(PROTOCOLS)}.")
     return PROTOCOLS[name]
 
@@ -93,33 +92,33 @@ def protocol(name: str) -> Protocol:
 def evaluate(name: str, predictions: str | Path, dataset: str | Path, split: str | None = None, *,
              sequences: tuple[str, ...] = (), workers: int = 1, progress: Callable = no_progress,
              temporal: bool = True) -> Result:
-    """Scores a folder of results.
+    """Scores predictions by the rules of a benchmark.
 
     Args:
         name: A key of ``PROTOCOLS``.
-        predictions: The masks, ``<sequence>/<frame>.png``; for ``youtube-vis`` a JSON file.
-        dataset: The dataset as published; for ``youtube-vis`` its JSON file of instances.
-        split: The protocol's usual one if None.
-        sequences: Those to score, all if empty.
-        workers: Processes. With more than one, the calling script needs ``if __name__ == "__main__":``.
-        progress: Given the number of sequences, returns a context manager whose value is called after each.
-        temporal: Whether T of ``davis2016``, which takes long, is wanted; NaN stands in its place if not.
+        predictions: Folder of masks, ``<sequence>/<frame>.png``; for ``youtube-vis`` a JSON file.
+        dataset: Folder of the dataset as published; for ``youtube-vis`` its JSON file of instances.
+        split: Split of the dataset; None selects the protocol's default.
+        sequences: Names of the sequences to score; all if empty.
+        workers: Number of processes. With more than one, the calling script needs ``if __name__ == "__main__":``.
+        progress: Takes the number of sequences and returns a context manager; its value is called after each sequence.
+        temporal: Whether to compute T of ``davis2016``, which is slow; NaN replaces it otherwise.
 
     Returns:
         The scores.
 
     Raises:
-        UserError: The predictions break a rule of the protocol, or something is missing; all of it is named.
+        UserError: The predictions break a rule of the protocol, or files are missing; the message lists all problems.
     """
-    row = protocol(name)
+    protocol = get_protocol(name)
     if split is not None and not re.fullmatch(r"[\w.-]+", split):
-        raise UserError(f"A split is a plain name, such as {row.split}; got '{split}'.")
-    result = row.score(Request(Path(predictions), Path(dataset), split or row.split, tuple(sequences), workers,
-                               progress, temporal))
-    return replace(result, only=tuple(sequences))
+        raise UserError(f"A split is a plain name, such as {protocol.split}; got '{split}'.")
+    result = protocol.score(EvaluationRequest(Path(predictions), Path(dataset), split or protocol.split,
+                                              tuple(sequences), workers, progress, temporal))
+    return replace(result, subset=tuple(sequences))
 
 
-def _instances(request):
+def _instances_file(request):
     path, split = request.dataset, request.split
     if not path.is_dir():
         return path
@@ -127,12 +126,12 @@ def _instances(request):
              f"{split}.json", "instances.json")
     found = next((path / name for name in names if (path / name).is_file()), None)
     if found is None:
-        raise UserError(f"'{path}' has no {split}/instances.json; give the JSON file itself with --dataset.")
+        raise UserError(f"'{path}' has no {split}/instances.json. Give the JSON file itself with --dataset.")
     return found
 
 
-def _results(path):
+def _results_file(path):
     found = path / "results.json"
     if path.is_dir() and not found.is_file():
-        raise UserError(f"'{path}' has no results.json; give the JSON file itself with --predictions.")
+        raise UserError(f"'{path}' has no results.json. Give the JSON file itself with --predictions.")
     return found if path.is_dir() else path

@@ -1,10 +1,10 @@
-"""Salient-object measures: MAE, F curve and adaptive F, S-measure; and AD-Net's pooled F.
+"""Salient object detection metrics: MAE, F curve, adaptive F and S-measure; and AD-Net's pooled F.
 
-The per-frame measures follow the evaluation scripts of DAVSOD (Fan et al., "Shifting More Attention to Video Salient
-Object Detection", CVPR 2019): a map is stretched to [0, 1] frame by frame, and scores are averaged over the frames of a
-sequence, then over sequences. The scripts leave out the first and last frame of a sequence; that is up to the caller.
-PySODMetrics differs in two ways: it averages over all images without a sequence level, and it stretches the 255ths of
-the gray levels, so that by rounding a pixel may fall below a threshold it equals on paper.
+The per-frame metrics follow the evaluation scripts of DAVSOD (Fan et al., "Shifting More Attention to Video Salient
+Object Detection", CVPR 2019): each map is rescaled to [0, 1], and scores are averaged over the frames of a sequence,
+then over sequences. The scripts exclude the first and last frame of a sequence; here the caller selects the frames.
+PySODMetrics differs in two ways: it averages over all images without a sequence level, and it rescales the gray levels
+divided by 255, so rounding may put a pixel below a threshold that it mathematically equals.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ import numpy as np
 _BETA_SQUARED = 0.3
 _ALPHA = 0.5
 _EPS = np.finfo(np.float64).eps
-# The thresholds of the curves: 1, 254/255, .., 0.
+# Thresholds of the curves: 1, 254/255, ..., 0.
 THRESHOLDS = np.arange(255, -1, -1) / 255
 
 
@@ -31,11 +31,11 @@ class FrameSaliency(NamedTuple):
 
 
 class SequenceSaliency(FrameSaliency):
-    """Means of the frames' scores, under the same names."""
+    """Means of the frame scores of a sequence, under the same names."""
 
 
 class DatasetSaliency(NamedTuple):
-    """Means of the sequences' scores, and the highest point of their mean F curve."""
+    """Means of the sequence scores, and the maximum of the mean F curve with its threshold."""
 
     mae: float
     max_f: float
@@ -50,24 +50,24 @@ class DatasetSaliency(NamedTuple):
 def frame_saliency(prediction: np.ndarray, truth: np.ndarray) -> FrameSaliency:
     """Scores one saliency map.
 
-    The map is stretched so that its minimum becomes 0 and its maximum 1; a map of one value stays as it is (uint8
-    divided by 255). A pixel is selected where S >= t. F = (1 + b) P R / (b P + R) with b = 0.3 (Achanta et al., CVPR
-    2009). As in the scripts, precision, recall and F are all 0 where no object pixel is selected, be it that the
-    truth is empty, the selection is, or they do not meet. The adaptive threshold is twice the mean of S, at most 1;
-    an all-zero map has the threshold 0 and so selects every pixel.
+    The map is rescaled to S with minimum 0 and maximum 1; a constant map is not rescaled (uint8 is divided by 255). A
+    pixel is selected if S >= t. F = (1 + b) P R / (b P + R) with b = beta^2 = 0.3 (Achanta et al., CVPR 2009). As in
+    the scripts of DAVSOD, precision, recall and F are all 0 if no object pixel is selected, whether the ground truth
+    is empty, the selection is empty, or they do not overlap. The adaptive threshold is twice the mean of S, at most 1;
+    for an all-zero map it is 0, which selects every pixel.
 
     Args:
         prediction: uint8 [h, w], or float [h, w] in [0, 1].
         truth: bool [h, w].
 
     Returns:
-        The scores of the frame.
+        Scores of the frame.
 
     Raises:
-        ValueError: The arrays are of another shape, dtype or range.
+        ValueError: An array has a wrong shape, dtype or range.
     """
     _check(prediction, truth)
-    saliency = _stretched(prediction)
+    saliency = _rescale(prediction)
     precision, recall, f_beta = _curves(saliency, truth)
     return FrameSaliency(
         mae=float(np.abs(saliency - truth).mean()),
@@ -80,21 +80,22 @@ def frame_saliency(prediction: np.ndarray, truth: np.ndarray) -> FrameSaliency:
 
 
 def s_measure(saliency: np.ndarray, truth: np.ndarray) -> float:
-    """Structure measure: S = a S_o + (1 - a) S_r with a = 0.5, and 0 where that is negative.
+    """Computes the structure measure: S = a S_o + (1 - a) S_r with a = 0.5, clipped at 0.
 
-    Fan et al., "Structure-measure: A New Way to Evaluate Foreground Maps", ICCV 2017; the details are those of the
-    authors' MATLAB code:
+    Fan et al., "Structure-measure: A New Way to Evaluate Foreground Maps", ICCV 2017, with the details of the authors'
+    MATLAB code:
 
-    - an empty truth scores 1 - mean S, a truth of the whole frame mean S;
-    - S_o is the mean of the object's score and of the background's (of 1 - S), weighted by their shares of the
-      frame; a score is 2m / (m^2 + 1 + d + eps), m the mean and d the standard deviation (N - 1; 0 for one pixel);
-    - S_r cuts the frame behind the row and the column of the object's centroid, counted from 1 and rounded half up,
-      and is the mean of the four parts' SSIM weighted by their areas. (Co)variances are divided by N - 1 + eps. With
-      A = 4 x y cov and B = (x^2 + y^2)(var_x + var_y), SSIM is A / (B + eps), 1 where A = B = 0, 0 where only A = 0.
+    - An empty ground truth scores 1 - mean S, a ground truth that fills the frame scores mean S.
+    - S_o is the mean of the object's score (of S) and the background's score (of 1 - S), weighted by their fractions of
+      the frame. A score is 2m / (m^2 + 1 + d + eps) with the mean m and the standard deviation d (N - 1; 0 for one
+      pixel).
+    - S_r divides the frame after the row and the column of the object's centroid, counted from 1 and rounded half up,
+      and is the mean of the SSIM of the four parts weighted by their areas. (Co)variances are divided by N - 1 + eps.
+      With A = 4 x y cov and B = (x^2 + y^2)(var_x + var_y), SSIM is A / (B + eps); 1 if A = B = 0; 0 if only A = 0.
 
-    Two cases are settled here: a part without pixels adds nothing (MATLAB gives NaN), and a part where S has one value
-    has variance 0 exactly (in MATLAB the rounding of its mean can turn an SSIM of 1 into 0). PySODMetrics rounds
-    the centroid half to even, and gives NaN for an object, a background or a part of one pixel.
+    Two cases are defined here: a part without pixels adds nothing (NaN in MATLAB), and a part with constant S has
+    variance exactly 0 (in MATLAB the rounding of its mean can turn an SSIM of 1 into 0). PySODMetrics rounds the
+    centroid half to even, and returns NaN if the object, the background or a part has one pixel.
 
     Args:
         saliency: float64 [h, w] in [0, 1].
@@ -111,13 +112,13 @@ def s_measure(saliency: np.ndarray, truth: np.ndarray) -> float:
 
 
 def sequence_mean(frames: Iterable[FrameSaliency]) -> SequenceSaliency:
-    """Averages the scores of a sequence, one frame at a time.
+    """Averages the frame scores of a sequence, with one frame in memory at a time.
 
     Args:
-        frames: At least one; may be a generator.
+        frames: Scores of at least one frame; may be a generator.
 
     Returns:
-        The mean of each score and of each point of the curves.
+        Mean of each score and of each point of the curves.
 
     Raises:
         ValueError: There are no frames.
@@ -125,16 +126,16 @@ def sequence_mean(frames: Iterable[FrameSaliency]) -> SequenceSaliency:
     return SequenceSaliency(*_mean(frames, "frames"))
 
 
-def combine(frames_by_sequence: Iterable[Iterable[FrameSaliency] | SequenceSaliency]) -> DatasetSaliency:
-    """Averages over frames, then over sequences; the maximum of F is taken on the mean curve.
+def dataset_mean(frames_by_sequence: Iterable[Iterable[FrameSaliency] | SequenceSaliency]) -> DatasetSaliency:
+    """Averages over frames, then over sequences; max F is the maximum of the mean curve.
 
-    Taking the maximum of each frame or sequence first would give a higher number.
+    The mean of the maxima of frames or sequences would be higher.
 
     Args:
-        frames_by_sequence: At least one sequence, each given by its frames (may be a generator) or by its mean.
+        frames_by_sequence: At least one sequence, each given as its frame scores (may be a generator) or their mean.
 
     Returns:
-        The scores of the dataset. Of several thresholds that share the maximal F, the highest is given.
+        Scores of the dataset. If several thresholds reach the maximum F, the highest is returned.
 
     Raises:
         ValueError: There are no sequences, or one has no frames.
@@ -155,61 +156,62 @@ def combine(frames_by_sequence: Iterable[Iterable[FrameSaliency] | SequenceSalie
 
 
 def pooled_histogram(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Counts the gray levels of the object's pixels and of the others; the counts of frames add up.
+    """Computes the histograms of predicted gray levels inside and outside the object; sum them over frames.
 
     Args:
-        prediction: uint8 [h, w], as it is, without stretching.
+        prediction: uint8 [h, w], not rescaled.
         truth: bool [h, w].
 
     Returns:
-        int64 [2, 256], the object's pixels first.
+        int64 [2, 256]: pixel counts inside the object, then outside.
 
     Raises:
-        ValueError: The arrays are of another shape or dtype.
+        ValueError: An array has a wrong shape or dtype.
     """
     _check(prediction, truth)
     if prediction.dtype != np.uint8:
-        raise ValueError(f"the prediction must be uint8, not {prediction.dtype}")
+        raise ValueError(f"prediction must be uint8, not {prediction.dtype}")
     return _joint_counts(prediction, truth)
 
 
 def pooled_curve(histogram: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Precision and recall of all pixels pooled, at every gray level that occurs.
+    """Computes precision and recall over all pooled pixels at every gray level that occurs.
 
-    The points are those of scikit-learn's ``precision_recall_curve``, without the (1, 0) it adds at the end.
+    The points equal those of scikit-learn's ``precision_recall_curve`` without the final (1, 0).
 
     Args:
-        histogram: int64 [2, 256], a sum of ``pooled_histogram``.
+        histogram: int64 [2, 256], a sum of ``pooled_histogram`` arrays.
 
     Returns:
-        Precision and recall, float64 [k], and the thresholds, int64 [k] in 0..255 and ascending: a pixel is selected
-        where it is at least the threshold. Recall is 0 if there are no object pixels.
+        Precision and recall, float64 [k], and thresholds, int64 [k] in 0..255, ascending. A pixel is selected if it is
+        at least the threshold. Recall is 0 if there are no object pixels.
 
     Raises:
         ValueError: The histogram is empty.
     """
     levels = np.flatnonzero(histogram.any(axis=0))
     if not levels.size:
-        raise ValueError("the histogram holds no pixels")
-    hits, selected, objects = _selected(histogram)
+        raise ValueError("the histogram has no pixels")
+    hits, selected, objects = _count_selected(histogram)
     hits, selected = hits[255 - levels], selected[255 - levels]
     return hits / selected, hits / max(objects, 1), levels
 
 
 def pooled_f(histogram: np.ndarray) -> dict[str, float]:
-    """AD-Net's measures: maximal F with equal weights, and MAE, over the pixels of a whole dataset.
+    """Computes AD-Net's metrics: maximum F with beta^2 = 1, and MAE, over the pooled pixels of a dataset.
 
     Yang et al., "Anchor Diffusion for Unsupervised Video Object Segmentation", ICCV 2019, and its evaluation code,
-    which leaves out the first and last frame of a sequence (up to the caller). F = 2 P R / (P + R), so the number is
-    not comparable with the F of ``combine``. The published code works on the floating-point output of the network; here
-    it is in 8 bits. It also prints NaN when the highest score belongs to no object; F is 0 there.
+    which excludes the first and last frame of a sequence (here the caller selects the frames). F = 2 P R / (P + R), so
+    it is not comparable with F of ``dataset_mean``. The published code uses the floating-point output of the network,
+    this function its 8-bit quantization. The published code prints NaN if no object pixel has the highest score; F is 0
+    at that threshold here.
 
     Args:
-        histogram: int64 [2, 256], a sum of ``pooled_histogram``.
+        histogram: int64 [2, 256], a sum of ``pooled_histogram`` arrays.
 
     Returns:
-        ``max_f`` and, where it is reached, ``threshold`` (0..255; the lowest if there are several), ``precision`` and
-        ``recall``; and ``mae``, the mean over all pixels.
+        ``max_f`` with its ``threshold`` (0..255; the lowest of several), ``precision`` and ``recall``; and ``mae``, the
+        mean absolute error over all pixels in [0, 1].
 
     Raises:
         ValueError: The histogram is empty.
@@ -229,40 +231,41 @@ def pooled_f(histogram: np.ndarray) -> dict[str, float]:
 
 def _check(prediction: np.ndarray, truth: np.ndarray) -> None:
     if prediction.dtype != np.uint8 and prediction.dtype.kind != "f":
-        raise ValueError(f"the prediction must be uint8 or float, not {prediction.dtype}")
+        raise ValueError(f"prediction must be uint8 or float, not {prediction.dtype}")
     if truth.dtype != bool:
-        raise ValueError(f"the truth must be bool, not {truth.dtype}")
+        raise ValueError(f"ground truth must be bool, not {truth.dtype}")
     if prediction.shape != truth.shape or truth.ndim != 2 or not truth.size:
-        raise ValueError(f"prediction and truth must be [h, w] alike, not {prediction.shape} and {truth.shape}")
+        raise ValueError("prediction and ground truth must have the same shape [h, w], not"
+                         f" {prediction.shape} and {truth.shape}")
 
 
-def _stretched(prediction: np.ndarray) -> np.ndarray:
+def _rescale(prediction: np.ndarray) -> np.ndarray:
     lowest, highest = float(prediction.min()), float(prediction.max())
     levels = prediction.astype(np.float64)
     if prediction.dtype != np.uint8 and not 0 <= lowest <= highest <= 1:  # also false for NaN
-        raise ValueError(f"the prediction must lie in [0, 1], not {lowest}..{highest}")
+        raise ValueError(f"prediction must be in [0, 1], not {lowest}..{highest}")
     if lowest == highest:
         return levels / 255 if prediction.dtype == np.uint8 else levels
-    # From the integers, not from their 255ths: one rounding, so that S = t holds wherever it does on paper.
+    # Rescaling the integers, not the integers divided by 255, rounds once, so S = t holds where it does mathematically.
     return (levels - lowest) / (highest - lowest)
 
 
 def _joint_counts(levels: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Returns int64 [2, 256], the counts of the levels 0..255 within the object, then outside of it."""
+    """Counts the levels 0..255 inside the object, then outside, int64 [2, 256]."""
     return np.bincount((levels + 256 * ~truth).ravel(), minlength=512).reshape(2, 256)
 
 
-def _selected(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Returns the object's pixels and all pixels at or above 255, 254, .., 0, and the size of the object."""
+def _count_selected(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Returns the counts of object pixels and of all pixels at or above 255, 254, ..., 0, and the object's size."""
     above = counts[:, ::-1].cumsum(axis=1)
     return above[0], above.sum(axis=0), int(above[0, -1])
 
 
 def _curves(saliency: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    # The largest k with S >= k / 255. Exact in floating point too: for each k, the product reaches k at k / 255, and
-    # not at the number next below it.
+    # The largest k with S >= k / 255. This is exact in floating point: for each k the product is at least k at k / 255
+    # and below k at the next smaller number.
     levels = (saliency * 255).astype(np.int64)
-    hits, selected, objects = _selected(_joint_counts(levels, truth))
+    hits, selected, objects = _count_selected(_joint_counts(levels, truth))
     precision, recall = hits / np.maximum(selected, 1), hits / max(objects, 1)
     return precision, recall, _f_measure(precision, recall, _BETA_SQUARED)
 
@@ -299,7 +302,7 @@ def _region_score(saliency: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _centroid(counts: np.ndarray) -> int:
-    """Returns the mean position of ``counts``, the first being 1, rounded half up, in integers."""
+    """Returns the mean position of ``counts``, counted from 1 and rounded half up, in integer arithmetic."""
     moment, total = int(counts @ np.arange(1, counts.size + 1)), int(counts.sum())
     return (2 * moment + total) // (2 * total)
 
@@ -307,10 +310,10 @@ def _centroid(counts: np.ndarray) -> int:
 def _ssim(saliency: np.ndarray, truth: np.ndarray) -> float:
     mean_s, mean_t = saliency.mean(), truth.mean()
     if saliency.min() == saliency.max():
-        mean_s = saliency[0, 0]  # not a rounded sum: that this part has no variance decides between 1 and 0
+        mean_s = saliency[0, 0]  # exact, unlike the rounded mean: a variance of exactly 0 decides between SSIM 1 and 0
     centered_s, centered_t = saliency - mean_s, truth - mean_t
     freedom = truth.size - 1 + _EPS
-    # Sums, not dot products: the threads of a BLAS cost more than they save on so few numbers.
+    # Sums instead of dot products: on so few numbers BLAS threads cost more time than they save.
     variances = ((centered_s**2).sum() + (centered_t**2).sum()) / freedom
     alpha = 4 * mean_s * mean_t * (centered_s * centered_t).sum() / freedom
     beta = (mean_s**2 + mean_t**2) * variances
@@ -325,5 +328,5 @@ def _mean(scores: Iterable[tuple], what: str) -> list:
         total = score if total is None else [a + b for a, b in zip(total, score, strict=True)]
         count += 1
     if total is None:
-        raise ValueError(f"there are no {what} to average")
+        raise ValueError(f"no {what} to average")
     return [each / count for each in total]

@@ -1,4 +1,4 @@
-"""The protocol of salient-object metrics in videos: ViSal, FBMS, DAVIS."""
+"""The protocol of video salient object detection: ViSal, FBMS, DAVIS."""
 
 from itertools import chain
 
@@ -8,54 +8,55 @@ from uvos_jax.data.datasets import ground_truth as truth
 from uvos_jax.data.datasets import layouts
 from uvos_jax.errors import UserError
 from uvos_jax.evaluation import predictions
-from uvos_jax.evaluation.predictions import Complaints
+from uvos_jax.evaluation.predictions import FrameProblems
 from uvos_jax.evaluation.report import Result
 from uvos_jax.evaluation.saliency_metrics import (
     THRESHOLDS,
-    combine,
+    dataset_mean,
     frame_saliency,
     pooled_f,
     pooled_histogram,
     sequence_mean,
 )
-from uvos_jax.evaluation.scoring import Request
+from uvos_jax.evaluation.scoring import EvaluationRequest
 
-RULE = ("labeled frames 2 to N-1 of each sequence; truth is above 128; each predicted map is stretched to [0, 1];"
-        " MAE, F (beta^2 = 0.3) at 256 thresholds and at twice the map's mean, S-measure (alpha = 0.5); mean over"
-        " frames, then over sequences; max F is that of the mean curve; AD-Net's own form pools the pixels of all"
-        " those frames, maps as they are, beta^2 = 1; no void")
+RULE = ("annotated frames 2 to N-1 of each sequence; ground truth is above 128; each predicted map is rescaled to"
+        " [0, 1]; MAE, F (beta^2 = 0.3) at 256 thresholds and at twice the mean of the map, S-measure (alpha = 0.5);"
+        " mean over frames, then over sequences; max F is the maximum of the mean curve; AD-Net's variant pools the"
+        " pixels of all those frames, without rescaling, beta^2 = 1; no void")
 
 
-def evaluate(request: Request) -> Result:
-    """Scores saliency maps (8-bit gray, or masks) against any of the layouts that ``layouts`` knows.
+def evaluate(request: EvaluationRequest) -> Result:
+    """Scores saliency maps (8-bit gray images or masks) on any dataset layout of ``layouts``.
 
-    Maps of a sequence are looked for in its folder ``soft``, then ``masks``, then in the folder itself.
+    The maps of a sequence are read from its subfolder ``soft``, else ``masks``, else from its folder.
 
     Raises:
-        UserError: See ``predictions``; also for a sequence of fewer than three labeled frames.
+        UserError: Predictions are missing or invalid, see ``predictions``; a sequence has fewer than three annotated
+            frames; or the ground truth is empty.
     """
-    sequences = request.chosen(_sequences(request))
+    sequences = request.select(_sequences(request))
     layouts.check_truth(sequences, request.split, fewest=3)
     wanted = {item.name: item.frames[1:-1] for item in sequences}
-    files = predictions.find(request.predictions, wanted, ("soft", "masks"))
-    results = request.each(_score, [(item, files[item.name]) for item in sequences])
-    whole = combine(mean for mean, _ in results)
+    paths = predictions.find_predictions(request.predictions, wanted, ("soft", "masks"))
+    results = request.run(_score, [(item, paths[item.name]) for item in sequences])
+    overall = dataset_mean(mean for mean, _ in results)
     histogram = sum(histogram for _, histogram in results)
     if not histogram[0].any():
-        raise UserError(f"The ground truth in '{request.dataset}' is empty in every frame that counts.")
-    if not histogram[:, 2:].any():  # masks of 0 and 1 throughout
+        raise UserError(f"The ground truth in '{request.dataset}' is empty in every scored frame. Check --dataset.")
+    if not histogram[:, 2:].any():  # all predictions are masks of 0 and 1
         histogram[:, 255], histogram[:, 1] = histogram[:, 1], 0
     pooled = pooled_f(histogram)
     by_name = {item.name: {"mae": mean.mae, "max_f": float(mean.f_beta.max()), "adaptive_f": mean.adaptive_f,
                            "s_measure": mean.s_measure}
                for item, (mean, _) in zip(sequences, results, strict=True)}
-    scores = {name: getattr(whole, name) for name in ("mae", "max_f", "max_f_threshold", "adaptive_f", "s_measure")}
-    curve = [[float(value) for value in row] for row in zip(THRESHOLDS, whole.precision, whole.recall, whole.f_beta,
-                                                            strict=True)]
+    scores = {name: getattr(overall, name) for name in ("mae", "max_f", "max_f_threshold", "adaptive_f", "s_measure")}
+    curve = [[float(value) for value in row] for row in zip(THRESHOLDS, overall.precision, overall.recall,
+                                                            overall.f_beta, strict=True)]
     scores["adnet"] = {name: pooled[name] for name in ("mae", "max_f")}
     return Result("saliency", RULE, request.split, scores, by_name, list(by_name.items()),
                   tables={"pr_curve.csv": (["threshold", "precision", "recall", "F"], curve)},
-                  curve=(whole.recall.tolist(), whole.precision.tolist()))
+                  curve=(overall.recall.tolist(), overall.precision.tolist()))
 
 
 def _sequences(request):
@@ -67,8 +68,8 @@ def _sequences(request):
 
 
 def _score(job):
-    sequence, files = job
-    complaints = Complaints(sequence.name, sequence.frames)
+    sequence, paths = job
+    problems = FrameProblems(sequence.name, sequence.frames)
     fbms = layouts.is_fbms_sequence(sequence)
     pooled = np.zeros((2, 256), np.int64)
 
@@ -76,13 +77,13 @@ def _score(job):
         return truth.read_fbms_foreground(path, sequence.name) if fbms else truth.read_salient(path)
 
     def frames():
-        for _, prediction, salient in predictions.pairs(sequence, sequence.frames[1:-1], files, read_truth,
-                                                        predictions.read_map, complaints):
+        for _, prediction, salient in predictions.load_pairs(sequence, sequence.frames[1:-1], paths, read_truth,
+                                                        predictions.read_saliency_map, problems):
             pooled[:] += pooled_histogram(prediction, salient)
             yield frame_saliency(prediction, salient)
 
     scored = frames()
     first = next(scored, None)
-    if first is None:  # not one could be read, which has been noted
-        return None, complaints.found()
-    return (sequence_mean(chain([first], scored)), pooled), complaints.found()
+    if first is None:  # no frame could be read; ``problems`` has the reasons
+        return None, problems.report()
+    return (sequence_mean(chain([first], scored)), pooled), problems.report()

@@ -1,23 +1,23 @@
-"""Temporal (in)stability T of DAVIS-2016: how much the outline of a mask changes its shape between two frames.
+"""Temporal (in)stability T of DAVIS-2016: how much the contour of a mask changes its shape between two frames.
 
 Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation", CVPR 2016: both
-outlines are described by shape contexts (Belongie et al., PAMI 2002) and matched by dynamic programming.
+contours are described by shape contexts (Belongie et al., PAMI 2002) and matched by dynamic programming.
 
-Two published programs exist and do not agree: the one in Python measures angles from the column axis, the one in Matlab
-from the row axis, and points that lie exactly beside each other then fall into different sectors (0.02 for two
-squares). The rule here is Python's; ``matlab=True`` gives the other, in which values for the ground truth of the
-training set are published. To reproduce either, some accidents of the originals have to be kept, here and in
-``outlines``.
+Two published programs disagree: the Python program measures angles from the column axis, the MATLAB program from the
+row axis, so points on a common row or column fall into different sectors (0.02 for two squares). The default follows
+the Python program; ``matlab=True`` follows the MATLAB program, whose values for the ground truth of the training set
+are published. Reproducing either requires implementation details of the originals, here and in ``polygon_contours``.
 
-Of the official values 70 % are met to 1e-6 and 92 % to 1e-3. Where no corners of pixels touch, what is left is rounding
-in the angles (below 1e-4); where they do, how the original splits the outline depends on the order of a hash map.
+70 % of the official values are reproduced to 1e-6 and 92 % to 1e-3. Where no pixels touch diagonally, the remaining
+differences are rounding in the angles (below 1e-4); where they do, the original splits the contour in the order of a
+hash map.
 """
 
 from collections.abc import Iterable
 
 import numpy as np
 
-from uvos_jax.evaluation.polygon_contours import outline
+from uvos_jax.evaluation.polygon_contours import longest_contour
 
 _ANGLES = 12
 _RADII = (0.125, 0.25, 0.5, 1.0, 2.0)  # in units of the mean distance
@@ -26,15 +26,15 @@ _EPSILON = 2.2204e-16
 
 
 def temporal_instability(mask: np.ndarray, next_mask: np.ndarray, matlab: bool = False) -> float:
-    """Computes T of two consecutive masks, before the factor 5 of the benchmark.
+    """Computes T of two consecutive masks, before the benchmark's factor of 5.
 
     Args:
         mask: bool [h, w].
         next_mask: bool [h, w].
-        matlab: Measure angles as the Matlab program does.
+        matlab: Measure angles as the MATLAB program does.
 
     Returns:
-        The mean cost of the matched outline points, 0 to 1; NaN where a mask has no outline.
+        Mean cost of the matched contour points in [0, 1]; NaN if a mask has no contour.
 
     Raises:
         ValueError: A mask is not bool [h, w].
@@ -43,17 +43,17 @@ def temporal_instability(mask: np.ndarray, next_mask: np.ndarray, matlab: bool =
 
 
 def sequence_instability(masks: Iterable[np.ndarray], matlab: bool = False) -> np.ndarray:
-    """Computes T of every two consecutive masks, keeping no more than two descriptions in memory.
+    """Computes T of each pair of consecutive masks, with at most two shape contexts in memory.
 
-    The benchmark's number for a sequence is 5 * nanmean. In Matlab the masks are the first ground truth and then the
-    result of every frame but the first and last; in Python the first ground truth is left out.
+    The benchmark's T of a sequence is 5 * nanmean. The MATLAB program's masks are the first ground truth followed by
+    the predictions of all frames but the first and last; the Python program omits the first ground truth.
 
     Args:
-        masks: t masks, bool [h, w].
-        matlab: Measure angles as the Matlab program does.
+        masks: Iterable of t masks, bool [h, w].
+        matlab: Measure angles as the MATLAB program does.
 
     Returns:
-        float64 [max(t - 1, 0)], as ``temporal_instability``.
+        float64 [max(t - 1, 0)], see ``temporal_instability``.
 
     Raises:
         ValueError: A mask is not bool [h, w].
@@ -69,7 +69,7 @@ def sequence_instability(masks: Iterable[np.ndarray], matlab: bool = False) -> n
 
 
 def _describe(mask: np.ndarray, matlab: bool) -> np.ndarray | None:
-    points = outline(mask)
+    points = longest_contour(mask)
     return None if points is None else shape_context(points, matlab)
 
 
@@ -80,17 +80,17 @@ def _compare(first: np.ndarray | None, second: np.ndarray | None) -> float:
 
 
 def shape_context(points: np.ndarray, matlab: bool = False) -> np.ndarray:
-    """Describes each point by where the others lie (Belongie et al. 2002): 12 angles and 5 distances.
+    """Computes the shape context of each point (Belongie et al. 2002): a histogram over 12 angles and 5 distances.
 
-    Angles are measured from the x axis towards the y axis, which points down, and not relative to a tangent. Distances
-    are relative to the mean over all pairs, with each point paired with itself too; points beyond 2 are ignored.
+    Angles are measured from the x axis towards the y axis, which points down, not relative to a tangent. Distances are
+    divided by their mean over all pairs, including the pair of a point with itself; distances above 2 are ignored.
 
     Args:
         points: float64 [n, 2], (x, y).
-        matlab: Measure angles from the y axis towards the x axis, as the Matlab program does.
+        matlab: Measure angles from the y axis towards the x axis, as the MATLAB program does.
 
     Returns:
-        float64 [n, 60], each row summing to 1.
+        float64 [n, 60]; each row sums to 1.
     """
     n = len(points)
     x, y = (column[None] - column[:, None] for column in points.T)
@@ -100,11 +100,11 @@ def shape_context(points: np.ndarray, matlab: bool = False) -> np.ndarray:
     turn = 2 * np.pi
     if matlab:
         angle = np.arctan2(x, y) + turn
-        # A remainder within rounding of a full turn is zero, as that of Matlab.
+        # As in MATLAB, a remainder within rounding error of a full turn is zero.
         angle = np.where(np.abs(angle / turn - 1) <= np.finfo(np.float64).eps, 0.0, np.fmod(angle, turn))
     else:
         angle = np.mod(np.arctan2(y, x), turn)
-    # The remainder of a tiny negative angle is rounded to a full turn.
+    # The remainder of a tiny negative angle rounds to a full turn; the modulo maps it to sector 0.
     sector = np.floor(angle / (turn / _ANGLES)).astype(np.int64) % _ANGLES
     bins = np.arange(n)[:, None] * _BINS + ring * _ANGLES + sector
     counts = np.bincount(bins[ring < len(_RADII)], minlength=n * _BINS).reshape(n, _BINS)
@@ -112,18 +112,18 @@ def shape_context(points: np.ndarray, matlab: bool = False) -> np.ndarray:
 
 
 def histogram_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Computes half the chi-square distance between all pairs of histograms.
+    """Computes half the chi-square distance of all pairs of histograms.
 
     Args:
         first: float64 [n1, bins].
         second: float64 [n2, bins].
 
     Returns:
-        float64 [n1, n2], 0 to 1.
+        float64 [n1, n2] in [0, 1].
     """
-    # Most bins are empty in one of the two, and those terms are two matrix products.
-    alone_first, alone_second = (bins * bins / (bins + _EPSILON) for bins in (first, second))
-    cost = (first == 0).astype(np.float64) @ alone_second.T + alone_first @ (second == 0).astype(np.float64).T
+    # Most bins are empty in one of the two histograms; the sum of those terms is two matrix products.
+    only_first, only_second = (bins * bins / (bins + _EPSILON) for bins in (first, second))
+    cost = (first == 0).astype(np.float64) @ only_second.T + only_first @ (second == 0).astype(np.float64).T
     for a, b in zip(first.T, second.T, strict=True):
         rows, columns = np.flatnonzero(a), np.flatnonzero(b)
         a, b = a[rows, None], b[columns]
@@ -132,19 +132,19 @@ def histogram_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def cheapest_path(cost: np.ndarray) -> np.ndarray:
-    """Finds the cheapest monotone path through a matrix, from its first to its last cell.
+    """Finds the cheapest monotone path through a matrix from its first to its last cell, by dynamic programming.
 
-    The moves are one row, one column or both; each costs the cell it enters, and the first cell is free. Of equally
-    cheap ways to a cell the diagonal one is taken.
+    A step advances by one row, one column or both and costs the value of the cell it enters; the first cell is free.
+    Among equally cheap steps into a cell, the diagonal step is taken.
 
     Args:
-        cost: float64 [n1, n2], not negative.
+        cost: float64 [n1, n2], non-negative.
 
     Returns:
-        int [length, 2], the cells from last to first.
+        int [length, 2], cells of the path from last to first.
     """
     n1, n2 = cost.shape
-    # Row d of these holds the cells with i + j = d, at place i.
+    # Row d of ``skewed`` and ``total`` holds the cells with i + j = d; cell (i, j) is at column i.
     skewed = np.full((n1, n1 + n2), np.inf)
     skewed[:, :n2] = cost
     skewed = np.ascontiguousarray(skewed.ravel()[: n1 * (n1 + n2 - 1)].reshape(n1, n1 + n2 - 1).T)
@@ -177,16 +177,16 @@ def cheapest_path(cost: np.ndarray) -> np.ndarray:
 
 
 def matching_cost(cost: np.ndarray) -> float:
-    """Matches two closed outlines point by point and returns the mean cost of the pairs.
+    """Matches the points of two closed contours and returns the mean cost of the matched pairs.
 
-    A first path, from point 0 to point 0, serves to find its cheapest pair. The second one starts after this pair, so
-    that it does not matter where the outlines begin. Of the pairs of one point the cheapest is counted.
+    A first path, from point 0 to point 0, finds a cheapest pair. A second path starts after that pair, which makes the
+    result independent of where the contours begin. If a point has several pairs, the cheapest is kept.
 
     Args:
-        cost: float64 [n1, n2], not negative.
+        cost: float64 [n1, n2], non-negative.
 
     Returns:
-        The mean cost of the one-to-one pairs.
+        Mean cost of the one-to-one pairs.
     """
     path = cheapest_path(cost)
     pairs = path[:-1] if len(path) > 1 else path

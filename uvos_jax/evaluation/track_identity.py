@@ -1,50 +1,53 @@
-"""Whether objects keep their numbers through a video: switches of identity and fragmentations."""
+"""Identity metrics of predicted tracks: identity switches and fragmentations."""
 
 from collections import Counter
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-_VOID = 255
-_MATCH = 0.5
+from uvos_jax.labels import VOID
+
+_MATCH_IOU = 0.5
 
 
 def identity_switches(truth: np.ndarray, prediction: np.ndarray) -> dict[str, int]:
-    """Counts switches of identity and fragmentations of all objects of a video.
+    """Counts identity switches and fragmentations over all objects of a video.
 
-    Bernardin and Stiefelhagen, "Evaluating Multiple Object Tracking Performance: The CLEAR MOT Metrics", 2008, on
-    masks: an object and a predicted number match in a frame if their IoU is 0.5 or more; an object's last known
-    match that still holds is kept, and the rest is the assignment of largest total IoU. It is a switch when an object's
-    match differs from its last known one, however long ago that was. It is a fragmentation (Li et al., "Learning to
-    Associate", CVPR 2009) when an object is matched again, by any number, after frames in which it could be seen but
-    was not matched; frames without the object count for nothing, which is ours.
+    The CLEAR MOT matching (Bernardin and Stiefelhagen, "Evaluating Multiple Object Tracking Performance: The CLEAR MOT
+    Metrics", 2008), applied to masks:
+
+    - An object and a predicted id can match in a frame if their IoU is at least 0.5. The object's last match is kept
+      where it is still valid; the remaining pairs are assigned by the largest total IoU.
+    - A switch is a match that differs from the object's last match, regardless of the time between them.
+    - A fragmentation (Li et al., "Learning to Associate", CVPR 2009) is a match, with any id, after frames in which the
+      object was visible but unmatched. Ours: frames without the object are skipped.
 
     Args:
-        truth: Integer [t, h, w], object numbers; 0 is background, and 255 is void: such pixels count for nobody.
-        prediction: Integer [t, h, w], object numbers; 0 is background.
+        truth: Integer [t, h, w], object ids; 0 is background. Pixels of 255 (void) are ignored.
+        prediction: Integer [t, h, w], object ids; 0 is background.
 
     Returns:
-        ``switches`` and ``fragmentations``; ``objects`` of the truth; ``visible``, the sum over the frames of the
-        objects in each; ``matched``, those of them that were matched.
+        The counts ``switches`` and ``fragmentations``; ``objects``, the number of ground-truth objects; ``visible``,
+        the number of visible objects summed over the frames; ``matched``, the number of those that are matched.
 
     Raises:
         ValueError: The shapes differ.
     """
     truth, prediction = np.asarray(truth), np.asarray(prediction)
     if truth.shape != prediction.shape:
-        raise ValueError(f"truth {truth.shape} and prediction {prediction.shape} differ in shape")
-    last, missed, seen, counts = {}, set(), set(), Counter()
+        raise ValueError(f"ground truth {truth.shape} and prediction {prediction.shape} differ in shape")
+    last_match, missed, seen, counts = {}, set(), set(), Counter()
     for true, predicted in zip(truth, prediction, strict=True):
-        objects, numbers, iou = _ious(true, predicted)
-        matches = _matches(objects, numbers, iou, last)
-        for name in objects:
-            if name in matches:
-                counts["switches"] += last.get(name, matches[name]) != matches[name]
-                counts["fragmentations"] += name in missed
-                missed.discard(name)
-            elif name in last:
-                missed.add(name)
-        last |= matches
+        objects, predicted_ids, iou = _pairwise_iou(true, predicted)
+        matches = _match(objects, predicted_ids, iou, last_match)
+        for obj in objects:
+            if obj in matches:
+                counts["switches"] += last_match.get(obj, matches[obj]) != matches[obj]
+                counts["fragmentations"] += obj in missed
+                missed.discard(obj)
+            elif obj in last_match:
+                missed.add(obj)
+        last_match |= matches
         seen.update(objects)
         counts["visible"] += len(objects)
         counts["matched"] += len(matches)
@@ -52,22 +55,22 @@ def identity_switches(truth: np.ndarray, prediction: np.ndarray) -> dict[str, in
             "visible": counts["visible"], "matched": counts["matched"]}
 
 
-def _ious(true, predicted):
-    """The object numbers of two label maps, and the IoU of every pair, float64 [objects, numbers]."""
+def _pairwise_iou(true, predicted):
+    """Returns the ids in two label maps, and the IoU of all pairs, float64 [objects, predicted ids]."""
     width = int(predicted.max(initial=0)) + 1
-    joint = np.bincount((true.astype(np.intp) * width + predicted).ravel(), minlength=(_VOID + 1) * width)
+    joint = np.bincount((true.astype(np.intp) * width + predicted).ravel(), minlength=(VOID + 1) * width)
     shared = joint.reshape(-1, width)
-    shared[_VOID] = 0
+    shared[VOID] = 0
     union = shared.sum(1, keepdims=True) + shared.sum(0, keepdims=True) - shared
-    objects, numbers = (np.flatnonzero(shared.sum(axis)[1:]) + 1 for axis in (1, 0))
-    iou = (shared / np.maximum(union, 1))[np.ix_(objects, numbers)]
-    return objects.tolist(), numbers.tolist(), iou
+    objects, predicted_ids = (np.flatnonzero(shared.sum(axis)[1:]) + 1 for axis in (1, 0))
+    iou = (shared / np.maximum(union, 1))[np.ix_(objects, predicted_ids)]
+    return objects.tolist(), predicted_ids.tolist(), iou
 
 
-def _matches(objects, numbers, iou, last):
-    """The number that each matched object has in a frame."""
-    kept = np.array([[last.get(name) == number for number in numbers] for name in objects]).reshape(iou.shape)
-    # More than any two other matches could bring together.
-    value = np.where(iou >= _MATCH, iou + 2 * kept, 0)
+def _match(objects, predicted_ids, iou, last_match):
+    """Returns the predicted id of each matched object in a frame."""
+    kept = np.array([[last_match.get(obj) == predicted for predicted in predicted_ids] for obj in objects])
+    # A bonus of 2 outweighs the IoU of the two pairs that could replace a kept match.
+    value = np.where(iou >= _MATCH_IOU, iou + 2 * kept.reshape(iou.shape), 0)
     pairs = zip(*linear_sum_assignment(value, maximize=True), strict=True)
-    return {objects[row]: numbers[column] for row, column in pairs if value[row, column] > 0}
+    return {objects[row]: predicted_ids[column] for row, column in pairs if value[row, column] > 0}

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from uvos_jax.errors import UserError, nearest_hint
-from uvos_jax.evaluation.region_boundary import assign, nan_mean, score_all_pairs, score_labels
+from uvos_jax.evaluation.region_boundary import assign_proposals, nan_mean, score_all_pairs, score_labels
 from uvos_jax.inference import Segmenter
 from uvos_jax.inference.flow.estimators import cached_estimator, dis_estimator
 from uvos_jax.labels import VOID
@@ -232,7 +232,7 @@ def score_proposals(store, v, labels):
         ground_truth = store.labels(v, t)
         values.append(score_all_pairs(labels[t], proposals, table[ground_truth], len(ids), ground_truth == VOID))
     mean = np.mean(values, axis=0)  # [2, proposals, objects]
-    return [mean[:, proposal, number].tolist() for number, proposal in assign(mean.mean(0)).items()]
+    return [mean[:, proposal, number].tolist() for number, proposal in assign_proposals(mean.mean(0)).items()]
 
 
 def _panel(store, v, labels):
