@@ -10,7 +10,7 @@ import pytest
 
 from uvos_jax.errors import UserError
 from uvos_jax.models import build
-from uvos_jax.models.dpa import memory as dpa_memory
+from uvos_jax.models.dpa import memory
 from uvos_jax.training.phases import transfer
 from uvos_jax.weights import backbone_from_torch
 from uvos_jax.weights.convert import expected_variables
@@ -222,7 +222,7 @@ def _kept(count, length):
 @pytest.mark.parametrize("count", [2, 3, 4, 5])
 def test_references_of_a_stream_are_spread_over_its_past(count):
     first = {"appearance": (jnp.zeros((1, 2, 3)), jnp.zeros((1, 2, 3)))}
-    state, update_memory, length = dpa_memory.begin(first, count), jax.jit(dpa_memory.update_memory), 70
+    state, update_memory, length = memory.initial_state(first, count), jax.jit(memory.update_memory), 70
     for frame, expected in enumerate(_kept(count, length)):
         state = update_memory(state, jax.tree.map(lambda x, frame=frame: jnp.full_like(x, frame), first))
         for tokens in state.memory["appearance"]:
@@ -236,15 +236,15 @@ def test_references_of_a_stream_are_spread_over_its_past(count):
 
 def test_one_reference_is_the_first_frame_for_ever():
     first = {"motion": (jnp.ones((1, 2, 3)), jnp.ones((1, 2, 3)))}
-    state = dpa_memory.begin(first, 1)
+    state = memory.initial_state(first, 1)
     for frame in range(5):
-        state = dpa_memory.update_memory(state, jax.tree.map(lambda x, frame=frame: x + frame + 1, first))
+        state = memory.update_memory(state, jax.tree.map(lambda x, frame=frame: x + frame + 1, first))
     assert (np.asarray(state.memory["motion"][0]) == 1).all()
 
 
 def test_another_number_of_references_is_refused():
-    with pytest.raises(ValueError, match="1 or 4 reference frames"):
-        dpa_memory.begin({"motion": (jnp.ones((3, 2, 3)), jnp.ones((3, 2, 3)))}, 4)
+    with pytest.raises(ValueError, match="must be 1 or 4, not"):
+        memory.initial_state({"motion": (jnp.ones((3, 2, 3)), jnp.ones((3, 2, 3)))}, 4)
 
 
 def test_reference_frames_are_those_of_equation_8():

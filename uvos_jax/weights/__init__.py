@@ -1,4 +1,4 @@
-"""Weights from elsewhere and our own: conversion from PyTorch, checkpoints, parity with reference tensors."""
+"""Conversion of PyTorch weights, checkpoints, packaged weights and parity with reference tensors."""
 
 from uvos_jax.weights.backbones import backbone_from_torch
 from uvos_jax.weights.convert import from_torch, unwrap

@@ -1,4 +1,4 @@
-"""Starting a backbone from an ImageNet classifier."""
+"""Initialization of backbones from ImageNet classifiers."""
 
 import re
 from collections.abc import Mapping
@@ -11,28 +11,28 @@ from uvos_jax.errors import UserError
 from uvos_jax.nn import resnet, vgg
 from uvos_jax.weights.convert import convert, unwrap
 
-# The classifier on top, which segmentation does without.
+# The classification head, which is not used.
 _HEADS = re.compile(r"(fc|classifier(\.\d+)?)\.(weight|bias)")
 
 
 def backbone_from_torch(variables: dict, state_dict: Mapping[str, np.ndarray], *backbones: str) -> dict:
-    """Replaces backbones in a model's variables by a pretrained one; everything else stays.
+    """Replaces backbones in a model's variables by a pretrained one; other variables are unchanged.
 
-    Understood are torchvision's layouts of ResNets with bottlenecks (``conv1``, ``layer1.0.conv1``, ...) and of
-    VGG-16 (``features.0``, ...), and the layout of ResNets with a deep stem (``conv1`` to ``conv3``). The depth and
-    the stem must be those of the model; a stem that sees a fourth channel beside the picture's ignores it at first.
+    Supported are torchvision's ResNets with bottlenecks (``conv1``, ``layer1.0.conv1``, ...) and VGG-16
+    (``features.0``, ...), and ResNets with a deep stem (``conv1`` to ``conv3``). Depth and stem must match the model.
+    If the model's stem has a fourth input channel, its weights are zero.
 
     Args:
         variables: ``{"params": ..., "batch_stats": ...}`` of any model.
-        state_dict: Arrays by PyTorch name, wrapped or not.
+        state_dict: Arrays by PyTorch key, wrapped or not.
         *backbones: Paths of the ``ResNet`` or ``VGG16`` modules in the variables, ``/`` between modules, such as
-            ``*model.backbones``; "backbone" if there are none.
+            ``*model.backbones``; "backbone" if none are given.
 
     Returns:
         A new tree of variables.
 
     Raises:
-        UserError: If there is no such backbone, or keys are missing, extra or misshapen.
+        UserError: The model has no such backbone, or keys are missing, extra or misshapen.
     """
     state_dict = {key: value for key, value in unwrap(state_dict).items() if not _HEADS.fullmatch(key)}
     for backbone in backbones or ("backbone",):
@@ -56,7 +56,7 @@ def _replace(variables, state_dict, backbone):
 
 
 def _with_fourth_channel(state_dict, stem):
-    """Their stem with zeros for a channel that it does not know, where ours has one more."""
+    """Returns the state_dict with zeros for the model's fourth stem channel, if it has one."""
     theirs = state_dict.get("conv1.weight")
     if getattr(theirs, "ndim", 0) != 4 or stem.shape[2] != theirs.shape[1] + 1:
         return state_dict

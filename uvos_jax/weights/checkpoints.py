@@ -1,6 +1,6 @@
-"""Checkpoints: one global tree of arrays saved by Orbax, with a JSON file beside it that says what it is.
+"""Checkpoints: a global tree of arrays saved by Orbax, and a JSON file that describes it.
 
-This is the only place that imports Orbax. Layout of a checkpoint directory::
+No other module imports Orbax. Layout of a checkpoint directory::
 
     uvos.json   model, hyper-parameters, variant, preprocessing, version, origin, SHA-256 of the weights
     weights/    the Orbax tree {"params": ..., "batch_stats": ...}
@@ -37,24 +37,24 @@ _orbax = threading.Lock()
 
 
 def save(directory: str | Path, name: str, model: nn.Module, variables: dict, origin: str) -> None:
-    """Writes a checkpoint directory; it appears whole or not at all.
+    """Writes a checkpoint directory atomically.
 
     Args:
-        directory: Must not exist yet.
-        name: The system's name.
-        model: Its module; the fields are stored.
+        directory: Directory to create; must not exist.
+        name: Name of the system.
+        model: The model; its fields are stored.
         variables: ``{"params": ..., "batch_stats": ...}``.
-        origin: Where the weights come from, for the reader of the JSON file.
+        origin: Source of the weights, stored in the JSON file.
 
     Raises:
-        UserError: If the directory exists or cannot be written.
+        UserError: The directory exists or cannot be written.
     """
     directory = Path(directory).absolute()
     if directory.exists():
-        raise UserError(f"'{directory}' exists already; choose a directory that does not.")
+        raise UserError(f"'{directory}' exists already. Choose a new directory.")
     variables = jax.tree.map(np.asarray, variables)
     meta = {"format": _FORMAT, "model": name, "variant": model.variant, "hyper_parameters": hyper_parameters(model),
-            # Networks that take frames as they are have none.
+            # None for models that take frames as they are.
             "preprocess": dataclasses.asdict(model.preprocess) if model.preprocess else None,
             "origin": origin,
             "sha256": digest(variables), "uvos_jax": uvos_jax.__version__}
@@ -64,24 +64,24 @@ def save(directory: str | Path, name: str, model: nn.Module, variables: dict, or
             with checkpointer() as writer:
                 writer.save(partial / "weights", variables)
             (partial / "uvos.json").write_text(json.dumps(meta, indent=2) + "\n")
-    except (OSError, ValueError) as error:  # of a full disk Orbax says ValueError
+    except (OSError, ValueError) as error:  # Orbax raises ValueError when the disk is full
         why = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
         raise UserError(f"'{directory}' cannot be written: {why}.") from error
 
 
 def load(directory: str | Path, **overrides) -> tuple[str, nn.Module, dict]:
-    """Reads a checkpoint directory; its JSON file says which model to build.
+    """Reads a checkpoint directory and builds its model.
 
     Args:
-        directory: As written by :func:`save`.
-        **overrides: Hyper-parameters to change: those that mean nothing to the weights, such as ``variant``,
-            ``short_side``, ``dtype``, ``remat``.
+        directory: Directory written by :func:`save`.
+        **overrides: Hyper-parameters to change; only those that do not affect the weights, such as ``variant``,
+            ``short_side``, ``dtype`` and ``remat``.
 
     Returns:
         ``(name, model, variables)`` with NumPy leaves.
 
     Raises:
-        UserError: If it is no checkpoint, was written by a later format, or does not fit the model it names.
+        UserError: It is not a checkpoint, has a later format, is damaged, or an override would change the weights.
     """
     directory = Path(directory).absolute()
     try:
@@ -91,26 +91,26 @@ def load(directory: str | Path, **overrides) -> tuple[str, nn.Module, dict]:
             old, meta = compatibility.is_from_0_1(meta), compatibility.current_metadata(meta)
             name, hyper = str(meta["model"]), meta["hyper_parameters"]
     except FileNotFoundError:
-        raise UserError(f"'{directory}' is no checkpoint directory: it has no uvos.json.") from None
+        raise UserError(f"'{directory}' is not a checkpoint directory: it has no uvos.json.") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"'{directory / 'uvos.json'}' is damaged; convert or train the weights again.") from error
+        raise UserError(f"'{directory / 'uvos.json'}' is damaged. Convert or train the weights again.") from error
     if version != _FORMAT:
-        raise UserError(f"'{directory}' has checkpoint format {version!r:.40}; this uvos_jax reads {_FORMAT}."
-                        " Upgrade it.")
+        raise UserError(f"'{directory}' has checkpoint format {version!r:.40}; this version of uvos-jax reads"
+                        f" {_FORMAT}. Upgrade uvos-jax.")
     model = rebuild(name, hyper, overrides, f"the weights in '{directory}'")
     ill_fitting = UserError(f"The weights in '{directory}' are damaged or do not fit {name} with these"
-                            " hyper-parameters; convert or train them again.")
+                            " hyper-parameters. Convert or train them again.")
     try:
-        # NumPy targets: restored on whatever devices this process has, not on those that saved it.
+        # NumPy targets restore independently of the devices that saved the checkpoint.
         target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), expected_variables(model))
         with checkpointer() as reader:
             stored = _stored_shapes(reader, directory / "weights") if old else target
             variables = reader.restore(directory / "weights", stored)
-    except Exception as error:  # Orbax raises many kinds for a missing, torn or ill-fitting tree
+    except Exception as error:  # Orbax raises exceptions of many types
         raise ill_fitting from error
     intact = meta.get("sha256") == digest(variables)  # computed over the stored names
     variables = compatibility.current_variables(name, variables) if old else variables
-    # Orbax restores the stored shapes without a word where they differ from the asked ones.
+    # Orbax silently restores stored shapes that differ from the target's.
     if not intact or jax.tree.map(np.shape, variables) != jax.tree.map(np.shape, target):
         raise ill_fitting
     return name, model, variables
@@ -123,16 +123,16 @@ def _stored_shapes(reader, path):
 
 
 def rebuild(name: str, hyper: dict, overrides: dict, what: str) -> nn.Module:
-    """Builds the model that stored weights belong to.
+    """Builds the model of stored weights.
 
     Args:
-        name: Of the system.
-        hyper: The hyper-parameters stored with the weights.
-        overrides: Those to change.
-        what: The weights, in words, for the message.
+        name: Name of the system.
+        hyper: Hyper-parameters stored with the weights.
+        overrides: Hyper-parameters to change.
+        what: Description of the weights, for messages.
 
     Raises:
-        UserError: If an override is unknown or would not fit the weights.
+        UserError: An override is unknown, invalid or would change the weights.
     """
     model = build(name, **(hyper | overrides))
     stored = hyper_parameters(build(name, **hyper))
@@ -144,7 +144,7 @@ def rebuild(name: str, hyper: dict, overrides: dict, what: str) -> nn.Module:
 
 
 def digest(tree) -> str:
-    """SHA-256 over names, shapes and bytes of all leaves of a tree of arrays: storage does not notice a flipped bit."""
+    """Returns the SHA-256 of names, shapes and bytes of all arrays in a tree; storage does not detect flipped bits."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         sha.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
@@ -153,11 +153,11 @@ def digest(tree) -> str:
 
 
 @functools.cache
-def _keep_quiet_about_late_reads() -> None:
-    """Where one array cannot be read, Orbax raises and no longer asks after the others; of them nothing need be said.
+def _silence_abandoned_reads() -> None:
+    """Silences messages about reads that Orbax abandons after one array could not be read.
 
-    Those that arrive find that Orbax has closed what they report to, a traceback each. Those that fail too are
-    logged by asyncio when they are collected.
+    Reads that still succeed report to a closed event loop, which prints a traceback each. Reads that fail are logged by
+    asyncio when they are garbage-collected.
     """
     report = sys.unraisablehook
 
@@ -166,24 +166,24 @@ def _keep_quiet_about_late_reads() -> None:
             report(what)
 
     sys.unraisablehook = hook
-    logging.getLogger("asyncio").addFilter(_is_no_late_failure)
+    logging.getLogger("asyncio").addFilter(_is_relevant)
 
 
-def _is_no_late_failure(record: logging.LogRecord) -> bool:
+def _is_relevant(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     return not (record.getMessage().startswith("Task exception was never retrieved") and "tensorstore" in str(error))
 
 
 @contextlib.contextmanager
 def checkpointer() -> Iterator["ocp.StandardCheckpointer"]:
-    """Orbax for this process alone: trees are whole in every process, so that none has to wait for another.
+    """Yields an Orbax checkpointer of this process alone; every process has whole trees and waits for no other.
 
-    One at a time: Orbax numbers its operations for the whole process, and of two that run in different threads one may
-    be finished before its arrays are written.
+    Only one is active at a time: Orbax numbers its operations per process, and with two threads one operation may be
+    finalized before its arrays are written.
     """
-    import orbax.checkpoint as ocp  # importing it takes half a second; packaged and published weights do without
+    import orbax.checkpoint as ocp  # takes half a second; not needed for other weights
 
-    _keep_quiet_about_late_reads()
+    _silence_abandoned_reads()
     me = jax.process_index()
     options = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me},
                                                  barrier_sync_key_prefix=f"process{me}")

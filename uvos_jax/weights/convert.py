@@ -1,20 +1,22 @@
-r"""PyTorch state_dicts to Flax variables by name rules, strict both ways.
+r"""Conversion of PyTorch state_dicts to Flax variables by name rules.
 
-A rule is ``(pattern, key, layout)``. The pattern matches the whole path of one of *our* modules
-(``backbone/layer1_0/conv1``), the key is the module's name on *their* side, with back-references to the pattern
-(``features.layer\1.\2.conv\3``); the first rule that matches counts. The layout says how the arrays correspond:
+The conversion is strict: every variable must have a key, and every key a variable.
+
+A rule is ``(pattern, key, layout)``. The pattern matches the whole path of a Flax module (``backbone/layer1_0/conv1``).
+The key is the name of the PyTorch module, with back-references to the pattern (``features.layer\1.\2.conv\3``). The
+first matching rule applies. The layout says how the arrays correspond:
 
 - ``conv``: ``weight`` OIHW -> ``kernel`` HWIO (depthwise and grouped too), ``bias``.
 - ``linear``: ``weight`` (out, in) -> ``kernel`` (in, out), ``bias``.
-- ``edge``: ``weight`` (out, in, 1, 1) -> ``kernel`` (in, out): a 1x1 convolution of what is no image.
+- ``edge``: ``weight`` (out, in, 1, 1) -> ``kernel`` (in, out): a 1x1 convolution that is a dense layer here.
 - ``norm``: ``weight, bias, running_mean, running_var`` -> ``scale, bias, mean, var``.
-- ``abn``: as ``norm``, but the scale is ``|weight| + 1e-5``, what in-place activated batch norm computes with.
+- ``abn``: as ``norm``, with scale ``|weight| + 1e-5``, which in-place activated batch norm (in-place ABN) uses.
 - ``prelu``: ``weight`` -> ``slope``.
 - ``gate``: ``alpha, gamma, beta`` (1, c, 1, 1) -> the same (c).
-- ``match_bias``: ``bg_bias, fg_bias`` (1, 1, 1, 1) -> ``background, foreground`` (1); they belong to no module there.
-- ``alias``: no module of ours; the pattern matches a key that the published code saves a second time, and the key names
-  the first. Either may be missing; if both are there they must be equal.
-- ``unused``: no module of ours; the pattern matches keys that are saved, and that the published network never reads.
+- ``match_bias``: ``bg_bias, fg_bias`` (1, 1, 1, 1) -> ``background, foreground`` (1), top-level parameters in PyTorch.
+- ``alias``: no Flax module; the pattern matches a key that the published code saves twice, and the key is the other
+  name. Either may be missing; if both exist they must be equal.
+- ``unused``: no Flax module; the pattern matches saved keys that the published network does not use.
 """
 
 import functools
@@ -30,7 +32,7 @@ from uvos_jax.models import Model, build
 
 Rules = Sequence[tuple[str, str, str]]
 _ABN_EPSILON = np.float32(1e-5)
-# Counters of PyTorch's batch norm, which nothing here reads.
+# Counters of PyTorch's batch norm; not used here.
 _IGNORED = re.compile(r".*\bnum_batches_tracked")
 
 
@@ -68,21 +70,21 @@ def from_torch(name: str, state_dict: Mapping[str, np.ndarray], **overrides) -> 
     """Converts a published checkpoint to variables of ``models.build(name, **overrides)``.
 
     Args:
-        name: A system, e.g. ``"adnet"``.
-        state_dict: Arrays by PyTorch name; wrappers and ``module.`` prefixes are taken off first (:func:`unwrap`).
+        name: Name of the system, e.g. ``"adnet"``.
+        state_dict: Arrays by PyTorch key; wrappers and ``module.`` prefixes are removed first (:func:`unwrap`).
         **overrides: Hyper-parameters of the model.
 
     Returns:
         ``{"params": ..., "batch_stats": ...}`` of float32 NumPy arrays.
 
     Raises:
-        UserError: Listing every kind of disagreement: missing, extra and misshapen keys, at most ten of each.
+        UserError: Keys are missing, extra or misshapen; the message lists at most ten of each kind.
     """
     model = build(name, **overrides)
     rules = model.torch_rules()
     if rules is None:
-        raise UserError(f"The authors of {name} have published no weights, so that there is nothing to convert; give a"
-                        " checkpoint directory of this library.")
+        raise UserError(f"Cannot convert weights for {name}: its authors have published none. Give a checkpoint"
+                        " directory of this library.")
     return convert(expected_variables(model), unwrap(state_dict), rules, what=name)
 
 
@@ -100,13 +102,19 @@ def _traced_variables(model: Model) -> dict:
 
 
 def convert(expected: dict, state_dict: Mapping[str, np.ndarray], rules: Rules, what: str) -> dict:
-    """Fills the tree ``expected`` from ``state_dict``; see :func:`from_torch` for the errors.
+    """Fills the tree ``expected`` from ``state_dict``.
 
     Args:
-        expected: Variables as arrays or ``ShapeDtypeStruct``s.
-        state_dict: Arrays by PyTorch name, already unwrapped.
-        rules: See the module's text.
-        what: Name of the model, for the message.
+        expected: Variables as arrays or ``ShapeDtypeStruct``.
+        state_dict: Arrays by PyTorch key, unwrapped.
+        rules: See the module docstring.
+        what: Name of the model, for messages.
+
+    Returns:
+        A tree like ``expected`` of float32 NumPy arrays.
+
+    Raises:
+        UserError: See :func:`from_torch`.
     """
     state_dict = _without_aliases(state_dict, rules, what)
     variables, missing, misshapen, used = {}, [], [], set()
@@ -118,7 +126,7 @@ def convert(expected: dict, state_dict: Mapping[str, np.ndarray], rules: Rules, 
         used.add(key)
         theirs = state_dict[key]
         if not isinstance(theirs, np.ndarray) or theirs.dtype.kind not in "fiu" or not np.isfinite(theirs).all():
-            raise UserError(f"'{key}' of this checkpoint for {what} is no array of finite real numbers.")
+            raise UserError(f"'{key}' of this checkpoint for {what} is not an array of finite real numbers.")
         wanted = _their_shape(leaf.shape, layout)
         if theirs.shape != wanted:
             misshapen.append(f"{key} {list(theirs.shape)}, not {list(wanted)}")
@@ -136,19 +144,19 @@ def convert(expected: dict, state_dict: Mapping[str, np.ndarray], rules: Rules, 
 
 
 def _without_aliases(state_dict, rules, what):
-    """The state_dict with every array under one name only."""
+    """Returns the state_dict with every array under a single key."""
     kept = dict(state_dict)
     for pattern, name, layout in rules:
         for key in [key for key in kept if layout == "alias" and re.fullmatch(pattern, key)]:
             first, second = re.fullmatch(pattern, key).expand(name), kept.pop(key)
             if not np.array_equal(kept.setdefault(first, second), second):
-                raise UserError(f"'{key}' and '{first}' of this checkpoint for {what} are one array in the published"
-                                " code, but differ here.")
+                raise UserError(f"'{key}' and '{first}' of this checkpoint for {what} differ, but are the same array"
+                                " in the published code.")
     return kept
 
 
 def unwrap(state_dict: Mapping) -> dict[str, np.ndarray]:
-    """Takes off ``{"state_dict" | "model" | "model_state_dict": ...}`` wrappers and ``module.`` prefixes."""
+    """Removes ``{"state_dict" | "model" | "model_state_dict": ...}`` wrappers and ``module.`` prefixes."""
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(state_dict.get(wrapper), Mapping):
             return unwrap(state_dict[wrapper])
@@ -158,7 +166,7 @@ def unwrap(state_dict: Mapping) -> dict[str, np.ndarray]:
 
 
 def expected_torch_shapes(name: str, **overrides) -> dict[str, tuple[int, ...]]:
-    """The keys and shapes that :func:`from_torch` wants for ``name`` with these hyper-parameters."""
+    """Returns the keys and shapes that :func:`from_torch` expects for ``name`` with these hyper-parameters."""
     model = build(name, **overrides)
     rules = model.torch_rules()
     wanted = {}
@@ -169,7 +177,7 @@ def expected_torch_shapes(name: str, **overrides) -> dict[str, tuple[int, ...]]:
 
 
 def _their_key(path, rules):
-    """Their key for one of our leaves, and the function from their array to ours."""
+    """Returns the PyTorch key of a variable, and the function that converts the PyTorch array."""
     *modules, leaf = path[1:]  # path[0] is the collection
     module = "/".join(modules)
     for pattern, key, layout in rules:

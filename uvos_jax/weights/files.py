@@ -1,4 +1,4 @@
-"""Opening other people's weight files: ``.pth``, ``.safetensors`` and ``.npz``, never running what is inside."""
+"""Reading of weight files (``.pth``, ``.safetensors``, ``.npz``) without executing code in them."""
 
 import argparse
 import pickle
@@ -21,24 +21,24 @@ def read_state_dict(path: str | Path) -> dict:
     """Reads the arrays of a weight file.
 
     Args:
-        path: ``.safetensors`` or ``.npz`` (no torch needed), or a PyTorch file, which needs torch installed and is
-            opened with ``weights_only=True``: NumPy scalars and ``argparse.Namespace`` are let through, as training
-            scripts store them, anything else that would execute code is refused.
+        path: ``.safetensors`` or ``.npz`` file, or a PyTorch file, which requires torch and is opened with
+            ``weights_only=True``. NumPy scalars and ``argparse.Namespace`` are allowed, because training scripts store
+            them; other objects that could execute code are refused.
 
     Returns:
-        Whatever mapping the file holds, its tensors as NumPy arrays (float16 and bfloat16 as float32).
+        The mapping in the file, with tensors as NumPy arrays (float16 and bfloat16 as float32).
 
     Raises:
-        UserError: If the file is missing, damaged, of an unknown kind, unsafe, or torch is needed and absent.
+        UserError: The file is missing, damaged, unsafe or of an unknown type, or torch is not installed.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"There is no weight file '{path}'.")
+        raise UserError(f"There is no weight file '{path}'. Check the path.")
     if path.suffix not in SUFFIXES:
-        raise UserError(f"'{path.name}' is not a weight file this library reads: use {', '.join(SUFFIXES)}.")
+        raise UserError(f"'{path.name}' is not a weight file of a supported type. Use one of {', '.join(SUFFIXES)}.")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file  # bfloat16 arrives as ml_dtypes'
+            from safetensors.numpy import load_file  # bfloat16 as in ml_dtypes
 
             tensors = load_file(path)
         elif path.suffix == ".npz":
@@ -47,14 +47,14 @@ def read_state_dict(path: str | Path) -> dict:
         else:
             tensors = _read_torch(path)
         if not isinstance(tensors, Mapping):
-            raise UserError(f"'{path.name}' holds a {type(tensors).__name__}, not a table of named weights.")
+            raise UserError(f"'{path.name}' holds a {type(tensors).__name__}, not a dict of named weights.")
         return _to_numpy(tensors)
     except UserError:
         raise
     except MemoryError as error:
-        raise UserError(f"'{path.name}' asks for more memory than there is: it is damaged, or too large for this"
-                        " machine.") from error
-    except Exception as error:  # three parsers on a damaged file raise whatever they like
+        raise UserError(f"Out of memory while reading '{path.name}': it is damaged or too large for this machine."
+                        ) from error
+    except Exception as error:  # on damaged files the three parsers raise exceptions of many types
         raise UserError(f"'{path.name}' cannot be read as weights ({type(error).__name__}: {_first_line(error)}).") \
             from error
 
@@ -63,22 +63,22 @@ def _read_torch(path):
     try:
         import torch
     except ImportError:
-        raise UserError(f"Opening '{path.name}' needs PyTorch, not installed here. Run: {install_command('torch')},"
-                        " or convert the file to .safetensors where PyTorch is installed.") from None
-    # NumPy scalars and arrays name their reconstruction functions, which moved in NumPy 2; both spellings occur.
+        raise UserError(f"Reading '{path.name}' requires PyTorch. Run: {install_command('torch')}, or convert the file"
+                        " to .safetensors where PyTorch is installed.") from None
+    # NumPy scalars and arrays are stored with their reconstruction functions, which NumPy 2 moved; both names occur.
     scalar, array = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
     allowed = [argparse.Namespace, np.dtype, np.ndarray, scalar, (scalar, "numpy.core.multiarray.scalar"),
                array, (array, "numpy.core.multiarray._reconstruct"),
                *{type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.bool_)}]
     try:
-        # What torch warns of in odd files is said below in one sentence, if they cannot be read.
+        # Files that cannot be read raise an error below; torch's warnings about them add nothing.
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not zipfile.is_zipfile(path) and "GLOBAL" not in str(error):
-            raise UserError(f"'{path.name}' cannot be read as weights: it is damaged or no PyTorch file.") from error
-        raise UserError(f"'{path.name}' is refused: it holds Python objects whose loading could execute code. Save"
-                        " only the state_dict, where you trust the file, and try again.") from error
+            raise UserError(f"'{path.name}' cannot be read as weights: it is damaged or not a PyTorch file.") from error
+        raise UserError(f"'{path.name}' is refused: it holds Python objects that could execute code when loaded. If"
+                        " you trust the file, load it elsewhere, save only its state_dict and try again.") from error
 
 
 def _to_numpy(tensors):
@@ -90,12 +90,12 @@ def _leaf(value):
         return _to_numpy(value)
     if hasattr(value, "detach"):  # a torch tensor, without importing torch
         value = value.detach()
-        # A view may repeat the few numbers that are stored without end.
+        # A view can be far larger than its storage.
         if value.numel() > max(_LARGEST_VIEW, value.untyped_storage().nbytes()):
             raise ValueError(f"a tensor {list(value.shape)} is larger than what is stored of it")
         value = (value.float() if value.is_floating_point() else value).numpy()
     if isinstance(value, np.ndarray) and value.dtype.kind in "fV":
-        with np.errstate(over="ignore"):  # infinities are found where weights are put to use
+        with np.errstate(over="ignore"):  # infinities are detected on conversion
             return value.astype(np.float32)
     return value
 

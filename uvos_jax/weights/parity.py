@@ -1,11 +1,11 @@
-"""Numerical parity: regenerate a reference's weights, run our model on its inputs, compare every stored tensor.
+"""Numerical parity with reference tensors of the published code.
 
-A reference file is an ``.npz`` of inputs, named intermediate tensors and outputs (NCHW, as PyTorch made them) with the
-strings ``system``, ``variant`` and the number ``tolerance``. Its weights are not stored: a manifest (JSON) lists every
-state_dict key with its shape, and each value is drawn from a generator seeded by the key's name (:func:`weights_of`).
+A reference file is an ``.npz`` of inputs, named intermediate tensors and outputs (NCHW, from PyTorch), the strings
+``system`` and ``variant`` and the number ``tolerance``. Weights are not stored: a JSON manifest lists every state_dict
+key with its shape, and the values are drawn from a generator seeded by the key (:func:`weights_of`).
 
-A tensor's name may end in ``_cN`` (first N channels), ``_sN`` (every N-th pixel of both axes) and ``_rowsN`` (first N
-rows of an attention matrix).
+The name of a tensor may end in ``_cN`` (first N channels), ``_sN`` (every N-th pixel of both axes) or ``_rowsN`` (first
+N rows of an attention matrix).
 """
 
 import dataclasses
@@ -30,14 +30,14 @@ _SUFFIX = re.compile(r"(?P<base>.+?)(?:_(?:c(?P<c>\d+)|s(?P<s>\d+)|rows(?P<rows>
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One compared tensor.
+    """Comparison of one tensor.
 
     Attributes:
-        name: In the reference file.
-        error: Largest absolute difference over the reference's largest absolute value; NaN if it could not be compared.
-        tolerance: What it is held to.
-        ok: Whether it holds.
-        note: Why it could not be compared, or empty.
+        name: Name in the reference file.
+        error: Largest absolute difference divided by the reference's largest absolute value; NaN if not comparable.
+        tolerance: Largest accepted error.
+        ok: Whether the error is within the tolerance.
+        note: Why the tensor is not comparable, or empty.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Comparison:
 
 
 def weights_of(manifest: Mapping) -> dict[str, np.ndarray]:
-    """Regenerates the state_dict of a manifest.
+    """Generates the state_dict of a manifest.
 
     For every key, ``PCG64(crc32(key))`` draws in float64: batch counters are 0, running variances
     ``1 + 0.1 U(0, 1)``, running means and biases ``0.05 N(0, 1)``, one-dimensional weights ``1 + 0.05 N(0, 1)``, other
@@ -62,13 +62,13 @@ def weights_of(manifest: Mapping) -> dict[str, np.ndarray]:
         float32 arrays (int64 for batch counters) by key.
 
     Raises:
-        TypeError, ValueError, KeyError, AttributeError, re.error: If the manifest is not of this form.
+        TypeError: The manifest has another form; also ValueError, KeyError, AttributeError and re.error.
     """
     scales = [(re.compile(expression), np.float32(factor)) for expression, factor in manifest.get("scale", [])]
     alias = manifest.get("alias", {})
     count = sum(abs(math.prod(shape)) for shape in manifest["keys"].values())
     if count > _MOST_WEIGHTS:
-        raise ValueError(f"its shapes have {count:.3g} weights together, more than {_MOST_WEIGHTS:.3g}")
+        raise ValueError(f"its shapes have {count:.3g} weights in total, more than {_MOST_WEIGHTS:.3g}")
     tensors = {}
     for key, shape in manifest["keys"].items():
         if key in alias:
@@ -97,19 +97,19 @@ def weights_of(manifest: Mapping) -> dict[str, np.ndarray]:
 
 def check(reference: str | Path, manifest: str | Path | None = None, variant: str | None = None,
           report: Callable[[Comparison], None] = lambda _: None) -> list[Comparison]:
-    """Compares our model with a reference file, every tensor in it, in float32.
+    """Compares a model with all tensors of a reference file in float32.
 
     Args:
-        reference: The ``.npz``.
-        manifest: The JSON; None takes ``<system>_manifest.json`` beside the reference.
-        variant: Overrides the variant that the file names.
+        reference: ``.npz`` file.
+        manifest: JSON manifest; None for ``<system>_manifest.json`` beside the reference.
+        variant: Variant of the model; None for the one in the file.
         report: Called with each comparison.
 
     Returns:
-        One comparison for every tensor in the file that is neither an input nor a label; at least one.
+        A comparison for each tensor that is not an input; at least one.
 
     Raises:
-        UserError: If a file is missing or not of the format, or the weights do not fit the model.
+        UserError: A file is missing or has another format, or the weights do not fit the model.
     """
     tensors, meta = _read_reference(Path(reference))
     content = _read_manifest(Path(reference), manifest, meta["system"])
@@ -120,8 +120,7 @@ def check(reference: str | Path, manifest: str | Path | None = None, variant: st
     variant = variant or meta["variant"]
     traces = parity_traces()
     if meta["system"] not in traces:
-        raise UserError(f"'{reference}' is of system '{meta['system']}', which has no reference run here; known:"
-                        f" {', '.join(traces)}.")
+        raise UserError(f"Unknown system '{meta['system']}' in '{reference}'; valid systems: {', '.join(traces)}.")
     name, trace = traces[meta["system"]]
     overrides = {**trace.overrides, "variant": variant}
     model = build(name, **overrides)
@@ -132,12 +131,12 @@ def check(reference: str | Path, manifest: str | Path | None = None, variant: st
         raise UserError(f"'{reference}' lacks the inputs {lacking} of {meta['system']}.")
     expected = {name: value for name, value in tensors.items() if name not in inputs}
     if not expected:
-        raise UserError(f"'{reference}' holds no tensor to compare beside its inputs.")
+        raise UserError(f"'{reference}' has no tensor to compare besides its inputs.")
     try:
         made = trace.run(model, jax.tree.map(jax.numpy.asarray, variables), inputs, expected)
     except (TypeError, ValueError, IndexError) as error:
-        raise UserError(f"The inputs in '{reference}' do not fit {meta['system']}: they should be NCHW and of one"
-                        " size.") from error
+        raise UserError(f"The inputs in '{reference}' do not fit {meta['system']}. They must be NCHW and of equal size."
+                        ) from error
     results = []
     for name, value in expected.items():
         results.append(_compare(name, value, made, meta["tolerance"]))
@@ -149,7 +148,7 @@ def _compare(name, expected, made, tolerance):
     suffix = _SUFFIX.fullmatch(name)
     ours = made.get(name, made.get(suffix["base"]))
     if ours is None:
-        return Comparison(name, np.nan, tolerance, False, "this model makes no tensor of that name")
+        return Comparison(name, np.nan, tolerance, False, "the model has no tensor of that name")
     ours = np.asarray(ours(int(suffix["rows"]) if suffix["rows"] else None) if callable(ours) else ours)
     if name not in made:
         if suffix["c"]:
@@ -158,7 +157,7 @@ def _compare(name, expected, made, tolerance):
             ours = ours[..., ::int(suffix["s"]), ::int(suffix["s"])]
     if ours.shape != expected.shape:
         return Comparison(name, np.nan, tolerance, False, f"shape {ours.shape}, not {expected.shape}")
-    # An all-zero reference is held to absolute zero tolerance times one.
+    # For an all-zero reference the error is absolute.
     scale = float(np.abs(expected).max(initial=0)) or 1.0
     error = float(np.abs(ours.astype(np.float64) - expected).max(initial=0)) / scale
     return Comparison(name, error, tolerance, bool(error <= tolerance))
@@ -170,11 +169,11 @@ def _read_reference(path):
             tensors = dict(file)
     except FileNotFoundError:
         raise UserError(f"There is no reference file '{path}'.") from None
-    except Exception as error:  # zip and NumPy header errors of many kinds
+    except Exception as error:  # zip and NumPy header errors of many types
         raise UserError(f"'{path}' is not a readable .npz file.") from error
     lacking = [name for name in _META if name not in tensors]
     if lacking:
-        raise UserError(f"'{path}' is no whole-network reference: it lacks {', '.join(lacking)}.")
+        raise UserError(f"'{path}' is not a reference file of a whole network: it lacks {', '.join(lacking)}.")
     try:
         meta = {"system": str(tensors.pop("system")), "variant": str(tensors.pop("variant")),
                 "tolerance": float(tensors.pop("tolerance"))}
@@ -189,7 +188,7 @@ def _read_manifest(reference, manifest, system_name):
         content = json.loads(path.read_text())
         content["keys"].items()
     except FileNotFoundError:
-        raise UserError(f"There is no manifest '{path}'; name it with --manifest.") from None
+        raise UserError(f"There is no manifest '{path}'. Give it with --manifest.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"'{path}' is no manifest: it should be JSON with 'keys', names and shapes.") from error
+        raise UserError(f"'{path}' is not a manifest: it must be JSON with 'keys', a dict of shapes.") from error
     return content

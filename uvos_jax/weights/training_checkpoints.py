@@ -1,12 +1,12 @@
-"""Checkpoints of a training run: the last few states and the best one, each of which a run can go on from.
+"""Checkpoints of a training run: the last few states and the best one. A run can resume from each.
 
-A state is one global tree of NumPy arrays, so that another launcher or number of devices may read it. Layout::
+A state is a global tree of NumPy arrays, independent of the launcher and the number of devices. Layout::
 
     00000500/run.json   step, SHA-256 of the state, validation score if there is one, hash of the configuration
     00000500/state/     the Orbax tree, flat: {"path of a leaf": array}
 
-A checkpoint is written in the background under another name and renamed when it is whole: a process killed at any
-moment leaves none that is half there. Only the first process writes; all of them read.
+A checkpoint is written in the background under a temporary name and renamed when it is complete, so a killed process
+leaves no partial checkpoint. Only the first process writes; all processes read.
 """
 
 import json
@@ -27,20 +27,20 @@ _FORMAT = 1
 
 
 class RunCheckpoints:
-    """The checkpoints in one folder.
+    """Checkpoints of one run in a folder.
 
     Attributes:
-        folder: Where they lie.
-        keep: How many of the last ones stay; the one with the best score stays besides.
+        folder: Folder of the checkpoints.
+        keep: Number of latest checkpoints to keep, besides the one with the best score.
     """
 
     def __init__(self, folder: str | Path, keep: int, config_hash: str = ""):
-        """Prepares a folder, which need not exist.
+        """Uses a folder, which need not exist.
 
         Args:
-            folder: Of this run alone.
-            keep: At least 1.
-            config_hash: Stored in each checkpoint.
+            folder: Folder of this run only.
+            keep: Number of latest checkpoints to keep, at least 1.
+            config_hash: Hash of the configuration, stored in each checkpoint.
         """
         self.folder = Path(folder).absolute()
         self.keep = keep
@@ -49,54 +49,58 @@ class RunCheckpoints:
         self._saving: Future | None = None
 
     def steps(self) -> list[int]:
-        """Steps of all checkpoints, ascending, readable or not."""
+        """Returns the steps of all checkpoints in ascending order, readable or not."""
         if not self.folder.is_dir():
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
 
     def best(self) -> tuple[int, float] | None:
-        """Step and score of the checkpoint that validated best, the earlier one of equals; None without any score."""
+        """Returns step and score of the best checkpoint, the earliest of equals; None if none has a score."""
         scored = [(meta["score"], -step) for step in self.steps()
                    if (meta := self._meta(step)) is not None and _is_score(meta.get("score"))]
         return (-max(scored)[1], max(scored)[0]) if scored else None
 
     def save(self, step: int, state: Any, score: float | None = None) -> None:
-        """Begins to write a checkpoint; returns at once unless the one before is still being written.
+        """Starts writing a checkpoint in the background, after the previous one is written.
 
         Args:
-            step: The number of finished steps; a checkpoint of that step is replaced.
-            state: Tree of NumPy arrays, which must not change any more.
+            step: Number of finished steps; an existing checkpoint of that step is replaced.
+            state: Tree of NumPy arrays; it is copied.
             score: Validation score of this state.
 
         Raises:
-            UserError: If this or the previous checkpoint cannot be written.
+            UserError: The previous checkpoint could not be written.
         """
         self.wait()
         if jax.process_index() == 0:
             self._saving = self._thread.submit(self._write, step, _flat(state), score)
 
     def wait(self) -> None:
-        """Waits until the last checkpoint is on disk; raises ``UserError`` if it cannot be written."""
+        """Waits until the last checkpoint is on disk.
+
+        Raises:
+            UserError: It could not be written.
+        """
         saving, self._saving = self._saving, None
         if saving is not None:
             try:
                 saving.result()
-            except Exception as error:  # a full disk reaches us as OSError, or as one of Orbax's many kinds
+            except Exception as error:  # a full disk: OSError or one of Orbax's types
                 why = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
                 raise UserError(f"A checkpoint in '{self.folder}' cannot be written: {why}.") from error
 
     def restore(self, like: Callable[[int], Any], say: Callable[[str], None] = print) -> tuple[int, Any] | None:
-        """Reads the last checkpoint that is whole and undamaged.
+        """Reads the latest checkpoint that is complete and undamaged.
 
         Args:
-            like: Gives the tree expected at a step, of arrays or ``ShapeDtypeStruct``s.
-            say: Told, in a sentence, of every checkpoint that is refused.
+            like: Function from a step to the expected tree of arrays or ``ShapeDtypeStruct``.
+            say: Called with a message for every checkpoint that is refused.
 
         Returns:
-            Step and state; None where there is no checkpoint.
+            Step and state; None if there is no checkpoint.
 
         Raises:
-            UserError: If there are checkpoints and none can be read.
+            UserError: There are checkpoints, but none can be read.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -105,23 +109,23 @@ class RunCheckpoints:
                 return step, state
             say(f"The checkpoint of step {step} in '{self.folder}' is refused: {complaint}.")
         if steps:
-            raise UserError(f"No checkpoint in '{self.folder}' can be read; choose another --workdir to start anew.")
+            raise UserError(f"No checkpoint in '{self.folder}' can be read. Choose another --workdir to start over.")
         return None
 
     def clean(self, last: int) -> None:
-        """Sets aside, as ``.<step>.damaged``, the refused checkpoints after step ``last``; removes unfinished ones."""
+        """Renames refused checkpoints after step ``last`` to ``.<step>.damaged`` and removes unfinished ones."""
         if jax.process_index() != 0 or not self.folder.is_dir():
             return
         for path in self.folder.glob(".*.partial-*"):
             shutil.rmtree(path, ignore_errors=True)
         for step in self.steps():
-            if step > last:  # counted as one of the last, it would push out one that can be read
+            if step > last:  # otherwise it would count as one of the latest and displace a readable one
                 aside = self.folder / f".{step:08d}.damaged"
                 shutil.rmtree(aside, ignore_errors=True)
                 self._path(step).rename(aside)
 
     def close(self) -> None:
-        """Waits and ends the thread."""
+        """Waits for the last checkpoint and stops the thread."""
         try:
             self.wait()
         finally:
@@ -142,7 +146,7 @@ class RunCheckpoints:
                 shutil.rmtree(self._path(old), ignore_errors=True)
 
     def _read(self, step, like):
-        """``(state, None)``, or ``(None, complaint)``."""
+        """Returns ``(state, None)``, or ``(None, reason)`` for a checkpoint that is refused."""
         meta = self._meta(step)
         if meta is None:
             return None, "its run.json is missing or damaged"
@@ -155,9 +159,9 @@ class RunCheckpoints:
         try:
             with checkpointer() as reader:
                 flat = reader.restore(self._path(step) / "state", target)
-        except Exception:  # Orbax raises many kinds for a missing, torn or ill-fitting tree
+        except Exception:  # Orbax raises exceptions of many types
             return None, "its arrays are missing, damaged or of another network"
-        # Orbax restores stored shapes without a word where they differ, and does not notice a flipped bit.
+        # Orbax silently restores stored shapes that differ from the target's, and does not detect flipped bits.
         if jax.tree.map(np.shape, flat) != jax.tree.map(np.shape, target) or digest(flat) != meta["sha256"]:
             return None, "its arrays are not those that were saved"
         return jax.tree.unflatten(jax.tree.structure(tree), [flat[name] for name in _named(tree)]), None
@@ -178,21 +182,21 @@ def _is_score(value):
 
 
 def _named(tree):
-    """Leaves by the text of their path, in the order of the tree."""
+    """Returns the leaves by path, in the order of the tree."""
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _flat(tree):
-    return {name: np.array(leaf) for name, leaf in _named(tree).items()}  # copies: the caller's buffers live on
+    return {name: np.array(leaf) for name, leaf in _named(tree).items()}  # copies: the caller may reuse its buffers
 
 
 def publish(link: Path, step: int, write: Callable[[Path], None]) -> None:
-    """Lets a name lead to new weights: at every moment it leads to the old ones or to the new ones, both whole.
+    """Points a symbolic link to new weights atomically and removes the previous weights.
 
     Args:
-        link: The name; the weights lie in ``weights/<name>-<step>`` beside it, and those it led to before go.
-        step: Of the weights; if that folder exists already it is taken as it is.
-        write: Makes the folder, which must appear whole.
+        link: Path of the link; the weights are written to ``weights/<name>-<step>`` beside it.
+        step: Step of the weights; an existing folder of that step is reused.
+        write: Function that writes the given folder atomically.
     """
     folder = link.parent / "weights"
     target = folder / f"{link.name}-{step:08d}"
@@ -208,7 +212,7 @@ def publish(link: Path, step: int, write: Callable[[Path], None]) -> None:
 
 
 def withdraw(link: Path) -> None:
-    """Removes a name that :func:`publish` made, and its weights."""
+    """Removes a link made by :func:`publish` and its weights."""
     if link.is_symlink():
         link.unlink()
     for old in (link.parent / "weights").glob(f"{link.name}-*"):

@@ -1,10 +1,11 @@
-"""DPA's attention between prototypes, and what belongs to each of its two streams."""
+"""Prototype attention of DPA, and the layers of one stream (appearance or motion)."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from uvos_jax.models.dpa.modules import Context, ConvBNReLU, conv1x1, pixels
+from uvos_jax.models.base import flatten_pixels
+from uvos_jax.models.dpa.modules import ContextModule, ConvBNReLU, conv1x1
 from uvos_jax.models.dpa.official import GraphAttention
 from uvos_jax.nn.layers import Policy
 from uvos_jax.ops.attention import attention, tiled_attention
@@ -14,17 +15,18 @@ Tokens = tuple[jax.Array, jax.Array]  # keys and values, [b, t, c] each
 
 
 class PrototypeAttention(nn.Module):
-    """What another source of features knows, told in its own prototypes, added to a map of features.
+    """Attention to the prototypes of a source, fused into a feature map.
 
-    Between modalities it is Eq. 1-7 of DPA, with the other modality as source; between frames Eq. 9-12, with the
-    reference frames as source. The paper does not scale before the softmax.
+    Inter-modality attention (Eq. 1-7 of DPA) takes the other modality as source; inter-frame attention (Eq. 9-12) takes
+    the reference frames. The paper does not scale before the softmax.
 
     Attributes:
-        features: Channels of the map that comes in and goes out.
+        features: Channels of the input and the output.
         embedding: Channels ``C'`` of queries, keys and values.
-        use_prototypes: False lets pixels attend to pixels (Table 1, rows IX to XI).
-        published: As the published code: similarities over ``sqrt(C')``, keys for values (``value`` is there and unused),
-            no gradient through the weights that make prototypes.
+        use_prototypes: Whether prototypes attend to prototypes; otherwise pixels attend to pixels (Table 1, rows IX to
+            XI).
+        published: Whether to compute as the published code: similarities divided by ``sqrt(C')``, keys in place of
+            values (``value`` has parameters but is unused), no gradient through the weights of the prototypes.
         policy: See ``Policy``; prototypes and softmax stay float32.
     """
 
@@ -35,30 +37,31 @@ class PrototypeAttention(nn.Module):
     policy: Policy = Policy()
 
     def setup(self):
+        """Creates the submodules."""
         self.key = conv1x1(self.embedding, self.policy.dtype)
         self.value = conv1x1(self.embedding, self.policy.dtype)
         self.fuse = ConvBNReLU(self.features, 1, policy=self.policy)
 
     def source(self, features: jax.Array) -> Tokens:
-        """Keys and values of ``[b, h, w, c]`` features: ``[b, t, C']`` each, ``t`` prototypes (``C'``) or pixels."""
-        keys, values = pixels(self.key(features)), pixels(self.value(features))
+        """Returns keys and values ``[b, t, C']`` of ``[b, h, w, c]`` features; ``t`` is ``C'`` prototypes or pixels."""
+        keys, values = flatten_pixels(self.key(features)), flatten_pixels(self.value(features))
         if self.use_prototypes:
             keys, values = (prototypes(x, detached=self.published) for x in (keys, values))
         return keys, keys if self.published else values
 
     def __call__(self, features: jax.Array, query: jax.Array, source: Tokens, train: bool) -> jax.Array:
-        """Fuses features with where the source's knowledge is found in them.
+        """Attends to the source and fuses the resulting maps with the features.
 
         Args:
             features: ``[b, h, w, c]``.
-            query: ``[b, h, w, C']``, the embedding of these features.
-            source: Keys and values, ``[b, t, C']`` each.
+            query: ``[b, h, w, C']``, embedding of the features.
+            source: Keys and values of the source, ``[b, t, C']`` each.
             train: See ``BatchNorm``.
 
         Returns:
             ``[b, h, w, c]``.
         """
-        query_pixels, (keys, values) = pixels(query), source
+        query_pixels, (keys, values) = flatten_pixels(query), source
         if self.use_prototypes:
             scale = self.embedding ** -0.5 if self.published else 1.0
             mixed = attention(prototypes(query_pixels, detached=self.published), keys, values, scale=scale)
@@ -70,16 +73,17 @@ class PrototypeAttention(nn.Module):
 
 
 class Stream(nn.Module):
-    """All that one modality has beside its encoder.
+    """Layers of one modality between its encoder and the decoder.
 
-    Its attentions to the other modality are called from outside, where both modalities meet.
+    The attentions to the other modality, ``ima4`` and ``ima5``, are called by the model, which has both modalities.
 
     Attributes:
-        channels: Of blocks 4 and 5.
-        embedding: Channels ``C'`` of queries, keys, values and of what the decoder gets.
-        modal_kind: Of the attention to the other modality at blocks 4 and 5: ``"prototypes"``, ``"pixels"``,
-            ``"graph"`` as in the published code, or ``""``, none.
-        frame_kind: Of that to the references at block 5: ``"prototypes"``, ``"pixels"``, ``"published"`` or ``""``, none.
+        channels: Channels of blocks 4 and 5.
+        embedding: Channels ``C'`` of queries, keys, values and the decoder's inputs.
+        modal_kind: Inter-modality attention (IMA) at blocks 4 and 5: ``"prototypes"``, ``"pixels"``, ``"graph"`` as in
+            the published code, or ``""`` for none.
+        frame_kind: Inter-frame attention (IFA) at block 5: ``"prototypes"``, ``"pixels"``, ``"published"``, or ``""``
+            for none.
         policy: See ``Policy``.
     """
 
@@ -90,6 +94,7 @@ class Stream(nn.Module):
     policy: Policy = Policy()
 
     def setup(self):
+        """Creates the submodules."""
         sizes = (self.channels, self.embedding)
         if self.modal_kind:
             self.query4 = conv1x1(self.embedding, self.policy.dtype)
@@ -106,27 +111,28 @@ class Stream(nn.Module):
         if self.modal_kind and self.frame_kind:
             self.fuse5 = conv1x1(self.channels, self.policy.dtype)
         self.squeeze4, self.squeeze5 = (conv1x1(self.embedding, self.policy.dtype) for _ in range(2))
-        self.context = Context(self.embedding, policy=self.policy)
+        self.context = ContextModule(self.embedding, policy=self.policy)
 
     def __call__(self, block5: jax.Array, query: jax.Array | None, refined: jax.Array | None, source: Tokens | None,
                  train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Block 5 as the decoder reads it: what both attentions, side by side, made of it.
+        """Returns block 5 as input of the decoder; IMA and IFA run in parallel and are fused.
 
         Args:
-            block5: ``[b, h, w, channels]``, which neither attention has touched.
-            query: ``[b, h, w, C']``, its embedding; None without attention.
-            refined: Block 5 after IMA, or None without it.
-            source: The references' keys and values, or None without IFA.
+            block5: ``[b, h, w, channels]``, before both attentions.
+            query: ``[b, h, w, C']``, embedding of ``block5``; None without attention.
+            refined: ``[b, h, w, channels]``, block 5 after IMA; None without IMA.
+            source: Keys and values of the reference frames; None without IFA.
             train: See ``BatchNorm``.
 
         Returns:
-            ``[b, h, w, embedding]``, and by name: what IFA made, and the context before and after its ASPP.
+            ``[b, h, w, embedding]``, and intermediates by name: ``ifa``, and the context before (``coarse``) and after
+            ASPP (``context``).
         """
         inner, x = {}, block5 if refined is None else refined
         if source is not None:
             inner["ifa"] = self.ifa(block5, query, source, train)
             x = inner["ifa"] if refined is None else self.fuse5(jnp.concatenate([refined, inner["ifa"]], -1))
             if self.is_initializing() and self.modal_kind:
-                self.fuse5(jnp.concatenate([x, x], -1))  # there, even where IMA is not run
+                self.fuse5(jnp.concatenate([x, x], -1))  # creates its parameters where IMA does not run
         inner["coarse"], inner["context"] = self.context(x, train)
         return self.squeeze5(x), inner

@@ -1,4 +1,4 @@
-"""Convolutional parts of DPA: the context at the coarsest scale and the decoder with its four outputs."""
+"""Convolutional modules of DPA: multi-scale context and the decoder with its four outputs."""
 
 import functools
 
@@ -16,17 +16,12 @@ ConvBNReLU = functools.partial(ConvNorm, use_bias=True)
 
 
 def conv1x1(features: int, dtype: jnp.dtype) -> Conv:
-    """A 1x1 convolution with bias that no normalization follows."""
+    """Returns a 1x1 convolution with bias, for use without normalization."""
     return Conv(features, 1, use_bias=True, dtype=dtype, kernel_init=torch_default)
 
 
-def pixels(x: jax.Array) -> jax.Array:
-    """``[b, h, w, c] -> [b, h * w, c]``."""
-    return x.reshape(x.shape[0], -1, x.shape[-1])
-
-
-class Context(nn.Module):
-    """Half the size of block 5, three convolutions and ASPP.
+class ContextModule(nn.Module):
+    """Context at stride 32: max pooling of block 5, three convolutions and ASPP.
 
     Attributes:
         features: Output channels.
@@ -38,7 +33,15 @@ class Context(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        """``[b, h, w, c]`` to two maps ``[b, h // 2, w // 2, features]``: before and after ASPP."""
+        """Returns the context before and after ASPP.
+
+        Args:
+            x: ``[b, h, w, c]``.
+            train: See ``BatchNorm``.
+
+        Returns:
+            Two maps ``[b, h // 2, w // 2, features]``.
+        """
         x = max_pool(x, window=2, stride=2, padding=0)
         x = Conv(self.features, 1, use_bias=True, dtype=self.policy.dtype, name="reduce")(x)
         for i in (1, 2):
@@ -47,10 +50,10 @@ class Context(nn.Module):
 
 
 class ResidualFusion(nn.Module):
-    """A residual block, then half the channels: how two maps that lie side by side in the channels become one.
+    """Fuses two concatenated feature maps by a residual block and a convolution that halves the channels.
 
     Attributes:
-        features: Output channels; twice as many come in.
+        features: Output channels; the input has twice as many.
         policy: See ``Policy``.
     """
 
@@ -65,8 +68,8 @@ class ResidualFusion(nn.Module):
         return ConvBNReLU(self.features, name="unit3", policy=self.policy)(nn.relu(x + y), train)
 
 
-class Refine(nn.Module):
-    """One step of the decoder to twice the size, with the encoder's fine features where the coarse map says object.
+class RefinementBlock(nn.Module):
+    """One decoder step at twice the resolution, with encoder features gated by the coarse foreground probability.
 
     Attributes:
         features: Channels of the decoder.
@@ -77,40 +80,41 @@ class Refine(nn.Module):
     policy: Policy = Policy()
 
     def setup(self):
+        """Creates the submodules."""
         self.reduce = conv1x1(2 * self.features, self.policy.dtype)
         self.unit1 = ConvBNReLU(3 * self.features, policy=self.policy)
         self.unit2 = ConvBNReLU(self.features, policy=self.policy)
         self.predict = conv1x1(1, self.policy.dtype)
 
     def fine(self, features: jax.Array) -> jax.Array:
-        """The encoder's ``[b, h, w, c]`` to ``[b, h, w, 2 * features]``, all that needs no coarse map."""
+        """Reduces encoder features ``[b, h, w, c]`` to ``[b, h, w, 2 * features]``, independently of coarser maps."""
         return self.reduce(features)
 
     def __call__(self, fine: jax.Array, gate: jax.Array, coarse: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Refines.
+        """Refines the decoder's features.
 
         Args:
-            fine: Of :meth:`fine`.
-            gate: ``[b, h, w, 1]``, the coarsest probability at this size.
-            coarse: ``[b, h, w, features]``, the decoder's features so far at this size.
+            fine: ``[b, h, w, 2 * features]``, result of :meth:`fine`.
+            gate: ``[b, h, w, 1]``, foreground probability of the coarsest output, resized to this resolution.
+            coarse: ``[b, h, w, features]``, features of the previous step, resized to this resolution.
             train: See ``BatchNorm``.
 
         Returns:
-            The decoder's features ``[b, h, w, features]`` and logits ``[b, h, w, 1]``.
+            Features ``[b, h, w, features]`` and logits ``[b, h, w, 1]``.
         """
         x = self.unit2(self.unit1(jnp.concatenate([fine * gate.astype(fine.dtype), coarse], -1), train), train)
         return x, self.predict(x)
 
 
 class Decoder(nn.Module):
-    """From the streams' features to four maps of logits, at strides 8, 4, 2 and 1.
+    """Decodes the features of both streams to four logit maps at strides 8, 4, 2 and 1.
 
-    Both streams meet in one map at each of three scales, these in one, and three steps refine it with the fine features
-    of one encoder (the appearance stream's, if it is there).
+    The streams are fused at each of three scales and the scales are fused with each other. Three steps then refine the
+    result with the fine features of one encoder (appearance, if it exists).
 
     Attributes:
         embedding: Channels of the streams' maps and of the fusions.
-        features: Channels of the fine steps.
+        features: Channels of the refinement steps.
         policy: See ``Policy``.
     """
 
@@ -119,43 +123,44 @@ class Decoder(nn.Module):
     policy: Policy = Policy()
 
     def setup(self):
+        """Creates the submodules."""
         self.fuse4, self.fuse5, self.fuse6 = (ResidualFusion(self.embedding, policy=self.policy) for _ in range(3))
         self.merge56, self.merge45 = (ResidualFusion(self.embedding, policy=self.policy) for _ in range(2))
         self.reduce45 = conv1x1(self.features, self.policy.dtype)
         self.predict4 = conv1x1(1, self.policy.dtype)
-        self.refine1, self.refine2, self.refine3 = (Refine(self.features, policy=self.policy) for _ in range(3))
+        self.refine1, self.refine2, self.refine3 = (
+            RefinementBlock(self.features, policy=self.policy) for _ in range(3))
 
     def prepare(self, blocks: list[jax.Array], block4: list[jax.Array], train: bool) -> dict[str, jax.Array]:
-        """What needs neither block 5 nor another frame.
+        """Computes the inputs of the decoder that depend neither on block 5 nor on other frames.
 
         Args:
-            blocks: Blocks 1, 2 and 3 of the encoder that refines, at strides 1, 2, 4.
-            block4: Of the streams, ``[b, h / 8, w / 8, embedding]``, see :meth:`__call__`.
+            blocks: Blocks 1, 2 and 3 of the refining encoder, at strides 1, 2 and 4.
+            block4: One map per stream, ``[b, h / 8, w / 8, embedding]``; see :meth:`__call__` for a single stream.
             train: See ``BatchNorm``.
 
         Returns:
-            ``fine1`` to ``fine3``, ``[b, h', w', 2 * features]``, and ``fused4``.
+            ``fine1`` to ``fine3``, ``[b, h', w', 2 * features]``, and ``fused4``, ``[b, h / 8, w / 8, embedding]``.
         """
         refines = (self.refine1, self.refine2, self.refine3)
         fine = {f"fine{i}": refine.fine(x) for i, (refine, x) in enumerate(zip(refines, blocks, strict=True), 1)}
-        return fine | {"fused4": self.fuse4(_both(block4), train)}
+        return fine | {"fused4": self.fuse4(_concatenate(block4), train)}
 
     def __call__(self, prepared: dict[str, jax.Array], block5: list[jax.Array], context: list[jax.Array],
                  train: bool) -> tuple[tuple[jax.Array, ...], dict[str, jax.Array]]:
-        """Decodes.
+        """Decodes the features of the streams.
 
         Args:
-            prepared: Of :meth:`prepare`.
-            block5: One map of each stream, ``[b, h / 16, w / 16, embedding]``. Where there is one stream, it stands in
-                for the other: the fusions then begin the second phase of training as what they became in the first, when
-                both streams are copies of one.
-            context: Alike, ``[b, h / 32, w / 32, embedding]``.
+            prepared: Result of :meth:`prepare`.
+            block5: One map per stream, ``[b, h / 16, w / 16, embedding]``. A single stream is used twice, so that the
+                fusions are already trained when the second phase of training starts with two copies of that stream.
+            context: One map per stream, ``[b, h / 32, w / 32, embedding]``.
             train: See ``BatchNorm``.
 
         Returns:
-            Four ``[b, h', w', 1]`` logits, coarse to fine, and the fusions.
+            Four logit maps ``[b, h', w', 1]``, coarse to fine, and the fused maps by name.
         """
-        fused5, fused6 = self.fuse5(_both(block5), train), self.fuse6(_both(context), train)
+        fused5, fused6 = self.fuse5(_concatenate(block5), train), self.fuse6(_concatenate(context), train)
         merged5 = self.merge56(_with_coarser(fused5, fused6), train)
         x = self.reduce45(self.merge45(_with_coarser(prepared["fused4"], merged5), train))
         inner = {"fused4": prepared["fused4"], "fused5": fused5, "fused6": fused6, "merged5": merged5, "merged4": x}
@@ -168,7 +173,7 @@ class Decoder(nn.Module):
         return tuple(logits), inner
 
 
-def _both(maps):
+def _concatenate(maps):
     return jnp.concatenate([maps[0], maps[-1]], -1)
 
 

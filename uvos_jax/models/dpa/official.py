@@ -1,8 +1,8 @@
-"""DPA as published where it is another network than the paper's: its inter-modality attention, and its names.
+"""Inter-modality attention of DPA's published code, its name rules, and the parity trace.
 
-In the published code the prototypes of a frame pass a graph network before they are looked for in the frame, and the
-maps of both modalities then attend to each other pixel by pixel. All of this is commented out in the code's forward
-pass; its parameters are in the checkpoints nevertheless.
+In the published code the prototypes of a frame pass through a graph network before they are compared with the frame's
+pixels, and the resulting maps of both modalities attend to each other pixel by pixel. The code's forward pass has all
+of this commented out, but the checkpoints contain its parameters.
 """
 
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from uvos_jax.errors import UserError
-from uvos_jax.models.base import Model, Rules, nchw, nhwc
-from uvos_jax.models.dpa.modules import ConvBNReLU, pixels
+from uvos_jax.models.base import Model, Rules, flatten_pixels, nchw, nhwc
+from uvos_jax.models.dpa.modules import ConvBNReLU
 from uvos_jax.nn import vgg
 from uvos_jax.nn.layers import BatchNorm, Policy
 from uvos_jax.ops.attention import tiled_attention
@@ -38,8 +38,8 @@ class TokenAttention(nn.Module):
     """Unscaled attention of tokens to tokens in half the channels.
 
     Attributes:
-        normalized_residual: Whether what is added to is the normalized input, not the input itself.
-        own_values: Whether values come from the queries' tokens (then there are as many keys as queries).
+        normalized_residual: Whether the residual is the normalized input rather than the input.
+        own_values: Whether the values come from the queries' tokens; then there must be as many keys as queries.
         policy: See ``Policy``.
     """
 
@@ -49,7 +49,7 @@ class TokenAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, other: jax.Array, train: bool) -> jax.Array:
-        """``[b, n, c]`` tokens and ``[b, m, c]`` others to ``[b, n, c]``."""
+        """``[b, n, c]`` queries and ``[b, m, c]`` keys to ``[b, n, c]``."""
         c = x.shape[-1]
         norm = _TokenNorm(self.policy, name="norm")
 
@@ -64,7 +64,7 @@ class TokenAttention(nn.Module):
 
 
 class GraphNetwork(nn.Module):
-    """Prototypes attend to each other, then three rounds in which each looks at its nearest neighbors.
+    """Self-attention of prototypes, then three edge convolutions over their nearest neighbors.
 
     Attributes:
         policy: See ``Policy``.
@@ -89,10 +89,10 @@ class GraphNetwork(nn.Module):
 
 
 class GraphAttention(nn.Module):
-    """One modality's half of the published inter-modality attention; ``MutualRefinement`` lies between its two methods.
+    """One modality's part of the published inter-modality attention; ``MutualRefinement`` runs between its methods.
 
     Attributes:
-        features: Channels of the map that comes in and goes out.
+        features: Channels of the input and the output.
         embedding: Channels of the prototypes.
         policy: See ``Policy``.
     """
@@ -102,22 +102,23 @@ class GraphAttention(nn.Module):
     policy: Policy = Policy()
 
     def setup(self):
+        """Creates the submodules."""
         self.graph = GraphNetwork(policy=self.policy)
         self.fuse = ConvBNReLU(self.features, 1, policy=self.policy)
 
     def maps(self, query: jax.Array, train: bool) -> jax.Array:
-        """Where the prototypes of ``[b, h, w, c]``, once they passed the graph, are found in it: ``[b, h * w, c]``."""
-        tokens = pixels(query)
+        """Returns the cosine similarity of pixels and graph-updated prototypes: ``[b, h, w, c] -> [b, h * w, c]``."""
+        tokens = flatten_pixels(query)
         return cosine_maps(self.graph(prototypes(tokens, detached=True), train), tokens)
 
     def __call__(self, features: jax.Array, maps: jax.Array, train: bool) -> jax.Array:
-        """``[b, h, w, features]`` and ``[b, h * w, c]`` maps, as refined, to ``[b, h, w, features]``."""
+        """``[b, h, w, features]`` and refined maps ``[b, h * w, c]`` to ``[b, h, w, features]``."""
         maps = maps.reshape(*features.shape[:3], -1).astype(features.dtype)
         return self.fuse(jnp.concatenate([features, maps], -1), train)
 
 
 class MutualRefinement(nn.Module):
-    """The pixels of both modalities' maps attend to each other; weights from both, values from the own maps.
+    """Cross-attention between the pixels of both modalities' maps, with values from the map that is refined.
 
     Attributes:
         policy: See ``Policy``.
@@ -127,20 +128,20 @@ class MutualRefinement(nn.Module):
 
     @nn.compact
     def __call__(self, maps: dict[str, jax.Array], train: bool) -> dict[str, jax.Array]:
-        """``[b, n, c]`` maps of ``appearance`` and ``motion``, refined."""
+        """Refines the ``[b, n, c]`` maps of ``appearance`` and ``motion``."""
         return {name: TokenAttention(True, True, self.policy, name=name)(maps[name], maps[other], train)
                 for name, other in (("appearance", "motion"), ("motion", "appearance"))}
 
 
 def torch_rules(model: Model) -> Rules:
-    """Name rules for the published checkpoints, 588 keys, for the official variants with both streams.
+    """Returns the name rules for the published checkpoints (588 keys): official variants with both streams.
 
     Raises:
-        UserError: For another network, whose parameters are others.
+        UserError: The model is another variant or has one stream.
     """
     if model.variant == "paper" or model.streams != "both":
-        raise UserError("DPA's published checkpoints fit its published network alone: --variant official or"
-                        " official_full, with both streams.")
+        raise UserError("DPA's published checkpoints do not fit this network. Use --variant official or official_full"
+                        " with both streams.")
     rules = []
     for ours, theirs in (("appearance", "rgb"), ("motion", "flow")):
         stream = f"{ours}_stream"
@@ -198,7 +199,7 @@ def trace(model: Model, variables: dict, inputs: Mapping, expected: Mapping) -> 
     """Runs DPA on the inputs of a reference file; see ``ParityTrace``."""
     del expected
     batch = {"frame": nhwc(inputs["image"]), "flow": nhwc(inputs["flow"])}
-    for name, theirs in (("frame", "ref_images"), ("flow", "ref_flows")):  # references lie side by side in the channels
+    for name, theirs in (("frame", "ref_images"), ("flow", "ref_flows")):  # concatenated along the channels
         references = inputs[theirs].reshape(len(inputs[theirs]), -1, 3, *inputs[theirs].shape[2:])
         batch[f"reference_{name}"] = jnp.moveaxis(jnp.asarray(references), 2, -1)
     outputs, inner = jax.jit(model.apply)(variables, batch)
@@ -207,7 +208,7 @@ def trace(model: Model, variables: dict, inputs: Mapping, expected: Mapping) -> 
         names |= {f"{theirs}_sq4": f"{ours}_query4", f"{theirs}_sq5": f"{ours}_query5",
                   f"dam4_{theirs}": f"{ours}_ima4", f"dam5_{theirs}": f"{ours}_ima5", f"{theirs}_tam": f"{ours}_ifa",
                   f"{theirs}_comp6": f"{ours}_coarse", f"{theirs}_aspp": f"{ours}_context"}
-    # "_c": the first 16 channels, or all where there are no more than 32.
+    # "_c": the first 16 channels, or all if there are at most 32.
     made = {f"{theirs}_c": nchw(inner[ours]) for theirs, ours in names.items() if ours in inner}
     made = {name: x if x.shape[1] <= 32 else x[:, :16] for name, x in made.items()}
     size = batch["frame"].shape[1:3]
