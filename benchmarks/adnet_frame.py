@@ -1,10 +1,11 @@
-"""What a frame of AD-Net costs with the anchor in the state, against encoding both frames at every step.
+"""Measure the cost of an AD-Net frame with the anchor's features in the state against encoding both frames per step.
 
     python benchmarks/adnet_frame.py [--size 480x854] [--rounds 5]
 
-The published evaluation encodes the anchor and the current frame anew for every frame, runs the auxiliary head on both
-and stores both affinities whole. That is timed twice: with this library's convolutions, and with plain dilated
-convolutions throughout. The three take turns in one process, so the ratios survive a machine whose speed drifts.
+The published evaluation encodes the anchor and the current frame for every frame, runs the auxiliary head on both and
+stores both affinities in full. This baseline is timed twice: with the convolutions of this library, and with plain
+dilated convolutions throughout. The three variants alternate in one process, so that their ratios are independent of
+drifting machine speed. Prints median seconds, GFLOPs and the time ratio of each variant.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from uvos_jax.ops.attention import attention
 
 
 def published_frame(model, anchor, frame):
-    """One frame the published way: both encoders with auxiliary heads, whole affinities; logits at stride 8."""
+    """Runs one frame as published: both encoders with auxiliary heads, full affinities; returns logits at stride 8."""
     embeddings, auxiliary = [], []
     for x in (anchor, frame):
         stages = model._encode(x, train=False)
@@ -36,7 +37,7 @@ def published_frame(model, anchor, frame):
 
 
 def main() -> None:
-    """Times the three and prints medians and ratios."""
+    """Times the three variants and prints medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="480x854")
     parser.add_argument("--rounds", type=int, default=5)

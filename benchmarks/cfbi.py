@@ -1,16 +1,18 @@
-"""What a frame of CFBI costs with 1 to 10 objects, and its memory, beside matching as the published code does it.
+"""Measure time and memory of a CFBI frame with 1 to 10 objects against matching as in the published code.
 
     python benchmarks/cfbi.py [--size 480x854] [--objects 1,2,3,5,10] [--rounds 3] [--part time|memory]
 
-Both forms run the same encoder and the same ensembler, object by object (``official``, full width, random weights,
-float32). The published code makes the whole matrix of distances between two frames, and a copy of it for each object;
-for local matching it lays out every pixel's window of 25x25 pixels. Here distances are made tile by tile and only their
-minima are kept, and one compiled program serves any number of objects.
+Both variants run the same encoder and the same ensembler, object by object (``official``, full width, random weights,
+float32). The published code computes the full matrix of distances between two frames and copies it for each object;
+for local matching it gathers the 25x25 window of every pixel. This library computes distances tile by tile, keeps only
+their minima, and uses one compiled program for any number of objects.
 
-Time: one of our frames, and both ways of matching, take turns in one process, so that the ratio survives a machine
-whose speed drifts. The naive frame is ours with the other way of matching in its place.
+Time: a frame of this library and the two ways of matching alternate in one process, so that their ratios are
+independent of drifting machine speed. The time of a naive frame is that of this library with its matching time replaced
+by that of naive matching. Prints median seconds and the ratio for each number of objects.
 
-Memory: the largest resident size of a process that runs encoder, matching and ensembler, a process each.
+Memory: prints the peak resident set size of a process that runs encoder, matching and ensembler; one process for each
+variant.
 """
 
 import argparse
@@ -32,22 +34,22 @@ from uvos_jax.ops.resize import resize_bilinear, resize_nearest
 
 
 def naive_global(embed, keys, labels, objects):
-    """``[n, objects]`` from the whole matrix and a copy of it for each object; deliberately not compiled as one."""
+    """Returns ``[n, objects]`` from the full distance matrix, copied for each object; deliberately not one program."""
     products = jnp.dot(embed, keys.T, precision="highest")
     distance = jnp.square(embed).sum(-1)[:, None] + jnp.square(keys).sum(-1) - 2 * products
     return jnp.stack([(distance + FAR * (labels != o)).min(-1) for o in range(objects)], -1)
 
 
 def naive_local(embed, previous, labels, objects):
-    """``[h, w, objects, windows]`` from every pixel's window laid out; deliberately not compiled as one."""
+    """Returns ``[h, w, objects, windows]`` from the gathered window of every pixel; deliberately not one program."""
     h, w, _ = embed.shape
     r = max(WINDOWS)
     previous = jnp.pad(previous, ((r, r), (r, r), (0, 0)))
     labels = jnp.pad(labels, r, constant_values=-1)
-    places = [(y, x) for y in range(2 * r + 1) for x in range(2 * r + 1)]
+    offsets = [(y, x) for y in range(2 * r + 1) for x in range(2 * r + 1)]
 
     def windows(of):
-        return jnp.stack([of[y:y + h, x:x + w] for y, x in places])
+        return jnp.stack([of[y:y + h, x:x + w] for y, x in offsets])
 
     distance = jnp.square(windows(previous) - embed).sum(-1)
     near = windows(labels)
@@ -59,7 +61,7 @@ def naive_local(embed, previous, labels, objects):
 
 
 def naive_matching(state, embed, objects):
-    """Both distances of one frame to its one reference and to the last frame."""
+    """Returns the global distances to the reference frame and the local distances to the previous frame."""
     h, w, c = embed.shape[1:]
     far = naive_global(embed.reshape(-1, c), state.reference[0, 0].reshape(-1, c),
                        state.reference_labels[0, 0].reshape(-1), objects)
@@ -69,7 +71,7 @@ def naive_matching(state, embed, objects):
 
 
 def forms(segmenter, size, objects):
-    """``(ours, the way of matching here, the naive one)`` as functions without arguments."""
+    """Returns (frame, matching, naive matching) as functions without arguments."""
     parts = _components(segmenter, size, objects)
     whole = _whole_frame(segmenter, size, objects)
     far, near = (parts[name] for name in ("global matching", "local matching"))
@@ -79,8 +81,8 @@ def forms(segmenter, size, objects):
 
 
 def compare_time(segmenter, size, counts, rounds):
-    """A row for each number of objects: medians, and the ratio round by round."""
-    print(f"{'objects':>7} {'s a frame':>10} {'of it matching':>15} {'naive matching':>15} {'naive frame':>12}"
+    """Prints a row per number of objects: median times, and the median of the ratio over the rounds."""
+    print(f"{'objects':>7} {'s / frame':>10} {'matching':>15} {'naive matching':>15} {'naive frame':>12}"
           f" {'ours / naive':>13}")
     for objects in counts:
         functions = forms(segmenter, size, objects)
@@ -101,7 +103,7 @@ def compare_time(segmenter, size, counts, rounds):
 
 
 def measure_memory(segmenter, size, objects, naive):
-    """Prints the largest resident size of this process, in MiB, after the parts of a frame in one of the forms."""
+    """Runs the components of a frame in one variant and prints the peak resident set size of this process in MiB."""
     parts = _components(segmenter, size, objects)
     far = parts["global matching"]
     if naive:
@@ -114,7 +116,7 @@ def measure_memory(segmenter, size, objects, naive):
 
 
 def main() -> None:
-    """Prints both tables, or the one that is asked for."""
+    """Prints both tables, or the selected one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="480x854")
     parser.add_argument("--objects", default="1,2,3,5,10")
@@ -127,8 +129,8 @@ def main() -> None:
     if args.form:
         measure_memory(load("cfbi", "random", variant="official"), size, counts[0], args.form == "naive")
         return
-    if args.part != "time":  # first: a process's largest size counts from what its parent has
-        print("largest resident size of a process", flush=True)
+    if args.part != "time":  # first, because the peak size of a process includes that of its parent at the fork
+        print("peak resident set size of a process", flush=True)
         for objects in (min(counts), max(counts)):
             for form in ("ours", "naive"):
                 subprocess.run([sys.executable, __file__, "--size", args.size, "--objects", str(objects), "--form",

@@ -1,13 +1,12 @@
-"""What ``configs/cfbi.py:tiny`` learns: objects followed through held-back videos, beside their first masks copied.
+"""Score runs of ``configs/cfbi.py:tiny`` on held-back videos against copying the first mask.
 
     uvos train --config configs/cfbi.py:tiny --workdir runs/cfbi0 --data-dir data --config.seed=0
     uvos train --config configs/cfbi.py:tiny --workdir runs/cfbi1 --data-dir data --config.seed=1
     python benchmarks/cfbi_tiny.py runs/cfbi0 runs/cfbi1 --data-dir data
 
-All rows are scored by the code that scores validation during training: on the sequences of DAVIS-2016 that the
-configuration holds back, with one object each, and on generated clips of other seeds than those of the training, whose
-first frames show two objects, or three. Scores are those of the weights after the last step, in percent: J of each
-sequence, then means over the objects.
+All rows are scored by the validation code of training: on the sequences of DAVIS-2016 that the configuration holds
+back, with one object each, and on generated clips with unseen seeds, whose first frames show two or three objects. Runs
+use the weights after the last step. Prints a table in percent: J of each sequence, then means over the objects.
 """
 
 import argparse
@@ -28,12 +27,12 @@ _UNSEEN = 2_000_000  # seeds of the held-back clips begin here
 
 
 class Copied:
-    """Stands for a network: every object stays where it was given."""
+    """Baseline segmenter that repeats the given mask of every object."""
 
     model = SimpleNamespace(task="prompted")
 
     def segment(self, frames, first_mask):
-        """Labels, uint8 ``[t, h, w]``: the latest given mask of every object."""
+        """Returns labels ``[t, h, w]`` that copy the last given mask of each object."""
         labels = np.zeros(frames.shape[:3], np.uint8)
         for t in sorted(first_mask):
             labels[t:] = np.where(first_mask[t] > 0, first_mask[t], labels[t])
@@ -41,7 +40,7 @@ class Copied:
 
 
 def generated(objects, clips, length):
-    """A store, and the numbers of its first ``clips`` clips whose first frames show that many objects."""
+    """Returns a store and the indices of its first ``clips`` clips whose first frame shows ``objects`` objects."""
     store = SyntheticStore(10 * clips, length, seed=_UNSEEN, objects=(objects, objects))
     showing = (v for v in range(10 * clips) if len(np.unique(store.labels(v, 0))) == objects + 1)
     return store, list(itertools.islice(showing, clips))
@@ -52,14 +51,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--clips", type=int, default=10, help="generated clips of each kind")
-    parser.add_argument("--length", type=int, default=8, help="frames of a generated clip, as many as in training")
+    parser.add_argument("--clips", type=int, default=10, help="generated clips per number of objects")
+    parser.add_argument("--length", type=int, default=8, help="frames per generated clip, as in training")
     args = parser.parse_args()
     config = json.loads((args.runs[0] / "config.json").read_text())
     entry = config["validate"]
     store = open_store(args.data_dir, entry["name"], entry["split"])
     videos = choose(store, entry["only"])
-    made_up = [generated(count, args.clips, args.length) for count in (2, 3)]
+    synthetic = [generated(count, args.clips, args.length) for count in (2, 3)]
 
     parts = setup(config, phases(config)[0])
     rows = {
@@ -74,7 +73,7 @@ def main():
         scores, _ = validate(segmenter, store, videos)
         cells = [scores["sequences"][name]["J"] for name in names] + [scores["J"], scores["F"]]
         print(f"| {row} |", " | ".join(f"{100 * cell:.1f}" for cell in cells), "|", end="", flush=True)
-        for clips in made_up:
+        for clips in synthetic:
             scores, _ = validate(segmenter, *clips)
             print("", ", ".join(f"{100 * scores[key]:.1f}" for key in ("J", "F", "J&F")), "|", end="", flush=True)
         print(flush=True)

@@ -1,10 +1,11 @@
-"""What needs no learning, and what a plain U-Net learns, on the folds on which the default network is judged.
+"""Score baselines on the folds of the default network: motion segmentation without learning, and a plain U-Net.
 
     PYTHONPATH=. python benchmarks/default_baselines.py --data-dir data --method motion
     PYTHONPATH=. python benchmarks/default_baselines.py --data-dir data --method unet --folds 0 --steps 150
 
-``motion``: DIS flow less a homography fitted to it; what moves by itself (Otsu's threshold on the length), its largest
-part. ``unet``: two million parameters that see the frame and the flow less the camera's motion at 128x224.
+``motion``: residual of DIS flow after subtracting a fitted homography, thresholded by Otsu's method; the largest
+connected component. ``unet``: two million parameters; input is the frame and the flow without camera motion, 128x224.
+Prints J and F of every sequence and fold in percent.
 """
 
 import argparse
@@ -32,23 +33,23 @@ from uvos_jax.training.validation import choose, validate
 
 _SIZE = (128, 224)
 _WIDTHS = (16, 32, 64, 128, 256)
-_GRID = 8  # pixels between the vectors that a homography is fitted to
-_REACH = 2.0  # pixels within which a vector agrees with the homography
+_GRID = 8  # spacing in pixels of the flow vectors that the homography is fitted to
+_INLIER_DISTANCE = 2.0  # pixels; RANSAC threshold of the homography
 
 
 def flows_of(frames):
-    """Flow of every frame to the next one, of the last one to the one before, as ``uvos segment`` has it."""
+    """Returns the flow of each frame to the next (of the last to the previous), as in ``uvos segment``."""
     targets = np.concatenate([frames[1:], frames[-2:-1]])
     return np.concatenate([dis_estimator(frames[i:i + 2], targets[i:i + 2]) for i in range(0, len(frames), 2)])
 
 
 def moving_part(flow):
-    """The largest part of what moves otherwise than the background's plane: bool ``[h, w]``."""
+    """Returns the largest component whose motion differs from the fitted homography, bool ``[h, w]``."""
     height, width = flow.shape[:2]
     grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
     points = grid[_GRID // 2::_GRID, _GRID // 2::_GRID].reshape(-1, 1, 2)
     moved = points + flow[_GRID // 2::_GRID, _GRID // 2::_GRID].reshape(-1, 1, 2)
-    homography, _ = cv2.findHomography(points, moved, cv2.RANSAC, _REACH)
+    homography, _ = cv2.findHomography(points, moved, cv2.RANSAC, _INLIER_DISTANCE)
     if homography is None:
         return np.zeros((height, width), bool)
     rest = grid + flow - cv2.perspectiveTransform(grid.reshape(-1, 1, 2), homography).reshape(grid.shape)
@@ -60,11 +61,11 @@ def moving_part(flow):
 
 
 class UNet(nn.Module):
-    """Ronneberger et al., 2015, with batch norm: two convolutions a level, each level half the size."""
+    """U-Net (Ronneberger et al., 2015) with batch norm: two convolutions per level, each level half the size."""
 
     @nn.compact
     def __call__(self, x, train):
-        """Returns logits ``[b, h, w, 1]`` of images ``[b, h, w, c]``."""
+        """Returns logits ``[b, h, w, 1]``."""
         kept = []
         for level, width in enumerate(_WIDTHS):
             x = max_pool(x, window=2, stride=2, padding=0) if level else x
@@ -82,7 +83,7 @@ class UNet(nn.Module):
 
 
 def unet_input(frames, flow):
-    """``[b, h, w, 5]``: colors, and flow less the camera's motion over the length that one vector in 100 exceeds."""
+    """Returns ``[b, h, w, 5]``: colors, and flow without camera motion over its 99th percentile magnitude."""
     rest = subtract_camera(flow)
     length = jnp.percentile(jnp.sqrt(jnp.square(rest).sum(-1)), 99, axis=(1, 2))
     rest = jnp.clip(rest / jnp.maximum(length, flow.shape[2] / 500)[:, None, None, None], -2, 2)
@@ -90,7 +91,7 @@ def unet_input(frames, flow):
 
 
 def train_unet(k, data_dir, steps):
-    """The U-Net after ``steps`` batches of four clips of two frames: what fold ``k`` trains on at 128x224."""
+    """Trains a U-Net for ``steps`` batches of four two-frame clips of fold ``k`` at 128x224; returns its predictor."""
     data = default.fold(k).phases[1]["data"] | {"batch_size": 4, "seed": 0}
     net, optimizer = UNet(), optax.adam(optax.cosine_decay_schedule(1e-3, steps))
     batches = pipeline.batches(pipeline.from_config(data, data_dir), 0)
@@ -131,7 +132,7 @@ def train_unet(k, data_dir, steps):
 
 
 def main():
-    """Prints J and F of every sequence."""
+    """Prints J and F of every sequence and fold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--method", choices=("motion", "unet"), required=True)

@@ -1,9 +1,9 @@
-"""What a few masks of one's own do for the default network, on a sequence that its training held back.
+"""Measure how fine-tuning on a few masks improves the default network on a sequence held back from its training.
 
     python benchmarks/default_fine_tune.py runs/fold2 --davis DAVIS --sequence boat --masks 5 --output uvos_output/boat
 
-``--davis`` is DAVIS-2016 as published. Evenly spaced frames get their masks, the others none; J and F are those of the
-other frames, before and after.
+``--davis`` is DAVIS-2016 as published. Evenly spaced frames get their ground-truth masks. Prints J and F of the other
+frames before and after fine-tuning, and the time of fine-tuning.
 """
 
 import argparse
@@ -26,7 +26,7 @@ _TILE = (284, 160)
 
 
 def main():
-    """Prints J and F before and after."""
+    """Prints J and F before and after fine-tuning."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--davis", type=Path, required=True)
@@ -36,7 +36,7 @@ def main():
     parser.add_argument("--picture", type=Path, help="a JPEG: frames before (above) and after")
     args = parser.parse_args()
     if args.output.exists():
-        parser.error(f"{args.output} is there already")
+        parser.error(f"{args.output} already exists")
     files = sorted((args.davis / "JPEGImages/480p" / args.sequence).glob("*.jpg"))
     answers = sorted((args.davis / "Annotations/480p" / args.sequence).glob("*.png"))
     known = np.round(np.linspace(0, len(files) - 1, args.masks)).astype(int)

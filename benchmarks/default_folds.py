@@ -1,13 +1,13 @@
-"""J and F of the default network's recipe on all thirty sequences of DAVIS-2016 train, each unseen in training.
+"""Score the recipe of the default network on the 30 sequences of DAVIS-2016 train, each held back by one fold.
 
     for k in 0 1 2; do
       uvos train --config configs/default.py:fold$k --workdir runs/fold$k --data-dir data
     done
     python benchmarks/default_folds.py runs/fold0 runs/fold1 runs/fold2 --data-dir data --write folds.json
 
-Every run is judged on the sequences that its configuration holds back (on all thirty if it holds none back, as
-``synthetic``, which sees none), by the weights after its last step, through the inference that users get. ``--set``
-changes options of the network, as that of ``uvos segment`` does.
+Each run is scored on the sequences that its configuration holds back (on all 30 if it holds none back, as
+``synthetic``, which is not trained on DAVIS), with the weights after the last step, through the public inference code.
+``--set`` overrides hyper-parameters as in ``uvos segment``. Prints J and F of every sequence and run in percent.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _ACROSS = 5
 
 
 def tile(segmenter, store, v, score):
-    """The middle frame of a sequence with its mask and its J, ``[h, w, 3]`` uint8 RGB."""
+    """Draws the middle frame of a sequence with its mask and J, ``[h, w, 3]`` uint8 RGB."""
     frames = np.stack([store.image(v, t) for t in range(store.videos[v].length // 2 + 1)])
     drawn = draw_overlay(frames[-1], (segmenter.segment(frames)[-1] > 0).astype(np.uint8))
     drawn = cv2.resize(drawn, _TILE, interpolation=cv2.INTER_AREA)
@@ -46,8 +46,8 @@ def main():
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--set", action="append", metavar="NAME=VALUE")
     parser.add_argument("--flow-cache", type=Path)
-    parser.add_argument("--picture", type=Path, help="a JPEG of the middle frames; runs hold back tens")
-    parser.add_argument("--write", type=Path, help="a JSON file for the means, which pack_weights.py takes")
+    parser.add_argument("--picture", type=Path, help="JPEG of the middle frames, five per row")
+    parser.add_argument("--write", type=Path, help="JSON file of the means, input of pack_weights.py")
     args = parser.parse_args()
     print("| sequence | J | F |\n|---|---|---|")
     folds, tiles = [], []

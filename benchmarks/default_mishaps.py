@@ -1,9 +1,9 @@
-"""What the default network makes of videos that are not as it learned them.
+"""Run the default network on degraded and unusual videos: still, cut, dark, portrait, 4K, short and long clips.
 
     python benchmarks/default_mishaps.py --davis DAVIS --output uvos_output/mishaps --picture uvos_output/mishaps.jpg
 
-``--davis`` is DAVIS-2016 as published. Every video is written as H.264, then goes through ``uvos segment``; what that
-command says is printed, with its exit code and its speed.
+``--davis`` is DAVIS-2016 as published. Each video is encoded as H.264 and passed to ``uvos segment``. Prints the exit
+code, number of masks, foreground fraction, seconds per frame and messages of the command for each video.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from uvos_jax.video.rendering import draw_overlay
 from uvos_jax.video.video_writer import VideoWriter
 
 _LENGTH = 30
-_SHOWN = (0.1, 0.35, 0.65, 0.9)  # of a video's length
+_SHOWN = (0.1, 0.35, 0.65, 0.9)  # fractions of the video's length
 _HEIGHT = 120
 
 
 def cases(sequence):
-    """``name -> frames`` of the mishaps; ``sequence(name)`` gives frames ``[t, h, w, 3]`` uint8 RGB."""
+    """Returns frames by case name; ``sequence(name)`` returns frames ``[t, h, w, 3]`` uint8 RGB."""
     rng = np.random.default_rng(0)
     bus, car, bear = sequence("bus"), sequence("car-turn"), sequence("bear")
     dark = 255 * (car[:_LENGTH] / 255.0) ** 1.5 * 0.12 + rng.normal(0, 4, car[:_LENGTH].shape)
@@ -46,12 +46,12 @@ def cases(sequence):
 
 
 def main():
-    """Runs all and draws the picture."""
+    """Runs all cases and draws the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--davis", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--picture", type=Path)
-    parser.add_argument("--only", nargs="+", help="names of cases")
+    parser.add_argument("--only", nargs="+", help="names of the cases to run")
     args = parser.parse_args()
 
     def sequence(name):
@@ -76,7 +76,7 @@ def main():
         about = json.loads((folder / "result/run.json").read_text()) if masks else {}
         print(f"{name}: exit code {run.returncode}, {len(masks)} masks of {len(frames)} frames, object"
               f" {np.mean(shares):.1%} of the frame ({np.mean(np.array(shares) == 0):.0%} of the masks empty),"
-              f" {about.get('seconds', np.nan) / max(len(masks), 1):.2f} s a frame with compilation"
+              f" {about.get('seconds', np.nan) / max(len(masks), 1):.2f} s per frame including compilation"
               f" {run.stderr.strip()}", flush=True)
         if not found:
             continue

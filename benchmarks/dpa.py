@@ -1,12 +1,12 @@
-"""What a frame of DPA costs with the references' prototypes stored, against encoding four references for every frame.
+"""Measure the cost of a DPA frame with stored reference prototypes against encoding the references for every frame.
 
     python benchmarks/dpa.py [--size 512] [--rounds 3] [--rows]
 
-The published evaluation encodes four reference frames anew for each frame. Both forms run the same network (``paper``,
-full width, random weights) on one frame; they take turns in one process, so that the ratio survives a machine whose
-speed drifts; seconds of all cores together say what a shared machine's wall clock does not. Flow is given: only the
-network is timed. ``--rows`` adds the rows of the paper's Table 2: without either attention, with one of them, with
-both.
+The published evaluation encodes four reference frames for every frame. Both variants run the same network (``paper``,
+full width, random weights) on one frame with given flow, and alternate in one process, so that their ratio is
+independent of drifting machine speed. CPU time over all cores is reported because wall time is unreliable on a shared
+machine. ``--rows`` adds the rows of the paper's Table 2: without attention, with IMA, with IFA, with both. Prints
+median seconds, GFLOPs and the ratio.
 """
 
 import argparse
@@ -27,7 +27,7 @@ _ROWS = {"I, no attention": (False, False), "II, IMA": (True, False), "III, IFA"
 
 
 def forms(size, **fields):
-    """Two ways to answer one frame, as ``(function, arguments)``: references stored, and encoded again."""
+    """Returns both variants by name as ``(function, arguments)``."""
     model = build("dpa", **fields)
     variables = random_variables(model)
     count = model.references
@@ -56,7 +56,7 @@ def forms(size, **fields):
 
 
 def timed(forms, rounds):
-    """``(seconds, seconds of all cores)`` of each form in each round, without the compilation."""
+    """Returns ``(wall seconds, CPU seconds)`` of each variant in each round, without compilation."""
     for function, arguments in forms.values():
         jax.block_until_ready(function(*arguments))
     seconds = {name: [] for name in forms}
@@ -69,13 +69,13 @@ def timed(forms, rounds):
 
 
 def medians(times):
-    """The medians as text."""
+    """Formats the medians of wall and CPU time."""
     wall, cores = (statistics.median(column) for column in zip(*times, strict=True))
-    return f"{wall:7.2f} s {cores:7.2f} s of cores"
+    return f"{wall:7.2f} s {cores:7.2f} s CPU"
 
 
 def main() -> None:
-    """Prints medians and the ratio."""
+    """Prints medians and the ratio of the two variants."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
@@ -88,7 +88,7 @@ def main() -> None:
         print(f"{name:<42} {medians(seconds[name])} {count_flops(function, *arguments) / 1e9:7,.0f} GFLOP", flush=True)
     rounds = list(zip(*seconds.values(), strict=True))
     wall, cores = (statistics.median(stored[i] / again[i] for stored, again in rounds) for i in range(2))
-    print(f"stored / encoded for every frame: {wall:.3f} by the clock, {cores:.3f} of cores", flush=True)
+    print(f"stored / encoded for every frame: {wall:.3f} wall time, {cores:.3f} CPU time", flush=True)
     if args.rows:
         rows = {f"row {name}": forms(args.size, ima=ima, ifa=ifa)["references stored"]
                 for name, (ima, ifa) in _ROWS.items()}

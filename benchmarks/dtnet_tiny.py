@@ -1,12 +1,12 @@
-"""What D-Net and T-Net of ``configs/dtnet.py:tiny`` are worth together: rows of the paper's Tables 3 and 4.
+"""Score D-Net and T-Net of ``configs/dtnet.py:tiny`` together: rows of the paper's Tables 3 and 4.
 
     uvos train --config configs/dtnet.py:tiny --workdir runs/dtnet --data-dir data
     uvos train --config configs/dtnet.py:tiny --workdir runs/unguided --data-dir data --config.model.guidance=False
     python benchmarks/dtnet_tiny.py runs/dtnet --unguided runs/unguided
 
-Generated clips of other seeds than those of the training: two to four objects, each on at least half a percent of the
-first frame, of which at least one is hidden or leaves and comes back later, or crosses another one. J and F are those
-of DAVIS-2017, unsupervised, in percent; identity switches and fragmentations are sums over all clips.
+Runs on generated clips with unseen seeds: two to four objects, each at least 0.5 % of the first frame; at least one is
+hidden or leaves and returns later, or crosses another. Prints a table: J and F of DAVIS-2017 unsupervised in percent,
+and identity switches and fragmentations summed over all clips.
 """
 
 import argparse
@@ -24,13 +24,13 @@ from uvos_jax.inference import load
 from uvos_jax.training.validation import score_proposals
 
 _UNSEEN = 2_000_000  # seeds of the held-back clips begin here
-_LARGE = 0.005  # share of the frame that an object must fill at first
-_HIDDEN = 0.1  # share of its first area below which an object is away
-_ROOM = 200  # ids for proposals linked by overlap alone: an object that is away for a frame gets a new one
+_LARGE = 0.005  # minimum area in the first frame, as a fraction of the frame
+_HIDDEN = 0.1  # an object below this fraction of its first area counts as absent
+_ROOM = 200  # track ids for linking by IoU alone, where an object absent for one frame gets a new id
 
 
 def eventful(labels: np.ndarray) -> bool:
-    """Whether two to four large objects begin a clip ``[t, h, w]``, and one is away for a while or crosses another."""
+    """Returns whether a clip ``[t, h, w]`` starts with 2 to 4 large objects and one is absent or crosses another."""
     objects = [number for number in np.unique(labels[0]) if number]
     areas = np.stack([(labels == number).mean((1, 2)) for number in objects], 1) if objects else np.zeros((1, 0))
     if not 2 <= len(objects) <= 4 or (areas[0] < _LARGE).any():
@@ -41,7 +41,7 @@ def eventful(labels: np.ndarray) -> bool:
 
 
 def _cross(labels, objects):
-    """Whether the order of two objects from left to right changes while their boxes overlap in some frame."""
+    """Returns whether two objects swap their left-to-right order during the clip."""
     def spans(t):
         columns = [np.flatnonzero((labels[t] == number).any(0)) for number in objects]
         return [(c[0], c[-1] + 1) if len(c) else None for c in columns]
@@ -61,14 +61,14 @@ def _cross(labels, objects):
 
 
 def choose(count: int, length: int) -> tuple[SyntheticStore, list[int]]:
-    """A store, and the numbers of its first ``count`` eventful clips."""
+    """Returns a store and the indices of its first ``count`` eventful clips."""
     store = SyntheticStore(30 * count, length, seed=_UNSEEN, objects=(2, 4))
     clips = (v for v in range(30 * count) if eventful(np.stack([store.labels(v, t) for t in range(length)])))
     return store, list(itertools.islice(clips, count))
 
 
 def without(segmenter, **fields):
-    """The segmenter with other rules, or linking by overlap alone."""
+    """Returns the segmenter with changed hyper-parameters or with linking by IoU only."""
     other = copy.copy(segmenter)
     link_only = fields.pop("link_only", False)
     other.model = segmenter.model.clone(**fields)

@@ -1,11 +1,12 @@
-"""What a frame of F2Net costs with the first frame in the state, against encoding both frames at every step.
+"""Measure the cost of an F2Net frame with the first frame in the state against encoding both frames per step.
 
     python benchmarks/f2net.py [--size 473x473] [--rounds 5] [--threads 2]
 
-The published evaluation encodes the first frame and the current one anew for every frame. Timed are: a whole frame of
-this library (encoding, center, matching, fusion, and the state for the next one), the encoding of one frame, and that
-of both in one batch. The three (``paper``, full width, random weights) take turns in one process, so that the ratios
-survive a machine whose speed drifts; seconds of all cores together say what a shared machine's wall clock does not.
+The published evaluation encodes the first and the current frame for every frame. Timed are a whole frame of this
+library (encoding, center, matching, fusion and state update), the encoding of one frame, and the encoding of both
+frames in one batch (``paper``, full width, random weights). The three alternate in one process, so that their ratios
+are independent of drifting machine speed. CPU time over all cores is reported because wall time is unreliable on a
+shared machine. Prints median seconds, GFLOPs and ratios.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import numpy as np
 
 
 def forms(size, **fields):
-    """What is timed, as ``(function, arguments)``."""
+    """Returns the timed functions by name as ``(function, arguments)``."""
     from uvos_jax.inference.loading import random_variables
     from uvos_jax.models import build
 
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    if hasattr(os, "sched_setaffinity"):  # before JAX starts its threads, one for each core that it may use
+    if hasattr(os, "sched_setaffinity"):  # before JAX starts one thread per available core
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:args.threads])
     from dpa import medians, timed
 
@@ -67,7 +68,7 @@ def main() -> None:
         wall, cores = (statistics.median(a[i] / b[i] for a, b in zip(whole, seconds[name], strict=True))
                        for i in range(2))
         print(f"{name:<32} {medians(seconds[name])} {count_flops(function, *arguments) / 1e9:7,.0f} GFLOP"
-              f"   a frame / this: {wall:.3f} by the clock, {cores:.3f} of cores", flush=True)
+              f"   a frame / this: {wall:.3f} wall time, {cores:.3f} CPU time", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,23 @@
-"""How far the center that F2Net follows is from the object's: the best peak against the motion rule (its Table 2).
+"""Measure the distance of F2Net's center from the object: highest peak against the motion rule (Table 2 of the paper).
 
     python benchmarks/f2net_centers.py [--clips 100]
     python benchmarks/f2net_centers.py --weights RUN [--clips 20]
 
-Without weights the heat maps are made up, and only peaks, choice and track are the library's: one bell for the object
-and one for each distractor, on seeded paths that swing about the middle of the map and therefore cross. The height of
-each bell flickers around the same mean, but the object's is 0.1 higher; noise is added. In the rows with gaps, 2 % of
-the frames begin one of four frames in which the object's bell sinks below the threshold, as if it were hidden.
-Distractors come in after ten frames, as a rule that knows nothing but peaks cannot tell which of two was meant from
-the start; counted is what follows. "Wrong" frames are those whose center is nearer to a distractor than to the object,
-and further than five pixels from the object.
+Without weights the heat maps are synthetic, and only peak detection, selection and track are those of the library: one
+Gaussian for the object and one per distractor, on seeded paths that oscillate about the center of the map and therefore
+cross. The height of each Gaussian fluctuates around the same mean, but the object's is 0.1 higher; noise is added. In
+the rows with gaps, 2 % of the frames start a gap of four frames in which the object's Gaussian falls below the
+threshold, as if it were occluded. Distractors appear after ten frames, because a rule that sees only peaks cannot tell
+which of two objects is meant from the start; frames after that are scored. Frames are "wrong" if the center is nearer
+to a distractor than to the object and more than five pixels from the object.
 
-With weights the network's own heat maps are used, on generated clips of one object that is there throughout and, in
-half of the runs, a second one, drawn by the same rules, that is out of the frame for the first five frames at least
-and comes in by itself. The truth is the middle of the box around the first object's visible pixels; counted are the
-frames in which both are to be seen (without the second one: the same frames). A network that was taught the middle of
-*all* foreground is at a disadvantage here, with either rule alike.
+With weights the network's heat maps are used, on generated clips of one object that is visible throughout and, in half
+of the runs, a second object, drawn by the same rules, that is outside the frame for at least the first five frames and
+then enters. The ground truth is the center of the bounding box of the first object's visible pixels; scored are the
+frames in which both objects are visible (the same frames in the runs without the second object). A network trained to
+predict the center of *all* foreground is at a disadvantage here, equally with both rules.
+
+Prints mean distance, fraction of wrong frames and, with weights, of lost frames.
 """
 
 import argparse
@@ -44,16 +46,16 @@ from uvos_jax.video import open_source
 _MAP = (119, 119)  # of an input of 473x473
 _FRAMES, _ALONE = 80, 10
 _THRESHOLD, _NEAR = 0.1, 5.0
-# (n, K): the paper's, then others.
+# (n, K): values of the paper, then others.
 _SETTINGS = ((10, 5), (2, 5), (5, 5), (20, 5), (10, 2), (10, 10))
 _SIZE, _COARSE = (240, 424), (60, 106)
 _LENGTH, _FIRST = 40, 5
-_SMALLEST = 0.005  # share of the frame from which on an object is seen
-_BOTH = 10  # frames that a clip must have with both objects
+_SMALLEST = 0.005  # minimum area of a visible object, as a fraction of the frame
+_BOTH = 10  # minimum number of frames of a clip with both objects
 
 
 def paths(rng, clips, things):
-    """``[things, frames, clips, 2]``: slow sines about the middle of the map, in pixels."""
+    """``[things, frames, clips, 2]``: slow sinusoidal paths about the center of the map, in pixels."""
     shape = (things, 1, clips, 2)
     rate, phase = rng.uniform(0.03, 0.12, shape), rng.uniform(0, 2 * np.pi, shape)
     reach = rng.uniform(0.1, 0.42, shape) * np.array(_MAP[::-1])
@@ -62,7 +64,7 @@ def paths(rng, clips, things):
 
 
 def heights(rng, clips, things, gaps):
-    """``[things, frames, clips]``: how high the bells are; the first thing is the object, which may have gaps."""
+    """``[things, frames, clips]``: heights of the Gaussians; index 0 is the object, which may have gaps."""
     noise, flicker = rng.normal(0, 0.15, (_FRAMES, things, clips)), np.zeros((_FRAMES, things, clips))
     for t in range(1, _FRAMES):
         flicker[t] = 0.8 * flicker[t - 1] + 0.6 * noise[t]
@@ -77,7 +79,7 @@ def heights(rng, clips, things, gaps):
 
 @partial(jax.jit, static_argnums=3)
 def find(places, height, key, count):
-    """The peaks of made-up heat maps: scores ``[t, b, K]`` and centers ``[t, b, K, 2]``, in a scan over the frames."""
+    """Finds the peaks of synthetic heat maps by a scan; returns scores ``[t, b, K]`` and centers ``[t, b, K, 2]``."""
     def frame(_, xs):
         place, high, key = xs
         bells = [gaussian_map(p, 2.5, _MAP, 8.0) * h[:, None, None, None] for p, h in zip(place, high, strict=True)]
@@ -90,7 +92,7 @@ def find(places, height, key, count):
 
 @partial(jax.jit, static_argnums=(2, 3))
 def follow(scores, centers, rule, history):
-    """The chosen centers ``[t, b, 2]``."""
+    """Returns the selected centers ``[t, b, 2]``."""
     def frame(track, xs):
         center, _, found = choose_center(track, *xs, _THRESHOLD, rule)
         return extend_track(track, center, found), center
@@ -99,15 +101,15 @@ def follow(scores, centers, rule, history):
 
 
 def errors(chosen, places):
-    """Distance to the object ``[t, b]``, and whether something else is meant."""
+    """Returns the distance to the object ``[t, b]`` and whether the center is on a distractor ``[t, b]``."""
     away = np.linalg.norm(np.asarray(chosen)[None] - places, axis=-1)
     wrong = (away[1:] < away[0]).any(0) & (away[0] > _NEAR) if len(away) > 1 else np.zeros(away.shape[1:], bool)
     return away[0], wrong
 
 
 def simulated(clips: int) -> None:
-    """Prints the table of made-up heat maps."""
-    print(f"{clips} clips of {_FRAMES} made-up heat maps of {_MAP[0]}x{_MAP[1]}; mean distance from the object in"
+    """Prints the table for synthetic heat maps."""
+    print(f"{clips} clips of {_FRAMES} synthetic heat maps of {_MAP[0]}x{_MAP[1]}; mean distance from the object in"
           " pixels of the map, and frames on a distractor")
     print(f"{'':<24}{'maximum':>16}", *(f"{f'n={n} K={k}':>16}" for n, k in _SETTINGS))
     most = max(k for _, k in _SETTINGS)
@@ -124,7 +126,7 @@ def simulated(clips: int) -> None:
 
 
 def box_middles(labels):
-    """The first object's box ``[t, 2]`` in shares of width and height, and whether it is seen ``[t]``; for each."""
+    """Returns, for each object, its box center ``[t, 2]`` in fractions of (width, height) and visibility ``[t]``."""
     shares = []
     for number in (1, 2):
         box, _ = foreground_box(jnp.asarray(labels == number))
@@ -134,7 +136,7 @@ def box_middles(labels):
 
 
 def clips_of(count):
-    """Pairs of clips, ``(frames, labels)`` each: of both objects, and of the first one alone."""
+    """Yields clips ``(frames, labels)`` in pairs: with both objects, then with the first object only."""
     found = 0
     for seed in itertools.count():
         scene = draw_scene(seed, _COARSE, (2, 2), False)
@@ -159,7 +161,7 @@ def _filmed(scene, time, size):
 
 
 def measured(segmenter, frames, truth):
-    """Of the frames that count: distances from the object in percent of the shorter side, wrong and lost ones."""
+    """Returns, per scored frame, distance from the object in percent of the shorter side, wrong and lost."""
     (first, first_seen), (second, second_seen) = truth
     notes = [answer.notes for answer in segmenter.run(open_source(frames))]
     centers = np.array([note["center"] for note in notes])
@@ -170,7 +172,7 @@ def measured(segmenter, frames, truth):
 
 
 def with_weights(weights, clips: int) -> None:
-    """Prints the table of the network's own heat maps."""
+    """Prints the table for the network's heat maps."""
     segmenters = {rule: load("f2net", weights, selection=rule) for rule in SELECTION_RULES}
     rows = {(alone, rule): [] for alone in (True, False) for rule in SELECTION_RULES}
     for i, (frames, labels) in enumerate(clips_of(clips)):
@@ -193,8 +195,8 @@ def with_weights(weights, clips: int) -> None:
 def main() -> None:
     """Prints one of the two tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", help="of F2Net, in any form that 'uvos segment' takes")
-    parser.add_argument("--clips", type=int, help="100 with made-up heat maps, 20 with weights")
+    parser.add_argument("--weights", help="weights of F2Net in any form that 'uvos segment' accepts")
+    parser.add_argument("--clips", type=int, help="default: 100 with synthetic heat maps, 20 with weights")
     args = parser.parse_args()
     if args.weights is None:
         simulated(args.clips or 100)

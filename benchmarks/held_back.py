@@ -1,11 +1,12 @@
-"""What the ``tiny`` presets learn: held-back J and F of runs beside trivial predictions, and the learning curves.
+"""Score runs of the ``tiny`` presets on held-back videos against trivial predictions, and plot their learning curves.
 
     uvos train --config configs/adnet.py:tiny --workdir runs/tiny0 --data-dir data --config.seed=0
     uvos train --config configs/adnet.py:tiny --workdir runs/tiny1 --data-dir data --config.seed=1
     python benchmarks/held_back.py runs/tiny0 runs/tiny1 --data-dir data --picture docs/adnet_tiny.png
 
-All rows are scored by the code that scores validation during training, on the same sequences. "Last" is the network
-after the last step; the best of several validations on the sequences it is chosen by would flatter it.
+All rows are scored by the validation code of training on the same sequences. "Last" is the network after the last step;
+the best of several validations on the same sequences would be biased upwards. Prints a table in percent: J of each
+sequence, mean J and mean F.
 """
 
 import argparse
@@ -29,30 +30,29 @@ _THRESHOLDS = np.arange(0.05, 0.5, 0.05)
 
 
 class Fixed:
-    """Stands for a network: ``mask(video number, frames)`` gives the labels."""
+    """Baseline segmenter whose labels are ``mask(video index)``."""
 
     model = SimpleNamespace(task="foreground")
 
     def __init__(self, store, mask):
-        """Keeps the store that the videos come from and the function that gives their labels."""
+        """Takes a store and a function from a video index to labels ``[h, w]`` or ``[t, h, w]``."""
         self._store, self._mask = store, mask
 
     def segment(self, frames):
-        """Labels, uint8 ``[t, h, w]``, of a video of the store."""
-        # A video is known by its first frame.
+        """Returns labels ``[t, h, w]`` of the video that starts with ``frames[0]``."""
         video = next(v for v, row in enumerate(self._store.videos)
                      if row.length == len(frames) and np.array_equal(self._store.image(v, 0), frames[0]))
         return np.broadcast_to(self._mask(video), frames.shape[:3]).astype(np.uint8)
 
 
 def foreground(store, video, frame):
-    """The true mask of a frame, bool."""
+    """Returns the ground-truth foreground of a frame, bool ``[h, w]``."""
     labels = store.labels(video, frame)
     return (labels > 0) & (labels < VOID)
 
 
 def mean_mask(store, videos):
-    """The mean of the videos' mean masks, thresholded where it predicts them best."""
+    """Returns the mean of the videos' mean masks at the threshold with the best J, bool ``[h, w]``."""
     size = store.videos[videos[0]].size
     masks = {v: [foreground(store, v, t) for t in range(store.videos[v].length)] for v in videos}
     mean = np.mean([cv2.resize(np.mean(of, 0).astype(np.float32), size[::-1]) for of in masks.values()], 0)
@@ -65,12 +65,12 @@ def mean_mask(store, videos):
 
 
 def resized(mask, size):
-    """A bool mask at another size ``(h, w)``, by nearest neighbors."""
+    """Resizes a mask to ``(height, width)`` by nearest neighbor, bool."""
     return cv2.resize(mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST) > 0
 
 
 def curve(runs, logs, trivial, path):
-    """Draws training loss and held-back J over the steps."""
+    """Plots training loss and held-back J over the steps."""
     import matplotlib
 
     matplotlib.use("Agg")

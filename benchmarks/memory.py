@@ -1,10 +1,10 @@
-"""Peak memory of ``uvos segment`` against the length of the video, from a file to masks and overlay on disk.
+"""Measure peak memory of ``uvos segment`` against video length, from a video file to masks and overlay on disk.
 
     python benchmarks/memory.py [--picture docs/memory.png] [--rows "default 480x854"] [--lengths 100,1000,5000]
     python benchmarks/memory.py --weights RUN/best [--lengths 100,1000]
 
-Every run is a process of its own on a video made for it; the peak is what the system counted for that process
-(``run.json`` has it). Frames are generated scenes, repeated to the length.
+Each run is a separate process on a generated video whose frames repeat to the given length; the peak is the process's
+resident set size as recorded in ``run.json``. Prints peak memory and frames per second of each run.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import numpy as np
 from uvos_jax.data.synthetic.clip import make_clip
 from uvos_jax.video import VideoWriter
 
-# Name: options of the command, (height, width) of the video, the most frames that are worth the time.
+# Name: options of the command, (height, width) of the video, maximum number of frames (limits the run time).
 ROWS = {
     "default 480x854": ([], (480, 854), 5000),
     "default 1080x1920": ([], (1080, 1920), 1000),
@@ -29,7 +29,7 @@ ROWS = {
 
 
 def write_video(path: Path, size: tuple[int, int], length: int) -> None:
-    """Writes a video that shows a generated scene to and fro."""
+    """Writes a video that plays a generated scene forward and backward."""
     small = make_clip(0, 24, (270, 480)).frames
     rows = np.arange(size[0]) * small.shape[1] // size[0]
     columns = np.arange(size[1]) * small.shape[2] // size[1]
@@ -50,7 +50,7 @@ def measure(options: list[str], size: tuple[int, int], length: int) -> dict:
 
 
 def draw(results: dict[str, dict[int, float]], path: Path) -> None:
-    """Draws peak memory over the length, a line for each row."""
+    """Plots peak memory over video length, one line per row."""
     from matplotlib.figure import Figure
 
     axes = (figure := Figure((7, 4), layout="constrained")).subplots()
@@ -62,12 +62,12 @@ def draw(results: dict[str, dict[int, float]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measures, prints and draws."""
+    """Measures all rows, prints and plots the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--picture", type=Path)
-    parser.add_argument("--rows", help="some of: " + ", ".join(ROWS))
+    parser.add_argument("--rows", help="comma-separated; any of: " + ", ".join(ROWS))
     parser.add_argument("--lengths", default="10,100,1000,5000")
-    parser.add_argument("--weights", help="a checkpoint to measure at 480x854, in place of these rows")
+    parser.add_argument("--weights", help="checkpoint to measure at 480x854 instead of --rows")
     arguments = parser.parse_args()
     rows, results = ROWS, {}
     if arguments.weights:

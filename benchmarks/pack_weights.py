@@ -1,11 +1,12 @@
-"""Makes weights in the package from a training run, with the scores that their header states.
+"""Build packaged weights from a training run, with the scores that are stored in their header.
 
     python benchmarks/pack_weights.py runs/default --scores folds.json --command "uvos train --config ..."
     python benchmarks/pack_weights.py runs/synthetic --name synthetic --scores synthetic.json --command "..."
 
-The network after the last step is packed: no validation chose it. ``--scores`` is what ``default_folds.py`` wrote. The
-clips of ``uvos demo`` are segmented with the checkpoint and with what was packed, since packing rounds. Who packs says
-in ``uvos_jax/assets/LICENSE`` what the weights were learned from.
+Packs the network after the last step, which was not selected by validation. ``--scores`` is the file that
+``default_folds.py --write`` wrote. The clips of ``uvos demo`` are segmented with the checkpoint and with the packaged
+weights, because packaging rounds values. Prints J and F of both, and of the baselines of the demo, per clip. State the
+training data of new weights in ``uvos_jax/assets/LICENSE``.
 """
 
 import argparse
@@ -23,12 +24,12 @@ _MEASURED = {True: "sequences unseen in three folds of its recipe", False: "DAVI
 
 
 def main():
-    """Packs, and prints a table of the demo's clips."""
+    """Packs the weights and prints a table of the demo clips."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--name", default=packaged.DEFAULT)
     parser.add_argument("--scores", type=Path, required=True)
-    parser.add_argument("--command", required=True, help="how the run was started")
+    parser.add_argument("--command", required=True, help="command that started the run")
     args = parser.parse_args()
     config = json.loads((args.run / "config.json").read_text())
     names = dict.fromkeys(entry["name"] for phase in config["phases"] for entry in phase["data"]["mixture"])

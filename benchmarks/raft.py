@@ -1,12 +1,13 @@
-"""What RAFT costs beside PyTorch, and how much memory correlation on demand saves.
+"""Measure RAFT's time against PyTorch, and the memory saved by on-demand correlation.
 
     python benchmarks/raft.py [--size 480x854] [--iterations 20] [--rounds 5] [--net large] [--part time|memory]
 
-Time: this library's network and the one that the tests compare with, same random weights, float32, two threads,
-taking turns in one process, so that their ratio survives a machine whose speed drifts. Both upsample only
-the last flow, and what the first run needs to compile is not counted. Needs PyTorch.
+Time: this library's network and the PyTorch reference of the tests, with the same random weights, float32 and two
+threads, alternate in one process, so that their ratio is independent of drifting machine speed. Both upsample only the
+last flow; compilation is excluded. Needs PyTorch. Prints medians, minima and the ratio.
 
-Memory: the largest resident size of a process that runs one pair, stored and on demand, a process each.
+Memory: prints the peak resident set size of a process that runs one pair, with stored and with on-demand correlation;
+one process for each.
 """
 
 import argparse
@@ -27,13 +28,13 @@ from uvos_jax.models.raft.padding import pad_to_eight
 
 
 def pair(size: tuple[int, int]) -> dict[str, jax.Array]:
-    """Two random frames, padded."""
+    """Returns two random frames, padded to multiples of eight."""
     frames = np.random.default_rng(0).uniform(0, 255, (2, 1, *size, 3)).astype(np.float32)
     return {name: pad_to_eight(x)[0] for name, x in zip(("first", "second"), frames, strict=True)}
 
 
 def compare_time(net: str, size: tuple[int, int], iterations: int, rounds: int) -> None:
-    """Prints medians and the ratio of the two, round by round."""
+    """Prints median times of both and the range of their ratio over the rounds."""
     import torch
 
     sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -66,12 +67,12 @@ def compare_time(net: str, size: tuple[int, int], iterations: int, rounds: int) 
     print(f"RAFT {net}, {batch['first'].shape[1]}x{batch['first'].shape[2]}, {iterations} iterations, {rounds} rounds,"
           f" {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; largest difference {difference:.1e} pixels")
     for name, times in seconds.items():
-        print(f"{name:<6} median {statistics.median(times):6.2f} s, least {min(times):6.2f} s")
+        print(f"{name:<6} median {statistics.median(times):6.2f} s, minimum {min(times):6.2f} s")
     print(f"jax / torch: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
 
 
 def measure_memory(net: str, size: tuple[int, int], iterations: int, correlation: str) -> None:
-    """Prints the largest resident size before and after one pair, in MiB; for a process of its own."""
+    """Prints the peak resident set size of one pair in MiB; run it in a separate process."""
     model = build("raft", net=net, iterations=iterations, correlation=correlation)
     variables = random_variables(model)
     program = jax.jit(lambda v, x: model.apply(v, x)[0]["flow"]).lower(variables, pair(size)).compile()
@@ -80,12 +81,12 @@ def measure_memory(net: str, size: tuple[int, int], iterations: int, correlation
     jax.block_until_ready(program(variables, pair(size)))
     seconds = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{correlation:<10} {after:6.0f} MiB at most, {after - before:.0f} of them for the run (the program plans"
+    print(f"{correlation:<10} {after:6.0f} MiB peak, {after - before:.0f} of them for the run (planned by the program:"
           f" {program.memory_analysis().temp_size_in_bytes / 2**20:.0f}), {seconds:.1f} s")
 
 
 def main() -> None:
-    """Runs the parts that are asked for."""
+    """Runs the selected parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="480x854")
     parser.add_argument("--iterations", type=int, default=20)

@@ -1,12 +1,12 @@
-"""J and F of DAVIS: frames a second of ours against a straightforward implementation, in one run on decoded masks.
+"""Measure frames per second of the J and F metrics of DAVIS against a straightforward implementation.
 
     python benchmarks/region_boundary.py [--masks FOLDER] [--objects N] [--repeats N]
 
-The straightforward one works on whole frames: two boundary maps, and two dilations by a disk with OpenCV, per object
-and frame, as the published tools do. FOLDER holds one folder of masks a sequence, such as DAVIS/Annotations/480p, and
-the prediction of a frame is the mask before it; without it, deforming blobs at 480x854 are made up. Both get the same
-masks and cores, in turns. The second part scores sequences from PNG files, decoding included, on one process and on
-one for each core.
+The straightforward implementation works on whole frames, as the published tools do: two boundary maps and two dilations
+by a disk with OpenCV, per object and frame. FOLDER has one folder of masks per sequence, such as
+DAVIS/Annotations/480p; the prediction of a frame is the mask before it. Without FOLDER, deforming blobs at 480x854 are
+generated. Both implementations alternate on the same decoded masks and cores. The second part scores sequences from PNG
+files, including decoding, with one process and with one process per core. Prints frames per second and ratios.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from uvos_jax.evaluation.region_boundary import boundary_radius, score_labels
 from uvos_jax.evaluation.scoring import default_workers
 from uvos_jax.video import write_mask
 
-_COPIES = 8  # of each sequence, so that starting the processes weighs little
+_COPIES = 8  # of each sequence, so that the start of the processes is negligible
 
 
 def boundary_map(mask):
-    """Boundary pixels of a bool mask ``[h, w]`` by the rule of the published DAVIS code."""
+    """Returns the boundary map of the DAVIS evaluation code, bool ``[h, w]``."""
     moved = np.zeros((3, *mask.shape), bool)
     moved[0, :, :-1] = mask[:, 1:]
     moved[1, :-1] = mask[1:]
@@ -41,7 +41,7 @@ def boundary_map(mask):
 
 
 def straightforward(prediction, truth, objects):
-    """J and F [objects] each, everything on whole frames."""
+    """Computes J and F, ``[objects]`` each, with operations on whole frames."""
     radius = boundary_radius(*truth.shape)
     offset = np.arange(-radius, radius + 1)
     disk = (offset[:, None] ** 2 + offset**2 <= radius**2).astype(np.uint8)
@@ -59,12 +59,12 @@ def straightforward(prediction, truth, objects):
 
 
 def ours(prediction, truth, objects):
-    """J and F ``[objects]`` each, by ``score_labels``."""
+    """Computes J and F, ``[objects]`` each, with this library."""
     return np.array(score_labels(prediction, truth, objects))
 
 
-def made_up(objects, frames=40, seed=0):
-    """Deforming blobs side by side, uint8 [frames, 480, 854]."""
+def generate_masks(objects, frames=40, seed=0):
+    """Generates deforming blobs side by side, uint8 ``[frames, 480, 854]``."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:480, :854].astype(np.float32)
     labels = np.zeros((frames, 480, 854), np.uint8)
@@ -80,7 +80,7 @@ def made_up(objects, frames=40, seed=0):
 
 
 def write_dataset(root, sequences):
-    """Writes the masks, each sequence several times, as truth and, a frame late, as prediction."""
+    """Writes each sequence several times as ground truth and, shifted by one frame, as predictions."""
     names = [f"s{copy}-{index}" for copy in range(_COPIES) for index in range(len(sequences))]
     listing = root / "ImageSets" / "2016" / "val.txt"
     listing.parent.mkdir(parents=True)
@@ -95,7 +95,7 @@ def write_dataset(root, sequences):
 
 
 def main():
-    """Prints the times and the largest difference."""
+    """Prints both measurements."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--masks", type=Path)
     parser.add_argument("--objects", type=int, default=1)
@@ -108,7 +108,7 @@ def main():
         objects = 1
     else:
         objects = options.objects
-        sequences = [made_up(objects, seed=seed) for seed in range(4)]
+        sequences = [generate_masks(objects, seed=seed) for seed in range(4)]
     pairs = [(labels[t - 1], labels[t]) for labels in sequences for t in range(1, len(labels))][::3]
     for pair in pairs[:10]:
         np.testing.assert_allclose(ours(*pair, objects), straightforward(*pair, objects), rtol=0, atol=1e-12)
@@ -121,7 +121,7 @@ def main():
             times.append((time.perf_counter() - started) / len(pairs))
     ratios = [slow / fast for fast, slow in zip(seconds[ours], seconds[straightforward], strict=True)]
     height, width = pairs[0][0].shape
-    print(f"{len(pairs)} frames {height}x{width}, {objects} object(s), median of {options.repeats} turns")
+    print(f"{len(pairs)} frames {height}x{width}, {objects} object(s), median of {options.repeats} rounds")
     for function, times in seconds.items():
         print(f"  {function.__name__:<16} {1 / statistics.median(times):7.0f} frames/s")
     print(f"  ratio            {statistics.median(ratios):7.2f}  ({min(ratios):.2f} to {max(ratios):.2f})")

@@ -1,9 +1,10 @@
-"""T of the ground truth of DAVIS-2016 against values published for every pair of frames.
+"""Compare T of the ground truth of DAVIS-2016 with the values published for every pair of frames.
 
     python benchmarks/temporal_stability.py DAVIS/Annotations/480p tests/golden/davis_train_T.csv [--python]
 
-The second file has a sequence a line: its name, and T of the pairs of frames 0 and 1, 1 and 2, up to the last but one,
-before the factor 5. The angles are those of the MATLAB program, or with --python those of the Python one.
+Each line of the CSV file has a sequence name and T, before the factor of 5, of the frame pairs (0, 1), (1, 2), ..., up
+to the second to last frame. Angles are those of the MATLAB program, or with --python those of the Python program.
+Prints the fraction of pairs that agree within several tolerances, and T over all sequences.
 """
 
 import argparse
@@ -22,13 +23,13 @@ from uvos_jax.evaluation.temporal_stability import sequence_instability
 
 
 def measure(folder, matlab):
-    """T of a sequence whose masks are the PNG files of a folder, without the last frame."""
+    """Computes T of the consecutive masks in a folder, without the last mask."""
     paths = sorted(folder.glob("*.png"))[:-1]
     return sequence_instability(map(read_foreground, paths), matlab)
 
 
 def main():
-    """Prints the comparison with the published tool."""
+    """Prints the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("masks", type=Path)
     parser.add_argument("official", type=Path)
@@ -43,7 +44,7 @@ def main():
     seconds = time.perf_counter() - started
     for name, values in ours.items():
         if not np.array_equal(np.isnan(values), np.isnan(official[name])):
-            print(f"{name}: other pairs are without a value")
+            print(f"{name}: the pairs without a value differ")
     difference = np.concatenate([np.abs(ours[name] - official[name]) for name in official])
     known = difference[~np.isnan(difference)]
     print(f"{known.size} pairs in {seconds:.0f} s, {difference.size - known.size} without a value")
