@@ -39,7 +39,7 @@ Size = Annotated[int | None, typer.Option(
     help="Shorter side of the network input. Default: the model's own.")]
 Chunk = Annotated[int | None, typer.Option(
     "--chunk", min=1, metavar="N", rich_help_panel=RUN,
-    help="Frames encoded at once. Lower it if memory runs out. Default: by frame size.")]
+    help="Frames encoded at once. Lower it if memory runs out. Default: 1 on a CPU, 8 on an accelerator.")]
 Set = Annotated[list[str] | None, typer.Option(
     "--set", metavar="NAME=VALUE", rich_help_panel=MODEL, help="Hyper-parameter, see 'uvos models'. Repeatable.")]
 FlowFrom = Annotated[str | None, typer.Option(

@@ -14,11 +14,14 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from uvos_jax.inference.postprocess import STAGES, FrameContext
 from uvos_jax.labels import VOID
 from uvos_jax.models import Model
 from uvos_jax.ops.preprocess import preprocess
+
+Array = jax.Array | np.ndarray
 
 
 @flax.struct.dataclass
@@ -36,12 +39,12 @@ class StepInputs:
         keep_mask: ``[t, h, w]`` bool, where scores are kept; they are zero elsewhere. None keeps all.
     """
 
-    frames: jax.Array
-    valid: jax.Array
-    flows: jax.Array | None = None
-    prompt_labels: jax.Array | None = None
-    is_prompt: jax.Array | None = None
-    keep_mask: jax.Array | None = None
+    frames: Array
+    valid: Array
+    flows: Array | None = None
+    prompt_labels: Array | None = None
+    is_prompt: Array | None = None
+    keep_mask: Array | None = None
 
 
 @flax.struct.dataclass

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import numpy as np
 
 from uvos_jax.errors import UserError, nearest_hint
 from uvos_jax.inference.flow.estimators import FlowEstimator, cached_estimator, dis_estimator, raft_estimator
 from uvos_jax.inference.flow.folder import list_flow_files
-from uvos_jax.models import build, system
+from uvos_jax.models import Model, build, system
 from uvos_jax.weights import checkpoints
 from uvos_jax.weights.convert import expected_variables, from_torch, unwrap
 from uvos_jax.weights.files import SUFFIXES, read_state_dict
@@ -19,7 +18,7 @@ METHODS = ("dis", "raft")
 _OF_LARGE_RAFT = "update_block.mask.0.weight"  # the small one has no such layer
 
 
-def load_model(name: str | None, weights: str | Path, **overrides) -> tuple[str, nn.Module, dict]:
+def load_model(name: str | None, weights: str | Path, **overrides) -> tuple[str, Model, dict]:
     """Builds a model and reads its weights.
 
     Args:
@@ -54,7 +53,7 @@ def load_model(name: str | None, weights: str | Path, **overrides) -> tuple[str,
     return name, *from_published(name, path, **overrides)
 
 
-def from_published(name: str, path: Path, **overrides) -> tuple[nn.Module, dict]:
+def from_published(name: str, path: Path, **overrides) -> tuple[Model, dict]:
     """Builds a model for a published state_dict, and converts that; of RAFT's two networks the one that it is of.
 
     Args:
@@ -75,7 +74,7 @@ def from_published(name: str, path: Path, **overrides) -> tuple[nn.Module, dict]
     return build(name, **overrides), from_torch(name, state_dict, **overrides)
 
 
-def random_variables(model: nn.Module) -> dict:
+def random_variables(model: Model) -> dict:
     """Untrained weights of a model, the same every time.
 
     Drawn in NumPy, leaf by leaf: compiling ``init`` of a deep network takes longer than running it.

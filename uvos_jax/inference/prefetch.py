@@ -3,14 +3,14 @@
 import queue
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 import numpy as np
 
 from uvos_jax.video import Frame
 
 
-def iter_chunks(items: Iterable, size: int) -> Iterator[list]:
+def iter_chunks(items: Iterable, size: int) -> Generator[list]:
     """Yields lists of ``size`` items; the last one may be shorter.
 
     If ``items`` raises, the exception follows the items before it.
@@ -45,7 +45,7 @@ def stack_chunk(pairs: list[tuple[Frame, np.ndarray | None]], size: int
     return np.stack([frame.image for frame, _ in padded]), flows, valid
 
 
-def prefetch(items: Iterable, depth: int) -> Iterator:
+def prefetch(items: Iterable, depth: int) -> Generator:
     """Iterates in a background thread, at most ``depth`` items ahead; its exceptions are raised here."""
     ready: queue.Queue = queue.Queue(depth)
     stopped = threading.Event()

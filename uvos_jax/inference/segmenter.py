@@ -4,9 +4,9 @@ import contextlib
 import copy
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from uvos_jax.inference.reference_frames import ReferenceFrames
 from uvos_jax.inference.tracking.engine import TrackingEngine
 from uvos_jax.inference.video_run import FrameResult, ResumeFrom, VideoRun
 from uvos_jax.models import Model, system, systems_for
+from uvos_jax.models.dtnet.model import DTNet
 from uvos_jax.video import ClipOptions, Source, open_source
 from uvos_jax.video.sources import OnError
 from uvos_jax.weights import checkpoints
@@ -114,7 +115,7 @@ class Segmenter:
         if max_objects is not None and max_objects != model.max_objects:
             model = model.clone(max_objects=max_objects)
         if model.task == "tracks":
-            return shared(TrackingEngine(model, native_size, soft))
+            return shared(TrackingEngine(cast(DTNet, model), native_size, soft))
         stages = extra_stages(model.variant) if pruned else ()
         return shared(Engine(model, native_size, self.scales, self.flip, soft, stages, causal))
 
@@ -169,6 +170,7 @@ class Segmenter:
         run = self.run(opened, chunk=chunk, first_mask=first_mask, prune=prune, say=_warn)
         with contextlib.closing(run) as results:  # ends the reader thread when the caller stops early
             for result in results:
+                assert result.labels is not None  # only frames of an earlier run have none
                 yield result.frame.image, result.labels
 
     def segment(self, frames: Any, *, chunk: int | None = None, first_mask: FirstMask = None, prune: PruneInput = None,
@@ -181,7 +183,7 @@ class Segmenter:
         return np.stack(labels)
 
     def results(self, source: Any, *, soft: bool = True, chunk: int | None = None, first_mask: FirstMask = None,
-                prune: PruneInput = None, live: bool = False, on_error: OnError = "stop") -> Iterator[FrameResult]:
+                prune: PruneInput = None, live: bool = False, on_error: OnError = "stop") -> Generator[FrameResult]:
         """Like :meth:`stream`, but yields everything that is known about a frame.
 
         Args:
@@ -229,9 +231,9 @@ class Segmenter:
         return ObjectRegistry(None, source, finder)
 
     def run(self, source: Source, *, chunk: int | None = None, soft: bool = False,
-            references: ReferenceFrames | None = None, resume_from: ResumeFrom | tuple | None = None,
+            references: ReferenceFrames | None = None, resume_from: ResumeFrom | None = None,
             first_mask: FirstMask | ObjectRegistry = None, prune: PruneInput = None,
-            say: Callable[[str], None] = lambda sentence: None) -> Iterator[FrameResult]:
+            say: Callable[[str], None] = lambda sentence: None) -> Generator[FrameResult]:
         """Segments an opened source; :meth:`stream` and the jobs are built on it.
 
         A frame that could not be decoded (``frame.broken``) repeats the last result and leaves the state unchanged;
@@ -288,32 +290,28 @@ def load(name: str | None = None, weights: str | Path | None = None, *, scales: 
         raise UserError(f"There is no precision '{precision}'.{nearest_hint(precision, PRECISIONS)} Known:"
                         f" {', '.join(PRECISIONS)}.")
     if name is not None:
-        _check_segments(name)  # an unknown name is the first thing to say
+        _check_segments(name)  # an unknown name is reported before anything is read
     overrides = {k: v for k, v in overrides.items() if v is not None} | {"dtype": PRECISIONS[precision]}
     if (name is None and weights is None) or weights in packaged_names():
-        loaded = load_packaged(weights or DEFAULT, **overrides)
-        if name not in (None, loaded[0]):
-            raise UserError(f"The weights '{weights}' in the package are of {loaded[0]}, not of {name}.")
+        system_name, model, variables = load_packaged(str(weights or DEFAULT), **overrides)
+        if name not in (None, system_name):
+            raise UserError(f"The packaged weights '{weights}' belong to {system_name}, not to {name}.")
     elif weights is None:
-        raise UserError(f"Say which weights: leave out --model {name} for the default network of the package,"
-                        " or give --weights a checkpoint directory, a published .pth or .safetensors file, or 'random'"
-                        " to try the machinery with untrained weights.")
+        raise UserError(f"No weights of {name} are packaged. Give --weights a checkpoint directory, a published .pth or"
+                        " .safetensors file, or 'random' for untrained weights; or leave out --model for the default"
+                        " network.")
     else:
-        loaded = load_model(name, weights, **overrides)
-        _check_segments(loaded[0])
-    if loaded[1].task == "prompted" and "max_objects" not in overrides:
+        system_name, model, variables = load_model(name, weights, **overrides)
+        _check_segments(system_name)
+    if model.task == "prompted" and "max_objects" not in overrides:
         # Training needs few object slots; inference uses at least the model's default number.
-        max_objects = max(loaded[1].max_objects, type(loaded[1]).max_objects)
-        loaded = (loaded[0], loaded[1].clone(max_objects=max_objects), loaded[2])
-    given = [option for option, value in (("--flow", flow), ("--flow-weights", flow_weights),
-                                          ("--flow-cache", flow_cache)) if value is not None]
-    if "flow" in loaded[1].inputs:
-        method = load_flow("dis" if flow is None else flow, flow_weights, flow_cache)
-    elif given:
-        raise UserError(f"{loaded[0]} looks at frames alone; leave out {', '.join(given)}.")
-    else:
-        method = None
-    return Segmenter(*loaded, scales=scales, flip=flip, flow=method)
+        model = model.clone(max_objects=max(model.max_objects, type(model).max_objects))
+    flow_options = [option for option, value in (("--flow", flow), ("--flow-weights", flow_weights),
+                                                 ("--flow-cache", flow_cache)) if value is not None]
+    if "flow" not in model.inputs and flow_options:
+        raise UserError(f"{system_name} does not use optical flow; leave out {', '.join(flow_options)}.")
+    source = load_flow(flow or "dis", flow_weights, flow_cache) if "flow" in model.inputs else None
+    return Segmenter(system_name, model, variables, scales=scales, flip=flip, flow=source)
 
 
 def _check_segments(name):

@@ -9,7 +9,7 @@ import collections
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 import jax
@@ -93,7 +93,7 @@ class VideoRun:
         self._done, self._state = resume_from or (0, None)
         self._state = jax.device_put(self._state, segmenter.target_device)
 
-    def results(self) -> Iterator[FrameResult]:
+    def results(self) -> Generator[FrameResult]:
         """Yields a result per frame.
 
         Raises:
@@ -177,7 +177,7 @@ class VideoRun:
         """The engine for this chunk, and its inputs with prompts or with the mask of pruned instances."""
         size, causal = inputs.frames.shape[1:3], self._source.live and inputs.flows is not None
         if self._pruner is not None:
-            inputs = inputs.replace(keep_mask=self._pruner.keep_mask(frames, self._chunk))
+            inputs = dataclasses.replace(inputs, keep_mask=self._pruner.keep_mask(frames, self._chunk))
             return self._segmenter.engine(size, self._soft, pruned=True, causal=causal), inputs
         if self._registry is None:
             return self._segmenter.engine(size, self._soft, causal=causal), inputs
@@ -190,24 +190,26 @@ class VideoRun:
         is_prompt = np.zeros(self._chunk, bool)
         is_prompt[0] = index == 0
         return (self._segmenter.engine(size, self._soft, max_objects),
-                inputs.replace(prompt_labels=labels, is_prompt=is_prompt))
+                dataclasses.replace(inputs, prompt_labels=labels, is_prompt=is_prompt))
 
     def _reference_arrays(self, images, flows):
         """Frames and flow of the references; those of the first chunk are at hand."""
+        assert self._references is not None
         if self._references.rule == "whole video":
             return read_reference_frames(self._source, self._references, self._segmenter.flow)
         first = list(self._references.indices)
         return images[first], None if flows is None else flows[first]
 
-    def _finish(self, chunk: _Pending) -> Iterator[FrameResult]:
+    def _finish(self, chunk: _Pending) -> Generator[FrameResult]:
         """Waits for a chunk and yields its results, those of fill-up frames left out."""
         labels = np.array(chunk.output.labels)  # a writable copy
         if self._registry is not None:
             labels = self._registry.slot_to_id[labels]
-        soft = [None if x is None else np.array(x) for x in (chunk.output.probability, chunk.output.confidence)]
+        probability, confidence = chunk.output.probability, chunk.output.confidence
+        soft = None if probability is None else (np.array(probability), np.array(confidence))
         notes = {name: np.array(note) for name, note in (chunk.output.notes or {}).items()}
         for i, frame in enumerate(chunk.frames):
-            probability, confidence = (None, None) if soft[0] is None else (soft[0][i], float(soft[1][i]))
+            probability, confidence = (None, None) if soft is None else (soft[0][i], float(soft[1][i]))
             frame_notes = {name: None if np.isnan(note[i]).any() else note[i].tolist() for name, note in notes.items()}
             yield FrameResult(frame, labels[i], probability, confidence, frame_notes,
                               chunk.state if i == len(chunk.frames) - 1 else None)

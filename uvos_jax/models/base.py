@@ -57,6 +57,7 @@ class Model(nn.Module):
             takes frames as they are.
         TRACES: Reference files that the model can be compared with, by the file's ``system``.
         categories: Number of object categories that the model distinguishes.
+        max_objects: Object slots of a prompted model, which declares it as a field.
     """
 
     task: ClassVar[Task] = "foreground"
@@ -68,6 +69,7 @@ class Model(nn.Module):
     PREPROCESS: ClassVar[Preprocess | None] = None
     TRACES: ClassVar[Mapping[str, ParityTrace]] = {}
     categories: ClassVar[int] = 1
+    max_objects: ClassVar[int] = 1
 
     # What a model needs and how its scores are used.
 

@@ -25,7 +25,7 @@ import numpy as np
 import uvos_jax
 from uvos_jax.atomic_io import atomic_path
 from uvos_jax.errors import UserError
-from uvos_jax.models import build, hyper_parameters
+from uvos_jax.models import Model, build, hyper_parameters
 from uvos_jax.weights import compatibility
 from uvos_jax.weights.convert import expected_variables
 
@@ -69,7 +69,7 @@ def save(directory: str | Path, name: str, model: nn.Module, variables: dict, or
         raise UserError(f"'{directory}' cannot be written: {why}.") from error
 
 
-def load(directory: str | Path, **overrides) -> tuple[str, nn.Module, dict]:
+def load(directory: str | Path, **overrides) -> tuple[str, Model, dict]:
     """Reads a checkpoint directory and builds its model.
 
     Args:
@@ -122,7 +122,7 @@ def _stored_shapes(reader, path):
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
 
 
-def rebuild(name: str, hyper: dict, overrides: dict, what: str) -> nn.Module:
+def rebuild(name: str, hyper: dict, overrides: dict, what: str) -> Model:
     """Builds the model of stored weights.
 
     Args:

@@ -11,7 +11,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -21,7 +20,7 @@ from safetensors.numpy import save
 import uvos_jax
 from uvos_jax.atomic_io import atomic_write
 from uvos_jax.errors import UserError
-from uvos_jax.models import hyper_parameters
+from uvos_jax.models import Model, hyper_parameters
 from uvos_jax.weights import checkpoints, compatibility
 from uvos_jax.weights.convert import expected_variables
 
@@ -39,7 +38,7 @@ def packaged_names() -> tuple[str, ...]:
     return (DEFAULT, *(name for name in found if name != DEFAULT))
 
 
-def load_packaged(weights: str = DEFAULT, **overrides) -> tuple[str, nn.Module, dict]:
+def load_packaged(weights: str = DEFAULT, **overrides) -> tuple[str, Model, dict]:
     """Reads packaged weights and builds their model.
 
     Args:

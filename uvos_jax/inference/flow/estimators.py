@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -142,7 +142,7 @@ def cached_estimator(estimator: FlowEstimator, folder: str | Path) -> FlowEstima
 
 
 def estimate_flow(frames: Iterator[Frame], estimator: FlowEstimator, causal: bool,
-                  wanted: Callable[[int], bool] = lambda index: True) -> Iterator[tuple[Frame, np.ndarray | None]]:
+                  wanted: Callable[[int], bool] = lambda index: True) -> Generator[tuple[Frame, np.ndarray | None]]:
     """Yields every frame of a video with its flow.
 
     If ``frames`` raises, the exception follows the pairs that are complete; the last frame before it is lost, since its

@@ -1,7 +1,7 @@
 """Optical flow from a folder of files, one per frame, named after the frames."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,7 @@ def list_flow_files(folder: Path) -> dict[str, Path]:
 
 
 def with_flow(frames: Iterator[Frame], flow: FlowEstimator | Path | None, causal: bool,
-              wanted: Callable[[int], bool] = lambda index: True) -> Iterator[tuple[Frame, np.ndarray | None]]:
+              wanted: Callable[[int], bool] = lambda index: True) -> Generator[tuple[Frame, np.ndarray | None]]:
     """Yields every frame with its flow from any source; see :func:`uvos_jax.inference.flow.estimators.estimate_flow`.
 
     Args:

@@ -25,6 +25,7 @@ from uvos_jax.inference.jobs import resume as resuming
 from uvos_jax.inference.prompt_options import PromptOptions
 from uvos_jax.inference.reference_frames import ReferenceFrames, select_reference_frames
 from uvos_jax.inference.segmenter import Segmenter
+from uvos_jax.inference.video_run import ResumeFrom
 from uvos_jax.interrupts import Interrupted
 from uvos_jax.video import (
     ClipOptions,
@@ -167,7 +168,7 @@ def segment_to_folder(segmenter: Segmenter, source: Any, output: str | Path, *, 
         writer = ResultWriter(output, source.fps, outputs, palette=objects and objects.palette)
         try:
             with contextlib.closing(segmenter.run(source, chunk=chunk, soft=outputs.soft, references=references,
-                                                  resume_from=(point.frames, point.state) if point else None,
+                                                  resume_from=ResumeFrom(point.frames, point.state) if point else None,
                                                   first_mask=objects, prune=pruning, say=say)) as results:
                 first = next(results)  # results of an earlier run are kept until the first frame works
                 facts = facts_from(first.frame)
