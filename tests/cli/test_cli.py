@@ -99,7 +99,7 @@ def test_models_lists_what_there_is():
     (["segment", "nowhere.mp4", "--model", "adnet", "--weights", "random"], "nowhere.mp4"),
     (["segment", "{folder}", "--model", "adnett", "--weights", "random"], "Did you mean 'adnet'"),
     (["segment", "{folder}", "--modle", "adnet"], "--model"),
-    (["segment", "{folder}", "--model", "adnet"], "Say which weights"),
+    (["segment", "{folder}", "--model", "adnet"], "No weights of adnet are packaged"),
     (["segment", "{folder}", "--model", "adnet", "--weights", "random", "--variant", "oficial"], "official"),
     (["segment", "{folder}", "--model", "adnet", "--weights", "random", "--set", "widht=8"], "Did you mean 'width'"),
     (["segment", "{folder}", "--model", "adnet", "--weights", "random", "--set", "width"], "NAME=VALUE"),

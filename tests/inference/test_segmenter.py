@@ -170,7 +170,7 @@ def test_weights_of_the_package_have_names():
     assert load(weights="default").weights_digest == load().weights_digest
     name = load().name
     assert load(name, weights="default").name == name
-    with pytest.raises(UserError, match=f"'default' in the package are of {name}, not of cfbi"):
+    with pytest.raises(UserError, match=f"packaged weights 'default' belong to {name}, not to cfbi"):
         load("cfbi", weights="default")
 
 
@@ -266,7 +266,7 @@ def test_bfloat16_is_close_to_float32(segmenter, masks):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"name": "adnett", "weights": "random"}, "Unknown model 'adnett'.*Did you mean 'adnet'"),
-    ({"name": "adnet"}, "Say which weights"),
+    ({"name": "adnet"}, "No weights of adnet are packaged"),
     ({"weights": "random"}, "which model"),
     ({"name": "adnet", "weights": "nowhere.pth"}, "no weights .nowhere.pth."),
     ({"name": "adnet", "weights": "nowhere"}, "no weights 'nowhere'"),

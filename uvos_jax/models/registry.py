@@ -93,7 +93,8 @@ def build(name: str, **overrides: Any) -> Model:
     config_schema.check_keys(overrides, schema, f"the hyper-parameters of {name}")
     for key, value in overrides.items():
         config_schema.check_value(value, schema[key], f"The hyper-parameter '{key}' of {name}")
-    return model(**{key: _field_value(key, value) for key, value in overrides.items()})
+    values: dict[str, Any] = {key: _field_value(key, value) for key, value in overrides.items()}
+    return model(**values)
 
 
 def hyper_parameters(model: nn.Module) -> dict[str, Any]:
