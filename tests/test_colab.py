@@ -132,7 +132,7 @@ def test_it_runs_from_a_clean_folder(installed, tmp_path):
 @pytest.mark.slow
 def test_an_uploaded_clip_is_segmented(installed, tmp_path):
     out = _run(installed, tmp_path, ROOT / "docs/clip.mp4")
-    assert "my clip: " in out and "Nobody knows the true masks" in out
+    assert "my clip: " in out and "No ground truth for this video" in out
 
 
 def test_it_shows_the_clip_of_the_demo():
