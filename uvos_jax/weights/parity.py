@@ -29,8 +29,8 @@ _SUFFIX = re.compile(r"(?P<base>.+?)(?:_(?:c(?P<c>\d+)|s(?P<s>\d+)|rows(?P<rows>
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
-    """Comparison of one tensor.
+class TensorComparison:
+    """TensorComparison of one tensor.
 
     Attributes:
         name: Name in the reference file.
@@ -96,7 +96,7 @@ def weights_of(manifest: Mapping) -> dict[str, np.ndarray]:
 
 
 def check(reference: str | Path, manifest: str | Path | None = None, variant: str | None = None,
-          report: Callable[[Comparison], None] = lambda _: None) -> list[Comparison]:
+          report: Callable[[TensorComparison], None] = lambda _: None) -> list[TensorComparison]:
     """Compares a model with all tensors of a reference file in float32.
 
     Args:
@@ -148,7 +148,7 @@ def _compare(name, expected, made, tolerance):
     suffix = _SUFFIX.fullmatch(name)
     ours = made.get(name, made.get(suffix["base"]))
     if ours is None:
-        return Comparison(name, np.nan, tolerance, False, "the model has no tensor of that name")
+        return TensorComparison(name, np.nan, tolerance, False, "the model has no tensor of that name")
     ours = np.asarray(ours(int(suffix["rows"]) if suffix["rows"] else None) if callable(ours) else ours)
     if name not in made:
         if suffix["c"]:
@@ -156,11 +156,11 @@ def _compare(name, expected, made, tolerance):
         if suffix["s"]:
             ours = ours[..., ::int(suffix["s"]), ::int(suffix["s"])]
     if ours.shape != expected.shape:
-        return Comparison(name, np.nan, tolerance, False, f"shape {ours.shape}, not {expected.shape}")
+        return TensorComparison(name, np.nan, tolerance, False, f"shape {ours.shape}, not {expected.shape}")
     # For an all-zero reference the error is absolute.
     scale = float(np.abs(expected).max(initial=0)) or 1.0
     error = float(np.abs(ours.astype(np.float64) - expected).max(initial=0)) / scale
-    return Comparison(name, error, tolerance, bool(error <= tolerance))
+    return TensorComparison(name, error, tolerance, bool(error <= tolerance))
 
 
 def _read_reference(path):
