@@ -153,3 +153,13 @@ def test_every_imported_package_is_a_dependency():
     for path in MODULES:
         for name in {name.split(".")[0] for name in _imports(path)} - sys.stdlib_module_names - {"uvos_jax"}:
             assert name in CORE_MODULES or _room(path) in EXTRA_MODULES[name], f"{path} imports {name}"
+
+
+def test_public_classes_have_distinct_names():
+    classes: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                classes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    shared = {name: places for name, places in classes.items() if len(places) > 1 and name not in ("Model", "State")}
+    assert not shared  # two things have two names; each system has a State
