@@ -38,7 +38,7 @@ def rows_of(path) -> list[list[str]]:
 
 @pytest.fixture
 def scored_2016(tmp_path):
-    """bear is perfect in 2 of 3 frames that count and half found in the last; bmx-bumps is on no list for T."""
+    """Bear is perfect in 2 of 3 frames that count and half found in the last; bmx-bumps is on no list for T."""
     davis(tmp_path / "data", {"bear": [TRUTH] * 5, "bmx-bumps": [TRUTH] * 5}, 2016)
     save_masks(tmp_path / "predictions" / "bear", [HALF, TRUTH, TRUTH, HALF, HALF])
     save_masks(tmp_path / "predictions" / "bmx-bumps", [TRUTH] * 5)
