@@ -1,4 +1,4 @@
-"""From what a user names to a model with its weights, and to a way of computing flow."""
+"""Models with weights, and optical flow estimators, from the names and paths that a user gives."""
 
 from pathlib import Path
 
@@ -15,23 +15,23 @@ from uvos_jax.weights.files import SUFFIXES, read_state_dict
 from uvos_jax.weights.packaged import packaged_names
 
 METHODS = ("dis", "raft")
-_OF_LARGE_RAFT = "update_block.mask.0.weight"  # the small one has no such layer
+_LARGE_RAFT_KEY = "update_block.mask.0.weight"  # the small network has no such layer
 
 
 def load_model(name: str | None, weights: str | Path, **overrides) -> tuple[str, Model, dict]:
     """Builds a model and reads its weights.
 
     Args:
-      name: a system; None takes what the checkpoint directory says.
-      weights: a checkpoint directory; a published ``.pth``, ``.safetensors`` or ``.npz`` state_dict; or ``"random"``
-        for untrained weights, which show that everything runs and nothing else.
-      **overrides: hyper-parameters of the model.
+        name: System; None takes the one that the checkpoint directory names.
+        weights: Checkpoint directory; published ``.pth``, ``.safetensors`` or ``.npz`` state_dict; or ``"random"`` for
+            untrained weights.
+        **overrides: Hyper-parameters of the model.
 
     Returns:
-      ``(name, model, variables)`` with NumPy leaves.
+        ``(name, model, variables)`` with NumPy leaves.
 
     Raises:
-      UserError: if any of these cannot be used.
+        UserError: The weights cannot be read, or do not belong to this model.
     """
     path = Path(weights)
     if str(weights) != "random" and not (str(weights) and path.exists()):
@@ -54,30 +54,30 @@ def load_model(name: str | None, weights: str | Path, **overrides) -> tuple[str,
 
 
 def from_published(name: str, path: Path, **overrides) -> tuple[Model, dict]:
-    """Builds a model for a published state_dict, and converts that; of RAFT's two networks the one that it is of.
+    """Builds the model of a published state_dict and converts the weights; chooses between RAFT's two networks.
 
     Args:
-      name: a system.
-      path: a ``.pth``, ``.safetensors`` or ``.npz`` file.
-      **overrides: hyper-parameters of the model.
+        name: System.
+        path: ``.pth``, ``.safetensors`` or ``.npz`` file.
+        **overrides: Hyper-parameters of the model.
 
     Returns:
-      ``(model, variables)`` with NumPy leaves.
+        ``(model, variables)`` with NumPy leaves.
 
     Raises:
-      UserError: if the file cannot be read or does not fit.
+        UserError: The file cannot be read or does not fit the model.
     """
-    build(name, **overrides)  # a mistake in these is the first thing to say
+    build(name, **overrides)  # reports a wrong hyper-parameter before the file is read
     state_dict = unwrap(read_state_dict(path))
     if name == "raft":
-        overrides = {"net": "large" if _OF_LARGE_RAFT in state_dict else "small"} | overrides
+        overrides = {"net": "large" if _LARGE_RAFT_KEY in state_dict else "small"} | overrides
     return build(name, **overrides), from_torch(name, state_dict, **overrides)
 
 
 def random_variables(model: Model) -> dict:
-    """Untrained weights of a model, the same every time.
+    """Returns untrained weights, equal in every call.
 
-    Drawn in NumPy, leaf by leaf: compiling ``init`` of a deep network takes longer than running it.
+    They are drawn in NumPy, leaf by leaf, because compiling ``init`` of a deep network takes longer than running it.
     """
     rng = np.random.default_rng(0)
 
@@ -85,9 +85,9 @@ def random_variables(model: Model) -> dict:
         module, name = path[-2].key, path[-1].key
         if name == "kernel":
             kernel = rng.standard_normal(leaf.shape, np.float32) * np.float32((2 / np.prod(leaf.shape[:-1])) ** 0.5)
-            # What decides foreground sums to zero, so that it does not win everywhere or nowhere.
+            # Kernels of a single output channel sum to zero, so that foreground is predicted in some pixels only.
             return kernel - kernel.mean() if leaf.shape[-1] == 1 else kernel
-        # Residual branches start small, as trained ones are: a hundred layers at full strength would overflow.
+        # Residual branches start small, as in trained networks; a hundred layers at full scale would overflow.
         value = 0.2 if (module, name) == ("bn3", "scale") else float(name in ("scale", "var"))
         return np.full(leaf.shape, value, np.float32)
 
@@ -96,18 +96,18 @@ def random_variables(model: Model) -> dict:
 
 def load_flow(flow: str | Path, weights: str | Path | None = None,
               cache: str | Path | None = None) -> FlowEstimator | Path:
-    """Finds out where flow is to come from.
+    """Returns a flow estimator, or a folder of stored flow.
 
     Args:
-      flow: ``"dis"``, ``"raft"``, or a folder of flow files named as the frames.
-      weights: of RAFT, see :func:`load_model`; which of its networks they belong to is found out.
-      cache: a folder where computed flow is kept.
+        flow: ``"dis"``, ``"raft"``, or a folder of flow files named after the frames.
+        weights: Weights of RAFT, large or small; see :func:`load_model`.
+        cache: Folder in which computed flow is stored for later runs.
 
     Returns:
-      The method, or the folder.
+        The estimator, or the folder.
 
     Raises:
-      UserError: if any of these cannot be used, or is of no use together.
+        UserError: A value cannot be used, or two do not go together.
     """
     if weights is not None and flow != "raft":
         raise UserError(f"Flow from '{flow}' needs no weights; leave them out, or choose raft.")

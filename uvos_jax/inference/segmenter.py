@@ -260,7 +260,7 @@ class Segmenter:
 
 
 def default_chunk() -> int:
-    """Frames encoded together where nothing else is asked; a CPU gains nothing from more than one."""
+    """Returns the default number of frames encoded together: larger chunks do not pay on a CPU."""
     return 1 if jax.default_backend() == "cpu" else 8
 
 
@@ -270,21 +270,24 @@ def load(name: str | None = None, weights: str | Path | None = None, *, scales: 
     """Loads a model with weights.
 
     Args:
-      name: a system; None takes what the checkpoint directory says.
-      weights: a checkpoint directory; a published ``.pth``, ``.safetensors`` or ``.npz`` state_dict; the name of
-        weights in the package (``packaged_names()``); or ``"random"`` for untrained ones, which show that everything
-        runs and nothing else. With neither name nor weights it is the default network of the package.
-      scales: test-time scales whose scores are averaged.
-      flip: whether mirrored copies are averaged in as well.
-      precision: ``"float32"`` (the reference) or ``"bfloat16"`` (faster on accelerators).
-      flow: where a model that wants optical flow gets it from: ``"dis"`` (the default, needs no weights), ``"raft"``,
-        or a folder of flow files named as the frames.
-      flow_weights: of RAFT, in any form that ``weights`` takes.
-      flow_cache: a folder where computed flow is kept for the next time.
-      **overrides: hyper-parameters of the model, e.g. ``variant="official"``, ``short_side=241``.
+        name: System; None takes the one that the checkpoint directory names.
+        weights: Checkpoint directory; published ``.pth``, ``.safetensors`` or ``.npz`` state_dict; name of packaged
+            weights (``packaged_names()``); or ``"random"`` for untrained weights. With neither name nor weights, the
+            default network is loaded.
+        scales: Test-time scales whose scores are averaged.
+        flip: Whether mirrored copies are averaged as well.
+        precision: ``"float32"`` (the reference) or ``"bfloat16"`` (faster on accelerators).
+        flow: Optical flow for models that use it: ``"dis"`` (the default, needs no weights), ``"raft"``, or a folder of
+            flow files named after the frames.
+        flow_weights: Weights of RAFT, in any form that ``weights`` takes.
+        flow_cache: Folder in which computed flow is stored for later runs.
+        **overrides: Hyper-parameters of the model, such as ``variant="official"`` or ``short_side=241``.
+
+    Returns:
+        The segmenter.
 
     Raises:
-      UserError: if any of these cannot be used.
+        UserError: A value cannot be used.
     """
     if precision not in PRECISIONS:
         raise UserError(f"There is no precision '{precision}'.{nearest_hint(precision, PRECISIONS)} Known:"
@@ -321,7 +324,7 @@ def _check_segments(name):
 
 
 def parameter_count(variables: dict) -> int:
-    """Number of learned values: all of ``params``, no running statistics."""
+    """Returns the number of learned parameters; running statistics do not count."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables["params"]))
 
 
