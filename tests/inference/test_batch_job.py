@@ -12,6 +12,7 @@ from tests.helpers import recurrent_model as helper
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.recurrent_model import noise, remembering, save_frames
 from uvos_jax import UserError
+from uvos_jax.inference.engine import shared
 from uvos_jax.inference.jobs.batch import assign_folders, segment_batch
 from uvos_jax.inference.jobs.segment import segment_to_folder
 from uvos_jax.interrupts import Interrupted
@@ -64,6 +65,7 @@ def test_a_broken_video_does_not_stop_the_others(tmp_path):
     (tmp_path / "clip1/00002.png").write_bytes(b"broken")
     for path in (tmp_path / "clip3").iterdir():
         path.unlink()
+    shared.cache_clear()
     segmenter, told = remembering(), []
     results = segment_batch(segmenter, items, _work, on_result=told.append)
     assert [result.run is not None for result in results] == [True, False, True, False] and told == results

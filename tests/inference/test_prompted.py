@@ -117,6 +117,7 @@ def test_before_its_first_mask_there_is_background_alone(segmenter, clip):
 def test_more_objects_than_places_change_no_label():
     frames, truth = squares(9, objects=7)
     masks = {0: np.where(truth[0] < 3, truth[0], 0), 5: truth[5]}
+    shared.cache_clear()
     roomy, said = following(max_objects=8), []
     few = following(max_objects=2)
     grown = [answer.labels for answer in few.run(open_source(frames), first_mask=masks, chunk=2, say=said.append)]
