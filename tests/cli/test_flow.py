@@ -123,7 +123,7 @@ def test_wrong_input_is_one_sentence(tmp_path):
         ([*flow, "--weights", "weights.npz"], "'dis' needs no weights"),
         (["flow", "none", *to], "'none' does not exist"),
         (["flow", "clip", "--output", "file/out"], "'file' is a file"),
-        ([*segment, "adnet", "--flow", "dis"], "adnet looks at frames alone; leave out --flow."),
+        ([*segment, "adnet", "--flow", "dis"], "adnet does not use optical flow; leave out --flow."),
         ([*segment, "raft"], "'uvos flow' runs it, and --flow raft"),
         ([*segment, "moving", "--flow", "raft"], "No weights of RAFT ship"),
         ([*segment, "moving", "--flow", "disc"], "There is no flow 'disc'"),

@@ -108,7 +108,7 @@ def test_fbms_ground_truth_without_its_image_is_refused(tmp_path):
 
 
 def test_fbms_knows_two_splits(tmp_path):
-    with pytest.raises(UserError, match="test and train, not 'val'"):
+    with pytest.raises(UserError, match="Unknown split 'val' of FBMS-59; valid splits: test, train"):
         evaluate("fbms-j", tmp_path, tmp_path, "val")
 
 

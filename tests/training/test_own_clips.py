@@ -79,7 +79,7 @@ def test_overrides_apply_to_the_fine_tuning(file):
     ("{file}", "{tmp}", [], "has no JPEGImages"),
     ("{file}:tiny", "{clips}", [], "The preset 'tiny' of 'recipe.py' cannot train on a folder of clips"),
     ("{other}", "{clips}", [], "'other.py' cannot train on a folder of clips"),
-    ("{file}", "{clips}", ["--data-dir", "{tmp}"], "leave out --data-dir"),
+    ("{file}", "{clips}", ["--data-dir", "{tmp}"], "Leave out --data-dir"),
     ("{file}", "{clips}", ["--config.schedule.warmup=9"],
      "Phase 'own': schedule.warmup=9 does not end within the 2 steps"),
 ])
