@@ -11,7 +11,7 @@ and identity switches and fragmentations summed over all clips.
 
 import argparse
 import copy
-import functools
+import dataclasses
 import itertools
 from collections import Counter
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 from uvos_jax.data.storage.store import SyntheticStore
 from uvos_jax.evaluation.track_identity import identity_switches
 from uvos_jax.inference import load
+from uvos_jax.inference.engine import shared
 from uvos_jax.training.validation import score_proposals
 
 _UNSEEN = 2_000_000  # seeds of the held-back clips begin here
@@ -74,14 +75,8 @@ def without(segmenter, **fields):
     other.model = segmenter.model.clone(**fields)
     if link_only:
         make = other.engine
-        other.engine = functools.cache(lambda *args: _linked(make(*args)))  # else each clip would compile its own
+        other.engine = lambda *args, **options: shared(dataclasses.replace(make(*args, **options), link_only=True))
     return other
-
-
-def _linked(engine):
-    import dataclasses
-
-    return dataclasses.replace(engine, link_only=True)
 
 
 def main():
