@@ -28,6 +28,6 @@ def preset(name: str, known: dict):
     """
     if name not in known:
         others = [other for other in known if other]
-        raise UserError(f"There is no preset '{name}'; known are {', '.join(others)} (or none)."
+        raise UserError(f"Unknown preset '{name}'; valid presets: {', '.join(others)} (or none)."
                         f"{nearest_hint(name, others)}")
     return known[name]

@@ -157,17 +157,17 @@ def interval(default: Any, least: float, most: float) -> Option:
 
 def size(default: Any, least: int = 1, most: int = 2**15 - 1) -> Option:
     """Height and width in pixels; OpenCV's warps are limited to 32767."""
-    return integers(default, "[height, width]", 2, least, most)
+    return integers(default, "[height, width], integers", 2, least, most)
 
 
 def color(default: Any) -> Option:
     """Red, green and blue, 0 to 255."""
-    return integers(default, "[red, green, blue]", 3, 0, 255)
+    return integers(default, "[red, green, blue], integers", 3, 0, 255)
 
 
 def integers(default: Any, expected: str, length: int, least: int, most: int) -> Option:
     """A list of ``length`` integers from ``least`` to ``most``; ``expected`` names them for messages."""
-    return Option(default, f"{expected}, integers from {least} to {most}",
+    return Option(default, f"{expected} from {least} to {most}",
                   lambda value: _is_list(value, lambda x: _is_integer(x, least, most), length))
 
 

@@ -126,7 +126,7 @@ def test_wrong_input_is_one_sentence(tmp_path):
         ([*segment, "adnet", "--flow", "dis"], "adnet does not use optical flow; leave out --flow."),
         ([*segment, "raft"], "'uvos flow' runs it, and --flow raft"),
         ([*segment, "moving", "--flow", "raft"], "No weights of RAFT ship"),
-        ([*segment, "moving", "--flow", "disc"], "There is no flow 'disc'"),
+        ([*segment, "moving", "--flow", "disc"], "Unknown flow 'disc'"),
         ([*segment, "moving", "--flow", "clip"], "image of flow"),
         ([*segment, "moving", "--flow", "clip", "--flow-cache", "out"], "is read, not computed"),
         (["segment", "clip", "other", *to, "--weights", "random", "--model", "moving", "--flow", "clip"],

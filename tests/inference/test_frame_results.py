@@ -136,3 +136,9 @@ def test_a_run_can_begin_behind_any_full_chunk():
             else:
                 np.testing.assert_array_equal(answer.labels, before.labels)
     assert segmenter.engine(SIZE).step._cache_size() == 1
+
+
+def test_the_repr_of_a_result_shows_no_arrays():
+    result = list(remembering().run(open_source(noise(2)), soft=True))[-1]
+    assert "array" not in repr(result) and len(repr(result)) < 300
+    assert "name='00001'" in repr(result) and "confidence=" in repr(result)

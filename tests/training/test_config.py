@@ -121,14 +121,14 @@ def test_overrides(file, entry, where, value):
     ("data..flow=1", "no 'data..flow'"),
     ("=1", "no ''"),
     ("seed.a=1", "seed has no a"),
-    ("batch_size=2.5", "wants an integer"),
-    ("batch_size=True", "wants an integer"),
-    ("batch_size=many", "wants an integer"),
-    ("data.flow=1", "wants True or False"),
-    ("schedule.lr=fast", "wants a number"),
-    ("data=3", "wants a dict"),
-    ("data.size=7", "wants a list"),
-    ("batch_size", "wants a value"),
+    ("batch_size=2.5", "must be an integer"),
+    ("batch_size=True", "must be an integer"),
+    ("batch_size=many", "must be an integer"),
+    ("data.flow=1", "must be True or False"),
+    ("schedule.lr=fast", "must be a number"),
+    ("data=3", "must be a dict"),
+    ("data.size=7", "must be a list"),
+    ("batch_size", "has no value"),
     ("batch_size=0", "batch_size must be an integer from 1 to"),
     ("batch_size=None", "Missing key 'batch_size'"),
     ("launcher=pmapp", "launcher must be one of pmap, shard_map, jit, not 'pmapp'.* Did you mean 'pmap'"),
@@ -193,7 +193,7 @@ def test_an_unknown_preset_is_an_error(file):
 
 def test_an_unknown_preset_of_a_recipe_lists_the_known_ones():
     path = CONFIGS / "adnet.py"
-    with pytest.raises(UserError, match=r"^There is no preset 'tinny'; known are tiny, small \(or none\)\. "
+    with pytest.raises(UserError, match=r"^Unknown preset 'tinny'; valid presets: tiny, small \(or none\)\. "
                                         r"Did you mean 'tiny'\?$"):
         load_config(f"{path}:tinny")
 

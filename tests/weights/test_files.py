@@ -79,6 +79,11 @@ def test_truncated_files_are_refused(tmp_path, share):
         assert "cannot be read as weights" in _refusal(path)
 
 
+def test_a_text_named_npz_is_refused_without_advice_about_pickle(tmp_path):
+    (tmp_path / "w.npz").write_text("not found\n")
+    assert _refusal(tmp_path / "w.npz").endswith("it is damaged or not an .npz file.")
+
+
 def test_missing_files_folders_and_unknown_suffixes_are_refused(tmp_path):
     assert "no weight file" in _refusal(tmp_path / "absent.npz")
     (tmp_path / "folder.npz").mkdir()

@@ -45,7 +45,8 @@ def main() -> None:
         # Typer's errors of the command line share this method.
         if not hasattr(error, "format_message"):
             raise
-        message = error.format_message().replace("Value error, ", "")
+        message = error.format_message().replace("Value error, ", "").replace("Input should be", "must be")
+        message = message.replace(", unable to parse string as an integer", "")
         _fail(message.removesuffix(".") + hint if (hint := _hint(message)) else message)
     if code == _ABORTED:
         print("Interrupted; files written so far are kept.", file=sys.stderr, flush=True)

@@ -45,8 +45,8 @@ def load_model(name: str | None, weights: str | Path, **overrides) -> tuple[str,
             raise UserError(f"'{path}' holds weights of {stored}, not of {name}.")
         return stored, model, variables
     if name is None:
-        raise UserError(f"Say which model the weights '{weights}' belong to (--model, or name= in Python): only a"
-                        " checkpoint directory knows.")
+        raise UserError(f"Weights '{weights}' need a model. Give --model (name= in Python); only a checkpoint directory"
+                        " names its own.")
     if str(weights) == "random":
         model = build(name, **overrides)
         return name, model, random_variables(model)
@@ -113,7 +113,7 @@ def load_flow(flow: str | Path, weights: str | Path | None = None,
         raise UserError(f"Flow from '{flow}' needs no weights; leave them out, or choose raft.")
     if flow not in METHODS:
         if not Path(flow).is_dir():
-            raise UserError(f"There is no flow '{flow}': give {', '.join(METHODS)} or a folder of flow"
+            raise UserError(f"Unknown flow '{flow}'. Give {', '.join(METHODS)} or a folder of flow"
                             f" files.{nearest_hint(str(flow), METHODS)}")
         if cache is not None:
             raise UserError(f"The flow in '{flow}' is read, not computed: leave out the folder to keep it in.")
@@ -122,8 +122,8 @@ def load_flow(flow: str | Path, weights: str | Path | None = None,
     method = dis_estimator
     if flow == "raft":
         if weights is None:
-            raise UserError("No weights of RAFT ship with the package: give a published .pth or a checkpoint directory"
-                            " (--flow-weights; --weights of 'uvos flow'), or take dis, which needs none.")
+            raise UserError("No weights of RAFT ship with the package. Give a published .pth or a checkpoint directory"
+                            " (--flow-weights; --weights of 'uvos flow'), or use dis, which needs none.")
         system("raft")
         method = raft_estimator(*load_model("raft", weights)[1:])
     return method if cache is None else cached_estimator(method, cache)

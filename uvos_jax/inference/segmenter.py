@@ -66,7 +66,7 @@ class Segmenter:
         """
         scales = tuple(scales) if isinstance(scales, (tuple, list)) else (scales,)
         if not scales or len(set(scales)) < len(scales) or not all(_is_scale(s) for s in scales):
-            raise UserError(f"Scales are different numbers from 0.1 to 8, such as 0.75, 1, 1.5; got {list(scales)}.")
+            raise UserError(f"Scales must be distinct numbers from 0.1 to 8, such as 0.75, 1, 1.5; got {list(scales)}.")
         uses_flow = "flow" in model.inputs
         if flow is not None and not uses_flow:
             raise UserError(f"{name} does not use optical flow; leave out the flow.")
@@ -319,8 +319,8 @@ def load(name: str | None = None, weights: str | Path | None = None, *, scales: 
 
 def _check_segments(name):
     if system(name).model.task == "flow":
-        raise UserError(f"{name} computes optical flow and segments nothing: 'uvos flow' runs it, and --flow {name} has"
-                        " another model use its flow.")
+        raise UserError(f"{name} computes optical flow and cannot segment. Run 'uvos flow --method {name}', or give"
+                        f" --flow {name} with another model.")
 
 
 def parameter_count(variables: dict) -> int:

@@ -41,11 +41,11 @@ class FrameResult:
     """
 
     frame: Frame
-    labels: np.ndarray | None
-    probability: np.ndarray | None = None
+    labels: np.ndarray | None = dataclasses.field(repr=False)
+    probability: np.ndarray | None = dataclasses.field(default=None, repr=False)
     confidence: float | None = None
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
-    state: StreamState | None = None
+    state: StreamState | None = dataclasses.field(default=None, repr=False)
 
 
 class ResumeFrom(NamedTuple):

@@ -119,7 +119,7 @@ def _option(key, default):
         return config_schema.Option(default, f"one of {', '.join(_DTYPES)}", lambda value: _dtype(value) is not None,
                                     tuple(_DTYPES))
     if isinstance(default, tuple):
-        return config_schema.integers(default, f"a list of {len(default)}", len(default), 1, _MAX_DEPTH)
+        return config_schema.integers(default, f"a list of {len(default)} integers", len(default), 1, _MAX_DEPTH)
     if isinstance(default, bool):
         return config_schema.boolean(default)
     if key in _OBJECT_COUNTS:

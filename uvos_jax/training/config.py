@@ -119,7 +119,7 @@ def override(config: dict[str, Any], entry: str) -> None:
     if not name.isprintable():
         raise UserError(f"--config.{name!r} is not the name of a value.")
     if not equals:
-        raise UserError(f"--config.{name} wants a value: --config.{name}=VALUE.")
+        raise UserError(f"--config.{name} has no value. Write --config.{name}=VALUE.")
     *parents, last = name.split(".")
     inside = config
     for depth, key in enumerate([*parents, last]):
@@ -224,7 +224,7 @@ def _parse_value(name, text, old):
         with contextlib.suppress(OverflowError):  # the type check below refuses it
             value = float(value)
     if old is not None and type(value) is not type(old):
-        raise UserError(f"--config.{name} wants {types.get(type(old), type(old).__name__)}, such as {old!r:.60};"
+        raise UserError(f"--config.{name} must be {types.get(type(old), type(old).__name__)}, such as {old!r:.60};"
                         f" got {text!r:.60}.")
     return value
 

@@ -39,7 +39,7 @@ class Frame:
     """
 
     name: str
-    image: np.ndarray
+    image: np.ndarray = field(repr=False)
     time: float | None = None
     broken: str | None = None
 

@@ -42,6 +42,8 @@ def read_state_dict(path: str | Path) -> dict:
 
             tensors = load_file(path)
         elif path.suffix == ".npz":
+            if not zipfile.is_zipfile(path):  # np.load would suggest to allow pickled data
+                raise UserError(f"'{path.name}' cannot be read as weights: it is damaged or not an .npz file.")
             with np.load(path, allow_pickle=False) as file:
                 tensors = dict(file)
         else:
