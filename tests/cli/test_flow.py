@@ -124,7 +124,7 @@ def test_wrong_input_is_one_sentence(tmp_path):
         (["flow", "none", *to], "'none' does not exist"),
         (["flow", "clip", "--output", "file/out"], "'file' is a file"),
         ([*segment, "adnet", "--flow", "dis"], "adnet does not use optical flow; leave out --flow."),
-        ([*segment, "raft"], "'uvos flow' runs it, and --flow raft"),
+        ([*segment, "raft"], "'uvos flow --method raft', or give --flow raft"),
         ([*segment, "moving", "--flow", "raft"], "No weights of RAFT ship"),
         ([*segment, "moving", "--flow", "disc"], "Unknown flow 'disc'"),
         ([*segment, "moving", "--flow", "clip"], "image of flow"),
