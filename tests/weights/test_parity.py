@@ -156,7 +156,7 @@ def test_missing_or_foreign_files_are_refused(tmp_path, golden):
     assert "system, variant, tolerance" in _refusal(golden / "adnet_abn_unit.npz")
     for text in ("", "[]", "{}", "{\"keys\": 3}"):
         (tmp_path / "adnet_manifest.json").write_text(text)
-        assert "no manifest" in _refusal(tmp_path / ADNET)
+        assert "is not a manifest" in _refusal(tmp_path / ADNET)
 
 
 def test_a_manifest_of_another_network_is_refused(tmp_path, golden):
