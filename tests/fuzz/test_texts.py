@@ -273,7 +273,7 @@ def test_a_video_that_claims_to_be_huge(tmp_path, side):
     truth, results = copy.deepcopy(_tracks())
     truth["videos"][0] |= {"height": 1, "width": side}
     truth["annotations"][0]["segmentations"][0] = [[0, 0, side, 0, side, 1]]
-    assert "from 1 to 16384" in _refusal(evaluate_tracks, truth, results)
+    assert "sizes in 1..16384" in _refusal(evaluate_tracks, truth, results)
     (tmp_path / "train.json").write_text(json.dumps(truth))
     assert str(side) in _refusal(index_youtube_vis, tmp_path)
 
@@ -362,7 +362,7 @@ def test_more_synthetic_frames_than_memory_holds():
 def test_a_manifest_of_more_weights_than_memory_holds(keys):
     from uvos_jax.weights.parity import weights_of
 
-    with pytest.raises((ValueError, OverflowError), match="weights together|too large"):
+    with pytest.raises((ValueError, OverflowError), match="weights in total|too large"):
         weights_of({"keys": keys})
 
 
