@@ -162,9 +162,7 @@ def format_seconds(seconds: float) -> str:
 
 def _in_notebook() -> bool:
     """Whether this process is the kernel of a notebook whose front end can redraw a bar."""
-    if "IPython" not in sys.modules:
-        return False
     import importlib.util
 
-    shell = sys.modules["IPython"].get_ipython()
-    return getattr(shell, "kernel", None) is not None and importlib.util.find_spec("ipywidgets") is not None
+    get_shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)
+    return getattr(get_shell(), "kernel", None) is not None and importlib.util.find_spec("ipywidgets") is not None
