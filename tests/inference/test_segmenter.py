@@ -267,13 +267,13 @@ def test_bfloat16_is_close_to_float32(segmenter, masks):
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"name": "adnett", "weights": "random"}, "Unknown model 'adnett'.*Did you mean 'adnet'"),
     ({"name": "adnet"}, "No weights of adnet are packaged"),
-    ({"weights": "random"}, "which model"),
+    ({"weights": "random"}, "need a model. Give --model"),
     ({"name": "adnet", "weights": "nowhere.pth"}, "no weights .nowhere.pth."),
     ({"name": "adnet", "weights": "nowhere"}, "no weights 'nowhere'"),
     ({"name": "adnet", "weights": "random", "precision": "bfloat17"}, "Did you mean 'bfloat16'"),
     ({"name": "adnet", "weights": "random", "variant": "offical"}, "Did you mean 'official'"),
     ({"name": "adnet", "weights": "random", "widht": 8}, "Did you mean 'width'"),
-    ({"name": "adnet", "weights": "random", "scales": (1, 1), "depths": (1, 1, 1, 1), "width": 8}, "different"),
+    ({"name": "adnet", "weights": "random", "scales": (1, 1), "depths": (1, 1, 1, 1), "width": 8}, "must be distinct"),
     ({"name": "adnet", "weights": "random", "scales": "1", "depths": (1, 1, 1, 1), "width": 8}, "Scales"),
     ({"name": "adnet", "weights": "random", "scales": (0.0,), "depths": (1, 1, 1, 1), "width": 8}, "Scales"),
 ])
