@@ -1,7 +1,9 @@
 """Fixtures that several test files share."""
 
+import contextlib
 import gc
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +16,9 @@ import pytest
 from tests.helpers.paths import GOLDEN
 
 compilation.write_from_this_process()
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells start background jobs; tests send this signal
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config):
