@@ -130,7 +130,7 @@ class StreamedTextFile:
         """Completes the file and gives it its name.
 
         Returns:
-            False if nothing was written, so that there is no file.
+            False if nothing was written; then no file exists.
 
         Raises:
             UserError: The operating system refused; the partial file is removed.

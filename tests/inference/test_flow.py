@@ -154,7 +154,7 @@ def test_the_cache_computes_each_pair_once(tmp_path):
     assert sum(asked) == 6
     method(images[1:2], images[:1])  # the other way round is another pair
     other = FlowEstimator("counting", "two", compute)
-    cached_estimator(other, tmp_path / "cache")(images[:1], images[1:2])  # another method is computed anew
+    cached_estimator(other, tmp_path / "cache")(images[:1], images[1:2])  # another estimator does not use these files
     assert sum(asked) == 8
     for i, path in enumerate(sorted((tmp_path / "cache").iterdir())):
         data = bytearray(path.read_bytes())

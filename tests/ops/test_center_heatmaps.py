@@ -66,7 +66,7 @@ def test_maps_equal_the_published_codes(golden):
                             jnp.array([9, 13]))
         np.testing.assert_allclose(maps[0, ..., 0], file["hm_center_5_60_r9"], atol=1e-6)
         np.testing.assert_allclose(maps[1, ..., 0], file["hm_center_60_40"], atol=1e-6)
-        # The same from a mask: a box of 50 x 50 pixels, of which the published radius is 13.67, around that center.
+        # The same from a mask: a box of 50 x 50 pixels around that center, published radius 13.67.
         heat, center, present = center_map(_mask((35, 15, 85, 65), size=(119, 119)))
         np.testing.assert_allclose(heat[0, ..., 0], file["hm_center_60_40"], atol=1e-6)
         assert center.tolist() == [[60, 40]] and present.tolist() == [True]

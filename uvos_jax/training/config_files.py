@@ -64,7 +64,7 @@ def imported(path: Path) -> Iterator[ModuleType]:
     """Imports a configuration file as a member of a package of its folder's name.
 
     So ``from . import common`` and ``from FOLDER import common`` import the file's neighbors, wherever the program was
-    started and whatever other folders of that name have been imported. Every load executes the files anew.
+    started and whatever other folders of that name have been imported. Every load executes the files again.
     """
     folder = path.parent
     package = folder.name if folder.name.isidentifier() and folder.name not in sys.stdlib_module_names else "_configs"

@@ -131,7 +131,7 @@ class VideoWriter:
         """Completes the file and gives it its name.
 
         Returns:
-            False if there was no frame, so that there is no file.
+            False if there was no frame; then no file exists.
 
         Raises:
             UserError: The operating system refused; no file is left.

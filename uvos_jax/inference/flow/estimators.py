@@ -102,7 +102,7 @@ def raft_estimator(model: nn.Module, variables: dict, iterations: int = 20, devi
         flows = []
         for start in range(0, len(first), batch_size):
             pairs = [images[start:start + batch_size] for images in (first, second)]
-            padding = batch_size - len(pairs[0])  # a smaller batch would be compiled anew
+            padding = batch_size - len(pairs[0])  # a smaller batch would be compiled again
             pairs = [np.concatenate([images, images[-1:].repeat(padding, 0)]) for images in pairs]
             flows += list(np.asarray(flow_of(placed, *pairs)))[:batch_size - padding]
         return np.stack([resize_flow(flow, size) for flow in flows])
