@@ -1,4 +1,4 @@
-"""Attention: the plain form against loops and PyTorch, the tiled form against the plain one."""
+"""Attention against loops and PyTorch; tiled attention against plain attention."""
 
 import functools
 import math
@@ -11,7 +11,7 @@ import pytest
 
 from uvos_jax.ops.attention import attention, attention_weights, tiled_attention
 
-# Compiling these programs well would take longer than running them.
+# Compiling with optimizations would take longer than running the tests.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 _attention = quick_jit(attention, static_argnames="scale")
 _tiled = quick_jit(tiled_attention, static_argnames=("scale", "query_tile", "key_tile"))
@@ -43,7 +43,7 @@ def test_attention_equals_loops():
     np.testing.assert_allclose(attention_weights(q, k, scale=0.7), weights, atol=2e-6)
 
 
-def test_rows_of_weights_sum_to_one():
+def test_attention_weights_sum_to_one():
     q, k, _ = _inputs(6, 9, gain=50)
     weights = np.asarray(attention_weights(q, k, scale=1.0))
     assert (weights >= 0).all()
@@ -63,7 +63,7 @@ TILES = [
 
 
 @pytest.mark.parametrize(("n", "k", "query_tile", "key_tile"), TILES)
-def test_tiled_equals_plain(n, k, query_tile, key_tile):
+def test_tiled_attention_equals_loops(n, k, query_tile, key_tile):
     q, keys, v = _inputs(n, k)
     tiled = _tiled(q, keys, v, scale=0.6, query_tile=query_tile, key_tile=key_tile)
     assert tiled.shape == (*v.shape[:1], n, v.shape[2])
@@ -71,9 +71,9 @@ def test_tiled_equals_plain(n, k, query_tile, key_tile):
 
 
 @pytest.mark.parametrize("shift", [0.0, 1000.0, -1000.0])
-def test_scores_beyond_the_range_of_exp(shift):
+def test_scores_beyond_range_of_exp(shift):
     q, k, v = _inputs(6, 10, gain=400)
-    # A constant channel moves all scores of a row together, which must not matter, however far.
+    # A constant channel shifts all scores of a row equally; the softmax is invariant to that.
     q, k = (
         np.concatenate([x, np.full((*x.shape[:2], 1), value, np.float32)], -1)
         for x, value in ((q, shift), (k, 1))
@@ -81,12 +81,12 @@ def test_scores_beyond_the_range_of_exp(shift):
     assert np.abs(np.einsum("bnc,bkc->bnk", q, k)).max() > 500
     expected = _attention_by_loops(q, k, v, 1.0)[0]
     for out in (_attention(q, k, v, scale=1.0), _tiled(q, k, v, scale=1.0, query_tile=4, key_tile=3)):
-        np.testing.assert_allclose(out, expected, atol=2e-3)  # float32 scores of 1e3 are known to 1e-4
+        np.testing.assert_allclose(out, expected, atol=2e-3)  # float32 resolves scores of 1e3 to 1e-4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("n", "k", "tile"), [(7, 11, 3), (1, 6, 4), (5, 1, 2)])
-def test_gradients_of_tiled_equal_plain(n, k, tile):
+def test_tiled_gradients_equal_plain_gradients(n, k, tile):
     seed = np.random.default_rng(5).standard_normal((2, n, 2)).astype(np.float32)
 
     @quick_jit
@@ -101,7 +101,7 @@ def test_gradients_of_tiled_equal_plain(n, k, tile):
             np.testing.assert_allclose(a, b, atol=1e-5 * gain, err_msg=f"{name} at {gain}")
 
 
-def test_order_of_keys_does_not_matter_and_rows_follow_queries():
+def test_invariant_to_key_order_and_equivariant_to_query_order():
     q, k, v = _inputs(7, 9)
     form = jax.jit(lambda *a: tiled_attention(*a, scale=0.5, query_tile=3, key_tile=4))
     out = np.asarray(form(q, k, v))
@@ -111,13 +111,13 @@ def test_order_of_keys_does_not_matter_and_rows_follow_queries():
     np.testing.assert_allclose(form(q[:, queries], k, v), out[:, queries], atol=1e-6)
 
 
-def test_each_result_lies_between_the_values():
+def test_outputs_lie_within_range_of_values():
     q, k, v = _inputs(6, 8, gain=10)
     out = np.asarray(_tiled(q, k, v, scale=1.0, query_tile=4, key_tile=3))
     assert (out <= v.max(1, keepdims=True) + 1e-6).all() and (out >= v.min(1, keepdims=True) - 1e-6).all()
 
 
-def test_bfloat16_values_come_back_as_bfloat16():
+def test_bfloat16_inputs_give_bfloat16_outputs():
     q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in _inputs(5, 300, seed=3))
     expected = _attention_by_loops(*(np.asarray(x, np.float32) for x in (q, k, v)), 0.5)[0]
     for out in (
@@ -129,9 +129,9 @@ def test_bfloat16_values_come_back_as_bfloat16():
 
 
 def _footprint(form, n, c=8):
-    """Bytes of scratch memory of the compiled program, and elements of the largest array that occurs in it.
+    """Scratch memory of the compiled program in bytes and the element count of its largest array.
 
-    Both are needed: a backend may fuse a whole attention into one kernel and count none of what that holds.
+    Both are needed: a backend may fuse attention into one kernel and not count the memory of that kernel.
     """
     pixels = jax.ShapeDtypeStruct((1, n, c), jnp.float32)
     program = jax.jit(form).lower(pixels, pixels, pixels).compile()
@@ -141,12 +141,12 @@ def _footprint(form, n, c=8):
     )
 
 
-def test_compiled_tiled_form_never_stores_the_affinity():
+def test_tiled_attention_never_stores_full_affinity():
     n = 4096
     tiled = functools.partial(tiled_attention, scale=1.0, query_tile=256, key_tile=256)
     one_tile = functools.partial(tiled_attention, scale=1.0, query_tile=n, key_tile=n)
     scratch, largest = _footprint(one_tile, n)
-    assert scratch >= 4 * n * n and largest >= n * n  # the measure sees an affinity where there is one
+    assert scratch >= 4 * n * n and largest >= n * n  # the measurement detects a stored affinity matrix
     scratch, largest = _footprint(tiled, n)
     assert scratch < 4 * n * n / 16 and largest < n * n / 16
     scratch, largest = _footprint(jax.grad(lambda *a: tiled(*a).sum(), (0, 1, 2)), n)

@@ -1,4 +1,4 @@
-"""Color histograms against their definition, pixel by pixel."""
+"""Color histograms against their per-pixel definition."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 from uvos_jax.ops.color_models import color_bins, color_histogram, log_odds
 
 
-def test_bins_are_those_of_the_color_and_never_beyond():
+def test_bins_match_definition_and_stay_in_range():
     picture = np.random.default_rng(1).random((20, 30, 3), np.float32)
     picture[0, :4] = [(0, 0, 0), (1, 1, 1), (0, 0, 1), (1 / 8, 2 / 8, 3 / 8)]
     cells = np.minimum(np.floor(picture * 8), 7).astype(int)
@@ -17,7 +17,7 @@ def test_bins_are_those_of_the_color_and_never_beyond():
 
 
 @pytest.mark.slow
-def test_a_histogram_is_the_sum_of_what_every_pixel_gives():
+def test_histogram_equals_sum_of_smoothed_votes():
     rng, bins = np.random.default_rng(2), 4
     indices, weights = rng.integers(0, bins**3, (5, 7)), rng.random((5, 7))
     expected = np.zeros((bins + 2,) * 3)
@@ -25,12 +25,12 @@ def test_a_histogram_is_the_sum_of_what_every_pixel_gives():
         cell = np.array(np.unravel_index(index, (bins,) * 3)) + 1
         for offset in np.ndindex(3, 3, 3):
             expected[tuple(cell + offset - 1)] += weight * np.prod([(0.25, 0.5, 0.25)[o] for o in offset])
-    expected = expected[1:-1, 1:-1, 1:-1].ravel()  # what would go beyond the histogram is lost
+    expected = expected[1:-1, 1:-1, 1:-1].ravel()  # votes outside the histogram are dropped
     found = color_histogram(jnp.asarray(indices), jnp.asarray(weights, jnp.float32), bins)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_log_odds_are_of_shares():
+def test_log_odds_use_normalized_histograms():
     first, second = jnp.array([3.0, 1.0, 0.0, 0.0]), jnp.array([1.0, 1.0, 2.0, 0.0]) * 50
     found = np.asarray(log_odds(first, second, 1e-4))
     np.testing.assert_allclose(found[:2], [np.log(3), 0], atol=1e-3)

@@ -1,4 +1,4 @@
-"""Parts of a mask, against OpenCV."""
+"""Connected components and hole filling against OpenCV."""
 
 import cv2
 import jax
@@ -10,7 +10,7 @@ from uvos_jax.ops.connected_components import fill_holes, label_components
 
 
 @pytest.mark.parametrize("density", [0.3, 0.45, 0.6, 0.9])
-def test_parts_of_a_mask_equal_opencvs(density):
+def test_components_and_filled_holes_equal_opencv(density):
     mask = np.random.default_rng(0).random((40, 61)) < density
     count, expected = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
     labels = np.asarray(jax.jit(label_components)(mask))
@@ -23,7 +23,7 @@ def test_parts_of_a_mask_equal_opencvs(density):
     np.testing.assert_array_equal(np.asarray(jax.jit(fill_holes)(mask)), filled > 0)
 
 
-def test_parts_with_many_turns_hang_together():
+def test_serpentine_component_has_one_label():
     mask = np.zeros((33, 41), bool)
     mask[::4] = True
     mask[1::8, -1] = mask[2::8, -1] = mask[3::8, -1] = True

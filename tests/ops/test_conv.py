@@ -13,7 +13,7 @@ from uvos_jax.ops.conv import conv2d, conv2d_resized
 from uvos_jax.ops.pooling import global_average_pool, max_pool
 from uvos_jax.ops.preprocess import Preprocess, preprocess
 
-# Compiling these programs well would take longer than running them.
+# Compiling with optimizations would take longer than running the tests.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 # h, w, c_in, c_out, kernel (h, w), stride, dilation, groups
@@ -89,7 +89,7 @@ def test_conv_equals_torch(torch, case):
 
 
 @pytest.mark.parametrize(("size", "dilation"), [((5, 7), 12), ((13, 30), 12), ((26, 25), 24)])
-def test_shifted_form_equals_padded_convolution_with_gradients(size, dilation):
+def test_shifted_conv_and_gradients_equal_padded_conv(size, dilation):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, *size, 2)).astype(np.float32)
     kernel = rng.standard_normal((3, 3, 2, 3)).astype(np.float32)
@@ -117,7 +117,7 @@ def test_shifted_form_equals_padded_convolution_with_gradients(size, dilation):
 
 
 @pytest.mark.parametrize("kernel", [(3, 3), (1, 5), (5, 1), (7, 7)])
-def test_gradients_in_a_loop_are_those_that_jax_derives(kernel):
+def test_in_loop_gradients_equal_jax_autodiff(kernel):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 6, 9, 3)).astype(np.float32)
     weights = 0.2 * rng.standard_normal((*kernel, 3, 3)).astype(np.float32)
@@ -136,20 +136,20 @@ def test_gradients_in_a_loop_are_those_that_jax_derives(kernel):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
 
-def test_conv_keeps_bfloat16():
+def test_conv_preserves_bfloat16():
     x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in _arrays(CONVS["dilation 12, all taps"]))
     for dilation in (1, 12):
         assert conv2d(x, kernel, dilation=dilation).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (3, 2), (2, 2)])
-def test_even_kernels_are_refused(shape):
+def test_even_kernel_raises(shape):
     with pytest.raises(ValueError, match="Use odd sides"):
         conv2d(np.zeros((1, 4, 4, 1), np.float32), np.zeros((*shape, 1, 1), np.float32))
 
 
 def _pool_by_loops(x, window, stride, padding, ceil_mode):
-    """Windows that have their place by the size rule; one that starts past the input's end is not counted."""
+    """Pools every window of PyTorch's size rule; a window that starts past the end of the input is dropped."""
     def starts(n):
         count, found = n + 2 * padding - window, []
         for i in range(n + 2 * padding + 1):
@@ -181,7 +181,7 @@ POOLS = [
 
 
 def _pool_input(h, w):
-    # Negative everywhere, so that padding with zeros would win and be seen.
+    # Negative everywhere, so that padding with zeros would change the maximum.
     return (np.random.default_rng(h * 31 + w).standard_normal((2, h, w, 2)) - 9).astype(np.float32)
 
 
@@ -197,31 +197,31 @@ def test_max_pool_equals_loops(window, stride, padding, ceil_mode):
         )
 
 
-def test_ceil_mode_drops_a_window_that_would_see_only_padding():
+def test_ceil_mode_drops_window_of_only_padding():
     x = np.arange(3, dtype=np.float32).reshape(1, 3, 1, 1)
     pooled = max_pool(x, window=2, stride=2, padding=1, ceil_mode=True)
     assert pooled[0, :, 0, 0].tolist() == [
         0,
         2,
-    ]  # three windows by the ceiling, the last starts past the input
+    ]  # the ceiling gives three windows, the last starts past the input
     kept = max_pool(x[:, :2], window=3, stride=2, padding=1, ceil_mode=True)
-    assert kept[0, :, 0, 0].tolist() == [1, 1]  # here the last one still sees a pixel
+    assert kept[0, :, 0, 0].tolist() == [1, 1]  # here the last window covers a pixel
 
 
 @pytest.mark.parametrize(("window", "padding"), [(3, 1), (2, 0)])
-def test_max_pool_has_a_gradient_inside_jit(window, padding):
+def test_max_pool_gradient_under_jit(window, padding):
     x = np.arange(25, dtype=np.float32).reshape(1, 5, 5, 1)
     pool = functools.partial(max_pool, window=window, padding=padding)
-    # jit inside grad is how training differentiates it: nothing is a constant there.
+    # Training differentiates through jit, where nothing is a compile-time constant.
     gradient = np.asarray(jax.grad(jax.jit(lambda x: pool(x).sum()))(x))[0, :, :, 0]
-    won = np.asarray(pool(x)).astype(int).ravel()  # the values are their own places
+    won = np.asarray(pool(x)).astype(int).ravel()  # each value is its flat index
     np.testing.assert_array_equal(gradient, np.bincount(won, minlength=25).reshape(5, 5))
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("ceil_mode", [False, True])
 @pytest.mark.parametrize(("window", "stride", "padding"), POOLS)
-def test_max_pool_and_its_gradient_equal_torch(torch, window, stride, padding, ceil_mode):
+def test_max_pool_and_gradient_equal_torch(torch, window, stride, padding, ceil_mode):
     for h, w in [(4, 7), (8, 3)]:
         x = _pool_input(h, w)
         theirs_x = torch.from_numpy(x).permute(0, 3, 1, 2).clone().requires_grad_()
@@ -244,12 +244,12 @@ def test_max_pool_and_its_gradient_equal_torch(torch, window, stride, padding, c
         )
 
 
-def test_global_average_pool_sums_in_float32():
+def test_global_average_pool_accumulates_in_float32():
     x = np.random.default_rng(0).standard_normal((2, 3, 5, 4)).astype(np.float32) + 7
     np.testing.assert_allclose(
         global_average_pool(x), x.astype(np.float64).mean((1, 2), keepdims=True), rtol=1e-6
     )
-    ones = jnp.ones((1, 40, 40, 1), jnp.bfloat16)  # a bfloat16 sum of ones stops at 256
+    ones = jnp.ones((1, 40, 40, 1), jnp.bfloat16)  # a bfloat16 sum of ones saturates at 256
     pooled = global_average_pool(ones)
     assert pooled.dtype == jnp.bfloat16 and pooled.shape == (1, 1, 1, 1)
     assert float(pooled[0, 0, 0, 0]) == 1
@@ -258,7 +258,7 @@ def test_global_average_pool_sums_in_float32():
 RULE = Preprocess("BGR", 1.0, (104.0, 116.5, 122.25), (1.0, 1.0, 1.0))
 
 
-def test_preprocess_reorders_then_subtracts_the_mean():
+def test_preprocess_reorders_channels_then_subtracts_mean():
     frame = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), np.uint8)
     out = np.asarray(preprocess(frame, (4, 5), RULE))
     assert out.dtype == np.float32
@@ -275,7 +275,7 @@ def test_preprocess_scales_before_mean_and_std():
     np.testing.assert_allclose(preprocess(frame, (3, 3), rule), expected, atol=1e-6)
 
 
-def test_preprocess_resizes_as_opencv_only_where_the_rule_says():
+def test_preprocess_rounds_like_opencv_only_if_configured():
     frame = np.random.default_rng(0).integers(0, 256, (1, 5, 4, 3), np.uint8)
     plain = np.asarray(preprocess(frame, (9, 9), RULE.replace(mean=(0, 0, 0))))
     rounded = np.asarray(preprocess(frame, (9, 9), RULE.replace(mean=(0, 0, 0), resize="opencv")))
@@ -285,7 +285,7 @@ def test_preprocess_resizes_as_opencv_only_where_the_rule_says():
 
 
 @pytest.mark.parametrize("size", [(17, 31), (40, 9), (65, 20)])
-def test_frames_that_shrink_are_averaged_as_pillow_does(size):
+def test_downscaling_equals_pillow_antialiasing(size):
     from PIL import Image
 
     frames = np.random.default_rng(0).integers(0, 256, (2, 60, 80, 3), np.uint8)
@@ -293,7 +293,7 @@ def test_frames_that_shrink_are_averaged_as_pillow_does(size):
     expected = np.stack([np.stack([Image.fromarray(frame[..., c].astype(np.float32)).resize(
         size[::-1], Image.Resampling.BILINEAR) for c in range(3)], -1) for frame in frames])
     np.testing.assert_allclose(preprocess(frames, size, plain), expected, atol=1e-2)
-    # A checkerboard of single pixels has the gray of its mean, whichever pixels a coarse grid would meet.
+    # Antialiasing turns a one-pixel checkerboard into its mean gray; point sampling would not.
     board = np.tile(np.array([[0, 255], [255, 0]], np.uint8), (30, 40))[None, ..., None].repeat(3, -1)
     assert np.abs(np.asarray(preprocess(board, (10, 13), plain))[:, 1:-1, 1:-1] - 127.5).max() < 3
 
@@ -302,7 +302,7 @@ def test_frames_that_shrink_are_averaged_as_pillow_does(size):
 @pytest.mark.parametrize(("size", "new", "kernel", "kind"), [
     ((3, 5), (9, 17), (3, 3), "bilinear"), ((3, 5), (9, 17), (3, 3), "bicubic"), ((4, 3), (7, 3), (1, 5), "bicubic"),
     ((5, 6), (3, 4), (3, 1), "bilinear"), ((1, 4), (6, 4), (3, 3), "bicubic")])
-def test_convolving_what_was_resized_equals_torch(torch, size, new, kernel, kind):
+def test_conv_of_resized_input_equals_torch(torch, size, new, kernel, kind):
     rng = np.random.default_rng(0)
     x, weights = rng.standard_normal((2, *size, 3)), rng.standard_normal((*kernel, 3, 4))
     theirs_x, theirs_weights = (torch.from_numpy(np.moveaxis(a, axes, range(4)).copy()).requires_grad_()

@@ -1,4 +1,4 @@
-"""The correlation of two feature maps and its windows, stored and on demand."""
+"""Correlation volumes and window lookup, stored and on demand."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ def _maps(b, h, w, c, seed=0):
 
 
 def _points(b, h, w, spread, seed=1):
-    """Around each pixel; the first few on whole pixels, far away and just beyond the border."""
+    """Points around each pixel; the first four are at a pixel, far away, at the corner and just outside."""
     x, y = np.meshgrid(np.arange(w), np.arange(h))
     points = np.stack([x, y], -1) + spread * np.random.default_rng(seed).standard_normal((b, h, w, 2))
     points[0, 0, :4] = [(2, 3), (-500, 1e7), (w - 1, h - 1), (w - 0.25, -0.5)]
@@ -22,7 +22,7 @@ def _points(b, h, w, spread, seed=1):
 
 
 def _window_by_hand(first, maps, points, radius):
-    """Sums products at the four pixels around every point, one point at a time."""
+    """Bilinear lookup by loops: weighted products at the four pixels around every point."""
     b, h, w, c = first.shape
     made = np.zeros((b, h, w, len(maps), 2 * radius + 1, 2 * radius + 1))
     for (i, y, x), level in ((place, level) for place in np.ndindex(b, h, w) for level in range(len(maps))):
@@ -42,7 +42,7 @@ def _window_by_hand(first, maps, points, radius):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("b", "h", "w", "radius", "levels"), [(2, 6, 9, 1, 3), (1, 13, 12, 4, 4), (1, 5, 8, 3, 2)])
-def test_windows_are_bilinear_readings_of_all_products(b, h, w, radius, levels):
+def test_lookup_equals_bilinear_brute_force(b, h, w, radius, levels):
     first, second = _maps(b, h, w, 8)
     points = _points(b, h, w, 3)
     maps = feature_pyramid(second, levels)
@@ -54,7 +54,7 @@ def test_windows_are_bilinear_readings_of_all_products(b, h, w, radius, levels):
 
 
 @pytest.mark.slow
-def test_the_first_axis_of_a_window_moves_along_x():
+def test_first_window_axis_is_x():
     second = np.zeros((1, 9, 9, 1), np.float32)
     second[0, 4, 6] = 5  # two pixels to the right of the center
     window = lookup(correlation_volumes(jnp.ones((1, 9, 9, 1)), (jnp.asarray(second),)), jnp.full((1, 9, 9, 2), 4.0), 2)
@@ -62,7 +62,7 @@ def test_the_first_axis_of_a_window_moves_along_x():
     assert (window[..., 4, 2] == 5).all() and window.sum() == 5 * 81
 
 
-def test_levels_are_means_that_drop_odd_pixels():
+def test_pyramid_levels_are_means_without_odd_border_pixels():
     features = np.random.default_rng(0).standard_normal((1, 7, 10, 2)).astype(np.float32)
     maps = feature_pyramid(features, 4)
     assert [level.shape[1:3] for level in maps] == [(7, 10), (3, 5), (1, 2), (0, 1)]
@@ -70,7 +70,7 @@ def test_levels_are_means_that_drop_odd_pixels():
     np.testing.assert_allclose(maps[2][0, 0, 1], features[0, :4, 4:8].mean((0, 1)), rtol=1e-5, atol=1e-7)
 
 
-def test_products_with_pooled_features_are_pooled_products():
+def test_pooled_features_give_pooled_correlation():
     first, second = _maps(2, 6, 9, 16)
     fine, coarse = correlation_volumes(first, feature_pyramid(second, 2))
     pooled = np.asarray(fine)[:, :, :8].reshape(-1, 3, 2, 4, 2).mean((2, 4))
@@ -79,9 +79,9 @@ def test_products_with_pooled_features_are_pooled_products():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("whole", [0, 40])
-def test_on_demand_equals_stored_with_its_gradient(monkeypatch, whole):
+def test_on_demand_lookup_and_gradient_equal_stored(monkeypatch, whole):
     monkeypatch.setattr(correlation, "_CHUNK", 11)  # does not divide the number of pixels
-    monkeypatch.setattr(correlation, "_DENSE_PIXELS", whole)  # no map, or the small ones, are multiplied whole
+    monkeypatch.setattr(correlation, "_DENSE_PIXELS", whole)  # dense products for no level, or for the small levels
     first, second = _maps(2, 9, 14, 8)
     points = _points(2, 9, 14, 4)
     pull = np.random.default_rng(5).standard_normal((2, 9, 14, 4 * 49)).astype(np.float32)
@@ -104,7 +104,7 @@ def test_on_demand_equals_stored_with_its_gradient(monkeypatch, whole):
 @pytest.mark.slow
 @pytest.mark.parametrize("whole", [0, 10_000])
 @pytest.mark.parametrize("training", [False, True])
-def test_on_demand_needs_a_fraction_of_the_volumes_memory(monkeypatch, whole, training):
+def test_on_demand_lookup_needs_fraction_of_volume_memory(monkeypatch, whole, training):
     monkeypatch.setattr(correlation, "_CHUNK", 64)
     monkeypatch.setattr(correlation, "_DENSE_PIXELS", whole)
 

@@ -15,7 +15,7 @@ OBSERVED = RNG.standard_normal(12)
 
 
 def _residuals(parameters):
-    """A linear problem of five unknowns in two leaves."""
+    """Residuals of a linear problem with five unknowns in two leaves."""
     x = jnp.concatenate([parameters["a"], parameters["b"].ravel()])
     return jnp.asarray(DESIGN, jnp.float32) @ x - jnp.asarray(OBSERVED, jnp.float32)
 
@@ -34,13 +34,13 @@ SCALES = {"a": jnp.float32(0.5), "b": jnp.array([[2.0], [3.0]])}
 
 
 @pytest.mark.parametrize("preconditioner", [None, SCALES])
-def test_a_linear_problem_is_solved_in_one_step(preconditioner):
+def test_linear_problem_is_solved_in_one_step(preconditioner):
     found = jax.jit(lambda start: gauss_newton(_residuals, start, (5,), preconditioner))(START)
     np.testing.assert_allclose(_flat(found), np.linalg.lstsq(DESIGN, OBSERVED)[0], atol=2e-5)
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 3, 4])
-def test_each_iteration_finds_the_best_of_its_krylov_space(iterations):
+def test_iterates_minimize_over_krylov_space(iterations):
     matrix, target = DESIGN.T @ DESIGN, DESIGN.T @ OBSERVED
     scales = np.array([0.5, 0.5, 0.5, 2, 3])
     found = _solve(jnp.asarray(matrix, jnp.float32), jnp.asarray(target, jnp.float32), iterations,
@@ -48,9 +48,9 @@ def test_each_iteration_finds_the_best_of_its_krylov_space(iterations):
     np.testing.assert_allclose(found, krylov_minimizer(matrix, target, iterations, scales), atol=2e-5)
 
 
-def test_several_steps_go_down_a_curved_problem_to_where_scipy_ends():
+def test_nonlinear_problem_converges_to_scipy_solution():
     times = np.linspace(0, 2, 15)
-    seen = 2 * np.exp(-1.3 * times) + 0.3 * np.sin(7 * times)  # so that no curve fits and residuals stay
+    seen = 2 * np.exp(-1.3 * times) + 0.3 * np.sin(7 * times)  # no curve of the model fits, so residuals remain
 
     def residuals(parameters):
         height, rate = parameters
@@ -62,7 +62,7 @@ def test_several_steps_go_down_a_curved_problem_to_where_scipy_ends():
     assert np.abs(np.array(gauss_newton(residuals, (jnp.float32(1), jnp.float32(-0.5)), (2,))) - best).max() > 0.01
 
 
-def test_a_slope_stands_for_weights():
+def test_slope_gives_weighted_least_squares():
     weights = np.linspace(0.1, 3, 12)
     found = gauss_newton(lambda p: jnp.asarray(DESIGN, jnp.float32) @ p, jnp.zeros(5), (5,),
                          slope=lambda o: jnp.asarray(weights, jnp.float32) * (o - jnp.asarray(OBSERVED, jnp.float32)))
@@ -70,29 +70,29 @@ def test_a_slope_stands_for_weights():
     np.testing.assert_allclose(found, np.linalg.lstsq(DESIGN * root[:, None], OBSERVED * root)[0], atol=2e-5)
 
 
-def test_of_directions_that_nothing_depends_on_none_is_taken():
+def test_null_space_direction_is_not_updated():
     wide = np.diag([3.0, 1.0, 0.0])
     found = conjugate_gradient(lambda x: jnp.asarray(wide, jnp.float32) @ x, jnp.array([3.0, 2.0, 0.0]), 2)
     np.testing.assert_allclose(found, [1, 2, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("factor", [0.0, 1.0])
-def test_nothing_to_solve_gives_zeros_not_nan(factor):
-    # No target; and a target that no x comes nearer to.
+def test_degenerate_system_gives_zeros_not_nan(factor):
+    # A zero target, and a zero matrix with a nonzero target.
     found = conjugate_gradient(lambda x: factor * x, (1 - factor) * jnp.ones(3), 4)
     np.testing.assert_array_equal(found, np.zeros(3))
 
 
-def test_solved_exactly_it_stays():
+def test_extra_iterations_keep_exact_solution():
     found = conjugate_gradient(lambda x: 2 * x, jnp.array([2.0, 4.0]), 6)
     np.testing.assert_array_equal(found, [1, 2])
     there = gauss_newton(lambda x: x - 1, jnp.ones(2), (3, 3))
     np.testing.assert_array_equal(there, [1, 1])
 
 
-def test_mapped_over_problems_it_finds_what_it_finds_one_by_one():
+def test_vmap_equals_loop_over_problems():
     targets = jnp.asarray(RNG.standard_normal((4, 12)), jnp.float32).at[2].set(0)
-    # Singular values from 1 to 2, or five unfinished iterations would magnify how sums are rounded.
+    # Singular values from 1 to 2: five unconverged iterations would otherwise amplify rounding errors.
     design = jnp.asarray(np.linalg.qr(DESIGN)[0] * np.linspace(1, 2, 5), jnp.float32)
 
     @jax.jit

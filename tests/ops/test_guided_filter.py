@@ -1,4 +1,4 @@
-"""The guided filter against its definition, window by window."""
+"""The guided filter against its per-window definition."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ guided_filter = jax.jit(module.guided_filter, static_argnames=("radius", "step")
 
 
 def _by_definition(guide, x, radius, epsilon):
-    """Eq. 19 to 21: a linear function in every window, and the mean of all that see a pixel."""
+    """Eq. 19 to 21: a linear fit per window, averaged over all windows that contain a pixel."""
     h, w = x.shape
     slopes, starts = np.zeros((h, w, 3)), np.zeros((h, w))
     for i, j in np.ndindex(h, w):
@@ -28,7 +28,7 @@ def _by_definition(guide, x, radius, epsilon):
 
 
 @pytest.mark.parametrize(("radius", "epsilon"), [(1, 1e-2), (3, 1e-4), (20, 1e-3)])
-def test_it_is_what_the_paper_defines(radius, epsilon):
+def test_equals_definition_in_paper(radius, epsilon):
     rng = np.random.default_rng(radius)
     guide, x = rng.random((13, 17, 3), np.float32), rng.random((13, 17), np.float32)
     expected = _by_definition(guide.astype(float), x.astype(float), radius, epsilon)
@@ -36,7 +36,7 @@ def test_it_is_what_the_paper_defines(radius, epsilon):
 
 
 @pytest.mark.slow
-def test_a_blurred_edge_becomes_the_pictures_and_flat_ground_stays():
+def test_sharpens_blurred_edge_and_keeps_constant_mask():
     guide = np.full((48, 64, 3), 0.2, np.float32)
     guide[:, 30:] = [0.9, 0.5, 0.3]
     truth = (np.arange(64) >= 30) * np.ones((48, 1))
@@ -51,7 +51,7 @@ def test_a_blurred_edge_becomes_the_pictures_and_flat_ground_stays():
 
 
 @pytest.mark.slow
-def test_a_coarse_copy_finds_nearly_the_same_functions():
+def test_subsampled_filter_approximates_exact_filter():
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:64, :96]
     guide = np.stack([np.sin(x / 9), np.cos(y / 7), np.sin((x + y) / 11)], -1).astype(np.float32) / 2 + 0.5
@@ -63,7 +63,7 @@ def test_a_coarse_copy_finds_nearly_the_same_functions():
 
 
 @pytest.mark.parametrize("radius", [0, 1, 3, 9])
-def test_windows_are_cut_off_at_the_border(radius):
+def test_box_filter_windows_are_clipped_at_border(radius):
     maps = np.random.default_rng(radius).random((2, 5, 8), np.float32)
     found = np.asarray(jax.jit(box_filter, static_argnums=1)(maps, radius))
     for i, j in np.ndindex(5, 8):

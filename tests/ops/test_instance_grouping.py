@@ -1,4 +1,4 @@
-"""Grouping pixels into instances: Panoptic-DeepLab's numbers, brute force in NumPy, and frames made by hand."""
+"""Instance grouping against Panoptic-DeepLab, brute force in NumPy and synthetic frames."""
 
 import functools
 
@@ -9,7 +9,7 @@ import pytest
 
 from uvos_jax.ops import instance_grouping as grouping
 
-# As they are used: compiled.
+# Compiled, as in the package.
 center_targets = jax.jit(grouping.center_targets, static_argnums=(1, 2))
 detect_centers = jax.jit(grouping.detect_centers, static_argnums=(1, 2, 3))
 assign_to_centers = jax.jit(grouping.assign_to_centers)
@@ -25,21 +25,21 @@ def published(golden):
 
 
 def _places(yx, found):
-    """Found positions in reading order."""
+    """Positions of the detected centers in row-major order."""
     return sorted(map(tuple, np.asarray(yx[0])[np.asarray(found[0])].astype(int).tolist()))
 
 
 # Targets
 
 
-def test_targets_equal_the_published_codes(published):
+def test_targets_equal_published_code(published):
     heat, offsets, foreground = center_targets(published["panoptic"][None].astype(np.int32), 6, 10.0)
     np.testing.assert_allclose(heat, published["center_target_sigma10"], atol=1e-6)
     np.testing.assert_allclose(offsets[0], np.moveaxis(published["offset_target_yx"], 0, -1), atol=1e-5)
     np.testing.assert_array_equal(foreground[0], published["panoptic"] > 0)
 
 
-def test_offsets_lead_to_the_mean_and_void_is_no_object():
+def test_offsets_point_to_object_mean_and_void_has_no_target():
     labels = np.zeros((2, 9, 12), np.int32)
     labels[0, 1:3, 2:6] = 2
     labels[0, 6:, :] = -1
@@ -53,11 +53,11 @@ def test_offsets_lead_to_the_mean_and_void_is_no_object():
         assert heat[0, int(y.mean()), int(x.mean())] == 1
     assert not np.asarray(offsets)[0][labels[0] <= 0].any()
     np.testing.assert_array_equal(foreground[0], labels[0] > 0)
-    # The bell of the single pixel, three to the right of the other's: its end is 7 pixels away.
+    # Gaussian of the single-pixel object, 3 pixels right of the other center, truncated at 7 pixels.
     np.testing.assert_allclose(heat[0, 2, 6:], [*np.exp(-np.arange(1, 7) ** 2 / 8)], rtol=1e-5)
 
 
-def test_targets_do_not_depend_on_the_objects_numbers():
+def test_targets_are_invariant_to_object_ids():
     rng = np.random.default_rng(0)
     labels = np.kron(rng.integers(0, 5, (1, 4, 5)), np.ones((1, 6, 6), int)).astype(np.int32)
     renumbered = np.array([0, 3, 1, 4, 2])[labels].astype(np.int32)
@@ -65,8 +65,8 @@ def test_targets_do_not_depend_on_the_objects_numbers():
         np.testing.assert_array_equal(one, other)
 
 
-def test_means_of_large_objects_are_exact():
-    # The mean of a mask that is its own mirror image is the middle; float32 sums would lead to the pixel before it.
+def test_centers_of_large_objects_are_exact():
+    # A mask symmetric in both axes has its mean in the middle; float32 sums would be one pixel off.
     mask = np.random.default_rng(5).random((1, 801, 801)) < 0.5
     mask |= mask[:, ::-1]
     mask |= mask[:, :, ::-1]
@@ -78,7 +78,7 @@ def test_means_of_large_objects_are_exact():
 
 
 @pytest.mark.parametrize(("most", "name"), [(200, "centers_thr0p1_nms7"), (3, "centers_top3")])
-def test_centers_equal_the_published_codes(published, most, name):
+def test_centers_equal_published_code(published, most, name):
     yx, score, found = detect_centers(published["heatmap"][0], 0.1, 7, most)
     assert _places(yx, found) == sorted(map(tuple, published[name].tolist()))
     count = found.sum()
@@ -89,8 +89,8 @@ def test_centers_equal_the_published_codes(published, most, name):
 
 @pytest.mark.parametrize("window", [3, 5])
 @pytest.mark.parametrize("most", [4, 40])
-def test_centers_by_brute_force(window, most):
-    # Few different values, so that there are plateaus, and ties at the end of the list.
+def test_centers_equal_brute_force(window, most):
+    # Few distinct values give plateaus and ties at the end of the list.
     heat = np.random.default_rng(window).integers(-3, 12, (3, 7, 9)).astype(np.float32) / 10
     yx, score, found = detect_centers(heat, 0.3, window, most)
     for i, frame in enumerate(heat):
@@ -107,7 +107,7 @@ def test_centers_by_brute_force(window, most):
         np.testing.assert_array_equal(score[i], [-row[0] for row in highest] + [0] * (most - len(highest)))
 
 
-def test_there_may_be_fewer_pixels_than_places():
+def test_more_center_slots_than_pixels():
     yx, score, found = detect_centers(np.array([[[0.2, 0.9, 0.1]]], np.float32), 0.1, 7, 5)
     assert yx.shape == (1, 5, 2) and found.tolist() == [[True] + [False] * 4]
     assert yx[0, 0].tolist() == [0, 1] and score[0, 0] == np.float32(0.9)
@@ -116,30 +116,30 @@ def test_there_may_be_fewer_pixels_than_places():
 # Pixels
 
 
-def test_instances_equal_the_published_codes(published):
+def test_instances_equal_published_code(published):
     yx, _, found = detect_centers(published["heatmap"][0], 0.1, 7, 200)
     offsets, foreground = np.moveaxis(published["offsets"], 1, -1), published["panoptic"][None] > 0
     labels = np.asarray(assign_to_centers(offsets, yx, found, foreground))
-    # Theirs are numbered from the top, ours by score.
+    # The published code numbers centers from the top, ours by score.
     order = np.asarray(yx[0, :5, 0] * 80 + yx[0, :5, 1]).argsort()
     theirs = np.concatenate([[0], order.argsort() + 1])
     np.testing.assert_array_equal(theirs[labels], published["instance"])
 
 
-def test_pixels_go_where_their_offset_leads_and_ties_to_the_first():
+def test_pixels_join_center_nearest_to_offset_and_ties_the_first():
     yx = np.array([[[0, 0], [0, 4], [3, 2], [9, 9]]], np.float32)
     found = np.array([[True, True, True, False]])
     offsets = np.zeros((1, 4, 5, 2), np.float32)
     offsets[0, 0, 0] = 3, 2  # from the first center to the third
-    offsets[0, 3, 4] = 9, 9  # far away, to where one would be that was not found
+    offsets[0, 3, 4] = 9, 9  # far away, at a center that was not found
     foreground = np.ones((1, 4, 5), bool)
     foreground[0, 1, 1] = False
     labels = np.asarray(assign_to_centers(offsets, yx, found, foreground))[0]
-    assert labels[0].tolist() == [3, 1, 1, 2, 2]  # the middle one is as far from both
+    assert labels[0].tolist() == [3, 1, 1, 2, 2]  # the middle pixel is equidistant from both
     assert labels[3].tolist() == [3, 3, 3, 3, 3] and labels[1, 1] == 0
 
 
-def test_pixels_by_brute_force_and_whatever_the_order_of_the_centers():
+def test_assignment_equals_brute_force_for_any_center_order():
     rng = np.random.default_rng(3)
     yx = rng.uniform(0, 12, (2, 7, 2)).astype(np.float32)
     found = rng.random((2, 7)) < 0.6
@@ -157,7 +157,7 @@ def test_pixels_by_brute_force_and_whatever_the_order_of_the_centers():
     np.testing.assert_array_equal(np.concatenate([[0], order + 1])[mixed], labels)
 
 
-def test_without_a_center_there_is_no_object():
+def test_no_center_gives_no_object():
     labels, score, dropped = group_instances(np.full((1, 8, 8), 0.05, np.float32), np.zeros((1, 8, 8, 2), np.float32),
                                    np.ones((1, 8, 8), np.float32), 3)
     assert not np.asarray(labels).any() and not np.asarray(score).any() and dropped.tolist() == [0]
@@ -167,14 +167,14 @@ def test_without_a_center_there_is_no_object():
 # Proposals
 
 
-def test_proposals_are_the_best_instances():
+def test_proposals_are_highest_scoring_instances():
     labels = np.zeros((1, 4, 10), np.int32)
     for number, columns in ((1, [0]), (2, [2, 3]), (3, [5, 6]), (5, [8])):
         labels[0, :, columns] = number
     labels[0, 0, 9] = 4  # one pixel of 40
     saliency = np.where(labels == 2, 0.6, 0.9).astype(np.float32)
-    saliency[0, 0, 5] = 0.1  # the third one's mean is 0.8
-    score = np.array([[0.5, 1.0, 0.8, 2.0, 0.5, 3.0]], np.float32)  # the sixth has no pixel, so it cannot count
+    saliency[0, 0, 5] = 0.1  # the mean of the third is 0.8
+    score = np.array([[0.5, 1.0, 0.8, 2.0, 0.5, 3.0]], np.float32)  # the sixth has no pixel and is ignored
     numbers, scores, dropped = select_proposals(labels, score, saliency, 3, 0.05)
     np.testing.assert_allclose(scores, [[0.64, 0.6, 0.45]], rtol=1e-5)
     np.testing.assert_array_equal(numbers, np.array([0, 3, 2, 1, 0, 0])[labels])
@@ -185,8 +185,8 @@ def test_proposals_are_the_best_instances():
     assert dropped.tolist() == [0]
 
 
-def test_three_hundred_objects_in_twenty_slots():
-    # Squares of 4x4 with a center each, all of different strength; a bit apart, so that none suppresses another.
+def test_300_objects_in_20_slots():
+    # 4x4 squares with one center each, all of different strength, spaced so that none suppresses another.
     heat, offsets = np.zeros((1, 120, 160), np.float32), np.zeros((1, 120, 160, 2), np.float32)
     saliency = np.zeros((1, 120, 160), np.float32)
     strength = np.random.default_rng(0).permutation(300).reshape(15, 20) / 300 * 0.8 + 0.15
@@ -202,14 +202,14 @@ def test_three_hundred_objects_in_twenty_slots():
     for place in (1, 20):
         i, j = np.argwhere(strength == best[place - 1])[0]
         assert (np.asarray(labels[0]) == place).sum() == 16 and labels[0, 8 * i, 8 * j + 3] == place
-    # With room for fewer centers, pixels of those left out go to others, but there are as many proposals.
+    # With fewer center slots, pixels of omitted centers join others; the number of proposals is unchanged.
     labels, score, dropped = group_instances(heat, offsets, saliency, 20, most=200)
     assert dropped.tolist() == [199 - 20] and labels.max() == 20
     np.testing.assert_array_equal(np.asarray(labels[0]) > 0, np.isin(labels[0], np.arange(1, 21)))
 
 
-def test_a_true_frame_is_found_again():
-    # Targets as if the network were perfect: what comes back are the objects, large ones and small ones alike.
+def test_grouping_recovers_objects_from_perfect_targets():
+    # Network outputs equal to the targets must give back all objects, large and small.
     labels = np.zeros((1, 60, 80), np.int32)
     boxes = (2, 3, 20, 30), (30, 5, 28, 20), (25, 40, 10, 30), (45, 50, 9, 9)
     for number, (top, left, height, width) in enumerate(boxes, 1):
@@ -222,7 +222,7 @@ def test_a_true_frame_is_found_again():
 
 
 @pytest.mark.slow
-def test_batches_are_frames_side_by_side():
+def test_batch_equals_single_frames():
     rng = np.random.default_rng(5)
     heat = rng.random((3, 20, 24)).astype(np.float32) * np.array([1, 0.05, 1], np.float32)[:, None, None]
     offsets, saliency = rng.normal(0, 2, (3, 20, 24, 2)).astype(np.float32), rng.random((3, 20, 24)).astype(np.float32)

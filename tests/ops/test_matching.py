@@ -1,4 +1,4 @@
-"""Matching against brute force, the published code's numbers, and PyTorch's gradients."""
+"""Global and local matching against brute force, the published code and PyTorch gradients."""
 
 import functools
 
@@ -29,7 +29,7 @@ def _brute_force(query, keys, labels, objects):
                      for o in range(objects)], 1)
 
 
-# Compiling these programs well would take longer than running them.
+# Compiling with optimizations would take longer than running the tests.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 _global = quick_jit(global_distance, static_argnums=(3, 4))
 _local = quick_jit(local_distance, static_argnums=(3, 4))
@@ -42,30 +42,30 @@ def _search(query, keys, labels, objects, tile):
 
 
 @pytest.mark.slow
-# Objects that fill tiles exactly, that need several, that are one pixel, that are absent; labels of no object.
+# Objects that fill tiles exactly, span several, have one pixel or are absent; labels that are no object.
 @pytest.mark.parametrize("tile", [1, 4, 7, 64])
 @pytest.mark.parametrize("labels", [[0] * 20, [0] * 8 + [1] * 8 + [3] * 4, [2] + [0] * 19, [-1, 255, 4, 9] + [1] * 16])
-def test_global_distances_equal_brute_force(labels, tile):
+def test_global_matching_equals_brute_force(labels, tile):
     query, keys, labels = _noise(11, 5), _noise(20, 5, seed=1), np.array(labels)
     expected = _brute_force(query, keys, labels, 4)
     np.testing.assert_allclose(_search(query, keys, labels, 4, tile), expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(_global(query, keys, labels, 4, tile), expected, rtol=1e-5)
 
 
-def test_without_a_labeled_pixel_everything_is_far():
+def test_no_labeled_pixel_gives_maximum_distance():
     labels = np.full(9, -1)
     assert (np.asarray(_search(_noise(3, 2), _noise(9, 2), labels, 2, 4)) == FAR).all()
     np.testing.assert_allclose(match_value(jnp.float32(FAR), jnp.float32(0.3)), 1)
 
 
-def test_only_tiles_that_hold_something_are_visited():
+def test_empty_tiles_are_skipped():
     labels = np.array([1] * 9 + [0] * 3 + [-1] * 20)
     grouped = quick_jit(group_by_object, static_argnums=(2, 3))(_noise(32, 3), labels, 5, 4)
     assert int(grouped.used) == 3 + 1 and grouped.owner[:4].tolist() == [0, 1, 1, 1]
     assert sorted(grouped.source[:4].reshape(-1).tolist()) == [-1] * 4 + list(range(12))
 
 
-def test_permuted_objects_permute_the_result():
+def test_global_matching_is_equivariant_to_object_order():
     query, keys, labels = _noise(13, 4), _noise(40, 4, seed=1), np.random.default_rng(2).integers(0, 4, 40)
     order = np.array([2, 0, 3, 1])
     np.testing.assert_allclose(_search(query, keys, order[labels], 4, 8)[:, order],
@@ -86,7 +86,7 @@ def _local_by_hand(query, previous, labels, objects, window):
 
 
 @pytest.mark.parametrize(("size", "windows"), [((5, 7), (1,)), ((6, 4), (3, 1, 2)), ((1, 9), (2,)), ((4, 1), (5,))])
-def test_local_distances_equal_brute_force(size, windows):
+def test_local_matching_equals_brute_force(size, windows):
     query, previous = _noise(*size, 3), _noise(*size, 3, seed=1)
     labels = np.random.default_rng(2).integers(-1, 3, size)
     made = np.asarray(_local(query, previous, labels, 4, windows))
@@ -96,7 +96,7 @@ def test_local_distances_equal_brute_force(size, windows):
                                    atol=1e-5)
 
 
-def test_objects_beyond_those_in_use_are_not_looked_for_by_the_same_program():
+def test_unused_objects_are_skipped_without_recompilation():
     query, previous = _noise(6, 7, 3), _noise(6, 7, 3, seed=1)
     labels = jnp.asarray(np.random.default_rng(2).integers(-1, 4, (6, 7)))
     whole = np.asarray(local_distance(query, previous, labels, 4, (3, 1)))
@@ -108,7 +108,7 @@ def test_objects_beyond_those_in_use_are_not_looked_for_by_the_same_program():
     assert search._cache_size() == 1 and (whole < FAR).any((0, 1, 3)).all()
 
 
-def test_the_background_of_an_object_is_the_nearest_of_all_others():
+def test_background_value_is_minimum_over_other_objects():
     values = np.random.default_rng(0).random((6, 4, 2)).astype(np.float32)
     there = np.array([True, True, False, True])
     made = np.asarray(background_value(values, there))
@@ -131,7 +131,7 @@ def _published_labels(published):
 
 
 @pytest.mark.slow
-def test_global_matching_equals_the_published_code(published):
+def test_global_matching_equals_published_code(published):
     labels, bias = _published_labels(published), published["dis_bias"]
     query, previous, reference = (published[name] for name in ("query", "prev", "ref"))
 
@@ -150,7 +150,7 @@ def test_global_matching_equals_the_published_code(published):
     np.testing.assert_allclose(np.moveaxis(others, 2, 0)[..., 0], published["global_bg"][:, 0], atol=1e-6)
 
 
-def test_local_matching_equals_the_published_code(published):
+def test_local_matching_equals_published_code(published):
     labels, bias = _published_labels(published), published["dis_bias"][:, None]
     query, previous = published["query"], published["prev"]
     size = 25 // 2 + 1, 33 // 2 + 1
@@ -164,7 +164,7 @@ def test_local_matching_equals_the_published_code(published):
 
 
 def _torch_matching(torch, query, keys, allowed, bias):
-    """Values of the pairs that ``allowed [objects, n, k]`` lets in, by a minimum over the whole matrix."""
+    """Match values from the dense distance matrix, restricted to pairs in ``allowed [objects, n, k]``."""
     distance = (query[:, None] - keys[None]).square().sum(-1)
     least = torch.where(allowed, distance, torch.tensor(FAR)).min(-1).values
     return 2 * torch.sigmoid(least + bias[:, None]) - 1
@@ -209,7 +209,7 @@ def _both(query, keys, labels, objects):
     return nearest_distance(query, grouped, objects, 8), global_distance(query, keys, labels, objects, 8)
 
 
-def test_one_program_serves_any_sizes_of_objects():
+def test_object_sizes_do_not_trigger_recompilation():
     query, keys = _noise(10, 3), _noise(30, 3, seed=1)
     before = _both._cache_size()
     for labels in (np.zeros(30, int), np.arange(30) % 3, np.full(30, -1)):
@@ -219,7 +219,7 @@ def test_one_program_serves_any_sizes_of_objects():
     assert _both._cache_size() == before + 1
 
 
-def test_half_precision_embeddings_are_not_rounded_again():
+def test_bfloat16_embeddings_are_matched_in_float32():
     rng = np.random.default_rng(5)
     query, keys = (jnp.asarray(rng.random((n, 16)), jnp.bfloat16) for n in (30, 40))
     labels = jnp.asarray(rng.integers(0, 3, 40))

@@ -1,4 +1,4 @@
-"""Prototypes, their maps and their neighbors against numbers made by hand and brute force."""
+"""Prototypes, cosine maps and nearest neighbors against hand-computed values and brute force."""
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +12,18 @@ def _noise(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def test_a_prototype_is_the_pixel_where_its_channel_stands_out():
-    # Channel 0 is far stronger at pixel 2, channel 1 at pixel 0: the softmax leaves those pixels alone.
+def test_prototype_selects_pixel_with_dominant_channel():
+    # Channel 0 is far stronger at pixel 2, channel 1 at pixel 0: the softmax selects only those pixels.
     embedding = np.array([[[1.0, 60.0], [2.0, 3.0], [50.0, -4.0]]], np.float32)
     np.testing.assert_allclose(prototypes(embedding), [[[50, -4], [1, 60]]], atol=1e-5)
 
 
-def test_a_prototype_of_equal_channels_is_the_mean_pixel():
+def test_prototype_of_constant_channel_is_mean_pixel():
     embedding = np.stack([np.full((1, 4), 0.7, np.float32), [[1.0, 2.0, 3.0, 6.0]]], -1)
     np.testing.assert_allclose(prototypes(embedding)[0, 0], [0.7, 3.0], rtol=1e-6)
 
 
-def test_prototypes_do_not_depend_on_the_order_of_pixels():
+def test_prototypes_are_invariant_to_pixel_order():
     x = _noise(2, 9, 4)
     order = np.random.default_rng(1).permutation(9)
     np.testing.assert_allclose(prototypes(x), prototypes(x[:, order]), atol=1e-6)
@@ -33,21 +33,21 @@ def test_prototypes_do_not_depend_on_the_order_of_pixels():
 def test_detached_weights_pass_no_gradient():
     x = _noise(1, 6, 3)
     weights = np.exp(x) / np.exp(x).sum(1, keepdims=True)
-    # With fixed weights the sum over a prototype's channels moves with each pixel by that pixel's weight.
+    # With fixed weights the gradient of a prototype's channel sum at each pixel is the weight of that pixel.
     gradient = jax.grad(lambda x: prototypes(x, detached=True)[0, 1].sum())(x)
     np.testing.assert_allclose(gradient[0], np.repeat(weights[0, :, 1:2], 3, 1), rtol=1e-5)
     free = jax.grad(lambda x: prototypes(x)[0, 1].sum())(x)
-    np.testing.assert_allclose(free[0, :, 0], weights[0, :, 1], rtol=1e-5)  # channel 0 makes no weight of prototype 1
+    np.testing.assert_allclose(free[0, :, 0], weights[0, :, 1], rtol=1e-5)  # prototype 1 has no weight from channel 0
     assert np.abs(np.asarray(free - gradient))[0, :, 1].max() > 1e-2
 
 
-def test_cosines():
+def test_cosine_maps_equal_hand_computed_values():
     vectors = np.array([[[3.0, 4.0], [0.0, -2.0]]], np.float32)
     pixels = np.array([[[1.0, 0.0], [0.0, 5.0], [30.0, 40.0]]], np.float32)
     np.testing.assert_allclose(cosine_maps(vectors, pixels), [[[0.6, 0], [0.8, -1], [1, -0.8]]], atol=1e-6)
 
 
-def test_a_cosine_with_nothing_is_nothing():
+def test_cosine_with_zero_vector_is_zero_with_finite_gradient():
     pixels = np.zeros((1, 2, 3), np.float32)
     pixels[0, 1] = 1
     value, gradient = jax.value_and_grad(lambda x: cosine_maps(jnp.ones((1, 1, 3)), x).sum())(pixels)

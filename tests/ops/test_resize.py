@@ -17,7 +17,7 @@ from uvos_jax.ops.resize import (
     resize_uint8_as_pillow,
 )
 
-# (input, output): up, down, mixed, one axis kept, from one pixel, to one pixel.
+# (input, output): upscaling, downscaling, mixed, one axis kept, from one pixel, to one pixel.
 SIZES = [
     ((4, 5), (9, 11)),
     ((9, 7), (4, 3)),
@@ -51,7 +51,7 @@ def _keys(distance, a=-0.75):
 
 
 def _resize_by_loops(x, size, align_corners, kernel, reach):
-    """Weighs every pixel within reach of the source coordinate, clamped to the image."""
+    """Weighted sum of pixels within ``reach`` of the source coordinate, clamped to the image."""
     (h, w), out = x.shape[:2], np.zeros((*size, x.shape[2]))
     for i in range(size[0]):
         for j in range(size[1]):
@@ -71,11 +71,11 @@ def test_nearest_equals_loops(size, new):
     np.testing.assert_array_equal(resize_nearest(x, new), expected)
 
 
-def test_nearest_with_aligned_corners_reads_where_bilinear_does():
+def test_nearest_with_aligned_corners_samples_like_bilinear():
     column = np.arange(97, dtype=np.float32)[:, None, None]
     picked = resize_nearest(column, (25, 1), align_corners=True)
-    np.testing.assert_array_equal(picked, resize_bilinear(column, (25, 1), align_corners=True))  # every fourth
-    # No pixel lies at 239 / 32 of the way: the nearest one is taken, the last one at the end.
+    np.testing.assert_array_equal(picked, resize_bilinear(column, (25, 1), align_corners=True))  # every fourth pixel
+    # Multiples of 239 / 32 fall between pixels: the nearest pixel is taken, the last one at the end.
     picked = np.asarray(resize_nearest(np.arange(240)[:, None, None], (33, 1), align_corners=True))[:, 0, 0]
     np.testing.assert_array_equal(picked, np.round(np.linspace(0, 239, 33)))
     np.testing.assert_array_equal(resize_nearest(column, (1, 1), align_corners=True), column[:1])
@@ -98,7 +98,7 @@ def test_bicubic_equals_loops(size, new, align_corners):
     np.testing.assert_allclose(resize_bicubic(x, new, align_corners=align_corners), expected, atol=2e-6)
 
 
-def test_leading_axes_are_resized_one_by_one():
+def test_leading_axes_are_batch_axes():
     x = np.stack([_image((4, 5), seed=s) for s in range(6)]).reshape(2, 3, 4, 5, 2)
     for resize in (resize_nearest, lambda x, s: resize_bicubic(x, s, align_corners=False)):
         whole = np.asarray(resize(x, (7, 3)))
@@ -106,14 +106,14 @@ def test_leading_axes_are_resized_one_by_one():
         np.testing.assert_allclose(whole[1, 2], resize(x[1, 2], (7, 3)), atol=1e-6)
 
 
-def test_same_size_is_the_identity():
+def test_resize_to_same_size_is_identity():
     x = _image((5, 6))
     np.testing.assert_array_equal(resize_bilinear(x, (5, 6), align_corners=False), x)
     np.testing.assert_array_equal(resize_bicubic(x, (5, 6), align_corners=True), x)
 
 
 @pytest.mark.parametrize("resize", [resize_bilinear, resize_bicubic])
-def test_integers_come_back_as_float32(resize):
+def test_integer_input_gives_float32_output(resize):
     x = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
     out = resize(x, (6, 9), align_corners=False)
     assert out.dtype == jnp.float32
@@ -121,7 +121,7 @@ def test_integers_come_back_as_float32(resize):
 
 
 @pytest.mark.parametrize("resize", [resize_bilinear, resize_bicubic])
-def test_bfloat16_is_kept_but_computed_in_float32(resize):
+def test_bfloat16_is_preserved_but_computed_in_float32(resize):
     x = jnp.asarray(_image((4, 5)), jnp.bfloat16)
     out = resize(x, (13, 9), align_corners=True)
     assert out.dtype == jnp.bfloat16
@@ -130,7 +130,7 @@ def test_bfloat16_is_kept_but_computed_in_float32(resize):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.bool_])
-def test_nearest_keeps_any_dtype(dtype):
+def test_nearest_preserves_dtype(dtype):
     x = (np.arange(20).reshape(4, 5, 1) % 2).astype(dtype)
     out = resize_nearest(x, (3, 11))
     assert out.dtype == dtype
@@ -142,14 +142,14 @@ def test_nearest_keeps_any_dtype(dtype):
     [((48, 85), (57, 97)), ((60, 90), (33, 49)), ((108, 192), (49, 89)), ((480, 854), (481, 857)), ((9, 7), (9, 30)),
      ((5, 9), (11, 9)), ((1, 4), (3, 9)), ((6, 8), (6, 8))],
 )
-def test_uint8_resize_equals_opencv_to_the_last_bit(native, size):
+def test_uint8_resize_is_bit_exact_with_opencv(native, size):
     frame = np.random.default_rng(1).integers(0, 256, (*native, 3), np.uint8)
     ours = np.asarray(resize_uint8_as_opencv(jnp.asarray(frame)[None], size))[0]
     theirs = cv2.resize(frame, size[::-1], interpolation=cv2.INTER_LINEAR)
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_uint8_resize_stays_within_a_gray_level_of_exact_interpolation():
+def test_uint8_resize_is_within_one_level_of_exact_interpolation():
     frame = np.random.default_rng(1).integers(0, 256, (60, 90, 3), np.uint8)
     exact = np.asarray(resize_bilinear(frame, (73, 105), align_corners=False))
     assert np.abs(np.asarray(resize_uint8_as_opencv(frame, (73, 105))) - exact).max() <= 1
@@ -161,20 +161,20 @@ def test_uint8_resize_equals_pillow(native, size):
     frame = np.random.default_rng(0).integers(0, 256, (*native, 3), dtype=np.uint8)
     theirs = np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.BILINEAR)).astype(np.float32)
     ours = np.asarray(resize_uint8_as_pillow(frame[None], size))[0]
-    # What lies exactly between two whole numbers, fixed-point weights may round the other way.
+    # Fixed-point weights may round exact halves in the other direction.
     assert np.abs(ours - theirs).max() <= 1
     assert (ours != theirs).mean() < 0.01
 
 
-def test_a_resizing_of_one_axis_is_a_matrix():
+def test_resize_matrix_equals_hand_computed_weights():
     np.testing.assert_array_equal(resize_matrix(2, 3, "bilinear", align_corners=True), [[1, 0], [0.5, 0.5], [0, 1]])
-    # Halfway between pixels the four taps weigh -3, 19, 19 and -3 of 32; those beyond the border fall on its pixel.
+    # Halfway between pixels the four taps are -3, 19, 19 and -3 over 32; taps beyond the border use the edge pixel.
     np.testing.assert_allclose(32 * resize_matrix(4, 7, "bicubic", align_corners=True)[[1, 3, 5]],
                                [[16, 19, -3, 0], [-3, 19, 19, -3], [0, -3, 19, 16]])
 
 
 @pytest.mark.parametrize("sizes", [(5, 12), (300, 140), (150, 290), (1, 129)])
-def test_a_banded_product_is_the_product(sizes):
+def test_banded_product_equals_dense_product(sizes):
     x = np.random.default_rng(0).random((3, 2, sizes[0]), np.float32)
     matrix = resize_matrix(*sizes, "bicubic", align_corners=False)
     expected = x.astype(float) @ matrix.T
