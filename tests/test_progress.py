@@ -53,7 +53,8 @@ def test_nothing_remains_at_the_end_or_if_the_total_is_unknown():
 def test_pipes_get_a_line_every_few_seconds(capsys, monkeypatch):
     monkeypatch.setattr(module, "_LINE_EVERY", 0.0)
     monkeypatch.setattr(module, "_BURST", 0.0)
-    with progress("clip", 3, first="compiling") as advance:
+    with progress("clip", 3) as advance:
+        advance.status("compiling")
         for _ in range(2):
             advance()
     out, err = capsys.readouterr()
@@ -66,15 +67,23 @@ def test_pipes_get_a_line_every_few_seconds(capsys, monkeypatch):
 def test_terminals_get_one_bar(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "100")
-    with progress("clip", 3, first="compiling") as advance:
+    with progress("clip", 3) as advance:
+        advance.status("compiling")
         for _ in range(3):
             advance()
     err = capsys.readouterr().err
     assert "3/3" in err and err.count("left") <= 1
 
 
+def test_without_a_step_no_line_is_written(capsys):
+    with progress("clip", 3):
+        pass
+    assert capsys.readouterr() == ("", "")
+
+
 def test_quiet_progress_still_counts(capsys):
     with no_progress("clip", 2) as advance:
+        advance.status("compiling")
         advance(2)
     assert advance.meter.done == 2 and capsys.readouterr() == ("", "")
 

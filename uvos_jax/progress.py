@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 _LINE_EVERY = 10.0  # seconds
 # Frames of one chunk finish together. Steps this close to the first belong to it, so that they do not count as fast.
 _BURST = 0.5  # seconds
+_Display = tuple[Callable[[], None], Callable[[str], None]]  # updates the count; shows a status
 
 
 class Meter:
@@ -64,16 +65,24 @@ class Meter:
 
 
 class Advance:
-    """Function that advances a meter and shows it; yielded by ``progress``."""
+    """Function that advances a meter and shows it; yielded by ``progress``.
 
-    def __init__(self, meter: Meter, show: Callable[[], None] = lambda: None):
+    Attributes:
+        meter: Counts the steps.
+        status: Function that displays what the next step waits for, such as "compiling", until it is done.
+    """
+
+    def __init__(self, meter: Meter, show: Callable[[], None] = lambda: None,
+                 show_status: Callable[[str], None] = lambda text: None):
         """Combines the two.
 
         Args:
             meter: Counts.
             show: Updates the display; called after each step.
+            show_status: Displays a text until the next step.
         """
         self.meter = meter
+        self.status = show_status
         self._show = show
 
     def __call__(self, count: int = 1) -> None:
@@ -83,32 +92,31 @@ class Advance:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int | None = None, unit: str = "frames", first: str = "") -> Iterator[Advance]:
+def progress(what: str, total: int | None = None, unit: str = "frames") -> Iterator[Advance]:
     """Shows the progress of a job: count, rate and remaining time.
 
     Args:
         what: Name of the job.
         total: Number of steps, or None if unknown; the actual number may differ.
         unit: What is counted, plural.
-        first: What the first step waits for, shown until it is done.
 
     Yields:
-        A function ``advance(count=1)`` whose ``meter`` holds count, rate and remaining time.
+        A function ``advance(count=1)``; see ``Advance``.
     """
     meter = Meter(total)
     show = _bar if sys.stderr.isatty() or _in_notebook() else _lines
-    with show(meter, what, unit, first) as update:
-        yield Advance(meter, update)
+    with show(meter, what, unit) as (update, status):
+        yield Advance(meter, update, status)
 
 
 @contextlib.contextmanager
-def no_progress(what: str = "", total: int | None = None, unit: str = "", first: str = "") -> Iterator[Advance]:
+def no_progress(what: str = "", total: int | None = None, unit: str = "") -> Iterator[Advance]:
     """Counts as ``progress`` does and shows nothing."""
     yield Advance(Meter(total))
 
 
 @contextlib.contextmanager
-def _lines(meter: Meter, what: str, unit: str, first: str) -> Iterator[Callable[[], None]]:
+def _lines(meter: Meter, what: str, unit: str) -> Iterator[_Display]:
     """Lines for logs and pipes, where a bar cannot be redrawn."""
     next_line = time.monotonic() + _LINE_EVERY
 
@@ -123,15 +131,16 @@ def _lines(meter: Meter, what: str, unit: str, first: str) -> Iterator[Callable[
             remaining = meter.remaining
             write(f"/{meter.total}" if meter.total else "", "" if remaining is None else f", {remaining:.0f} s left")
 
-    if first:
-        print(f"{what}: {first} ...", file=sys.stderr, flush=True)
-    yield update
+    def status(text: str) -> None:
+        print(f"{what}: {text} ...", file=sys.stderr, flush=True)
+
+    yield update, status
     if meter.done:
         write()
 
 
 @contextlib.contextmanager
-def _bar(meter: Meter, what: str, unit: str, first: str) -> Iterator[Callable[[], None]]:
+def _bar(meter: Meter, what: str, unit: str) -> Iterator[_Display]:
     """A bar that Rich redraws, in terminals and notebooks."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -140,7 +149,7 @@ def _bar(meter: Meter, what: str, unit: str, first: str) -> Iterator[Callable[[]
                TextColumn("{task.fields[rate]}", markup=False), TimeElapsedColumn(),
                TextColumn("{task.fields[remaining]}", markup=False))
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"{what} ({first})" if first else what, total=meter.total, rate="", remaining="")
+        task = bar.add_task(what, total=meter.total, rate="", remaining="")
 
         def update() -> None:
             rate, remaining = meter.rate, meter.remaining
@@ -148,7 +157,10 @@ def _bar(meter: Meter, what: str, unit: str, first: str) -> Iterator[Callable[[]
                        rate=f"{rate:.3g} {unit}/s" if rate else "",
                        remaining="" if remaining is None else f"{format_seconds(remaining)} left")
 
-        yield update
+        def status(text: str) -> None:
+            bar.update(task, description=f"{what} ({text})")
+
+        yield update, status
         if meter.total and meter.done:  # the number of frames that a file states may be wrong
             bar.update(task, total=meter.done, remaining="")
 

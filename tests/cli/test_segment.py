@@ -101,10 +101,11 @@ def test_quiet_says_nothing_and_the_log_file_everything(tmp_path):
 def test_resume_leaves_a_finished_run_alone_and_says_so(tmp_path):
     folder = _frames(tmp_path / "clip", 3)
     command = ("segment", folder, *NETWORK, "--resume", "--output", "out")
-    assert uvos(*command)[0] == 0
+    code, _, err = uvos(*command)
+    assert code == 0 and err.count("compiling, first frame ...") == 1
     before = _times(tmp_path / "out")
     code, _, err = uvos(*command)
-    assert code == 0 and "already finished" in err and _times(tmp_path / "out") == before
+    assert code == 0 and "already finished" in err and "compiling" not in err and _times(tmp_path / "out") == before
     # What else follows from another option is not named with it.
     for changed, words in {"--flip": "flip", "--size=97": "size (short_side)", "--alpha=0.2": "alpha",
                            "--every=2": "every", "--start=0.04": "start"}.items():
@@ -115,6 +116,13 @@ def test_resume_leaves_a_finished_run_alone_and_says_so(tmp_path):
     assert code == 2 and "differs in every" in err
     code, _, err = uvos(*command)
     assert code == 2 and "differs in video. " in err and _times(tmp_path / "out") == before
+
+
+def test_errors_before_the_first_chunk_do_not_report_compilation(tmp_path):
+    folder = _frames(tmp_path / "clip", 2)
+    (folder / "00000.jpg").write_bytes(b"broken")
+    code, _, err = uvos("segment", folder, *NETWORK)
+    assert code == 2 and len(err.splitlines()) == 1 and "00000" in err
 
 
 @pytest.mark.slow

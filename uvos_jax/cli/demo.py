@@ -74,9 +74,10 @@ def _demo(videos: list[str] | None, output: Path, seed: int, resume: bool, overw
                f" {about()['origin']}")
     with graceful_stop() as stop:
         def segment(source, folder, about_run):
-            with out.progress(str(folder), source.length, first="compiling, first frame") as advance:
+            with out.progress(str(folder), source.length) as advance:
                 run = segment_to_folder(segmenter, source, folder, overwrite=overwrite, resume=resume, stop=stop,
-                                        on_frame=advance, options=about_run)
+                                        on_start=lambda: advance.status("compiling, first frame"), on_frame=advance,
+                                        options=about_run)
             out.result(f"{folder}: {run['source']['frames']} masks, overlay.mp4, run.json")
 
         write_clip(folder, frames, truth)

@@ -160,12 +160,13 @@ class _Job:
         if self.run.debug:
             check_figures(segmenter, video)
         meter = Meter()
-        with (contextlib.nullcontext(advance) if advance else
-              self.out.progress(title, video.length, first="compiling, first frame")) as advance:
+        own_bar = advance is None
+        with (self.out.progress(title, video.length) if own_bar else contextlib.nullcontext(advance)) as advance:
             run = segment_to_folder(
                 segmenter, video, output, clip=self.clip, outputs=self.outputs, prompts=self.prompts,
                 chunk=self.run.chunk, overwrite=self.run.overwrite, resume=self.run.resume,
                 options={"input": public_url(source), **self.options},
+                on_start=lambda: own_bar and advance.status("compiling, first frame"),
                 on_frame=lambda: (meter.advance(), advance()), say=self.out.note, stop=self.stop)
         if not meter.done:
             return run  # finished earlier, as a message has said

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,13 +47,16 @@ class AutoPromptFinder:
         self.identity = f"auto: {segmenter.name} {segmenter.weights_digest}"
         self.note: str | None = None
 
-    def search(self) -> AutoPrompt:
+    def search(self, on_start: Callable[[], object] = lambda: None) -> AutoPrompt:
         """Searches a video that can be read twice.
+
+        Args:
+            on_start: See ``Segmenter.run``.
 
         Raises:
             UserError: If no object is found in the first 100 frames.
         """
-        with contextlib.closing(self._segmenter.run(self._source)) as results:
+        with contextlib.closing(self._segmenter.run(self._source, on_start=on_start)) as results:
             for index, result in enumerate(itertools.islice(results, _MAX_FRAMES)):
                 if result.frame.broken is None and _has_object(result.labels):
                     return self._found(index, result.frame, result.labels)

@@ -8,7 +8,7 @@ An object is introduced by the first mask that shows it. Later masks of the same
 with the ground truth of every frame leaks none of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,17 +94,20 @@ class ObjectRegistry:
         if self._masks:
             self._masks.check_sizes_early()
 
-    def find_auto_prompt(self) -> None:
+    def find_auto_prompt(self, on_start: Callable[[], object] = lambda: None) -> None:
         """Searches the video for the object of ``--first-mask auto``.
 
         Does nothing if there are masks, if the object is known already, or if the video can be read only once: then
         :meth:`register` searches.
 
+        Args:
+            on_start: See ``Segmenter.run``; called for the model that searches.
+
         Raises:
             UserError: If no object is found.
         """
         if self._finder and not self.entries and not self._auto_prompt and self._source.rereadable:
-            self._set_auto_prompt(self._finder.search())
+            self._set_auto_prompt(self._finder.search(on_start))
 
     def register(self, index: int, frames: Sequence[Frame], chunk: int) -> np.ndarray | None:
         """Registers the objects that consecutive frames introduce.

@@ -233,7 +233,8 @@ class Segmenter:
     def run(self, source: Source, *, chunk: int | None = None, soft: bool = False,
             references: ReferenceFrames | None = None, resume_from: ResumeFrom | None = None,
             first_mask: FirstMask | ObjectRegistry = None, prune: PruneInput = None,
-            say: Callable[[str], None] = lambda sentence: None) -> Generator[FrameResult]:
+            say: Callable[[str], None] = lambda sentence: None,
+            on_start: Callable[[], object] = lambda: None) -> Generator[FrameResult]:
         """Segments an opened source; :meth:`stream` and the jobs are built on it.
 
         A frame that could not be decoded (``frame.broken``) repeats the last result and leaves the state unchanged;
@@ -248,6 +249,7 @@ class Segmenter:
             first_mask: See :meth:`stream`; or what :meth:`object_registry` returned.
             prune: See :meth:`stream`; or an ``InstancePruner``.
             say: Called with sentences for the user.
+            on_start: Called once, when all inputs of the first network program are ready.
 
         Yields:
             A ``FrameResult`` per frame.
@@ -255,7 +257,7 @@ class Segmenter:
         pruner = make_pruner(prune, source, self, say)
         registry = first_mask if isinstance(first_mask, ObjectRegistry) else self.object_registry(source, first_mask)
         run = VideoRun(self, source, chunk=self.chunk_for(source, chunk), soft=soft, references=references,
-                       resume_from=resume_from, registry=registry, pruner=pruner, say=say)
+                       resume_from=resume_from, registry=registry, pruner=pruner, say=say, on_start=on_start)
         yield from run.results()
 
 

@@ -73,7 +73,7 @@ class VideoRun:
 
     def __init__(self, segmenter: Any, source: Source, *, chunk: int, soft: bool, references: ReferenceFrames | None,
                  resume_from: ResumeFrom | None, registry: ObjectRegistry | None, pruner: InstancePruner | None,
-                 say: Callable[[str], None]):
+                 say: Callable[[str], None], on_start: Callable[[], object] = lambda: None):
         """Prepares a run; nothing is read.
 
         Args:
@@ -86,10 +86,11 @@ class VideoRun:
             registry: The objects of a prompted model.
             pruner: Instances to remove from the foreground.
             say: Called with sentences for the user.
+            on_start: Called once, when all inputs of the first network program are ready.
         """
         self._segmenter, self._source, self._chunk, self._soft = segmenter, source, chunk, soft
         self._registry, self._pruner, self._say = registry, pruner, say
-        self._references = references
+        self._references, self._on_start, self._started = references, on_start, False
         self._done, self._state = resume_from or (0, None)
         self._state = jax.device_put(self._state, segmenter.target_device)
 
@@ -129,11 +130,16 @@ class VideoRun:
         if self._pruner is not None:
             self._pruner.prepare()
         if self._registry is not None:
-            self._registry.find_auto_prompt()
+            self._registry.find_auto_prompt(self._report_start)
             for note in self._registry.notes:
                 self._say(note)
         if self._state is None and self._references is None:
             self._references = select_reference_frames(self._segmenter.model, self._source)
+
+    def _report_start(self):
+        if not self._started:
+            self._started = True
+            self._on_start()
 
     def _segment_chunks(self, batches, pending):
         """Keeps one chunk in flight, none for a live source, whose results come before its next frame is read."""
@@ -169,7 +175,9 @@ class VideoRun:
         if self._state is None:
             references = self._reference_arrays(images, flows)
             prompt = () if inputs.prompt_labels is None else (inputs.prompt_labels[:1],)
+            self._report_start()
             self._state = engine.start(variables, *references, *prompt)
+        self._report_start()
         self._state, output = engine.step(variables, self._state, inputs)
         return _Pending(frames, output, self._state if len(batch) == self._chunk else None)
 

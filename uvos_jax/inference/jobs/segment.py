@@ -104,8 +104,8 @@ class _Progress:
 def segment_to_folder(segmenter: Segmenter, source: Any, output: str | Path, *, clip: ClipOptions = ClipOptions(),
                       outputs: OutputOptions = OutputOptions(), prompts: PromptOptions = PromptOptions(),
                       chunk: int | None = None, overwrite: bool = False, resume: bool = False,
-                      options: dict[str, Any] | None = None, on_frame: Callable[[], object] = lambda: None,
-                      say: Callable[[str], None] = lambda message: None,
+                      options: dict[str, Any] | None = None, on_start: Callable[[], object] = lambda: None,
+                      on_frame: Callable[[], object] = lambda: None, say: Callable[[str], None] = lambda message: None,
                       stop: Callable[[], int | None] = lambda: None, save_every: float = 1.0) -> dict[str, Any]:
     """Segments a video into a folder of results.
 
@@ -125,6 +125,7 @@ def segment_to_folder(segmenter: Segmenter, source: Any, output: str | Path, *, 
         resume: Continue an unfinished run and leave a finished one with equal options as it is. An unfinished run with
             other options is replaced.
         options: Further JSON values to keep in ``run.json``.
+        on_start: Called once, when all inputs of the first network program are ready.
         on_frame: Called after each frame.
         say: Called with messages for the user: about an earlier run, masks, detections.
         stop: Polled after each frame. The number of a signal ends the run; a live source is finished normally.
@@ -169,7 +170,8 @@ def segment_to_folder(segmenter: Segmenter, source: Any, output: str | Path, *, 
         try:
             with contextlib.closing(segmenter.run(source, chunk=chunk, soft=outputs.soft, references=references,
                                                   resume_from=ResumeFrom(point.frames, point.state) if point else None,
-                                                  first_mask=objects, prune=pruning, say=say)) as results:
+                                                  first_mask=objects, prune=pruning, say=say,
+                                                  on_start=on_start)) as results:
                 first = next(results)  # results of an earlier run are kept until the first frame works
                 facts = facts_from(first.frame)
                 _start_run(output, keep=point is not None)
