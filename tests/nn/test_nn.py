@@ -1,4 +1,4 @@
-"""Flax blocks against NumPy oracles, the published in-place ABN and PyTorch."""
+"""Flax layers and backbones against NumPy, the published in-place ABN and PyTorch."""
 
 import functools
 
@@ -15,7 +15,7 @@ from uvos_jax.nn.vgg import VGG16
 from uvos_jax.ops.conv import conv2d
 from uvos_jax.weights.convert import convert
 
-# These programs run for milliseconds: compiling them well is what would take the time.
+# Compiling with optimizations would take longer than running the tests.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -37,7 +37,7 @@ def _normalized(x, mean, var, params, epsilon=1e-5):
     return (x - mean) / np.sqrt(var + epsilon) * params["scale"] + params["bias"]
 
 
-def test_batch_norm_evaluates_with_running_statistics():
+def test_batch_norm_uses_running_statistics_in_evaluation():
     variables, x = _norm_variables(), _noise(2, 4, 5, 3)
     stats = variables["batch_stats"]
     expected = _normalized(x.astype(np.float64), stats["mean"], stats["var"], variables["params"])
@@ -45,7 +45,7 @@ def test_batch_norm_evaluates_with_running_statistics():
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.37])
-def test_batch_norm_trains_with_biased_and_remembers_unbiased_variance(momentum):
+def test_batch_norm_trains_with_biased_and_stores_unbiased_variance(momentum):
     variables, x = _norm_variables(), _noise(2, 2, 3, 3) * 3 + 100  # far from 0: E[x²] - E[x]² would cancel
     y, new = BatchNorm(momentum=momentum).apply(variables, x, True, mutable="batch_stats")
     wide = x.astype(np.float64)
@@ -61,13 +61,13 @@ def test_batch_norm_trains_with_biased_and_remembers_unbiased_variance(momentum)
     )
 
 
-def test_batch_norm_initializes_to_neutral_statistics_even_in_training():
+def test_batch_norm_init_in_training_gives_zero_mean_unit_variance():
     variables = BatchNorm().init(jax.random.key(0), _noise(2, 3, 3, 4) + 5, True)
     np.testing.assert_array_equal(variables["batch_stats"]["mean"], np.zeros(4))
     np.testing.assert_array_equal(variables["batch_stats"]["var"], np.ones(4))
 
 
-def test_batch_norm_of_bfloat16_keeps_float32_statistics():
+def test_batch_norm_keeps_float32_statistics_for_bfloat16():
     x = jnp.asarray(_noise(2, 8, 8, 3) + 3, jnp.bfloat16)
     y, new = BatchNorm(policy=Policy(jnp.bfloat16)).apply(_norm_variables(), x, True, mutable="batch_stats")
     assert y.dtype == jnp.bfloat16
@@ -76,11 +76,11 @@ def test_batch_norm_of_bfloat16_keeps_float32_statistics():
     np.testing.assert_allclose(new["batch_stats"]["mean"], exact, rtol=1e-5)
 
 
-def test_batch_norm_shares_statistics_over_a_mapped_axis():
+def test_batch_norm_synchronizes_statistics_over_mapped_axis():
     variables, x, seed = _norm_variables(), _noise(3, 2, 4, 5, 3), _noise(3, 2, 4, 5, 3, seed=9)
     x = x + np.arange(3, dtype=np.float32).reshape(
         3, 1, 1, 1, 1
-    )  # the parts differ, so separate statistics would too
+    )  # shards differ, so unsynchronized statistics would differ
 
     def whole(x):
         y, new = BatchNorm().apply(variables, x.reshape(6, 4, 5, 3), True, mutable="batch_stats")
@@ -104,7 +104,7 @@ def test_batch_norm_shares_statistics_over_a_mapped_axis():
             )
 
 
-def test_in_place_abn_equals_the_published_one(golden):
+def test_in_place_abn_equals_published_code(golden):
     with np.load(golden / "adnet_abn_unit.npz") as file:
         reference = dict(file)
     assert (reference["weight"] < 0).any()
@@ -121,7 +121,7 @@ def test_leaky_relu_slope():
     np.testing.assert_allclose(leaky_relu(jnp.array([-2.0, 0.0, 3.0])), [-0.02, 0, 3], rtol=1e-6)
 
 
-def test_conv_adds_its_bias_once_per_pixel():
+def test_conv_adds_bias():
     variables = {"params": {"kernel": _noise(3, 3, 2, 4), "bias": _noise(4, seed=1)}}
     x = _noise(1, 5, 6, 2, seed=2)
     expected = np.asarray(conv2d(x, variables["params"]["kernel"], stride=2)) + variables["params"]["bias"]
@@ -129,7 +129,7 @@ def test_conv_adds_its_bias_once_per_pixel():
 
 
 def _run(module, x, **kwargs):
-    """The result, every submodule's result by path, and the variables (random, with small norms)."""
+    """Output, outputs of all submodules by path, and random variables with bounded activations."""
     shapes = jax.eval_shape(module.init, jax.random.key(0), x)
     rng = _rng(4)
 
@@ -148,7 +148,7 @@ def _run(module, x, **kwargs):
     return out, seen["intermediates"], variables
 
 
-def test_resnet_stages_have_the_strides_and_channels_of_the_paper():
+def test_resnet_stages_have_strides_and_channels_of_paper():
     model = ResNet((1, 2, 1, 1), width=2)
     stages = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[0],
                             jax.ShapeDtypeStruct((1, 64, 97, 3), np.float32))
@@ -161,7 +161,7 @@ def test_resnet_stages_have_the_strides_and_channels_of_the_paper():
     }
 
 
-def test_resnet_stem_pools_to_the_ceiling_only_where_asked():
+def test_resnet_stem_uses_ceil_mode_only_if_configured():
     for ceil_pool, size in ((False, 15), (True, 16)):
         model = ResNet((1, 1, 1, 1), width=2, deep_stem=True, ceil_pool=ceil_pool)
         stages = jax.eval_shape(lambda x, model=model: model.init_with_output(jax.random.key(0), x)[0],
@@ -169,7 +169,7 @@ def test_resnet_stem_pools_to_the_ceiling_only_where_asked():
         assert stages["stem"].shape == (1, size, 16, 4)
 
 
-def test_layer4_dilations_follow_the_multi_grid_and_the_others_their_layer():
+def test_resnet_dilations_follow_layer_and_multi_grid():
     model = ResNet((1, 1, 2, 4), width=2, deep_stem=True, ceil_pool=True, strides=(1, 2, 1, 1),
                    dilations=(1, 1, 2, 4), multi_grid=(1, 2, 4))
     stages, seen, variables = _run(model, _noise(1, 145, 153, 3))
@@ -193,7 +193,7 @@ def test_layer4_dilations_follow_the_multi_grid_and_the_others_their_layer():
         assert matching == [dilation], block
 
 
-def test_bottleneck_adds_its_input_before_the_last_relu():
+def test_bottleneck_adds_shortcut_before_last_relu():
     _, seen, _ = _run(ResNet((2, 1, 1, 1), width=2), _noise(1, 33, 33, 3))
     first, second = seen["layer1_0"], seen["layer1_1"]
     out = first["__call__"][0]
@@ -205,7 +205,7 @@ def test_bottleneck_adds_its_input_before_the_last_relu():
     )
 
 
-def test_vgg_stages_halve_and_start_with_a_pool():
+def test_vgg_stages_halve_size_and_end_before_pooling():
     stages, seen, _ = _run(VGG16(width=2), _noise(1, 33, 50, 3))
     assert {name: stage.shape[1:] for name, stage in stages.items()} == {
         "stage1": (33, 50, 2),
@@ -214,14 +214,14 @@ def test_vgg_stages_halve_and_start_with_a_pool():
         "stage4": (4, 6, 16),
         "stage5": (2, 3, 16),
     }
-    assert len(seen) - 1 == 13  # convolutions, beside the module itself
+    assert len(seen) - 1 == 13  # convolutions, without the module itself
     for stage, last in (("stage1", "conv1_2"), ("stage3", "conv3_3"), ("stage5", "conv5_3")):
         np.testing.assert_array_equal(stages[stage], jax.nn.relu(seen[last]["__call__"][0]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [VGG16(width=1), ResNet((1, 1, 1, 1), width=1)], ids=["vgg", "resnet"])
-def test_backbones_can_be_trained_on_odd_sizes(model):
+def test_backbone_gradients_are_finite_for_odd_sizes(model):
     _, _, variables = _run(model, _noise(1, 35, 33, 3))
 
     def total(params, x):
@@ -234,7 +234,7 @@ def test_backbones_can_be_trained_on_odd_sizes(model):
     assert np.abs(np.asarray(first)).max() > 0
 
 
-def test_aspp_projects_its_branches_in_published_order():
+def test_aspp_concatenates_branches_in_published_order():
     model = ASPP(3, (12, 24), leaky_relu)
     out, seen, variables = _run(model, _noise(1, 14, 27, 4))
     branches = [
@@ -247,11 +247,11 @@ def test_aspp_projects_its_branches_in_published_order():
     np.testing.assert_array_equal(out, leaky_relu(seen["project"]["bn"]["__call__"][0]))
 
 
-def test_aspp_image_pooling_is_the_same_everywhere_and_sees_everything():
+def test_aspp_image_pooling_is_constant_and_permutation_invariant():
     model, x = ASPP(2, (12,), leaky_relu), _noise(2, 5, 6, 4)
     _, _, variables = _run(model, x)
     kernel = np.zeros_like(variables["params"]["project"]["conv"]["kernel"])
-    kernel[0, 0, 4:] = np.eye(2)  # let only the pooled branch through
+    kernel[0, 0, 4:] = np.eye(2)  # passes only the pooled branch
     variables["params"]["project"]["conv"]["kernel"] = kernel
     out = np.asarray(model.apply(variables, x))
     np.testing.assert_allclose(out, np.broadcast_to(out[:, :1, :1], out.shape), atol=1e-6)
@@ -316,7 +316,7 @@ def test_group_norm_equals_torch(torch):
 
 @pytest.mark.parametrize(("norm", "parameters"), [("batch", {"conv", "bn"}), ("group", {"conv", "norm"}),
                                                   ("instance", {"conv"}), ("none", {"conv"})])
-def test_conv_norm_composes_its_layers(norm, parameters):
+def test_conv_norm_equals_separate_layers(norm, parameters):
     x = _noise(2, 6, 7, 3)
     model = ConvNorm(4, stride=2, use_bias=True, norm=norm, norm_groups=2)
     out, _, variables = _run(model, x)
@@ -340,6 +340,6 @@ def test_conv_norm_follows_its_policy():
     assert Policy(jnp.bfloat16, "devices").float32 == Policy(jnp.float32, "devices")
 
 
-def test_conv_norm_refuses_an_unknown_norm():
+def test_conv_norm_rejects_unknown_norm():
     with pytest.raises(ValueError, match="Unknown norm 'layer'.*batch, group"):
         ConvNorm(4, norm="layer").init(jax.random.key(0), _noise(1, 5, 5, 3))

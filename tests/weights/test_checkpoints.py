@@ -1,4 +1,4 @@
-"""Checkpoint directories: what is saved comes back, and nothing half-written stays."""
+"""Checkpoint directories: round trip, atomic saves, and errors for damaged or foreign checkpoints."""
 
 import asyncio
 import gc
@@ -29,7 +29,7 @@ def _variables(model):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A checkpoint that must not be changed, with what it was made of."""
+    """A read-only checkpoint, its model and its variables."""
     directory = tmp_path_factory.mktemp("checkpoints") / "intra"
     model = build("adnet", **TINY)
     variables = _variables(model)
@@ -49,7 +49,7 @@ def _refusal(function, *args, **kwargs):
     return str(caught.value)
 
 
-def test_round_trip_is_bit_for_bit(saved):
+def test_round_trip_is_bit_exact(saved):
     directory, model, variables = saved
     name, again, read = checkpoints.load(directory)
     assert name == "adnet" and again == model
@@ -60,7 +60,7 @@ def test_round_trip_is_bit_for_bit(saved):
         np.testing.assert_array_equal(a, b)
 
 
-def test_the_json_says_what_it_is(saved):
+def test_json_describes_checkpoint(saved):
     meta = json.loads((saved[0] / "uvos.json").read_text())
     assert meta["model"] == "adnet" and meta["variant"] == "official" and meta["origin"] == "these tests"
     assert meta["hyper_parameters"]["depths"] == [1, 1, 1, 1]
@@ -68,7 +68,7 @@ def test_the_json_says_what_it_is(saved):
     assert sorted(path.name for path in saved[0].iterdir()) == ["uvos.json", "weights"]
 
 
-def test_arrays_of_jax_are_saved_too(saved, tmp_path):
+def test_jax_arrays_can_be_saved(saved, tmp_path):
     _, model, variables = saved
     checkpoints.save(tmp_path / "again", "adnet", model, jax.tree.map(jnp.asarray, variables), origin="")
     read = checkpoints.load(str(tmp_path / "again"))[2]
@@ -82,7 +82,7 @@ def test_hyper_parameters_can_be_overridden(saved):
     assert "'offical'" in _refusal(checkpoints.load, saved[0], variant="offical")
 
 
-def test_an_existing_directory_is_never_written_to(saved, tmp_path):
+def test_save_never_overwrites_existing_path(saved, tmp_path):
     _, model, variables = saved
     for name, make in (("folder", lambda p: p.mkdir()), ("file", lambda p: p.write_text("mine"))):
         make(tmp_path / name)
@@ -96,7 +96,7 @@ def test_an_existing_directory_is_never_written_to(saved, tmp_path):
     "error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("torn")]
 )
 @pytest.mark.parametrize("partly", [True, False])
-def test_a_failed_save_leaves_nothing_behind(saved, tmp_path, monkeypatch, error, partly):
+def test_failed_save_leaves_no_files(saved, tmp_path, monkeypatch, error, partly):
     _, model, variables = saved
 
     def fail(self, path, tree):
@@ -113,7 +113,7 @@ def test_a_failed_save_leaves_nothing_behind(saved, tmp_path, monkeypatch, error
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_that_cannot_be_written_is_a_users_mistake(saved, tmp_path):
+def test_unwritable_path_raises_user_error(saved, tmp_path):
     _, model, variables = saved
     (tmp_path / "file").write_text("mine")
     assert "cannot be written" in _refusal(
@@ -122,7 +122,7 @@ def test_a_place_that_cannot_be_written_is_a_users_mistake(saved, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path):
+def test_missing_checkpoint_is_rejected(tmp_path):
     for directory in (tmp_path, tmp_path / "absent"):
         assert "no uvos.json" in _refusal(checkpoints.load, directory)
 
@@ -133,38 +133,38 @@ def _change(directory, **changes):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "{\"model\": \"adnet\"}", "\x00\xff"])
-def test_a_damaged_json_is_refused(copied, text):
+def test_damaged_json_is_rejected(copied, text):
     (copied / "uvos.json").write_text(text, encoding="latin-1")
     assert "damaged" in _refusal(checkpoints.load, copied)
 
 
 @pytest.mark.parametrize("hyper", [[], None, "x"])
-def test_damaged_hyper_parameters_are_refused(copied, hyper):
+def test_damaged_hyper_parameters_are_rejected(copied, hyper):
     _change(copied, hyper_parameters=hyper)
     assert "damaged" in _refusal(checkpoints.load, copied)
 
 
-def test_a_later_format_asks_for_an_upgrade(copied):
+def test_newer_format_is_rejected(copied):
     _change(copied, format=2)
     assert "format 2" in _refusal(checkpoints.load, copied)
 
 
-def test_a_later_format_may_have_other_fields(copied):
+def test_newer_format_with_other_fields_is_rejected(copied):
     (copied / "uvos.json").write_text(json.dumps({"format": 2, "system": "adnet"}))
     assert "format 2" in _refusal(checkpoints.load, copied)
 
 
-def test_an_unknown_model_is_refused(copied):
+def test_unknown_model_is_rejected(copied):
     _change(copied, model="adnot")
     assert "'adnot'" in _refusal(checkpoints.load, copied)
 
 
-def test_missing_weights_are_refused(copied):
+def test_missing_weights_are_rejected(copied):
     shutil.rmtree(copied / "weights")
     assert "damaged" in _refusal(checkpoints.load, copied)
 
 
-def test_torn_weights_are_refused(copied):
+def test_truncated_weights_are_rejected(copied):
     largest = max(
         (path for path in (copied / "weights").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size
     )
@@ -175,14 +175,14 @@ def test_torn_weights_are_refused(copied):
 @pytest.mark.parametrize(
     "changes", [{"width": 2}, {"hidden": 3}, {"net": "full"}, {"net": "base"}, {"depths": [1, 2, 1, 1]}]
 )
-def test_weights_of_another_model_are_refused(copied, changes):
+def test_weights_of_another_model_are_rejected(copied, changes):
     stored = json.loads((copied / "uvos.json").read_text())["hyper_parameters"]
     _change(copied, hyper_parameters=stored | changes)
     assert "do not fit" in _refusal(checkpoints.load, copied)
 
 
-def test_a_flipped_bit_is_noticed(copied):
-    # Storage alone does not notice: the tree is read back without complaint, with another value in it.
+def test_flipped_bit_is_detected(copied):
+    # Orbax does not detect this: it restores the tree with a changed value and no error.
     meta = json.loads((copied / "uvos.json").read_text())
     path = next(p for p in sorted((copied / "weights").rglob("*")) if p.is_file() and "/d/" in str(p))
     content = bytearray(path.read_bytes())
@@ -194,13 +194,13 @@ def test_a_flipped_bit_is_noticed(copied):
     assert "damaged" in _refusal(checkpoints.load, copied)
 
 
-def test_what_the_weights_were_made_with_cannot_be_changed(saved):
+def test_structural_hyper_parameters_cannot_be_overridden(saved):
     assert "made with net=intra, not anchor" in _refusal(checkpoints.load, saved[0], net="anchor")
     assert "made with width=1, not 2" in _refusal(checkpoints.load, saved[0], width=2)
     assert checkpoints.load(saved[0], short_side=97)[1].short_side == 97
 
 
-def test_what_means_nothing_to_the_weights_can(tmp_path):
+def test_f2net_inference_options_can_be_overridden(tmp_path):
     from tests.helpers.small_f2net import small
 
     checkpoints.save(tmp_path / "weights", "f2net", *small(), "a test")
@@ -222,7 +222,7 @@ DTNET = {"depths": [1, 1, 1, 1], "width": 4, "features": 16, "decoder": 16, "own
     ("dtnet", DTNET, {"max_tracks": 2, "max_proposals": 3, "memory": 8, "verification": False, "memory_update": False},
      {"guidance": False}, "guidance=True, not False"),
 ])
-def test_room_for_objects_and_rules_are_no_part_of_the_weights(tmp_path, name, small, chosen, fixed, words):
+def test_object_limits_and_inference_options_can_be_overridden(tmp_path, name, small, chosen, fixed, words):
     model = build(name, **small)
     variables = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), expected_variables(model))
     checkpoints.save(tmp_path / "weights", name, model, variables, "a test")
@@ -232,13 +232,13 @@ def test_room_for_objects_and_rules_are_no_part_of_the_weights(tmp_path, name, s
 
 
 @pytest.mark.parametrize("places", [{"max_tracks": 255}, {"max_proposals": 255}, {"max_tracks": 0}])
-def test_numbers_of_objects_fit_into_a_byte(places):
+def test_object_limits_must_be_in_1_to_254(places):
     assert "must be an integer from 1 to 254" in _refusal(build, "dtnet", **places)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("message", "logged"), [("NOT_FOUND [tensorstore_spec='...']", 0), ("something else", 1)])
-def test_arrays_nobody_asks_after_any_more_fail_in_silence(saved, caplog, message, logged):
+def test_only_missing_array_errors_of_forgotten_tasks_are_muted(saved, caplog, message, logged):
     async def fail():
         raise ValueError(message)
 
@@ -248,6 +248,6 @@ def test_arrays_nobody_asks_after_any_more_fail_in_silence(saved, caplog, messag
         del task
         gc.collect()
 
-    checkpoints.load(saved[0])  # from here on
+    checkpoints.load(saved[0])  # installs the filter
     asyncio.run(forget())
     assert [record.name for record in caplog.records].count("asyncio") == logged

@@ -1,7 +1,7 @@
-"""Checkpoints that version 0.1 wrote load under the current names and give the same outputs.
+"""Checkpoints of version 0.1 load under the current names and reproduce the stored outputs.
 
-``tests/golden/checkpoints_0_1`` holds one tiny network per system, made and run by version 0.1: ``<system>.zip`` is the
-checkpoint directory, ``<system>.npz`` a clip and the outputs of the training forward in evaluation mode.
+``tests/golden/checkpoints_0_1`` holds one tiny network per system, written and run by version 0.1: ``<system>.zip`` is
+the checkpoint directory, ``<system>.npz`` a clip and the outputs of the training forward pass in evaluation mode.
 """
 
 import shutil
@@ -19,7 +19,7 @@ STORED = GOLDEN / "checkpoints_0_1"
 
 @pytest.fixture
 def unpacked(tmp_path):
-    """Returns the directory of a system's checkpoint."""
+    """Function that unpacks a system's checkpoint and returns its directory."""
     def unpack(system):
         shutil.unpack_archive(STORED / f"{system}.zip", tmp_path / system)
         return tmp_path / system
@@ -46,23 +46,23 @@ def _check_outputs(model, variables, system, prefix=""):
     ("f2net", {"center_features": 4, "center_embedding": 2}),
     ("dtnet", {"trained_part": "discovery", "max_tracks": 3, "max_proposals": 4}),
 ])
-def test_a_checkpoint_of_0_1_loads_and_gives_the_stored_outputs(unpacked, system, fields):
+def test_checkpoint_of_0_1_reproduces_stored_outputs(unpacked, system, fields):
     name, model, variables = checkpoints.load(unpacked(system))
     assert name == system and fields.items() <= hyper_parameters(model).items()
     assert _check_outputs(model, variables, system) >= ({"heat"} if system == "dtnet" else {"logits"})
 
 
-def test_the_embedding_of_a_dtnet_of_0_1(unpacked):
+def test_dtnet_of_0_1_reproduces_stored_embeddings(unpacked):
     _, model, variables = checkpoints.load(unpacked("dtnet"))
     assert _check_outputs(model.clone(trained_part="embedding"), variables, "dtnet", "embedding/") == {"embeddings"}
 
 
-def test_a_field_of_0_1_can_be_overridden_under_its_current_name(unpacked):
+def test_field_of_0_1_can_be_overridden_by_current_name(unpacked):
     _, model, _ = checkpoints.load(unpacked("cfbi"), max_objects=5, bootstrap_steps=0)
     assert (model.max_objects, model.bootstrap_steps, model.use_predicted_masks) == (5, 0, False)
 
 
-def test_a_checkpoint_of_0_1_is_saved_again_under_current_names(unpacked, tmp_path):
+def test_checkpoint_of_0_1_round_trips_under_current_names(unpacked, tmp_path):
     name, model, variables = checkpoints.load(unpacked("f2net"))
     checkpoints.save(tmp_path / "again", name, model, variables, "converted")
     _, again, loaded = checkpoints.load(tmp_path / "again")

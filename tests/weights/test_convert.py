@@ -1,4 +1,4 @@
-"""PyTorch names and layouts to our variables: what fits, and what is said of what does not."""
+"""Conversion of PyTorch checkpoints: names, layouts, and error messages for mismatches."""
 
 import json
 
@@ -25,7 +25,7 @@ def _norm_shapes(name, c, counter=False):
 
 
 def _resnet_shapes(depths, width, deep_stem, prefix="", counter=False):
-    """Names and shapes of a bottleneck ResNet as torchvision (and its deep-stem relatives) stores it."""
+    """Names and shapes of a bottleneck ResNet in torchvision's format, optionally with a deep stem."""
     stem = [(3, width, 3), (width, width, 3), (width, 2 * width, 3)] if deep_stem else [(3, width, 7)]
     shapes = {}
     for i, (c_in, c_out, k) in enumerate(stem, 1):
@@ -97,13 +97,13 @@ def _refusal(function, *args, **kwargs):
     return str(caught.value)
 
 
-def test_names_here_are_those_of_the_published_checkpoint(golden):
+def test_key_names_and_shapes_equal_published_checkpoint(golden):
     manifest = json.loads((golden / "adnet_manifest.json").read_text())
     assert {key: tuple(shape) for key, shape in manifest["keys"].items()} == _adnet_shapes()
 
 
 @pytest.mark.slow
-def test_the_published_checkpoint_converts_whole(golden):
+def test_published_checkpoint_converts_completely(golden):
     manifest = json.loads((golden / "adnet_manifest.json").read_text())
     theirs = weights_of(manifest)
     assert len(theirs) == 577
@@ -119,7 +119,7 @@ def test_the_published_checkpoint_converts_whole(golden):
 
 
 @pytest.mark.parametrize("net", adnet.NETS)
-def test_every_value_of_every_net_arrives_once(net):
+def test_every_value_is_converted_exactly_once(net):
     theirs = _values(_adnet_shapes(net, **SMALL))
     ours = from_torch("adnet", theirs, net=net, **SMALL)
     _assert_same(
@@ -142,7 +142,7 @@ def test_every_value_of_every_net_arrives_once(net):
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(ours))
 
 
-def test_layouts():
+def test_kernel_layouts_of_conv_linear_and_norm():
     class Unit(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -165,7 +165,7 @@ def test_layouts():
             np.testing.assert_array_equal(ours["conv"]["kernel"][:, :, i, o], theirs["a.weight"][o, i])
         np.testing.assert_array_equal(ours["depthwise"]["kernel"][:, :, 0, o], theirs["d.weight"][o, 0])
     np.testing.assert_array_equal(ours["dense"]["kernel"], theirs["l.weight"].T)
-    np.testing.assert_array_equal(ours["norm"]["scale"], theirs["n.weight"])  # with its sign
+    np.testing.assert_array_equal(ours["norm"]["scale"], theirs["n.weight"])  # sign kept
     abn = convert(expected, theirs, [*rules[:3], ("norm", "n", "abn")], "the unit")["params"]
     np.testing.assert_allclose(abn["norm"]["scale"], np.abs(theirs["n.weight"]) + 1e-5, rtol=1e-6)
     assert "l.weight [4, 2], not [2, 4]" in _refusal(
@@ -173,7 +173,7 @@ def test_layouts():
     )
 
 
-def test_wrappers_prefixes_and_counters_do_not_matter(small):
+def test_wrappers_prefixes_and_counters_are_ignored(small):
     plain = from_torch("adnet", small, **SMALL)
     counted = small | {"features.bn1.num_batches_tracked": np.int64(3), "num_batches_tracked": np.int64(1)}
     parallel = {f"module.{key}": value for key, value in small.items()}
@@ -183,19 +183,19 @@ def test_wrappers_prefixes_and_counters_do_not_matter(small):
         _assert_same(from_torch("adnet", form, **SMALL), plain)
 
 
-def test_unwrap_leaves_a_module_that_only_some_names_begin_with():
+def test_unwrap_keeps_prefix_shared_by_only_some_keys():
     mixed = {"module.a": 1, "b": 2}
     assert unwrap(mixed) == mixed
-    assert unwrap({"model": np.zeros(2)}).keys() == {"model"}  # a tensor of that name is no wrapper
+    assert unwrap({"model": np.zeros(2)}).keys() == {"model"}  # a tensor named "model" is not a wrapper
 
 
-def test_values_become_float32(small):
+def test_values_are_converted_to_float32(small):
     doubled = {key: value.astype(np.float64) for key, value in small.items()}
     _assert_same(from_torch("adnet", doubled, **SMALL), from_torch("adnet", small, **SMALL))
 
 
 @pytest.mark.parametrize("count", [1, 10, 12])
-def test_disagreements_are_counted_and_at_most_ten_are_named(small, count):
+def test_error_counts_mismatches_and_lists_at_most_ten(small, count):
     names = list(small)
     gone, wrong = names[:count], names[40:40 + count]
     theirs = {key: value for key, value in small.items() if key not in gone}
@@ -207,13 +207,13 @@ def test_disagreements_are_counted_and_at_most_ten_are_named(small, count):
         assert f"{count} {title if count > 1 else title.replace('keys', 'key')} (" in message
     shown = min(count, 10)
     assert sum(f"surplus{i:02}." in message for i in range(count)) == shown
-    # Missing keys are listed in our order, not theirs: any ten of them.
+    # Missing keys are listed in our order, not in PyTorch's: any ten of them.
     assert sum(f"{key}," in message or f"{key})" in message for key in gone) == shown
     assert message.count(" [9, 9, 9], not [") == shown
     assert message.count(", ...") == (3 if count > 10 else 0)
 
 
-def test_shapes_are_reported_in_their_layout(small):
+def test_shape_mismatches_are_reported_in_torch_layout(small):
     theirs = small | {"features.conv1.weight": np.zeros((4, 3, 5, 5)), "cls.0.bias": np.zeros(8)}
     message = _refusal(from_torch, "adnet", theirs, **SMALL)
     assert "2 misshapen" in message
@@ -222,7 +222,7 @@ def test_shapes_are_reported_in_their_layout(small):
     assert "missing" not in message and "too many" not in message
 
 
-def test_another_nets_checkpoint_is_refused(small):
+def test_checkpoint_of_another_net_is_rejected(small):
     assert "cls.0.weight [3, 15, 1, 1], not [3, 10, 1, 1]" in _refusal(
         from_torch, "adnet", small, net="intra", **SMALL
     )
@@ -230,7 +230,7 @@ def test_another_nets_checkpoint_is_refused(small):
 
 
 class Wrapper(nn.Module):
-    """A model whose backbone is a VGG-16, beside something else."""
+    """A model with a VGG-16 backbone and a head."""
 
     @nn.compact
     def __call__(self, x):
@@ -255,7 +255,7 @@ def _classifier(depths, deep_stem, width=4):
 
 
 @pytest.mark.parametrize(("depths", "deep_stem", "keys"), RESNETS.values(), ids=RESNETS.keys())
-def test_a_resnet_classifier_becomes_the_backbone(depths, deep_stem, keys):
+def test_resnet_classifier_is_loaded_as_backbone(depths, deep_stem, keys):
     theirs = _classifier(depths, deep_stem)
     assert len(theirs) == keys
     before = _adnet_variables(depths, deep_stem)
@@ -279,7 +279,7 @@ def test_a_resnet_classifier_becomes_the_backbone(depths, deep_stem, keys):
                                   theirs[f"conv{last_stem}.weight"].transpose(2, 3, 1, 0))
     np.testing.assert_array_equal(
         backbone["bn1"]["scale"], theirs["bn1.weight"]
-    )  # a plain norm: the sign stays
+    )  # plain batch norm: the sign is kept
     np.testing.assert_array_equal(after["batch_stats"]["backbone"]["layer2_0"]["downsample_bn"]["var"],
                                   theirs["layer2.0.downsample.1.running_var"])
     _assert_same(before["params"]["backbone"], jax.tree.map(lambda leaf: np.full_like(leaf, 0.25), backbone))
@@ -287,7 +287,7 @@ def test_a_resnet_classifier_becomes_the_backbone(depths, deep_stem, keys):
     _assert_same(backbone_from_torch(before, wrapped), after)
 
 
-def test_a_vgg_classifier_becomes_the_backbone():
+def test_vgg_classifier_is_loaded_as_backbone():
     shapes, c_in = {}, 3
     for index, c in zip((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
                         (2, 2, 4, 4, 8, 8, 8, 16, 16, 16, 16, 16, 16), strict=True):
@@ -310,7 +310,7 @@ def test_a_vgg_classifier_becomes_the_backbone():
     assert "keys missing" in _refusal(backbone_from_torch, before, _classifier((1, 1, 1, 1), False))
 
 
-def test_d_net_and_t_net_have_three_backbones():
+def test_classifiers_are_loaded_as_three_dtnet_backbones():
     small = {"depths": (1, 2, 1, 1), "width": 4, "features": 8, "decoder": 16, "reid_width": 2, "reid_hidden": 4,
              "reid_depths": (1,) * 6, "target_depths": (1, 1, 1, 1), "target_width": 4}
     model = build("dtnet", **small)
@@ -321,7 +321,7 @@ def test_d_net_and_t_net_have_three_backbones():
     dnet = after["params"]["dnet"]
     np.testing.assert_array_equal(dnet["backbone"]["conv1"]["kernel"], stem)
     np.testing.assert_array_equal(dnet["guide_backbone"]["conv1"]["kernel"][:, :, :3], stem)
-    assert not dnet["guide_backbone"]["conv1"]["kernel"][:, :, 3].any()  # what was salient before says nothing yet
+    assert not dnet["guide_backbone"]["conv1"]["kernel"][:, :, 3].any()  # saliency channel starts at zero
     _assert_same(dnet["backbone"]["layer2_1"], dnet["guide_backbone"]["layer2_1"])
     _assert_same(after["params"]["target_backbone"], before["params"]["target_backbone"])
     last = backbone_from_torch(after, other, "target_backbone")
@@ -330,7 +330,7 @@ def test_d_net_and_t_net_have_three_backbones():
                                   other["layer4.0.conv2.weight"].transpose(2, 3, 1, 0))
 
 
-def test_a_backbone_that_does_not_fit_is_refused():
+def test_mismatched_backbone_is_rejected():
     resnet50 = _adnet_variables((3, 4, 6, 3), False)
     message = _refusal(backbone_from_torch, resnet50, _classifier((3, 4, 23, 3), False))
     assert (
@@ -350,7 +350,7 @@ def test_a_backbone_that_does_not_fit_is_refused():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1j])
-def test_weights_that_are_no_finite_real_numbers_are_refused(small, value):
+def test_non_finite_or_non_real_weights_are_rejected(small, value):
     key = "features.conv1.weight"
     spoilt = small[key].astype(np.complex64 if value == 1j else np.float32)
     spoilt[0, 0, 0, 0] = value

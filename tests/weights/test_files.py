@@ -1,4 +1,4 @@
-"""Weight files of other people: what is read, and that nothing inside them runs."""
+"""Reading of third-party weight files without executing code stored in them."""
 
 import argparse
 import pickle
@@ -23,7 +23,7 @@ def _refusal(path):
 
 
 class Opens:
-    """Creates a file when it is unpickled."""
+    """Object whose unpickling creates a file."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -48,13 +48,13 @@ def _assert_arrays(read):
         np.testing.assert_array_equal(read[key], expected)
 
 
-def test_npz(tmp_path):
+def test_npz_file_is_read(tmp_path):
     np.savez(tmp_path / "w.npz", **ARRAYS)
     _assert_arrays(read_state_dict(tmp_path / "w.npz"))
     _assert_arrays(read_state_dict(str(tmp_path / "w.npz")))
 
 
-def test_safetensors(tmp_path):
+def test_safetensors_file_is_read(tmp_path):
     save_file(ARRAYS | {"b": np.array([1.5, -2], ml_dtypes.bfloat16)}, tmp_path / "w.safetensors")
     read = read_state_dict(tmp_path / "w.safetensors")
     b = read.pop("b")
@@ -62,14 +62,14 @@ def test_safetensors(tmp_path):
     _assert_arrays(read)
 
 
-def test_npz_that_holds_objects_is_refused_unopened(tmp_path):
+def test_npz_with_object_array_is_rejected_without_unpickling(tmp_path):
     np.savez(tmp_path / "w.npz", a=np.array([Opens(tmp_path / "opened")], object))
     _refusal(tmp_path / "w.npz")
     assert not (tmp_path / "opened").exists()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
-def test_truncated_files_are_refused(tmp_path, share):
+def test_truncated_files_are_rejected(tmp_path, share):
     arrays = {"a": np.random.default_rng(0).standard_normal(500).astype(np.float32)}
     np.savez(tmp_path / "w.npz", **arrays)
     save_file(arrays, tmp_path / "w.safetensors")
@@ -79,12 +79,12 @@ def test_truncated_files_are_refused(tmp_path, share):
         assert "cannot be read as weights" in _refusal(path)
 
 
-def test_a_text_named_npz_is_refused_without_advice_about_pickle(tmp_path):
+def test_text_file_named_npz_is_rejected_without_pickle_advice(tmp_path):
     (tmp_path / "w.npz").write_text("not found\n")
     assert _refusal(tmp_path / "w.npz").endswith("it is damaged or not an .npz file.")
 
 
-def test_missing_files_folders_and_unknown_suffixes_are_refused(tmp_path):
+def test_missing_files_folders_and_unknown_suffixes_are_rejected(tmp_path):
     assert "no weight file" in _refusal(tmp_path / "absent.npz")
     (tmp_path / "folder.npz").mkdir()
     assert "no weight file" in _refusal(tmp_path / "folder.npz")
@@ -93,14 +93,14 @@ def test_missing_files_folders_and_unknown_suffixes_are_refused(tmp_path):
     assert ".safetensors" in message and ".pth" in message
 
 
-def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
+def test_missing_torch_error_names_install_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "w.pth").write_bytes(b"anything")
     message = _refusal(tmp_path / "w.pth")
     assert "uvos-jax[torch]" in message and ".safetensors" in message
 
 
-def test_other_formats_need_no_torch(tmp_path, monkeypatch):
+def test_safetensors_and_npz_do_not_need_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     save_file(ARRAYS, tmp_path / "w.safetensors")
     np.savez(tmp_path / "w.npz", **ARRAYS)
@@ -115,14 +115,14 @@ def _tensors(torch):
 @pytest.mark.torch
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".tar", ".bin", ".ckpt"])
-def test_torch_files(torch, tmp_path, zipped, suffix):
+def test_torch_file_is_read(torch, tmp_path, zipped, suffix):
     path = tmp_path / f"w{suffix}"
     torch.save(_tensors(torch), path, _use_new_zipfile_serialization=zipped)
     _assert_arrays(read_state_dict(path))
 
 
 @pytest.mark.torch
-def test_torch_file_of_a_training_script(torch, tmp_path):
+def test_torch_file_with_training_state_is_read(torch, tmp_path):
     half = torch.tensor([1.5, -2.0], dtype=torch.bfloat16)
     trained = torch.nn.Parameter(torch.ones(2))
     torch.save(
@@ -146,7 +146,7 @@ def test_torch_file_of_a_training_script(torch, tmp_path):
 
 
 @pytest.mark.torch
-def test_torch_file_with_scalars_of_numpy_1(torch, tmp_path):
+def test_torch_file_with_numpy_1_scalars_is_read(torch, tmp_path):
     torch.save({"a": torch.ones(2), "best": np.float64(0.81)}, tmp_path / "new.pth")
     with zipfile.ZipFile(tmp_path / "new.pth") as new, zipfile.ZipFile(tmp_path / "old.pth", "w") as old:
         for name in new.namelist():
@@ -161,7 +161,7 @@ def test_torch_file_with_scalars_of_numpy_1(torch, tmp_path):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("how", ["zip", "legacy", "pickle"])
-def test_torch_file_that_would_run_code_is_refused_and_does_not_run(torch, tmp_path, how):
+def test_torch_file_with_code_is_rejected_without_running_it(torch, tmp_path, how):
     path, opened = tmp_path / "w.pth", tmp_path / "opened"
     content = {"state_dict": {"a": torch.zeros(2)} if how != "pickle" else {}, "extra": Opens(opened)}
     if how == "pickle":
@@ -172,13 +172,13 @@ def test_torch_file_that_would_run_code_is_refused_and_does_not_run(torch, tmp_p
     assert "refused" in message and "execute code" in message
     assert not opened.exists()
     pickle.loads(pickle.dumps(Opens(opened))).close()
-    assert opened.exists()  # it would have run
+    assert opened.exists()  # plain unpickling does run the code
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.6, 0.95])
-def test_truncated_torch_files_are_refused(torch, tmp_path, share, zipped):
+def test_truncated_torch_files_are_rejected(torch, tmp_path, share, zipped):
     path = tmp_path / "w.pth"
     torch.save({"a": torch.randn(500)}, path, _use_new_zipfile_serialization=zipped)
     content = path.read_bytes()
@@ -187,12 +187,12 @@ def test_truncated_torch_files_are_refused(torch, tmp_path, share, zipped):
 
 
 @pytest.mark.torch
-def test_torch_file_without_a_table_is_refused(torch, tmp_path):
+def test_torch_file_without_dict_is_rejected(torch, tmp_path):
     torch.save([torch.zeros(2)], tmp_path / "w.pth")
     assert "list" in _refusal(tmp_path / "w.pth")
 
 
 @pytest.mark.torch
-def test_torch_file_of_text_is_refused(torch, tmp_path):
+def test_text_file_named_pth_is_rejected(torch, tmp_path):
     (tmp_path / "w.pth").write_text("<html>404 not found</html>\nsorry\n")
     assert "cannot be read as weights" in _refusal(tmp_path / "w.pth")

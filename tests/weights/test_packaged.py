@@ -1,4 +1,4 @@
-"""The default network inside the package, and the making of such a file."""
+"""The weights shipped with the package and the packing of such files."""
 
 import json
 import struct
@@ -20,7 +20,7 @@ ASSETS = Path(uvos_jax.__file__).parent / "assets"
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A small network whose variances exceed float16."""
+    """Checkpoint of a small network with variances beyond the range of float16."""
     model = build("adnet", variant="official", **SMALL)
     variables = random_variables(model)
     variables["batch_stats"]["backbone"]["bn1"]["var"] += np.float32(123_457)
@@ -31,7 +31,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def small_file(checkpoint, tmp_path, monkeypatch):
-    """The small network packed, in the place of the packaged one."""
+    """Packed file of the small network, installed in place of the packaged weights."""
     file = tmp_path / "default.safetensors"
     packaged.pack(checkpoint[0], file, origin="drawn at random", license="none", scores={"nothing": {"J": 0.25}})
     monkeypatch.setattr(packaged, "ASSETS", tmp_path)
@@ -40,7 +40,7 @@ def small_file(checkpoint, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("weights", "learned", "license"), [
     ("default", "DAVIS-2016", "CC BY-NC 4.0"), ("synthetic", "generated clips", "Apache-2.0")])
-def test_a_packaged_file_is_small_whole_and_says_what_it_is(weights, learned, license):
+def test_packaged_file_is_below_10_mb_and_describes_itself(weights, learned, license):
     assert (ASSETS / f"{weights}.safetensors").stat().st_size < 10_000_000
     name, model, variables = packaged.load_packaged(weights)
     about = packaged.about(weights)
@@ -51,7 +51,7 @@ def test_a_packaged_file_is_small_whole_and_says_what_it_is(weights, learned, li
     assert all(0 < value < 1 for scores in about["scores"].values() for value in scores.values())
 
 
-def test_every_packaged_file_is_named_by_the_license():
+def test_license_names_every_packaged_file():
     text = (ASSETS / "LICENSE").read_text()
     assert "CC BY-NC 4.0" in text and "Apache License 2.0" in text and "DAVIS-2016" in text
     files = {file.name for file in ASSETS.iterdir()} - {"LICENSE"}
@@ -59,15 +59,15 @@ def test_every_packaged_file_is_named_by_the_license():
     assert all(name in text for name in files)
 
 
-def test_weights_are_recognized_by_their_digest(small_file):
+def test_weights_are_recognized_by_digest(small_file):
     digest = packaged.about()["sha256"]
     assert packaged.recognized(digest) == "default" and packaged.recognized("0" * 64) is None
-    small_file.write_bytes(small_file.read_bytes()[:100])  # whoever has weights of their own is not troubled by this
+    small_file.write_bytes(small_file.read_bytes()[:100])  # a damaged package must not fail users with own weights
     assert packaged.recognized(digest) is None
 
 
-def test_the_header_can_be_read_without_this_library():
-    # The format: eight bytes of length, JSON, then the arrays.
+def test_header_is_readable_without_this_library():
+    # Format: 8 bytes of length, JSON, then the arrays.
     data = (ASSETS / "default.safetensors").read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
     about = json.loads(json.loads(data[8:8 + length])["__metadata__"]["uvos"])
@@ -75,23 +75,23 @@ def test_the_header_can_be_read_without_this_library():
     assert about == packaged.about() and "CC BY-NC 4.0" in about["license"]
 
 
-def test_packing_rounds_kernels_alone(checkpoint, small_file):
+def test_packing_rounds_only_kernels(checkpoint, small_file):
     _, model, variables = checkpoint
     name, loaded, read = packaged.load_packaged()
     assert name == "adnet" and loaded == model
     assert packaged.about()["scores"] == {"nothing": {"J": 0.25}}
     pairs = zip(jax.tree_util.tree_leaves_with_path(variables), jax.tree.leaves(read), strict=True)
     for (path, before), after in pairs:
-        # float16 keeps 11 bits; below 2^-14 the steps are 2^-24.
+        # float16 has 11 significant bits; below 2^-14 its spacing is 2^-24.
         error = 2.0**-11 * np.abs(before) + 2.0**-25 if before.ndim > 1 else 0
         assert after.dtype == np.float32 and (np.abs(after - before) <= error).all(), path
-    # Packing is the same every time, and nothing else is left beside the file.
+    # Packing is deterministic and leaves no other file.
     content = small_file.read_bytes()
     packaged.pack(checkpoint[0], small_file, origin="drawn at random", license="none", scores={"nothing": {"J": 0.25}})
     assert small_file.read_bytes() == content and [p.name for p in small_file.parent.iterdir()] == [small_file.name]
 
 
-def test_only_what_fits_the_weights_may_be_changed(small_file):
+def test_only_non_structural_fields_can_be_overridden(small_file):
     _, model, variables = packaged.load_packaged(variant="paper", short_side=49)
     assert model.variant == "paper" and model.frame_size((48, 72)) == (49, 73)
     assert jax.tree.structure(variables) == jax.tree.structure(packaged.load_packaged()[2])
@@ -101,7 +101,7 @@ def test_only_what_fits_the_weights_may_be_changed(small_file):
         packaged.load_packaged(widht=8)
 
 
-def test_weights_beyond_float16_are_not_packed(checkpoint, tmp_path):
+def test_weights_beyond_float16_range_are_not_packed(checkpoint, tmp_path):
     _, model, variables = checkpoint
     large = jax.tree.map(np.copy, variables)
     large["params"]["embed"]["kernel"][0] = 1e5
@@ -119,7 +119,7 @@ def test_weights_beyond_float16_are_not_packed(checkpoint, tmp_path):
     lambda data: data.replace(b'"uvos"', b'"sovu"', 1),
     lambda data: None,
 ])
-def test_a_damaged_file_is_one_sentence(small_file, damage):
+def test_damaged_file_raises_one_line_error(small_file, damage):
     data = damage(small_file.read_bytes())
     small_file.unlink()
     if data is not None:

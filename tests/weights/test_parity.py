@@ -1,4 +1,4 @@
-"""The parity check: it passes what the published code made and fails what it did not."""
+"""The parity check accepts tensors of the published code and rejects altered ones."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ ADNET = "adnet_a.npz"
 
 @pytest.fixture(scope="module")
 def ran(request):
-    """One real run on the golden file: its comparisons, and every tensor that our model made."""
+    """One run on the golden file: its results, the reported results and every tensor of our model."""
     folder = GOLDEN
     seen, reported = {}, []
     trace = ADNet.TRACES["adnet"]
@@ -36,7 +36,7 @@ def ran(request):
 
 @pytest.fixture
 def rerun(ran, monkeypatch, tmp_path, golden):
-    """Checks a changed copy of the golden file, with the tensors of the one real run."""
+    """Function that checks a changed copy of the golden file against the tensors of ``ran``."""
     monkeypatch.setitem(ADNet.TRACES, "adnet", ADNet.TRACES["adnet"]._replace(run=lambda *_: ran[2]))
     monkeypatch.setattr(parity, "weights_of", lambda manifest: {})
     monkeypatch.setattr(parity, "from_torch", lambda name, weights, **options: {})
@@ -60,7 +60,7 @@ def _refusal(*args, **kwargs):
 
 
 @pytest.mark.slow
-def test_our_adnet_makes_what_the_published_code_made(ran, golden):
+def test_adnet_equals_published_code(ran, golden):
     results, reported, _ = ran
     assert results == reported
     assert len(results) == 14
@@ -78,7 +78,7 @@ def test_our_adnet_makes_what_the_published_code_made(ran, golden):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["logit", "cur_layer4_c8", "P_intra_rows8", "logit_up"])
-def test_one_wrong_value_fails_its_tensor_and_no_other(rerun, name):
+def test_one_wrong_value_fails_only_its_tensor(rerun, name):
     def tamper(tensors):
         place = np.unravel_index(tensors[name].size // 2, tensors[name].shape)
         tensors[name][place] += 1e-3 * np.abs(tensors[name]).max()
@@ -89,7 +89,7 @@ def test_one_wrong_value_fails_its_tensor_and_no_other(rerun, name):
 
 
 @pytest.mark.slow
-def test_the_tolerance_is_the_files(rerun):
+def test_tolerance_is_read_from_file(rerun):
     def tighten(tensors):
         tensors["tolerance"] = np.float64(1e-12)
 
@@ -104,7 +104,7 @@ def test_the_tolerance_is_the_files(rerun):
 
 
 @pytest.mark.slow
-def test_tensors_of_unknown_name_wrong_shape_or_not_finite_fail(rerun):
+def test_unknown_misshapen_and_non_finite_tensors_fail(rerun):
     def change(tensors):
         tensors["cur_layer5_c8"] = np.zeros((1, 8, 2, 2), np.float32)
         tensors["cur_embed"] = tensors["cur_embed"][..., 1:]
@@ -121,7 +121,7 @@ def test_tensors_of_unknown_name_wrong_shape_or_not_finite_fail(rerun):
 
 
 @pytest.mark.slow
-def test_name_suffixes_cut_channels_pixels_and_rows(rerun, ran):
+def test_name_suffixes_select_channels_pixels_and_rows(rerun, ran):
     made = np.asarray(ran[2]["cur_layer2"])
     rows = np.asarray(ran[2]["P_anchor"](221))
 
@@ -141,12 +141,12 @@ def test_name_suffixes_cut_channels_pixels_and_rows(rerun, ran):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ref", "cur", "tolerance", "system", "variant"])
-def test_a_file_that_lacks_what_is_needed_is_refused(rerun, name):
+def test_file_without_required_entry_is_rejected(rerun, name):
     with pytest.raises(UserError, match=f"lacks.* {name}"):
         rerun(lambda tensors: tensors.pop(name))
 
 
-def test_missing_or_foreign_files_are_refused(tmp_path, golden):
+def test_missing_or_foreign_files_are_rejected(tmp_path, golden):
     assert "no reference file" in _refusal(tmp_path / "absent.npz")
     (tmp_path / "text.npz").write_text("no zip")
     assert "not a readable" in _refusal(tmp_path / "text.npz")
@@ -159,14 +159,14 @@ def test_missing_or_foreign_files_are_refused(tmp_path, golden):
         assert "is not a manifest" in _refusal(tmp_path / ADNET)
 
 
-def test_a_manifest_of_another_network_is_refused(tmp_path, golden):
+def test_manifest_of_another_network_is_rejected(tmp_path, golden):
     manifest = {"keys": {"features.conv1.weight": [64, 3, 3, 3], "other.weight": [2]}}
     (tmp_path / "m.json").write_text(json.dumps(manifest))
     message = _refusal(golden / ADNET, tmp_path / "m.json")
     assert "576 keys missing" in message and "1 key too many (other.weight)" in message
 
 
-def test_an_unknown_variant_or_system_is_refused(tmp_path, golden):
+def test_unknown_variant_or_system_is_rejected(tmp_path, golden):
     (tmp_path / "m.json").write_text(json.dumps({"keys": {}}))
     assert "'offical'" in _refusal(golden / ADNET, tmp_path / "m.json", variant="offical")
     np.savez(tmp_path / "x.npz", system="nonet", variant="official", tolerance=1e-4, ref=np.zeros(1))
@@ -177,7 +177,7 @@ def _draws(key):
     return np.random.Generator(np.random.PCG64(zlib.crc32(key.encode())))
 
 
-def test_weights_follow_the_rule_of_the_manifest(golden):
+def test_weights_follow_manifest_rule(golden):
     manifest = json.loads((golden / "adnet_manifest.json").read_text())
     names = ["features.conv1.weight", "features.bn1.weight", "features.bn1.bias", "features.bn1.running_mean",
              "features.bn1.running_var", "features.layer1.0.bn3.weight", "features.layer4.2.bn3.weight",
@@ -209,7 +209,7 @@ def test_weights_follow_the_rule_of_the_manifest(golden):
         np.testing.assert_array_equal(weights[name], value, err_msg=name)
 
 
-def test_counters_other_names_aliases_and_partly_matching_scales():
+def test_manifest_counters_aliases_and_scales():
     keys = {"a.num_batches_tracked": [], "a.gamma": [3], "a.weight": [2], "aa.weight": [2], "b.weight": [2],
             "l.weight": [4, 6]}
     weights = parity.weights_of(
@@ -221,7 +221,7 @@ def test_counters_other_names_aliases_and_partly_matching_scales():
     np.testing.assert_allclose(
         weights["a.weight"], 1.5 * (1 + 0.05 * _draws("a.weight").standard_normal(2)), rtol=1e-6
     )
-    # The expression must match the whole key, so only the second entry counts here.
+    # The expression must match the whole key, so only the second entry applies.
     np.testing.assert_allclose(
         weights["aa.weight"], 3 * (1 + 0.05 * _draws("aa.weight").standard_normal(2)), rtol=1e-6
     )
@@ -232,7 +232,7 @@ def test_counters_other_names_aliases_and_partly_matching_scales():
 
 
 @pytest.mark.slow
-def test_a_file_of_inputs_alone_proves_nothing(rerun):
+def test_file_with_only_inputs_is_rejected(rerun):
     def change(tensors):
         for name in set(tensors) - {"ref", "cur", "system", "variant", "tolerance"}:
             del tensors[name]
@@ -243,7 +243,7 @@ def test_a_file_of_inputs_alone_proves_nothing(rerun):
 
 @pytest.mark.torch
 @pytest.mark.slow
-def test_a_reference_of_another_size_made_by_torch(torch, tmp_path, golden):
+def test_check_of_torch_reference_at_another_size(torch, tmp_path, golden):
     from tests.helpers.torch_adnet import TorchADNet
 
     manifest = json.loads((golden / "adnet_manifest.json").read_text())
@@ -253,7 +253,7 @@ def test_a_reference_of_another_size_made_by_torch(torch, tmp_path, golden):
         published = file["logit"]
     assert (
         np.abs(logits.numpy() - published).max() <= 2e-5 * np.abs(published).max()
-    )  # the network above is AD-Net
+    )  # the PyTorch network is AD-Net
 
     rng = np.random.default_rng(0)
     ref, cur = ((40 * rng.standard_normal((2, 3, 81, 113))).astype(np.float32) for _ in range(2))
@@ -283,7 +283,7 @@ def test_a_reference_of_another_size_made_by_torch(torch, tmp_path, golden):
 
 
 @pytest.mark.slow
-def test_attention_matrices_may_be_stored_whole(rerun, ran):
+def test_full_attention_matrix_can_be_checked(rerun, ran):
     def change(tensors):
         tensors["P_intra"] = np.asarray(ran[2]["P_intra"](None))
 
@@ -292,7 +292,7 @@ def test_attention_matrices_may_be_stored_whole(rerun, ran):
 
 
 @pytest.mark.slow
-def test_a_tolerance_that_is_no_number_is_refused(rerun):
+def test_non_numeric_tolerance_is_rejected(rerun):
     with pytest.raises(UserError, match="not a number"):
         rerun(lambda tensors: tensors.update(tolerance=np.array("small")))
 
@@ -301,6 +301,6 @@ def test_a_tolerance_that_is_no_number_is_refused(rerun):
     {"scale": [["(", 2.0]]}, {"scale": 3}, {"alias": {"a.weight": "b.weight"}, "keys": {"a.weight": [1]}},
     {"keys": {"a.weight": "abc"}}, {"keys": {"a.weight": [-1, 3]}},
 ])
-def test_a_manifest_that_breaks_its_rule_is_refused(golden, tmp_path, change):
+def test_invalid_manifest_is_rejected(golden, tmp_path, change):
     (tmp_path / "m.json").write_text(json.dumps({"keys": {"a.bias": [2]}} | change))
     assert "breaks its rule" in _refusal(golden / ADNET, tmp_path / "m.json")

@@ -1,4 +1,4 @@
-"""Weights of version 0.1 under current names."""
+"""Renaming of version 0.1 variables to their current names."""
 
 import json
 
@@ -47,14 +47,14 @@ from uvos_jax.weights.compatibility import current_path
     ("raft", "cnet/layer3_0/downsample_norm/var", "cnet/layer3_0/downsample/bn/var"),
     ("raft", "update/gru/convz1/kernel", "update/gru/convz1/kernel"),
 ])
-def test_paths_of_0_1_are_renamed(system, old, new):
+def test_paths_of_0_1_are_renamed_idempotently(system, old, new):
     assert current_path(system, old) == new
     assert current_path(system, new) == new
 
 
 @pytest.fixture
 def old_checkpoint(tmp_path):
-    """A checkpoint as version 0.1 wrote it, and its variables under current names."""
+    """A checkpoint with the names of version 0.1 and its variables under current names."""
     model = build("adnet", **SMALL)
     variables = random_variables(model)
     old = {}
@@ -69,13 +69,13 @@ def old_checkpoint(tmp_path):
     return directory, variables
 
 
-def test_a_checkpoint_of_0_1_loads(old_checkpoint):
+def test_checkpoint_of_0_1_loads(old_checkpoint):
     directory, variables = old_checkpoint
     _, _, loaded = checkpoints.load(directory)
     jax.tree.map(np.testing.assert_array_equal, loaded, jax.tree.map(np.asarray, variables))
 
 
-def test_damaged_weights_of_0_1_are_refused(old_checkpoint):
+def test_damaged_weights_of_0_1_are_rejected(old_checkpoint):
     directory, _ = old_checkpoint
     file = directory / "uvos.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"sha256": "0" * 64}))
@@ -84,7 +84,7 @@ def test_damaged_weights_of_0_1_are_refused(old_checkpoint):
 
 
 @pytest.mark.parametrize("weights", packaged.packaged_names())
-def test_packaged_weights_are_recognized_by_both_digests(weights):
+def test_packaged_weights_are_recognized_by_old_and_new_digest(weights):
     _, _, variables = packaged.load_packaged(weights)
     assert packaged.recognized(checkpoints.digest(variables)) == weights
     assert packaged.recognized(packaged.about(weights)["sha256"]) == weights

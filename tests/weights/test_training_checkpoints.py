@@ -1,4 +1,4 @@
-"""Checkpoints of a run: whole or refused, the last few and the best."""
+"""Checkpoints of a training run: round trip, retention, damage and publication."""
 
 import json
 import shutil
@@ -15,14 +15,14 @@ from uvos_jax.weights.training_checkpoints import RunCheckpoints, publish, withd
 
 
 class Moments(NamedTuple):
-    """As an optimizer keeps them."""
+    """Stand-in for an optimizer state."""
 
     count: np.ndarray
     trace: dict
 
 
 def state(step: int) -> dict:
-    """A tree of several kinds of leaves, all different at every step."""
+    """Training state of several leaf types, different at every step."""
     rng = np.random.default_rng(step)
     params = {"a": {"kernel": rng.standard_normal((3, 3, 2, 4), np.float32)}, "b": rng.standard_normal(7, np.float32)}
     return {"step": np.array(step, np.int32), "params": params, "opt": (Moments(np.array(step, np.int32), params), ()),
@@ -46,7 +46,7 @@ def runs(tmp_path):
     made.close()
 
 
-def test_a_state_comes_back_bit_for_bit(runs):
+def test_restored_state_is_bit_exact(runs):
     assert runs.restore(like) is None
     for step in (3, 12):
         runs.save(step, state(step))
@@ -56,15 +56,15 @@ def test_a_state_comes_back_bit_for_bit(runs):
     assert_same(found, state(12))
 
 
-def test_what_is_saved_is_the_state_at_the_time_of_saving(runs):
+def test_save_copies_state_before_returning(runs):
     mine = state(1)
     runs.save(1, mine)
-    mine["params"]["b"][:] = 0  # as a device that goes on in the same memory
+    mine["params"]["b"][:] = 0  # as a device that reuses the buffer
     runs.wait()
     assert_same(runs.restore(like)[1], state(1))
 
 
-def test_the_last_ones_and_the_best_stay(runs):
+def test_last_and_best_checkpoints_are_kept(runs):
     for step, score in [(1, 0.2), (2, 0.9), (3, None), (4, 0.9), (5, 0.1), (6, None)]:
         runs.save(step, state(step), score)
     runs.wait()
@@ -86,7 +86,7 @@ def flip_a_byte(folder):
 
 
 def change_a_value(folder):
-    """A sound tree of other values: only the digest can tell."""
+    """Replaces the arrays by a valid tree of other values, which only the digest detects."""
     from uvos_jax.weights.training_checkpoints import _flat, checkpointer
 
     shutil.rmtree(folder / "state")
@@ -111,7 +111,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_used(runs, damage):
+def test_restore_skips_damaged_checkpoint(runs, damage):
     for step in (10, 20):
         runs.save(step, state(step))
     runs.wait()
@@ -126,7 +126,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_used(runs, damage
         runs.restore(like, said.append)
 
 
-def test_a_state_of_another_network_is_refused(runs):
+def test_state_of_another_network_is_rejected(runs):
     runs.save(1, state(1))
     runs.wait()
     other = state(0) | {"key": np.zeros(4, np.uint32)}
@@ -134,7 +134,7 @@ def test_a_state_of_another_network_is_refused(runs):
         runs.restore(lambda step: other, lambda text: None)
 
 
-def test_refused_checkpoints_do_not_push_out_good_ones(runs):
+def test_damaged_checkpoints_do_not_displace_valid_ones(runs):
     for step in (1, 2, 3):
         runs.save(step, state(step))
     runs.wait()
@@ -144,13 +144,13 @@ def test_refused_checkpoints_do_not_push_out_good_ones(runs):
     runs.clean(2)
     assert runs.steps() == [2]
     assert [path.name for path in runs.folder.glob(".*")] == [".00000003.damaged"]
-    runs.save(3, state(3))  # the same step again
+    runs.save(3, state(3))  # the step of the damaged checkpoint
     runs.wait()
     assert runs.steps() == [2, 3]
     assert_same(runs.restore(like)[1], state(3))
 
 
-def test_a_folder_that_cannot_be_written_is_the_users_error(tmp_path):
+def test_unwritable_folder_raises_user_error(tmp_path):
     (tmp_path / "checkpoints").write_text("a file")
     runs = RunCheckpoints(tmp_path / "checkpoints", 1)
     runs.save(1, state(1))
@@ -165,7 +165,7 @@ def write(text):
     return make
 
 
-def test_a_published_name_leads_to_old_or_new_weights(tmp_path):
+def test_publish_is_atomic_and_link_survives_move(tmp_path):
     link = tmp_path / "best"
     publish(link, 1, write("first"))
     assert (link / "weights").read_text() == "first"
@@ -188,8 +188,8 @@ def test_a_published_name_leads_to_old_or_new_weights(tmp_path):
     assert not (tmp_path.with_name("moved") / "best").is_symlink()
 
 
-def test_saves_in_several_threads_are_all_whole(tmp_path):
-    """As when the best weights are published while a checkpoint is being written; by itself Orbax hangs here."""
+def test_concurrent_saves_are_complete(tmp_path):
+    """Occurs when the best weights are published during a checkpoint save; plain Orbax hangs here."""
     tree = {str(i): np.full((50, 50), i, np.float32) for i in range(20)}
     whole = []
 
