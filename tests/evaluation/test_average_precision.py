@@ -1,4 +1,4 @@
-"""COCO's matching and average precision: values known by hand, and a slow reading of the definition."""
+"""COCO matching and average precision against values computed by hand and a brute-force reference."""
 
 import numpy as np
 import pytest
@@ -39,51 +39,51 @@ def test_perfect_detections():
 @pytest.mark.parametrize(
     ("scores", "ious", "expected"),
     [
-        ([0.9, 0.8], [[0.96], [0.1]], 1),  # the false one comes after full recall
+        ([0.9, 0.8], [[0.96], [0.1]], 1),  # the false positive comes after full recall
         ([0.8, 0.9], [[0.96], [0.1]], 1 / 2),
         ([0.9], [[0.96, 0]], 51 / 101),  # precision 1 at the recalls 0, 0.01, .. 0.5
         ([0.9, 0.8], [[0.96], [0.96]], 1),
         ([0.9, 0.8, 0.7], [[0.96, 0], [0.96, 0], [0, 0.96]], (51 + 50 * 2 / 3) / 101),  # a duplicate is false
-        ([0.9, 0.8, 0.7], [[0, 0], [0.96, 0], [0, 0.96]], 2 / 3),  # 1/2 at recall 0.5, lifted by 2/3 later on
-        ([0.9], [[0.72]], 5 / 10),  # right at 5 of the 10 thresholds
+        ([0.9, 0.8, 0.7], [[0, 0], [0.96, 0], [0, 0.96]], 2 / 3),  # 1/2 at recall 0.5, raised to the later 2/3
+        ([0.9], [[0.72]], 5 / 10),  # a true positive at 5 of the 10 thresholds
         ([0.9], [[0.4]], 0),
     ],
 )
-def test_ap_known_by_hand(scores, ious, expected):
+def test_ap_equals_hand_computed_values(scores, ious, expected):
     assert scores_of(group(scores, ious))["AP"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_ap_at_one_threshold_and_recall():
     found = scores_of(group([0.9, 0.8], [[0.72, 0], [0, 0.8]]))
     assert found["AP50"] == pytest.approx(1)
-    assert found["AP75"] == pytest.approx(1 / 2 * 51 / 101)  # the first is false, the second right
-    # Recall of the best one: 1/2 at 5 thresholds; of both: 1 at 5 thresholds, 1/2 at 2 (0.75 and 0.8).
+    assert found["AP75"] == pytest.approx(1 / 2 * 51 / 101)  # a false positive, then a true one
+    # Recall of the best detection: 1/2 at 5 thresholds; of both: 1 at 5 thresholds, 1/2 at 2 (0.75 and 0.8).
     assert (found["AR1"], found["AR10"]) == (pytest.approx(0.25), pytest.approx(0.6))
 
 
-def test_a_match_goes_to_the_largest_iou_and_the_better_score_chooses_first():
-    # The best detection takes object 1, which leaves nothing for the other, although 0 was possible.
+def test_matching_is_greedy_by_score_then_by_iou():
+    # The best detection takes object 1, so the second one stays unmatched, although object 0 was possible.
     curve = precision_recall([group([0.9, 0.8], [[0.6, 0.7], [0.4, 0.9]])], ALL, thresholds=np.array([0.5]))
     assert curve.recall[0, 0, -1] == 0.5
-    # Of equal ones the last is taken, so that the first is left for the second detection.
+    # On equal IoU the last object is taken, so the first remains for the second detection.
     for second, recall in (([0.9, 0], 1), ([0, 0.9], 0.5)):
         curve = precision_recall([group([0.9, 0.8], [[0.6, 0.6], second])], ALL, thresholds=np.array([0.5]))
         assert curve.recall[0, 0, -1] == recall
 
 
-def test_threshold_of_one_leaves_room_for_rounding():
+def test_threshold_of_one_tolerates_rounding():
     for iou, recall in ((1.0, 1), (1 - 1e-11, 1), (1 - 1e-9, 0)):
         assert precision_recall([group([0.9], [[iou]])], ALL, thresholds=np.array([1.0])).recall[0, 0, -1] == recall
 
 
-def test_crowds_are_ignored_and_take_many():
+def test_crowds_are_ignored_and_match_several_detections():
     crowd = [False, True]
     # Both detections on the crowd are not counted: without the crowd, they would halve the precision.
     found = scores_of(group([0.9, 0.8, 0.7], [[0, 0.96], [0, 0.96], [0.96, 0]], crowd=crowd))
     assert (found["AP"], found["AR100"]) == (pytest.approx(1), pytest.approx(1))
     # A real object is preferred to a crowd of larger IoU.
     assert scores_of(group([0.9], [[0.96, 1]], crowd=crowd))["AP"] == pytest.approx(1)
-    # Once it is taken, the crowd takes what follows.
+    # Once the object is matched, further detections match the crowd.
     found = scores_of(group([0.9, 0.8], [[0.96, 0.96], [0.96, 0.96]], crowd=crowd), group([0.7], [[0.96]]))
     assert found["AP"] == pytest.approx(1)
     assert scores_of(group([0.9], [[0.96]], crowd=[True])) == dict.fromkeys(
@@ -91,24 +91,24 @@ def test_crowds_are_ignored_and_take_many():
     )
 
 
-def test_area_ranges_ignore_what_is_outside():
+def test_area_ranges_ignore_objects_and_detections_outside():
     # A small and a large object; both found, and a false detection before them that is large.
     ious = [[0, 0], [0.96, 0], [0, 0.96]]
     found = scores_of(group([0.9, 0.8, 0.7], ious, [500, 50, 500], [50, 500]), ranges=SIZES)
     assert found["AP_S"] == pytest.approx(1)
     assert found["AP_L"] == pytest.approx(1 / 2)
     assert found["AP"] == pytest.approx(2 / 3)
-    # What matches an object outside the range is not counted, even if its own area is inside.
+    # A detection that matches an object outside the range is ignored, even if its own area is inside.
     found = scores_of(group([0.9, 0.8], [[0.96, 0], [0, 0.96]], [500, 500], [50, 500]), ranges=SIZES)
     assert (found["AP_S"], found["AP_L"]) == (pytest.approx(1), pytest.approx(1))
-    # Both ends belong to a range.
+    # Ranges include both ends.
     found = scores_of(group([0.9], [[0.96]], [100], [100]), ranges=SIZES)
     assert (found["AP_S"], found["AP_L"]) == (pytest.approx(1), pytest.approx(1))
 
 
-def test_only_the_best_detections_of_each_group_count():
+def test_detections_beyond_the_maximum_are_not_counted():
     ious = np.zeros((101, 1))
-    ious[0] = 1  # the one of the lowest score is right
+    ious[0] = 1  # the detection of lowest score is the true positive
     assert scores_of(group(np.arange(101), ious))["AR100"] == 0
     assert scores_of(group(np.arange(1, 101), ious[:100]))["AR100"] == pytest.approx(1)
     assert scores_of(group(np.arange(1, 101), ious[:100]))["AR10"] == 0
@@ -123,19 +123,19 @@ def test_groups_without_detections_or_objects():
     assert scores_of(group([0.9], np.zeros((1, 0))), one)["AP"] == pytest.approx(1 / 2)
 
 
-def test_equal_scores_keep_the_order_of_groups():
+def test_equal_scores_keep_group_order():
     right, wrong = group([0.5], [[1]]), group([0.5], np.zeros((1, 0)))
     assert scores_of(right, wrong)["AP"] == pytest.approx(1)
     assert scores_of(wrong, right)["AP"] == pytest.approx(1 / 2)
 
 
-def test_mean_over_categories_leaves_out_those_without_objects():
+def test_mean_skips_categories_without_objects():
     curves = [precision_recall(groups, ALL) for groups in ([group([0.9], [[1]])], [], [group([0.9], [[0.1]])])]
     assert summarize(curves, ALL)["AP"] == pytest.approx(1 / 2)
 
 
 def slow_curve(groups, low, high, most, threshold):
-    """Reads the rules one by one: returns precision at 101 recalls and the recall reached, or None."""
+    """Returns precision at 101 recalls and the final recall by brute force, or None without objects."""
     verdicts, to_find = [], 0
     for at, (scores, areas, ious, truth_areas, crowd) in enumerate(groups):
         ignored = [bool(c) or not low <= a <= high for c, a in zip(crowd, truth_areas, strict=True)]
@@ -155,13 +155,13 @@ def slow_curve(groups, low, high, most, threshold):
         return None
     right = [verdict[-1] for verdict in sorted(verdicts)]
     points = [(sum(right[:n]) / to_find, sum(right[:n]) / n) for n in range(1, len(right) + 1)]
-    # k * 0.01 is not k / 100: as in pycocotools, a recall of 7/10 is too little for some of these levels.
+    # As in pycocotools, levels are k * 0.01, not k / 100: a recall of 7/10 misses some of them by rounding.
     precision = [max((p for r, p in points if r >= k * 0.01), default=0) for k in range(101)]
     return precision, points[-1][0] if points else 0
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_equals_a_slow_reading_of_the_rules(seed):
+def test_precision_and_recall_equal_brute_force(seed):
     rng = np.random.default_rng(seed)
     groups = []
     for _ in range(6):

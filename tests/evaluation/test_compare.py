@@ -1,7 +1,7 @@
-"""Comparing result folders: scores known by hand, the order of the sequences, the files, and what is refused.
+"""Comparison of result folders: hand-computed scores, order of sequences, written files and errors.
 
-A frame is either predicted as it is or left empty, so J and F are both 1 or both 0, and a sequence's score is the
-share of its scored frames (all but the first and last) that are right.
+A predicted frame equals the ground truth or is empty, so J and F are both 1 or both 0. A sequence's score is the
+fraction of scored frames (all but the first and last) that are correct.
 """
 
 import csv
@@ -25,7 +25,7 @@ TRUTH = np.stack([made_up.rectangle(10, 30, 10 + 2 * t, 30 + 2 * t) for t in ran
 
 
 def right_until(count: int, truth: np.ndarray = TRUTH) -> np.ndarray:
-    """Predictions of which the first ``count`` scored frames are right and the others empty."""
+    """Predictions: the first ``count`` scored frames equal the ground truth, the others are empty."""
     return np.where((np.arange(len(truth)) <= count)[:, None, None], truth, 0)
 
 
@@ -61,14 +61,14 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def grid_cells(path: Path, rows: int, columns: int, height: int) -> np.ndarray:
-    """The cells of worst_frames.png where all have the same height, uint8 [rows, columns, height, 320, 3]."""
+    """The cells of worst_frames.png, all of equal height, uint8 [rows, columns, height, 320, 3]."""
     picture = pixels(path)
     assert picture.shape == (16 + 34 + 26 + rows * (26 + height + 8) - 8 + 16, 16 + columns * 328 - 8 + 16, 3)
     return np.array([[picture[top:top + height, left:left + 320] for left in range(16, 16 + columns * 328, 328)]
                      for top in range(16 + 34 + 26 + 26, 16 + 34 + 26 + rows * (26 + height + 8), 26 + height + 8)])
 
 
-def test_largest_difference_first_and_ties_by_name(animals, two_runs):
+def test_rows_are_sorted_by_difference_then_name(animals, two_runs):
     comparison = compare(two_runs, animals)
     assert comparison.names == ("old", "new") and comparison.measure == "J&F"
     assert [(row.name, row.scores, row.difference) for row in comparison.rows] == [
@@ -76,7 +76,7 @@ def test_largest_difference_first_and_ties_by_name(animals, two_runs):
     assert (comparison.overall.scores, comparison.overall.difference) == ((0.625, 0.8125), 0.1875)
 
 
-def test_the_difference_of_three_runs_is_that_of_best_and_worst(tmp_path, animals, two_runs):
+def test_difference_of_three_runs_is_best_minus_worst(tmp_path, animals, two_runs):
     middle = save_run(tmp_path / "middle", {"dog": 0, "cat": 0, "bee": 0, "ant": 4})
     comparison = compare([two_runs[0], middle, two_runs[1]], animals, sequences=("dog", "bee"))
     assert [(row.name, row.scores, row.difference) for row in comparison.rows] == [
@@ -84,15 +84,15 @@ def test_the_difference_of_three_runs_is_that_of_best_and_worst(tmp_path, animal
     assert comparison.overall.scores == (0.625, 0.0, 0.75)
 
 
-def test_t_is_left_out(animals, two_runs):
+def test_temporal_stability_is_not_computed(animals, two_runs):
     chosen = {"sequences": ("dog",)}
-    assert evaluate("davis2016", two_runs[0], animals, **chosen).scores["T"] == 0  # a shift costs nothing
+    assert evaluate("davis2016", two_runs[0], animals, **chosen).scores["T"] == 0  # T of a translation is 0
     left_out = evaluate("davis2016", two_runs[0], animals, **chosen, temporal=False)
     assert math.isnan(left_out.scores["T"]) and left_out.scores["J&F"]["mean"] == 1
     assert all(math.isnan(result.scores["T"]) for result in compare(two_runs, animals).results)
 
 
-def test_names_get_parents_until_they_differ(tmp_path, animals, monkeypatch):
+def test_run_names_include_parents_until_unique(tmp_path, animals, monkeypatch):
     right = dict.fromkeys(["dog", "cat", "bee", "ant"], 4)
     monkeypatch.chdir(save_run(tmp_path / "a" / "x" / "masks", right))
     runs = [Path("."), save_run(tmp_path / "b" / "x" / "masks", right), save_run(tmp_path / "y" / "masks", right),
@@ -102,8 +102,8 @@ def test_names_get_parents_until_they_differ(tmp_path, animals, monkeypatch):
     assert list(table(compare(runs, animals))[0])[-2:] == ["J&F Difference", "Difference"]
 
 
-def test_a_protocol_of_j_alone(tmp_path):
-    """Half of a rectangle scores 0.5; the frame without any object does not count, first and last frames do."""
+def test_protocol_with_j_only(tmp_path):
+    """Half of a rectangle has J = 0.5. Frames without objects are not scored; first and last frames are."""
     whole, half = made_up.rectangle(10, 30, 10, 30), made_up.rectangle(10, 30, 10, 20)
     empty = np.zeros_like(whole)
     made_up.save_masks(tmp_path / "FBMS" / "Annotations" / "horse", [whole, empty, whole])
@@ -113,15 +113,15 @@ def test_a_protocol_of_j_alone(tmp_path):
         made_up.save_masks(tmp_path / run / "void", [whole])
     comparison = compare([tmp_path / "a", tmp_path / "b"], tmp_path / "FBMS", "fbms-j")
     assert comparison.measure == "J" and comparison.split == "test"
-    assert [row.name for row in comparison.rows] == ["horse", "void"]  # without a score is last
+    assert [row.name for row in comparison.rows] == ["horse", "void"]  # a sequence without a score comes last
     assert comparison.rows[0].scores == (1.0, 0.75) and all(map(math.isnan, comparison.rows[1].scores))
     assert worst_frames(comparison) == [("horse", "00000", (1.0, 0.5))]
     write(comparison, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["sequences"]["void"]["difference"] is None
 
 
-def test_ground_truth_of_fbms_as_published(tmp_path):
-    """In its color files white is background, and every color an object."""
+def test_fbms_in_its_published_format(tmp_path):
+    """In the color files, white is background and every other color is an object."""
     objects = made_up.rectangle(10, 40, 10, 90, (50, 320)) + made_up.rectangle(10, 40, 110, 190, (50, 320), 2)
     folder = tmp_path / "FBMS" / "Testset" / "horse"
     (folder / "GroundTruth").mkdir(parents=True)
@@ -138,7 +138,7 @@ def test_ground_truth_of_fbms_as_published(tmp_path):
     np.testing.assert_array_equal(cells, [draw_overlay(image, objects > 0)] * 3)
 
 
-def test_youtube_objects(tmp_path):
+def test_youtube_objects_overall_score_is_a_mean_over_sequences(tmp_path):
     truth = made_up.rectangle(10, 30, 10, 30)
     for folder in (tmp_path / "YTO" / "Annotations", tmp_path / "a", tmp_path / "b"):
         made_up.save_masks(folder / "cat" / "0001", [truth])
@@ -146,11 +146,11 @@ def test_youtube_objects(tmp_path):
         made_up.save_masks(folder / "dog" / "0001", [truth])
     comparison = compare([tmp_path / "a", tmp_path / "b"], tmp_path / "YTO", "youtube-objects")
     assert comparison.rows[0].name == "cat/0002" and comparison.rows[0].difference == -1
-    assert comparison.overall.scores == pytest.approx((1, 2 / 3))  # over sequences; over classes it would be 3 / 4
+    assert comparison.overall.scores == pytest.approx((1, 2 / 3))  # over classes it would be 3 / 4
     assert len(write(comparison, tmp_path / "out")) == 4
 
 
-def test_worst_frames_are_the_lowest_of_any_run_and_one_a_sequence(animals, two_runs):
+def test_worst_frame_of_each_sequence_is_the_lowest_of_any_run(animals, two_runs):
     assert worst_frames(compare(two_runs, animals)) == [
         ("ant", "00003", (0.0, 1.0)), ("bee", "00002", (0.0, 1.0)), ("cat", "00004", (0.0, 0.0)),
         ("dog", "00003", (1.0, 0.0))]
@@ -164,7 +164,7 @@ def test_at_most_eight_worst_frames(tmp_path):
     assert [entry[0] for entry in worst_frames(compare(runs, dataset))] == ["s9", *names[:7]]
 
 
-def test_tables(tmp_path, animals, two_runs):
+def test_csv_and_json_files(tmp_path, animals, two_runs):
     comparison = compare(two_runs, animals)
     paths = write(comparison, tmp_path / "deep" / "out")
     assert sorted(path.name for path in paths) == [
@@ -187,8 +187,8 @@ def test_tables(tmp_path, animals, two_runs):
     assert written["worst_frames"][0] == {"sequence": "ant", "frame": "00003", "scores": {"old": 0, "new": 1}}
 
 
-def test_grid_draws_truth_and_masks_onto_the_frame(tmp_path):
-    """Frames of the width of a cell are not scaled, so that every pixel is known."""
+def test_grid_overlays_ground_truth_and_masks_on_frames(tmp_path):
+    """Frames have the width of a cell, so they are not scaled and every pixel is known."""
     truth = np.stack([made_up.rectangle(10, 40, 10 + 5 * t, 200, (50, 320)) for t in range(FRAMES)])
     dataset = made_up.davis(tmp_path / "DAVIS", {"dog": truth, "cat": truth}, 2016)
     images = save_images(dataset, "dog", FRAMES, (50, 320))  # cat has none
@@ -205,7 +205,7 @@ def test_grid_draws_truth_and_masks_onto_the_frame(tmp_path):
     np.testing.assert_array_equal(cat[2], cat[0])
 
 
-def test_grid_scales_frames_to_the_common_width(tmp_path, animals, two_runs):
+def test_grid_scales_frames_to_cell_width(tmp_path, animals, two_runs):
     for name in ("dog", "cat", "bee", "ant"):
         save_images(animals, name, FRAMES, (80, 120))  # twice the size of the masks
     write(compare(two_runs, animals), tmp_path / "out")
@@ -214,8 +214,8 @@ def test_grid_scales_frames_to_the_common_width(tmp_path, animals, two_runs):
     np.testing.assert_array_equal((cells[:, 1:] == cells[:, :1]).all((2, 3, 4)), right)
 
 
-def test_proposals_have_the_colors_of_their_objects(tmp_path):
-    """Run a calls the objects 3 and 1 and has a proposal too many; run b numbers them as the truth does."""
+def test_grid_colors_proposals_like_their_matched_objects(tmp_path):
+    """Run a uses the ids 3 and 1 and has one extra proposal, drawn gray; run b uses the ids of the ground truth."""
     left, right, spare = (made_up.rectangle(10, 40, start, start + 80, (50, 320)) for start in (10, 110, 210))
     made_up.davis(tmp_path / "DAVIS", {"dog": [left + 2 * right] * 3}, annotations="Annotations_unsupervised")
     made_up.save_masks(tmp_path / "a" / "dog", [3 * left + right + 2 * spare] * 3)
@@ -231,7 +231,7 @@ def test_proposals_have_the_colors_of_their_objects(tmp_path):
     assert gray.min() > 0 and np.ptp(gray, axis=1).max() == 0
 
 
-def test_void_and_several_objects_of_the_semi_supervised_rule(tmp_path):
+def test_grid_of_semi_supervised_rule_ignores_void(tmp_path):
     truth = made_up.rectangle(10, 40, 10, 90, (50, 320)) + made_up.rectangle(10, 40, 110, 190, (50, 320), 2)
     with_void = truth + made_up.rectangle(10, 40, 210, 290, (50, 320), 255)
     made_up.davis(tmp_path / "DAVIS", {"dog": [truth, with_void, with_void]})
@@ -245,7 +245,7 @@ def test_void_and_several_objects_of_the_semi_supervised_rule(tmp_path):
     np.testing.assert_array_equal(cells[2], draw_overlay(np.zeros_like(cells[2]), (truth == 1).astype(np.uint8)))
 
 
-def test_bars_are_as_long_as_the_scores(tmp_path, animals, two_runs):
+def test_bar_lengths_are_proportional_to_scores(tmp_path, animals, two_runs):
     write(compare(two_runs, animals, sequences=("dog",)), tmp_path / "out")
     picture = pixels(tmp_path / "out" / "differences.png")
     blue, orange = ((picture == color).all(-1).sum(1).max() for color in ((31, 119, 180), (255, 127, 14)))
@@ -253,9 +253,9 @@ def test_bars_are_as_long_as_the_scores(tmp_path, animals, two_runs):
 
 
 @pytest.mark.slow
-def test_bar_picture_grows_until_forty_sequences(tmp_path):
+def test_bar_chart_height_is_capped_at_forty_sequences(tmp_path):
     truth = np.stack([made_up.rectangle(2, 8, 2, 10, (12, 16))] * 3)
-    names = [f"_s${index:02d}$" for index in range(43)]  # matplotlib would take these as hidden, and as formulas
+    names = [f"_s${index:02d}$" for index in range(43)]  # matplotlib hides labels with '_' and parses '$'
     dataset = made_up.davis(tmp_path / "DAVIS", dict.fromkeys(names, truth), 2016)
     runs = [save_run(tmp_path / "_a$b$", dict.fromkeys(names, 1), truth),
             save_run(tmp_path / "b", dict.fromkeys(names, 0), truth)]
@@ -266,13 +266,13 @@ def test_bar_picture_grows_until_forty_sequences(tmp_path):
     assert heights[2] < heights[20] < heights[40] == heights[43] < 4000
 
 
-def test_missing_frame_names_the_run(animals, two_runs):
+def test_error_for_missing_frame_names_the_run(animals, two_runs):
     (two_runs[1] / "bee" / "00003.png").unlink()
     with pytest.raises(UserError, match=r"new' is incomplete: frames are missing: bee 00003"):
         compare(two_runs, animals)
 
 
-def test_what_cannot_be_compared(tmp_path, animals, two_runs):
+def test_invalid_arguments_are_errors(tmp_path, animals, two_runs):
     alias = tmp_path / "alias"
     alias.symlink_to(two_runs[0])
     for same in (two_runs[0], two_runs[1] / ".." / "old", alias):
@@ -288,7 +288,7 @@ def test_what_cannot_be_compared(tmp_path, animals, two_runs):
         compare([two_runs[0], tmp_path / "nowhere"], animals)
 
 
-def test_nothing_is_written_if_a_frame_cannot_be_read(tmp_path, animals, two_runs):
+def test_unreadable_frame_leaves_no_output(tmp_path, animals, two_runs):
     comparison = compare(two_runs, animals)
     save_images(animals, "cat", FRAMES, (40, 60))
     broken = animals / "JPEGImages" / "480p" / "cat" / "00004.png"
@@ -302,7 +302,7 @@ def test_nothing_is_written_if_a_frame_cannot_be_read(tmp_path, animals, two_run
         write(comparison, tmp_path / "out")
 
 
-def test_earlier_files_are_replaced(tmp_path, animals, two_runs):
+def test_existing_files_are_replaced(tmp_path, animals, two_runs):
     first = write(compare(two_runs, animals), tmp_path / "out")
     before = {path.name: path.read_bytes() for path in first}
     write_mask(two_runs[1] / "dog" / "00001.png", 0 * TRUTH[1])

@@ -1,4 +1,4 @@
-"""The protocols of DAVIS: datasets whose scores are known by hand, brute force, and real masks."""
+"""DAVIS protocols against hand-computed scores, brute force and real masks."""
 
 import itertools
 import math
@@ -13,31 +13,32 @@ from uvos_jax.errors import UserError
 from uvos_jax.evaluation.protocols import evaluate
 from uvos_jax.evaluation.temporal_stability import temporal_instability
 
-# Frames are 40x60, whose diagonal is 72.1 pixels, so that contours match within ceil(0.58) = 1 pixel.
-# A rectangle's contour is the ring of pixels from one above and left of it to its last row and column: for this one of
-# 20x20 rows and columns 9 to 29, 80 pixels.
+# Frames are 40x60 with a diagonal of 72.1 pixels, so contours match within ceil(0.58) = 1 pixel.
+# A rectangle's contour is the ring of pixels from one above and left of it to its last row and column. For this 20x20
+# square: rows and columns 9 to 29, 80 pixels.
 SQUARE = rectangle(10, 30, 10, 30)
 EMPTY = np.zeros_like(SQUARE)
 # Each prediction of SQUARE with its J and F.
 EXACT = SQUARE, 1, 1
-# Overlap 15x20 of 25x20. Ring columns 14 to 34: the two long sides match up to column 30, 17 pixels each, and the left
-# side (column 14) next to them, 2 pixels: 36 of 80, and as many of the truth.
+# Overlap 15x20 of 25x20. Ring columns 14 to 34: the two long sides match up to column 30, 17 pixels each, and 2 pixels
+# of the left side (column 14) next to them: 36 of 80, and as many of the ground truth.
 SHIFTED = rectangle(10, 30, 15, 35), 0.6, 36 / 80
-# 14x14 of 20x20; the rings are 3 pixels apart.
+# Overlap 14x14 of 20x20; the rings are 3 pixels apart.
 INSET = rectangle(13, 27, 13, 27), 0.49, 0
-# Half of the area, so not above 0.5. Ring columns 9 to 19, 60 pixels, of which the right side's 19 less 2 at the ends
-# do not match: 17 less. Of the truth's ring the left side (19) and 12 of each long side: 43 of 80. F = 2*43/(60+80).
+# Half of the area, so J is not above 0.5. Ring columns 9 to 19, 60 pixels; the right side does not match except for 2
+# pixels at its ends (17 of 19 unmatched). Of the ground truth's ring, the left side (19) and 12 pixels of each long
+# side match: 43 of 80. F = 2*43/(60+80).
 HALF = rectangle(10, 30, 10, 20), 0.5, 86 / 140
 
 
 def by_hand(*cases):
-    """Label maps, J and F of some of the cases above."""
+    """Returns the label maps, J and F of the given cases."""
     return [case[0] for case in cases], [case[1] for case in cases], [case[2] for case in cases]
 
 
-# An independent way to J and F: whole frames, OpenCV's dilation with a drawn disk.
+# Independent J and F: whole frames, OpenCV dilation with a rasterized disk.
 def contour(mask):
-    padded = np.pad(mask, ((0, 1), (0, 1)), "edge")  # so that the frame itself is no contour
+    padded = np.pad(mask, ((0, 1), (0, 1)), "edge")  # the frame border is not a contour
     here = padded[:-1, :-1]
     ring = (here != padded[:-1, 1:]) | (here != padded[1:, :-1]) | (here != padded[1:, 1:])
     ring[-1, -1] = False
@@ -72,7 +73,7 @@ def expect(scores, j, f):
     assert list(scores["F"].values()) == pytest.approx(f, abs=1e-12)
 
 
-def test_2016_leaves_out_the_first_and_the_last_frame(tmp_path):
+def test_2016_ignores_first_and_last_frame(tmp_path):
     masks, j, f = by_hand(EXACT, SHIFTED, INSET, HALF)
     davis(tmp_path / "d", {"lucia": [SQUARE] * 6, "swing": [SQUARE] * 4}, 2016)
     save_masks(tmp_path / "p/lucia", [EMPTY, *masks, EMPTY])
@@ -89,13 +90,13 @@ def test_2016_leaves_out_the_first_and_the_last_frame(tmp_path):
     assert list(result.frames["lucia"]) == ["00001", "00002", "00003", "00004"]
 
 
-def test_2016_needs_no_predictions_of_the_frames_that_do_not_count(tmp_path):
+def test_2016_needs_no_predictions_for_ignored_frames(tmp_path):
     davis(tmp_path / "d", {"lucia": [SQUARE] * 4}, 2016)
     save_masks(tmp_path / "p/lucia", [SQUARE] * 2, ["00001", "00002"])
     assert evaluate("davis2016", tmp_path / "p", tmp_path / "d").scores["J"]["mean"] == 1
 
 
-def test_2016_merges_objects_and_takes_any_channel_of_the_truth(tmp_path):
+def test_2016_merges_objects_and_channels_into_foreground(tmp_path):
     davis(tmp_path / "d", {"bear": [SQUARE] * 3}, 2016)
     color = np.zeros((40, 60, 4), np.uint8)
     color[10:30, 10:20, 0], color[10:30, 20:30, 2], color[..., 3] = 255, 1, 255  # opaque everywhere
@@ -109,9 +110,9 @@ def moving(frames):
     return [rectangle(10, 30, 5 + 3 * t, 20 + 3 * t) for t in range(frames)]
 
 
-def test_2016_t_is_0_for_a_shape_that_only_moves_and_of_some_sequences_only(tmp_path):
+def test_2016_t_of_translation_is_zero_and_some_sequences_have_no_t(tmp_path):
     davis(tmp_path / "d", {"bear": [SQUARE] * 6, "bmx-bumps": [SQUARE] * 6}, 2016)
-    save_masks(tmp_path / "p/bear", [EMPTY, *moving(4), INSET[0]])  # those at the ends do not count
+    save_masks(tmp_path / "p/bear", [EMPTY, *moving(4), INSET[0]])  # first and last frame are ignored
     save_masks(tmp_path / "p/bmx-bumps", [SQUARE, INSET[0], HALF[0]] * 2)
     result = evaluate("davis2016", tmp_path / "p", tmp_path / "d")
     assert result.sequences["bear"]["T"] == 0
@@ -119,15 +120,15 @@ def test_2016_t_is_0_for_a_shape_that_only_moves_and_of_some_sequences_only(tmp_
     assert result.scores["T"] == 0
 
 
-def test_2016_t_is_five_times_the_mean_over_pairs(tmp_path):
+def test_2016_t_is_five_times_the_mean_over_frame_pairs(tmp_path):
     size = (120, 160)
     sides = (30, 90, 50, 110), (45, 75, 30, 130), (55, 65, 20, 140)
     square, flat, thin = (rectangle(*edges, size) for edges in sides)
     davis(tmp_path / "d", {"own": [square] * 5, "still": [square] * 5, "gone": [square] * 5}, 2016)
     save_masks(tmp_path / "p/own", [flat, square, flat, thin, square])
     save_masks(tmp_path / "p/still", [flat, square, square, square, flat])
-    save_masks(tmp_path / "p/gone", [flat, square, np.zeros(size), flat, flat])  # no shape, no value
-    result = evaluate("davis2016", tmp_path / "p", tmp_path / "d")  # no sequence of DAVIS, so T counts in all
+    save_masks(tmp_path / "p/gone", [flat, square, np.zeros(size), flat, flat])  # no contour, so T is NaN
+    result = evaluate("davis2016", tmp_path / "p", tmp_path / "d")  # not DAVIS names, so T is computed for all
     pairs = temporal_instability(square > 0, flat > 0), temporal_instability(flat > 0, thin > 0)
     assert 0 < pairs[1] != pairs[0] > 0
     assert result.sequences["own"]["T"] == pytest.approx(5 * sum(pairs) / 2, abs=1e-12)
@@ -136,15 +137,15 @@ def test_2016_t_is_five_times_the_mean_over_pairs(tmp_path):
     assert result.scores["T"] == pytest.approx(5 * sum(pairs) / 4, abs=1e-12)
 
 
-def test_2017_semi_averages_objects_not_sequences(tmp_path):
+def test_2017_semi_averages_over_objects_not_sequences(tmp_path):
     second = rectangle(5, 35, 40, 50, number=2)
     masks, _, _ = by_hand(EXACT, HALF, INSET)
     davis(tmp_path / "d", {"two": [SQUARE + second] * 5, "one": [SQUARE] * 5})
-    save_masks(tmp_path / "p/two", [EMPTY, *masks, EMPTY])  # object 2 is nowhere predicted
+    save_masks(tmp_path / "p/two", [EMPTY, *masks, EMPTY])  # object 2 is never predicted
     save_masks(tmp_path / "p/one", [EMPTY, *[SQUARE] * 3, EMPTY])
     result = evaluate("davis2017-semi", tmp_path / "p", tmp_path / "d")
     objects = result.sequences["two"]["objects"]
-    # Quarters of three frames: the first two, and the last. J of 0.5 is not above 0.5.
+    # Quarters of three frames: the first two, and the last. Recall counts values above 0.5; J = 0.5 is not.
     j, f = (1.99 / 3, 1 / 3, 1.5 / 2 - 0.49), ((1 + 86 / 140) / 3, 2 / 3, (1 + 86 / 140) / 2)
     expect(objects["1"], j, f)
     expect(objects["2"], (0, 0, 0), (0, 0, 0))
@@ -155,7 +156,7 @@ def test_2017_semi_averages_objects_not_sequences(tmp_path):
     assert [entry["J"] for entry in result.frames["two"].values()] == pytest.approx([0.5, 0.25, 0.245], abs=1e-12)
 
 
-def test_2017_semi_takes_objects_from_the_first_frame_and_255_as_background(tmp_path):
+def test_2017_semi_objects_are_those_of_first_frame_and_255_is_background(tmp_path):
     void = rectangle(10, 30, 30, 50, number=255)
     late = rectangle(0, 5, 0, 5, number=2)
     davis(tmp_path / "d", {"dog": [SQUARE + void, SQUARE + void + late, SQUARE + void, SQUARE]})
@@ -165,7 +166,7 @@ def test_2017_semi_takes_objects_from_the_first_frame_and_255_as_background(tmp_
     assert [entry["J"] for entry in result.frames["dog"].values()] == [1, 0.5]
 
 
-def test_2017_semi_refuses_objects_that_the_truth_has_not(tmp_path):
+def test_2017_semi_rejects_unknown_object_ids(tmp_path):
     davis(tmp_path / "d", {"dog": [SQUARE] * 5})
     save_masks(tmp_path / "p/dog", [SQUARE * 3, SQUARE, SQUARE * 2, SQUARE * 2, SQUARE * 3])
     with pytest.raises(UserError, match=r"dog 00002-00003 contains object id 2; the largest in .* frame is 1\.$"):
@@ -173,7 +174,7 @@ def test_2017_semi_refuses_objects_that_the_truth_has_not(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "year"), [("davis2016", 2016), ("davis2017-semi", 2017)])
-def test_sequences_of_which_no_frame_counts_are_refused(tmp_path, name, year):
+def test_too_short_sequences_are_errors(tmp_path, name, year):
     davis(tmp_path / "d", {"bear": [SQUARE] * 3, "bus": [SQUARE] * 2}, year)
     for sequence in ("bear", "bus"):
         save_masks(tmp_path / "p" / sequence, [SQUARE] * 3)
@@ -182,7 +183,7 @@ def test_sequences_of_which_no_frame_counts_are_refused(tmp_path, name, year):
 
 
 @pytest.mark.parametrize("name", ["davis2017-semi", "davis2017-unsup"])
-def test_2017_refuses_a_truth_without_objects(tmp_path, name):
+def test_2017_rejects_ground_truth_without_objects(tmp_path, name):
     davis(tmp_path / "d", {"dog": [EMPTY] * 4}, annotations="Annotations")
     davis(tmp_path / "d", {"dog": [EMPTY] * 4}, annotations="Annotations_unsupervised")
     save_masks(tmp_path / "p/dog", [EMPTY] * 4)
@@ -197,36 +198,36 @@ def unsupervised(root, truths, predictions):
     return evaluate("davis2017-unsup", root / "p", root / "d").sequences["dog"]
 
 
-def test_unsupervised_counts_every_frame(tmp_path):
+def test_unsupervised_scores_every_frame(tmp_path):
     masks, j, f = by_hand(HALF, EXACT, SHIFTED, INSET)
     scores = unsupervised(tmp_path, [SQUARE] * 4, masks)
     expect(scores, (sum(j) / 4, 0.5, 0.75 - (0.6 + 0.49) / 2), (sum(f) / 4, 0.5, (86 / 140 + 1) / 2 - 0.45 / 2))
 
 
-def test_unsupervised_leaves_out_void(tmp_path):
+def test_unsupervised_ignores_void_pixels(tmp_path):
     void = rectangle(10, 30, 30, 50, number=255)
     scores = unsupervised(tmp_path, [SQUARE + void, SQUARE], [SQUARE + void // 255, SQUARE])
     assert scores["J"]["mean"] == scores["F"]["mean"] == 1
 
 
-def test_unsupervised_extra_proposals_cost_nothing(tmp_path):
+def test_unsupervised_extra_proposals_are_not_penalized(tmp_path):
     extra = rectangle(0, 40, 40, 60, number=1)
     scores = unsupervised(tmp_path, [SQUARE] * 3, [SQUARE * 2 + extra] * 3)
     assert scores["J"]["mean"] == scores["F"]["mean"] == 1
     assert scores["objects"]["1"]["proposal"] == 2
 
 
-def test_unsupervised_missing_proposals_are_empty(tmp_path):
+def test_unsupervised_missing_proposals_score_as_empty_masks(tmp_path):
     second = rectangle(5, 35, 40, 50, number=2)
     scores = unsupervised(tmp_path, [SQUARE + second, SQUARE, SQUARE, SQUARE + second], [SQUARE * 1] * 4)
-    # Object 2 is there in two frames, where an empty mask has 0; in the others empty against empty has 1.
+    # Object 2 is visible in two frames, where an empty mask scores 0; in the other two, empty against empty scores 1.
     expect(scores["objects"]["1"], (1, 1, 0), (1, 1, 0))
     assert scores["objects"]["2"]["J"]["mean"] == scores["objects"]["2"]["F"]["mean"] == 0.5
 
 
-def test_unsupervised_assignment_is_the_best_sum_and_not_greedy(tmp_path):
-    # Proposal 1 is object 1 in six frames and object 2 in four; in those four proposal 2 is object 1. Taking the best
-    # pair first gives 0.6 + 0, the other way round gives 0.4 + 0.4.
+def test_unsupervised_assignment_is_optimal_not_greedy(tmp_path):
+    # Proposal 1 covers object 1 in six frames and object 2 in four; in those four, proposal 2 covers object 1. Greedy
+    # assignment gives 0.6 + 0, the optimum is 0.4 + 0.4.
     one, two = rectangle(5, 35, 5, 15), rectangle(5, 35, 40, 50)
     scores = unsupervised(tmp_path, [one + 2 * two] * 10, [one] * 6 + [two + 2 * one] * 4)
     assert {number: entry["proposal"] for number, entry in scores["objects"].items()} == {"1": 2, "2": 1}
@@ -234,12 +235,12 @@ def test_unsupervised_assignment_is_the_best_sum_and_not_greedy(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_unsupervised_assignment_equals_trying_them_all(tmp_path, seed):
+def test_unsupervised_assignment_equals_brute_force(tmp_path, seed):
     rng = np.random.default_rng(seed)
     objects, proposals = map(int, rng.integers(1, 5, 2))
     shape = (3, 8, 9)
     truths, masks = rng.integers(0, objects + 1, shape), rng.integers(0, proposals + 1, shape)
-    truths[0, 0, 0], masks[0, 0, 0] = objects, proposals  # the largest number is there
+    truths[0, 0, 0], masks[0, 0, 0] = objects, proposals  # the largest id occurs
     truths[1:][rng.random((2, 8, 9)) < 0.2] = 255
     width = max(objects, proposals)
     table = np.mean([[[j_and_f(mask == k, truth == o, truth == 255) for o in range(1, objects + 1)]
@@ -248,7 +249,7 @@ def test_unsupervised_assignment_equals_trying_them_all(tmp_path, seed):
     assert unsupervised(tmp_path, truths, masks)["J&F"]["mean"] == pytest.approx(best / objects, abs=1e-12)
 
 
-def test_unsupervised_allows_20_proposals_and_no_more(tmp_path):
+def test_unsupervised_allows_at_most_20_proposals(tmp_path):
     stripes = np.zeros_like(SQUARE)
     for number in range(1, 21):
         stripes[2 * number - 2, :10] = number
@@ -258,14 +259,14 @@ def test_unsupervised_allows_20_proposals_and_no_more(tmp_path):
         unsupervised(tmp_path, [SQUARE] * 3, [SQUARE, stripes, SQUARE])
 
 
-def test_test_dev_of_the_unsupervised_task_is_that_of_2019(tmp_path):
+def test_unsupervised_test_dev_uses_the_2019_split(tmp_path):
     davis(tmp_path / "d", {"dog": [SQUARE] * 2}, 2019, "test-dev", "Annotations_unsupervised")
     davis(tmp_path / "d", {"cat": [SQUARE] * 2}, 2017, "test-dev", "Annotations_unsupervised")
     save_masks(tmp_path / "p/dog", [SQUARE] * 2)
     assert list(evaluate("davis2017-unsup", tmp_path / "p", tmp_path / "d", "test-dev").sequences) == ["dog"]
 
 
-def test_several_processes_give_the_same(tmp_path):
+def test_scores_do_not_depend_on_worker_count(tmp_path):
     rng = np.random.default_rng(0)
     truths = {name: rng.integers(0, 3, (5, 12, 16)) for name in ("bear", "bus", "dog")}
     davis(tmp_path / "d", truths)
@@ -278,7 +279,7 @@ def test_several_processes_give_the_same(tmp_path):
 
 # Real masks -----------------------------------------------------------------------------------------------------------
 
-STEP = 8  # every eighth frame, which covers those of bmx-bumps in which nothing is there
+STEP = 8  # every eighth frame, including frames of bmx-bumps without objects
 
 
 def real_masks(real_data, name):
@@ -324,11 +325,11 @@ def test_2016_on_real_masks(real_data, tmp_path, name, change, j, f):
     assert found == pytest.approx((j, f), abs=1e-6)
 
 
-def test_2016_extra_area_lowers_j_by_its_share(real_data, tmp_path):
+def test_2016_false_positive_area_lowers_j_proportionally(real_data, tmp_path):
     truths = real_masks(real_data, "bear")
     masks = with_disk(truths)
     areas, extra = truths[1:-1].sum((1, 2)), (masks & ~truths)[1:-1].sum((1, 2))
-    assert (extra == 2821).all()  # the points of the grid within 30 of one of them
+    assert (extra == 2821).all()  # the number of grid points within 30 of a grid point
     davis(tmp_path / "d", {"bear": truths}, 2016, "train")
     save_masks(tmp_path / "p/bear", masks)
     scores = evaluate("davis2016", tmp_path / "p", tmp_path / "d", "train").scores
@@ -366,7 +367,7 @@ def test_unsupervised_on_real_masks(real_data, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["gold-fish/Annotations", "davis2017_first_frames/Annotations/480p/dolphins"])
-def test_unsupervised_finds_a_permutation_of_real_objects(real_data, tmp_path, folder):
+def test_unsupervised_recovers_a_permutation_of_real_objects(real_data, tmp_path, folder):
     labels = np.asarray(Image.open(next(iter(sorted((real_data / folder).rglob("*.png"))))))
     count = int(labels.max())
     permuted = np.random.default_rng(1).permutation(np.arange(1, count + 1))

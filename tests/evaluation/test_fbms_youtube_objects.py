@@ -1,4 +1,4 @@
-"""FBMS-59 and YouTube-Objects: made-up datasets with scores known by hand, and real masks."""
+"""FBMS-59 and YouTube-Objects: synthetic datasets with hand-computed scores, and real masks."""
 
 import math
 from functools import partial
@@ -17,7 +17,7 @@ from uvos_jax.video import read_mask
 
 TRUTH = rectangle(10, 30, 10, 50)  # 800 pixels
 EMPTY = np.zeros_like(TRUTH)
-# Masks whose J with it is known: a half and a quarter of it, and one beside it.
+# Masks of known J with TRUTH: a half of it, a quarter of it, and a disjoint one.
 HALF, QUARTER, BESIDE = rectangle(10, 30, 10, 30), rectangle(10, 30, 10, 20), rectangle(31, 40, 10, 50)
 
 
@@ -38,9 +38,9 @@ def colored(labels: np.ndarray, colors: dict[int, tuple]) -> np.ndarray:
     return picture
 
 
-def test_fbms_j_as_published(tmp_path):
+def test_fbms_j_in_the_published_layout(tmp_path):
     testset = tmp_path / "FBMS" / "Testset"
-    # Numbers with another count of zeros than the images', images that do not start at 0 or 1, files to skip.
+    # Zero padding differs from the images', images do not start at 0 or 1, some files must be skipped.
     fbms(testset / "cars1", [f"cars1_{number:02d}" for number in (3, 4, 9, 10)],
          {"cars1_0003_gt.ppm": colored(TRUTH, {1: (0, 0, 255)}), "cars1_0010_gt.ppm": colored(TRUTH, {1: (9, 99, 9)}),
           "cars1_0004_PROB.pgm": TRUTH * 255, "cars1_0009_PROB_gt.ppm": colored(EMPTY, {})})
@@ -52,27 +52,27 @@ def test_fbms_j_as_published(tmp_path):
     save_masks(predictions / "lion01", [BESIDE, TRUTH], ["lion01_0120", "lion01_0121"])
     result = evaluate("fbms-j", predictions, tmp_path / "FBMS")
     assert result.frames == {"cars1": {"cars1_03": {"J": 0.5}, "cars1_10": {"J": 1.0}},
-                             "lion01": {"lion01_0120": {"J": 0.0}}}  # that with empty truth is left out
+                             "lion01": {"lion01_0120": {"J": 0.0}}}  # the frame with empty ground truth is ignored
     assert {name: entry["J"]["mean"] for name, entry in result.sequences.items()} == {"cars1": 0.75, "lion01": 0.0}
     assert result.sequences["cars1"]["counted_frames"] == 2 and result.sequences["lion01"]["counted_frames"] == 1
     assert result.scores == {"J": {"mean": 0.375, "mean_over_frames": 0.5}}
-    # The folder of the split will do as well.
+    # The folder of the split is accepted too.
     assert evaluate("fbms-j", predictions, testset).scores == result.scores
 
 
 @pytest.mark.parametrize(("sequence", "background", "foreground"), [
     ("cars1", 25, 26),  # 0.1 of 255 is 25.5
     ("marple7", 12, 13),  # 0.05 is 12.75
-    ("marple2", 102, 103),  # 0.4 is 102 itself, which is not above
+    ("marple2", 102, 103),  # 0.4 is exactly 102, which is not above the threshold
 ])
-def test_fbms_gray_levels_above_the_sequences_threshold_are_foreground(tmp_path, sequence, background, foreground):
+def test_fbms_gray_threshold_of_each_sequence(tmp_path, sequence, background, foreground):
     truth = TRUTH * np.uint8(foreground) + BESIDE * np.uint8(background)
     fbms(tmp_path / "Testset" / sequence, [f"{sequence}_001"], {f"{sequence}_001.pgm": truth})
     save_masks(tmp_path / "predictions" / sequence, [TRUTH], [f"{sequence}_001"])
     assert evaluate("fbms-j", tmp_path / "predictions", tmp_path).scores["J"]["mean"] == 1
 
 
-def test_fbms_white_is_background_in_color_files_only(tmp_path):
+def test_fbms_white_is_background_only_in_color_files(tmp_path):
     white = TRUTH * np.uint8(255)
     fbms(tmp_path / "Testset" / "cars4", ["cars4_01", "cars4_02"],
          {"cars4_01.pgm": white, "cars4_0002_gt.ppm": colored(1 - TRUTH, {1: (0, 200, 0)})})
@@ -80,7 +80,7 @@ def test_fbms_white_is_background_in_color_files_only(tmp_path):
     assert evaluate("fbms-j", tmp_path / "predictions", tmp_path).scores["J"]["mean"] == 1
 
 
-def test_fbms_frames_are_in_the_order_of_their_numbers(tmp_path):
+def test_fbms_frames_are_sorted_numerically(tmp_path):
     fbms(tmp_path / "Testset" / "dogs01", [f"dogs01_{number}" for number in (8, 9, 10)],
          {f"dogs01_{number}.pgm": TRUTH * 255 for number in (8, 9, 10)})
     save_masks(tmp_path / "predictions" / "dogs01", [TRUTH] * 3, ["dogs01_8", "dogs01_9", "dogs01_10"])
@@ -88,8 +88,8 @@ def test_fbms_frames_are_in_the_order_of_their_numbers(tmp_path):
     assert list(result.frames["dogs01"]) == ["dogs01_8", "dogs01_9", "dogs01_10"]
 
 
-def test_fbms_ground_truth_counted_otherwise_than_the_images_starts_with_the_first(tmp_path):
-    """Labels of frames 0 and 2, images from 3 on: the labels belong to images 3 and 5."""
+def test_fbms_ground_truth_with_offset_frame_numbers(tmp_path):
+    """Ground truth numbered 0 and 2 with images numbered from 3 belongs to images 3 and 5."""
     truths = {"cars1_0000_gt.ppm": colored(TRUTH, {1: (0, 0, 255)}), "cars1_0002_gt.ppm": colored(EMPTY, {})}
     fbms(tmp_path / "Testset" / "cars1", ["cars1_03", "cars1_04", "cars1_05"], truths)
     save_masks(tmp_path / "p" / "cars1", [TRUTH, EMPTY], ["cars1_03", "cars1_05"])
@@ -97,7 +97,7 @@ def test_fbms_ground_truth_counted_otherwise_than_the_images_starts_with_the_fir
     assert result.frames == {"cars1": {"cars1_03": {"J": 1.0}}}
 
 
-def test_fbms_ground_truth_without_its_image_is_refused(tmp_path):
+def test_fbms_ground_truth_without_image_is_an_error(tmp_path):
     truths = {"cars1_01.pgm": TRUTH, "cars1_0007_gt.ppm": colored(EMPTY, {})}
     fbms(tmp_path / "Testset" / "cars1", ["cars1_01"], truths)
     with pytest.raises(UserError, match="no image for the ground truth cars1_0007_gt.ppm"):
@@ -107,7 +107,7 @@ def test_fbms_ground_truth_without_its_image_is_refused(tmp_path):
         evaluate("fbms-j", tmp_path, tmp_path / "other")
 
 
-def test_fbms_knows_two_splits(tmp_path):
+def test_fbms_unknown_split_is_an_error(tmp_path):
     with pytest.raises(UserError, match="Unknown split 'val' of FBMS-59; valid splits: test, train"):
         evaluate("fbms-j", tmp_path, tmp_path, "val")
 
@@ -115,30 +115,30 @@ def test_fbms_knows_two_splits(tmp_path):
 @pytest.mark.parametrize("inside", ["", "TestSet"])
 def test_fbms_j_in_the_plain_layout(tmp_path, inside):
     data, predictions = tmp_path / "data", tmp_path / "predictions"
-    # First and last frame count too; a mask's levels mean nothing but "not 0".
+    # First and last frame are scored too; every nonzero level is foreground.
     save_masks(data / inside / "Annotations" / "cars1", [TRUTH * 3, EMPTY, TRUTH])
     save_masks(data / inside / "Annotations" / "lion01", [TRUTH])
     save_masks(data / inside / "Annotations" / "tennis", [EMPTY, EMPTY])
-    save_masks(predictions / "cars1" / "masks", [HALF * 2, TRUTH, TRUTH])  # as `uvos segment` leaves them
+    save_masks(predictions / "cars1" / "masks", [HALF * 2, TRUTH, TRUTH])  # the layout of `uvos segment`
     save_masks(predictions / "lion01", [QUARTER])
     save_masks(predictions / "tennis", [EMPTY, TRUTH])
     result = evaluate("fbms-j", predictions, data)
-    # (1/2 + 1) / 2 and 1/4, then their mean; no frame of tennis counts, so neither does tennis.
+    # Mean of (1/2 + 1) / 2 and 1/4; tennis has no scored frame and is left out.
     assert result.scores["J"]["mean"] == 0.5
     assert result.scores["J"]["mean_over_frames"] == pytest.approx(1.75 / 3)
     assert math.isnan(result.sequences["tennis"]["J"]["mean"]) and result.sequences["tennis"]["counted_frames"] == 0
     assert evaluate("fbms-j", predictions, data, sequences=("lion01",)).scores["J"]["mean"] == 0.25
 
 
-def test_a_plain_dataset_in_a_folder_called_ground_truth_is_not_taken_for_fbms(tmp_path):
-    # Gray level 20 is foreground by the plain rule, but would be background by that of FBMS's gray files.
+def test_plain_dataset_in_folder_ground_truth_is_not_read_as_fbms(tmp_path):
+    # Gray level 20 is foreground by the plain rule, but background by that of FBMS's gray files.
     (tmp_path / "GroundTruth").mkdir()
     Image.fromarray(TRUTH * np.uint8(20)).save(tmp_path / "GroundTruth" / "cars_0001.png")
     save_masks(tmp_path / "predictions" / "cars", [HALF], ["cars_0001"])
     assert evaluate("fbms-j", tmp_path / "predictions", tmp_path).scores["J"]["mean"] == 0.5
 
 
-# Two objects, left above and left below, 600 pixels each; the background has 1200.
+# Two objects, top left and bottom left, 600 pixels each; the background has 1200.
 OBJECTS = rectangle(0, 20, 0, 30) + rectangle(20, 40, 0, 30, number=2)
 COLORS = {1: (255, 0, 0), 2: (0, 255, 0)}
 DEFINITION = """Total number of regions:
@@ -176,7 +176,7 @@ x_0010.jpg
 
 
 def regions(root: Path, sequences: tuple, as_published: bool) -> Path:
-    """Two labeled frames of OBJECTS in each sequence, frames 0001 and 0010."""
+    """Writes two labeled frames of OBJECTS, 0001 and 0010, for each sequence."""
     for name in sequences:
         frames = [f"{name}_0001", f"{name}_0010"]
         if as_published:
@@ -189,7 +189,7 @@ def regions(root: Path, sequences: tuple, as_published: bool) -> Path:
 
 
 def clusters(values: tuple) -> np.ndarray:
-    """Labels for background, first and second object."""
+    """A label map with the given labels for background, first and second object."""
     return np.array(values, np.uint8)[OBJECTS]
 
 
@@ -202,18 +202,18 @@ def score_regions(root: Path, as_published: bool, **predicted) -> dict:
 
 @pytest.mark.parametrize("as_published", [True, False])
 class TestRegions:
-    def test_permuted_labels_are_perfect(self, tmp_path, as_published):
+    def test_permuted_labels_score_one(self, tmp_path, as_published):
         permuted = clusters((7, 200, 0))
         assert score_regions(tmp_path, as_published, x=(permuted, permuted)) == {
             "P": 1, "R": 1, "F-Mean": 1, "density": 1, "objects": 2, "extracted": 2}
 
-    def test_255_lowers_the_density_only(self, tmp_path, as_published):
+    def test_255_lowers_only_the_density(self, tmp_path, as_published):
         part = clusters((0, 1, 2))
         part[:10, :30] = 255  # half of the first object: 300 of 2400 pixels
         scores = score_regions(tmp_path, as_published, x=(part, part))
         assert scores == {"P": 1, "R": 1, "F-Mean": 1, "density": 0.875, "objects": 2, "extracted": 2}
 
-    def test_a_missed_object_and_the_mean_over_sequences(self, tmp_path, as_published):
+    def test_missed_object_and_mean_over_sequences(self, tmp_path, as_published):
         perfect, missed = clusters((0, 1, 2)), clusters((0, 1, 0))
         scores = score_regions(tmp_path, as_published, x=(perfect, perfect), y=(missed, missed))
         # In y: the background has P = 1200/1800 and R = 1, the first object 1 and 1, the second P = 1 and R = 0.
@@ -222,14 +222,14 @@ class TestRegions:
         assert scores["F-Mean"] == pytest.approx(2 * p * r / (p + r))  # not the mean of 1 and 0.7619
         assert (scores["objects"], scores["extracted"]) == (4, 3)
 
-    def test_an_object_must_keep_its_label(self, tmp_path, as_published):
+    def test_object_with_changing_labels_is_not_extracted(self, tmp_path, as_published):
         scores = score_regions(tmp_path, as_published, x=(clusters((0, 1, 2)), clusters((0, 2, 1))))
-        # The background is perfect, each object shares its two clusters with the other.
+        # The background is perfect; each object shares its two clusters with the other.
         assert scores["P"] == scores["R"] == scores["F-Mean"] == pytest.approx((1 + 0.5 + 0.5) / 3)
         assert scores["extracted"] == 0
 
 
-def test_void_in_plain_ground_truth_is_left_out(tmp_path):
+def test_void_in_plain_ground_truth_is_ignored(tmp_path):
     truth = OBJECTS.copy()
     truth[:, 50:] = 255
     predicted = OBJECTS.copy()
@@ -240,8 +240,8 @@ def test_void_in_plain_ground_truth_is_left_out(tmp_path):
     assert scores["F"]["mean"] == 1 and scores["density"] == 1
 
 
-def test_each_plain_sequence_has_its_own_definition_file(tmp_path):
-    # Gray levels of the objects differ, so that the other's definition would be of no use.
+def test_plain_sequences_have_their_own_definition_files(tmp_path):
+    # The objects' gray levels differ, so a definition does not fit the other sequence.
     for name, levels in (("a", (10, 20)), ("b", (30, 40))):
         gray = np.array([0, *levels], np.uint8)[OBJECTS]
         (tmp_path / "Annotations" / name).mkdir(parents=True)
@@ -252,8 +252,8 @@ def test_each_plain_sequence_has_its_own_definition_file(tmp_path):
     assert evaluate("fbms-f", tmp_path / "predictions", tmp_path).scores["F"]["mean"] == 1
 
 
-def test_masks_of_0_and_255_are_no_clusters(tmp_path):
-    # They would score as a background and nothing else; but where there are other labels, 255 is what it is.
+def test_masks_of_only_0_and_255_are_errors(tmp_path):
+    # 255 means unlabeled, so such masks would score as background only. Beside other labels 255 is accepted.
     save_masks(tmp_path / "Annotations" / "x", [OBJECTS] * 2)
     save_masks(tmp_path / "predictions" / "x", [clusters((0, 255, 255)), clusters((0, 255, 0))])
     with pytest.raises(UserError, match="x 00000-00001 contains 0 and 255 only"):
@@ -263,7 +263,7 @@ def test_masks_of_0_and_255_are_no_clusters(tmp_path):
     assert scores["F"]["mean"] == 1 and scores["density"] == 0.75
 
 
-def test_fbms_f_as_published_needs_the_definition_files(tmp_path):
+def test_fbms_f_in_the_published_layout_needs_definition_files(tmp_path):
     data = regions(tmp_path, ("x", "y", "z"), as_published=True)
     for name in ("x", "z"):
         (data / "Testset" / name / "GroundTruth" / f"{name}Def.dat").unlink()
@@ -272,13 +272,13 @@ def test_fbms_f_as_published_needs_the_definition_files(tmp_path):
 
 
 @pytest.mark.parametrize("flat", [False, True])
-def test_youtube_objects_has_two_means(tmp_path, flat):
+def test_youtube_objects_means_over_sequences_and_classes(tmp_path, flat):
     def name(text):
         return text.replace("/", "_") if flat else text
 
     data, predictions = tmp_path / "data", tmp_path / "predictions"
     for sequence, truths, predicted in [
-        ("cat/0001", [TRUTH, EMPTY, TRUTH], [HALF, TRUTH, TRUTH]),  # the empty one is skipped
+        ("cat/0001", [TRUTH, EMPTY, TRUTH], [HALF, TRUTH, TRUTH]),  # the empty ground truth is ignored
         ("cat/0002", [TRUTH], [TRUTH]),
         ("dog/0001", [TRUTH, TRUTH], [QUARTER, QUARTER]),
     ]:
@@ -295,7 +295,7 @@ def test_youtube_objects_has_two_means(tmp_path, flat):
     assert result.sequences[name("cat/0001")] == {"class": "cat", "J": {"mean": 0.75}, "counted_frames": 2}
 
 
-def test_folders_of_no_class_are_not_youtube_objects(tmp_path):
+def test_youtube_objects_folders_without_class_are_errors(tmp_path):
     save_masks(tmp_path / "Annotations" / "sofa_0001", [TRUTH])
     with pytest.raises(UserError, match="classes aeroplane, bird"):
         evaluate("youtube-objects", tmp_path, tmp_path)
@@ -311,7 +311,7 @@ def test_real_masks(tmp_path, real_data):
         save_masks(tmp_path / "predictions" / name, predicted, [path.stem for path in paths])
         expected.append([np.sum((p > 0) & (t > 0)) / np.sum((p > 0) | (t > 0))
                          for p, t in zip(predicted, truths, strict=True) if t.any()])
-    assert len(expected[1]) == 5  # of 6: the bike is out of sight in one
+    assert len(expected[1]) == 5  # of 6: the bike is not visible in one
     scores = evaluate("fbms-j", tmp_path / "predictions", tmp_path).scores["J"]
     assert scores["mean"] == pytest.approx(np.mean([np.mean(values) for values in expected]), abs=1e-12)
     assert scores["mean_over_frames"] == pytest.approx(np.mean(np.concatenate(expected)), abs=1e-12)
@@ -319,8 +319,8 @@ def test_real_masks(tmp_path, real_data):
     assert scores["mean_over_frames"] == pytest.approx(0.794618, abs=1e-6)
 
 
-def test_fbms_label_of_a_lost_image_is_not_given_to_another(tmp_path):
-    """The labels count as the images do, so that the image of label 5 is missing, not counted otherwise."""
+def test_fbms_ground_truth_of_missing_image_is_not_reassigned(tmp_path):
+    """Ground truth and images share their numbering, so image 5 is missing and no offset is assumed."""
     truths = {f"cars1_{number:02d}.pgm": TRUTH for number in (1, 5, 7)}
     fbms(tmp_path / "Testset" / "cars1", [f"cars1_{number:02d}" for number in (1, 2, 3, 4, 6, 7)], truths)
     with pytest.raises(UserError, match="no image for the ground truth cars1_05.pgm"):

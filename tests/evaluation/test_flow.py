@@ -1,4 +1,4 @@
-"""Endpoint error and outliers, against numbers worked out by hand."""
+"""Endpoint error and outlier rates against hand-computed values."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from uvos_jax.evaluation.flow import endpoint_error, flow_scores
 
 
-def test_the_error_is_the_distance_of_the_vectors():
+def test_endpoint_error_is_the_euclidean_distance():
     truth = np.zeros((2, 1, 2, 2), np.float32)
     truth[1, 0, 0] = 1, -2
     flow = np.zeros_like(truth)
@@ -15,15 +15,15 @@ def test_the_error_is_the_distance_of_the_vectors():
     np.testing.assert_allclose(endpoint_error(flow, truth), [[[5, 0]], [[5**0.5, 10]]], rtol=1e-12)
 
 
-def test_scores_are_the_mean_and_the_shares_beyond_1_3_and_5_pixels():
+def test_flow_scores_are_mean_epe_and_outlier_rates():
     truth = np.tile(np.float32([2, -1]), (2, 4, 1))
-    # Exactly on a limit is not beyond it.
+    # An error equal to a threshold is not an outlier.
     offsets = np.float32([[0, 1, 2, 3], [4, 5, 6, 11]])
     scores = flow_scores(truth + offsets[..., None] * np.float32([0, 1]), truth)
     assert scores == {"epe": 4.0, "over_1px": 6 / 8, "over_3px": 4 / 8, "over_5px": 2 / 8}
 
 
-def test_pixels_without_truth_do_not_count():
+def test_invalid_pixels_are_ignored():
     truth = np.zeros((1, 3, 2), np.float32)
     flow = np.float32([[[3, 4], [1e9, 0], [0, 0]]])
     scores = flow_scores(flow, truth, np.array([[True, False, True]]))
@@ -31,7 +31,7 @@ def test_pixels_without_truth_do_not_count():
     assert all(np.isnan(value) for value in flow_scores(flow, truth, np.zeros((1, 3), bool)).values())
 
 
-def test_fields_that_do_not_fit_are_refused():
+def test_mismatched_shapes_are_errors():
     with pytest.raises(ValueError, match="must have the same shape"):
         endpoint_error(np.zeros((2, 3, 2)), np.zeros((2, 1, 2)))
     with pytest.raises(ValueError, match="must have the same shape"):

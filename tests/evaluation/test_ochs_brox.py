@@ -1,4 +1,4 @@
-"""The region measure of FBMS against all assignments and values by hand, and its definition files."""
+"""Region measure of FBMS against brute force and hand-computed values, and its definition files."""
 
 from itertools import permutations
 from pathlib import Path
@@ -19,17 +19,17 @@ from uvos_jax.evaluation.ochs_brox import (
 
 
 def labels(*rows: str) -> np.ndarray:
-    """Prediction of one digit per pixel; a dot has no label."""
+    """A prediction from one digit per pixel; '.' is unlabeled (255)."""
     return np.array([[255 if c == "." else int(c) for c in row] for row in rows], np.uint8)
 
 
 def regions(*rows: str) -> np.ndarray:
-    """Truth of one digit per pixel; a dot is left out."""
+    """Ground truth from one digit per pixel; '.' is void (-1)."""
     return np.array([[-1 if c == "." else int(c) for c in row] for row in rows], np.int16)
 
 
 def by_all_assignments(pairs: list) -> list[RegionScores]:
-    """The scores of every best assignment, tried one by one, from sets of pixels."""
+    """Returns the scores of every optimal assignment by brute force over lists of pixels."""
     pixels = [
         (int(t), int(p))
         for prediction, truth in pairs
@@ -54,7 +54,7 @@ def by_all_assignments(pairs: list) -> list[RegionScores]:
         chosen = []
         for region, index in zip(visible, order, strict=True):
             chosen.append(score(region, clusters[index]) if index < len(clusters) else (1.0, 0.0, 0.0))
-        # The nudge keeps e.g. 0.7, which is a little less in floating point, from being cut to 0.6999.
+        # The offset keeps values such as 0.7, slightly smaller in floating point, from being truncated to 0.6999.
         candidates.append((sum(int(f * 10000 + 1e-6) for _, _, f in chosen), chosen))
     best = max(total for total, _ in candidates)
     results = []
@@ -68,7 +68,7 @@ def by_all_assignments(pairs: list) -> list[RegionScores]:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_equals_the_best_of_all_assignments(seed):
+def test_scores_equal_brute_force_over_assignments(seed):
     rng = np.random.default_rng(seed)
     n_regions, n_clusters = rng.integers(1, 6), rng.integers(1, 6)
     pairs = []
@@ -82,7 +82,7 @@ def test_equals_the_best_of_all_assignments(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_permuted_truth_is_perfect(seed):
+def test_permuted_labels_score_one(seed):
     rng = np.random.default_rng(seed)
     truths = [rng.integers(0, 6, (8, 9)).astype(np.int32) for _ in range(3)]
     names = rng.choice(255, 6, replace=False).astype(np.uint8)
@@ -95,12 +95,12 @@ def test_two_regions_by_hand():
     assert result == pytest.approx(RegionScores((5 / 6 + 1 / 2) / 2, (5 / 6 + 1 / 2) / 2, 2 / 3, 1, 1, 0))
 
 
-def test_counts_are_summed_over_frames_before_they_are_divided():
-    # Frame by frame each label fits a region perfectly, but they are swapped half way: 4 of 8 pixels agree.
+def test_pixel_counts_are_summed_over_frames_before_division():
+    # Each frame alone is perfect, but the labels swap between frames: 4 of 8 pixels agree.
     truth = regions("0011", "0011")
     swapped = score_sequence([(labels("0011", "0011"), truth), (labels("1100", "1100"), truth)])
     assert swapped == RegionScores(0.5, 0.5, 0.5, 1, 1, 0)
-    # A large frame weighs more than a small one: 5 of 6 object pixels hit, 1 background pixel taken for the object.
+    # A large frame weighs more than a small one: 5 of 6 object pixels hit, 1 false positive in the background.
     pairs = [(labels("00011111"), regions("00111111")), (labels("10"), regions("00"))]
     result = score_sequence(pairs)
     assert result.precision == pytest.approx((3 / 4 + 5 / 6) / 2)
@@ -108,32 +108,32 @@ def test_counts_are_summed_over_frames_before_they_are_divided():
 
 
 def test_region_without_cluster():
-    # One cluster over both regions: it goes to the larger (P = 6/8, R = 1), the other gets P = 1, R = 0.
+    # One cluster over both regions: it is matched to the larger (P = 6/8, R = 1), the other gets P = 1, R = 0.
     result = score_sequence([(labels("0000", "0000"), regions("0001", "0001"))])
     assert result == pytest.approx(RegionScores(7 / 8, 1 / 2, 2 * 7 / 16 / (11 / 8), 1, 1, 0))
-    # The larger region's F is 6/7; less one for the background, nothing is extracted.
+    # The larger region's F is 6/7; it counts as the background, so no object is extracted.
 
 
 def test_region_matched_without_overlap():
-    # As many clusters as regions, but region 1 holds nothing of the second: P and R are 0, not 1 and 0.
+    # As many clusters as regions, but region 1 does not overlap the second: P and R are 0, not 1 and 0.
     result = score_sequence([(labels("0002", "0000"), regions("0000", "0011"))])
     # Cluster 0 to region 0 (5 of 7 and of 6), cluster 2 to region 1 (no overlap).
     assert result == pytest.approx(RegionScores(5 / 14, 5 / 12, 2 * 5 / 14 * 5 / 12 / (5 / 14 + 5 / 12), 1, 1, 0))
 
 
 def test_more_clusters_than_regions():
-    # Region 0 is split into clusters 0 (4 pixels) and 7 (2); the smaller is ignored, not added to the losses.
+    # Region 0 is split into clusters 0 (4 pixels) and 7 (2); the smaller is ignored and not penalized.
     result = score_sequence([(labels("0011", "0011", "77.."), regions("0011", "0011", "00.."))])
     assert result == pytest.approx(RegionScores(1, (4 / 6 + 1) / 2, 2 * (5 / 6) / (11 / 6), 1, 1, 1))
 
 
-def test_best_sum_beats_best_pair():
-    # F is 2/3 for the first region with cluster 0, but 1/2 + 1/2 for the two regions the other way round.
+def test_assignment_maximizes_the_sum_not_the_best_pair():
+    # F is 2/3 + 0 with cluster 0 on the first region, but 1/2 + 1/2 the other way round.
     result = score_sequence([(labels("000011", "00...."), regions("000000", "11...."))])
     assert result == pytest.approx(RegionScores((1 + 2 / 6) / 2, (2 / 6 + 1) / 2, 2 / 3, 1, 1, 0))
 
 
-def test_unlabeled_pixels_lower_the_density_only():
+def test_unlabeled_pixels_lower_only_the_density():
     truth = regions("000111", "000111")
     perfect = score_sequence([(labels("0.0.1.", ".0.1.1"), truth)])
     assert perfect == RegionScores(1, 1, 1, 0.5, 1, 1)
@@ -143,20 +143,20 @@ def test_unlabeled_pixels_lower_the_density_only():
     assert full._replace(density=0.5) == sparse
 
 
-def test_no_labels_at_all():
+def test_prediction_without_labels():
     assert score_sequence([(labels("...."), regions("0112"))]) == RegionScores(1, 0, 0, 0, 2, 0)
-    # A region without any label, beside one that has them.
+    # A region without labels next to a labeled one.
     assert score_sequence([(labels("00.."), regions("0011"))]) == RegionScores(1, 0.5, 2 / 3, 0.5, 1, 0)
 
 
-def test_pixels_that_are_left_out_count_for_nothing():
+def test_void_pixels_are_ignored():
     inside = score_sequence([(labels("0011"), regions("0001"))])
     around = score_sequence([(labels("390011"), regions("..0001")), (labels("12"), regions(".."))])
     assert around == inside
 
 
-def test_extracted_from_three_quarters_on():
-    # Background and object: overlap 3 of 4 and 4, so that F is 0.75 exactly.
+def test_objects_are_extracted_from_f_of_three_quarters():
+    # Background and object each overlap in 3 of 4 pixels, so F is exactly 0.75.
     result = score_sequence([(labels("00011110"), regions("00001111"))])
     assert result == RegionScores(0.75, 0.75, 0.75, 1, 1, 1)
     result = score_sequence([(labels("0000000011"), regions("0000000111"))])
@@ -165,13 +165,13 @@ def test_extracted_from_three_quarters_on():
     assert result.extracted == 0  # F = 14/16 and 2/4
 
 
-def test_regions_that_never_occur_are_left_out():
+def test_regions_without_pixels_are_ignored():
     expected = score_sequence([(labels("0011", "0022"), regions("0011", "0022"))])
     apart = score_sequence([(labels("0011", "0022"), regions("0077", "0099"))])
     assert apart == expected and expected.objects == 2
 
 
-def test_later_frames_may_bring_new_regions_and_sizes():
+def test_later_frames_may_add_regions_and_change_size():
     first, second = (labels("01"), regions("01")), (labels("012", "012"), regions("012", "012"))
     assert score_sequence([first, second]) == score_sequence([second, first]) == RegionScores(1, 1, 1, 1, 2, 2)
 
@@ -187,14 +187,14 @@ def test_later_frames_may_bring_new_regions_and_sizes():
         (np.zeros((2, 3), np.uint8), np.full((2, 3), -1), "no labeled pixels"),
     ],
 )
-def test_what_cannot_be_scored(prediction, truth, match):
+def test_invalid_arrays_are_errors(prediction, truth, match):
     with pytest.raises(ValueError, match=match):
         score_sequence([(prediction, truth)])
     with pytest.raises(ValueError, match="no labeled pixels"):
         score_sequence([])
 
 
-def test_overall_takes_f_of_the_means():
+def test_overall_f_is_computed_from_mean_precision_and_recall():
     result = average_scores(s for s in [RegionScores(1, 0.2, 1 / 3, 1, 3, 2), RegionScores(0.5, 1, 2 / 3, 0.5, 1, 0)])
     assert result == pytest.approx(RegionScores(0.75, 0.6, 2 * 0.75 * 0.6 / 1.35, 0.75, 4, 2))
     assert result.f == pytest.approx(2 / 3) and isinstance(result.objects, int)
@@ -262,7 +262,7 @@ def written(path: Path, text: str) -> Path:
         PUBLIC + "\nK\xf6ln 7\n",
     ],
 )
-def test_definition_is_read(tmp_path, text):
+def test_definition_file_variants_are_read(tmp_path, text):
     assert read_definition(written(tmp_path / "catsDef.dat", text)) == EXPECTED
 
 
@@ -288,7 +288,7 @@ def test_definition_is_read(tmp_path, text):
         ("\ncats_0020_gt.ppm", "", "labeled frame 2 has no file"),
     ],
 )
-def test_broken_definition_is_refused_by_name(tmp_path, old, new, match):
+def test_error_for_broken_definition_names_the_file(tmp_path, old, new, match):
     assert old in PUBLIC
     path = written(tmp_path / "catsDef.dat", PUBLIC.replace(old, new))
     with pytest.raises(UserError, match=match) as caught:
@@ -296,26 +296,26 @@ def test_broken_definition_is_refused_by_name(tmp_path, old, new, match):
     assert repr(str(path)) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_missing_definition(tmp_path):
+def test_missing_definition_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"^Cannot read the definition file .*noDef\.dat': No such file"):
         read_definition(tmp_path / "noDef.dat")
     with pytest.raises(UserError, match="Is a directory"):
         read_definition(tmp_path)
 
 
-def test_region_numbers_of_a_color_picture():
+def test_region_labels_of_a_color_image():
     image = np.array([[(255, 255, 255), (0, 0, 255)], [(128, 128, 128), (1, 2, 3)]], np.uint8)
     numbers = region_labels(image, (16777215, 255, 8421504, 66051))
     assert numbers.dtype == np.int16
     assert numbers.tolist() == [[0, 1], [2, 3]]
-    # A color that no region has counts as the first.
+    # An unknown color maps to the first region.
     assert region_labels(image, (255, 16777215)).tolist() == [[1, 0], [0, 0]]
 
 
-def test_region_numbers_of_a_gray_picture():
+def test_region_labels_of_a_gray_image():
     gray = np.array([[0, 85], [255, 170]], np.uint8)
     assert region_labels(np.dstack([gray] * 3), (0, 255, 85, 170)).tolist() == [[0, 2], [1, 3]]
-    # Blue only is a color, even if no color is larger than 255.
+    # A blue-only image is a color image, even if no color code exceeds 255.
     blue = np.dstack([np.zeros_like(gray), np.zeros_like(gray), gray])
     assert region_labels(blue, (0, 255, 85, 170)).tolist() == [[0, 2], [1, 3]]
     mixed = np.array([[(0, 0, 85), (85, 85, 85)]], np.uint8)
@@ -323,12 +323,12 @@ def test_region_numbers_of_a_gray_picture():
 
 
 @pytest.mark.parametrize("image", [np.zeros((2, 3), np.uint8), np.zeros((2, 3, 4), np.uint8), np.zeros((2, 3, 3))])
-def test_what_is_no_picture(image):
+def test_invalid_images_are_errors(image):
     with pytest.raises(ValueError, match="must be uint8"):
         region_labels(image, (0, 255))
 
 
-def test_from_definition_to_scores(tmp_path):
+def test_ground_truth_scores_one_against_itself(tmp_path):
     definition = read_definition(written(tmp_path / "catsDef.dat", PUBLIC))
     image = np.zeros((4, 6, 3), np.uint8)
     image[:] = 255

@@ -1,4 +1,4 @@
-"""The table of protocols, and youtube-vis from file to scores."""
+"""Table of protocols, and youtube-vis from JSON files to scores."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ LEFT, RIGHT = rectangle(10, 30, 0, 20), rectangle(10, 30, 40, 60)
 HALF = rectangle(10, 30, 0, 10)  # of LEFT
 
 
-def test_every_protocol_tells_its_rule_in_one_line():
+def test_every_protocol_has_a_one_line_rule():
     assert set(PROTOCOLS) == {"davis2016", "davis2017-semi", "davis2017-unsup", "youtube-vos", "fbms-j", "fbms-f",
                               "youtube-objects", "saliency", "youtube-vis"}
     for name, row in PROTOCOLS.items():
@@ -29,7 +29,7 @@ def test_every_protocol_tells_its_rule_in_one_line():
 
 @pytest.mark.parametrize(("wrong", "hint"), [("davis-2016", "davis2016"), ("davis2017", "davis2017-semi"),
                                              ("fbms", "fbms-j"), ("ytvos", None)])
-def test_an_unknown_protocol_is_answered_with_the_nearest_and_all(wrong, hint, tmp_path):
+def test_error_for_unknown_protocol_suggests_and_lists_valid_ones(wrong, hint, tmp_path):
     with pytest.raises(UserError) as caught:
         evaluate(wrong, tmp_path, tmp_path)
     text = str(caught.value)
@@ -70,16 +70,16 @@ TRUTHS = [track(1, 1, [LEFT, LEFT]), track(1, 2, [RIGHT, None]), track(2, 1, [LE
 
 def test_youtube_vis_class_aware_and_class_agnostic(tmp_path):
     truth = save_truth(tmp_path / "instances.json", TRUTHS)
-    # All masks are perfect, but in video 1 cat and dog are mistaken for one another.
+    # All masks are perfect, but in video 1 cat and dog are swapped.
     results = [track(1, 2, [LEFT, LEFT], score=0.9), track(1, 1, [RIGHT, None], score=0.8),
                track(2, 1, [LEFT], score=0.7)]
     result = evaluate("youtube-vis", save_results(tmp_path / "results.json", results), truth)
     agnostic, aware = result.scores["class_agnostic"], result.scores["class_aware"]
     assert agnostic["AP"] == pytest.approx(1) and agnostic["AR10"] == pytest.approx(1)
-    # One track a video is allowed in AR1: 2 of 3 objects.
+    # AR1 allows one track per video: 2 of 3 objects.
     assert agnostic["AR1"] == pytest.approx(2 / 3)
-    # Cats: of two detections the better one is wrong, so 1 of 2 is found, at precision 1/2, in 51 of 101 places.
-    # Dogs: none.
+    # Cats: the detection of higher score is wrong, so 1 of 2 is found at precision 1/2, at 51 of 101 recall levels.
+    # Dogs: none is found.
     assert aware["AP"] == pytest.approx((0.5 * 51 / 101 + 0) / 2) and aware["AP_large"] == -1
     assert aware["AR100"] == pytest.approx((0.5 + 0) / 2)
     assert result.scores["frames_class_agnostic"]["AP"] == pytest.approx(1)
@@ -89,35 +89,35 @@ def test_youtube_vis_class_aware_and_class_agnostic(tmp_path):
     assert {row[0]: row[1] for row in rows} == {"cat": pytest.approx(0.5 * 51 / 101), "dog": 0}
 
 
-def test_youtube_vis_without_categories_is_scored_as_one(tmp_path):
+def test_youtube_vis_without_categories_is_class_agnostic(tmp_path):
     truth = save_truth(tmp_path / "instances.json", TRUTHS)
     results = [{key: value for key, value in entry.items() if key != "category_id"} | {"score": 1} for entry in TRUTHS]
     result = evaluate("youtube-vis", save_results(tmp_path / "results.json", results), truth)
     assert set(result.scores) == {"class_agnostic", "frames_class_agnostic"} and not result.tables
     assert result.scores["class_agnostic"]["AP"] == pytest.approx(1)
-    # One track without a category among others is a mistake.
+    # A mix of tracks with and without a category is an error.
     results[0]["category_id"] = 1
     with pytest.raises(UserError, match="category_id"):
         evaluate("youtube-vis", save_results(tmp_path / "results.json", results), truth)
-    # No track at all is a result.
+    # An empty list of tracks is valid.
     result = evaluate("youtube-vis", save_results(tmp_path / "results.json", []), truth)
     assert result.scores["class_aware"]["AP"] == result.scores["class_agnostic"]["AP"] == 0
 
 
-def test_youtube_vis_of_half_a_track(tmp_path):
+def test_youtube_vis_with_partial_overlap(tmp_path):
     truth = save_truth(tmp_path / "instances.json", [track(1, 1, [LEFT, LEFT])])
-    # Half of one frame is missing: 3/4 of the track, found up to IoU 0.75; in frames, IoU 1/2 and 1.
+    # Half of one frame is missing: the track has IoU 0.75, the frames have IoU 1/2 and 1.
     results = save_results(tmp_path / "results.json", [track(1, 1, [LEFT, HALF], score=0.5)])
     scores = evaluate("youtube-vis", results, truth).scores
     assert scores["class_aware"]["AP"] == scores["class_agnostic"]["AP"] == pytest.approx(0.6)
-    # At 0.5 both masks of equal score are right; above it the first of two.
+    # At threshold 0.5 both masks (of equal score) are true positives; above it only the first.
     assert scores["frames_class_agnostic"]["AP"] == pytest.approx((1 + 9 * 51 / 101) / 10)
     assert scores["frames_class_agnostic"]["AP50"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("place", ["valid/instances.json", "annotations/instances_valid.json", "instances_valid.json",
                                    "valid.json", "instances.json"])
-def test_youtube_vis_finds_the_files_in_folders(tmp_path, place):
+def test_youtube_vis_finds_ground_truth_and_results_in_folders(tmp_path, place):
     save_truth(tmp_path / "data" / place, TRUTHS)
     save_truth(tmp_path / "data" / "other" / "instances.json", [track(7, 1, [LEFT])])
     save_results(tmp_path / "run" / "results.json", [entry | {"score": 0.5} for entry in TRUTHS])
@@ -125,7 +125,7 @@ def test_youtube_vis_finds_the_files_in_folders(tmp_path, place):
     assert result.scores["class_aware"]["AP"] == pytest.approx(1) and result.split == "valid"
 
 
-def test_youtube_vis_takes_the_split_that_is_asked_for(tmp_path):
+def test_youtube_vis_selects_the_requested_split(tmp_path):
     save_truth(tmp_path / "valid" / "instances.json", TRUTHS)
     save_truth(tmp_path / "train" / "instances.json", TRUTHS[:1])
     results = save_results(tmp_path / "results.json", [TRUTHS[0] | {"score": 1}])
@@ -135,7 +135,7 @@ def test_youtube_vis_takes_the_split_that_is_asked_for(tmp_path):
         evaluate("youtube-vis", results, tmp_path, "test")
 
 
-def test_youtube_vis_refuses(tmp_path):
+def test_youtube_vis_errors(tmp_path):
     truth = save_truth(tmp_path / "instances.json", TRUTHS)
     results = save_results(tmp_path / "results.json", [TRUTHS[0] | {"score": 1, "video_id": 9}])
     (tmp_path / "empty").mkdir()
@@ -150,14 +150,14 @@ def test_youtube_vis_refuses(tmp_path):
             evaluate("youtube-vis", predictions, dataset, **more)
 
 
-def test_youtube_vis_writes_its_files(tmp_path):
+def test_youtube_vis_report_files(tmp_path):
     truth = save_truth(tmp_path / "instances.json", TRUTHS)
     results = save_results(tmp_path / "results.json", [TRUTHS[0] | {"score": 0.5}])
     written = {path.name for path in report.write(evaluate("youtube-vis", results, truth), tmp_path / "out")}
     assert written == {"global_results-valid.csv", "per-sequence_results-valid.csv", "per-category_results-valid.csv",
                        "scores.json"}
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
-    assert scores["class_aware"]["AP_large"] == -1  # as COCO has it: there is nothing to find
+    assert scores["class_aware"]["AP_large"] == -1  # COCO's value for a range without objects
     assert scores["sequences"]["1"]["tracks"] == 2 and scores["sequences"]["1"]["results"] == 1
     categories = (tmp_path / "out" / "per-category_results-valid.csv").read_text().splitlines()
     assert categories[0].startswith("name,AP,AP50,AP75") and [row.split(",")[0] for row in categories[1:]] == \
@@ -165,7 +165,7 @@ def test_youtube_vis_writes_its_files(tmp_path):
 
 
 def _average_precision(ious: list[float], objects: int, threshold: float) -> float:
-    """AP at one threshold of detections in the order of their scores, each the only one that fits its object."""
+    """AP at one threshold; detections are sorted by score, and each overlaps only its own object."""
     right = np.cumsum([iou >= threshold for iou in ious])
     precision, recall = right / np.arange(1, len(ious) + 1), right / objects
     return float(np.mean([max((p for p, r in zip(precision, recall, strict=True) if r >= wanted), default=0)
@@ -174,7 +174,7 @@ def _average_precision(ious: list[float], objects: int, threshold: float) -> flo
 
 def test_real_masks(tmp_path, real_data):
     truths, results, ious = [], [], {1: [], 2: []}
-    # Best score first, so that the detections of a category are in order.
+    # Sorted by descending score, as _average_precision expects.
     for number, (name, category, change, score) in enumerate([("bear", 1, shifted, 0.9), ("bmx-bumps", 2, eroded, 0.8),
                                                               ("boat", 1, eroded, 0.7), ("hike", 1, shifted, 0.6)], 1):
         paths = sorted((real_data / "davis2016/Annotations/480p" / name).glob("*.png"))[::16]

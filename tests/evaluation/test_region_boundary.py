@@ -1,4 +1,4 @@
-"""J, F and their statistics: values of the published tool, brute force, and properties."""
+"""J, F and their statistics against the published tool and brute force."""
 
 import csv
 import warnings
@@ -48,7 +48,7 @@ EMPTY, FULL = np.zeros((HEIGHT, WIDTH), bool), np.ones((HEIGHT, WIDTH), bool)
     (FULL, EMPTY, None, 0.0, 1.0),
     (disk(420), disk(400), FULL, 1.0, 1.0),
 ])
-def test_published_tool_gives_these_values(prediction, truth, void, region, boundary):
+def test_j_and_f_equal_the_published_tool(prediction, truth, void, region, boundary):
     assert jaccard(prediction, truth, void) == pytest.approx(region, abs=5e-7)
     assert boundary_f(prediction, truth, void) == pytest.approx(boundary, abs=5e-7)
 
@@ -77,7 +77,7 @@ def plain_contour(mask):
 
 
 def plain_f(prediction, truth, void, radius):
-    """F with the distance of every pair of contour pixels."""
+    """F from the distances of all pairs of contour pixels."""
     a, b = (np.argwhere(plain_contour(mask & ~void)) for mask in (prediction, truth))
     if not len(a) or not len(b):
         return float(len(a) == len(b))
@@ -100,7 +100,7 @@ def test_boundary_f_equals_brute_force(size, radius):
 
 
 @pytest.mark.parametrize("radius", [0, 1, 3, 8, 18, 40, 90])
-def test_dilation_equals_a_disk(radius):
+def test_dilation_equals_brute_force(radius):
     rng = np.random.default_rng(radius)
     mask = rng.random((45, 150)) < 0.002
     mask[0, 0] = mask[-1, -1] = True
@@ -113,13 +113,13 @@ def test_dilation_equals_a_disk(radius):
 
 
 @pytest.mark.parametrize("width", [1, 8, 63, 64, 65, 200])
-def test_packing_a_label_equals_packing_its_mask(width):
+def test_pack_label_equals_pack_of_its_mask(width):
     labels = np.random.default_rng(width).integers(0, 4, (700, width)).astype(np.uint8)
     np.testing.assert_array_equal(packed_masks.pack_label(labels, 3), packed_masks.pack(labels == 3))
     assert packed_masks.count(packed_masks.pack_label(labels, 3)) == (labels == 3).sum()
 
 
-def test_cropping_changes_no_contour():
+def test_cropping_preserves_contours():
     rng = np.random.default_rng(0)
     for _ in range(50):
         height, width = rng.integers(1, 40), rng.integers(1, 300)
@@ -144,7 +144,7 @@ def test_leading_axes_broadcast():
                 assert together[i, j] == measure(prediction[i, j], truth[j])
 
 
-def test_labels_are_scored_one_by_one_and_all_against_all():
+def test_score_labels_and_score_all_pairs_equal_single_scores():
     rng = np.random.default_rng(4)
     prediction, truth = (np.kron(rng.integers(0, 4, (6, 8)), np.ones((9, 11))).astype(np.uint8) for _ in range(2))
     void = rng.random(truth.shape) < 0.1
@@ -164,24 +164,24 @@ def test_labels_are_scored_one_by_one_and_all_against_all():
 @pytest.mark.parametrize(("frames", "recall", "decay"), [
     (4, .5, .666667), (5, .4, .75), (7, 3 / 7, .75), (10, .5, .777778), (48, .5, .744681), (67, .492537, .75),
     (98, .5, .752577)])
-def test_statistics_of_a_falling_line(frames, recall, decay):
+def test_statistics_of_a_linear_decrease(frames, recall, decay):
     result = statistics(np.linspace(1, 0, frames))
     assert result == pytest.approx((0.5, recall, decay), abs=5e-7)
 
 
-def test_recall_is_strict_and_counts_frames_without_a_value():
+def test_recall_threshold_is_strict_and_nan_counts_as_a_miss():
     assert statistics([0.5, 0.5, 0.6, np.nan]).recall == 0.25
     assert statistics([0.5, 0.7, np.nan]).mean == pytest.approx(0.6)
 
 
-def test_the_published_frame_numbers_wrap_at_256():
+def test_compat_uint8_reproduces_published_overflow_at_256_frames():
     line = np.linspace(1, 0, 300)
     assert statistics(line).decay == pytest.approx(0.75, abs=2e-3)
     assert np.isnan(statistics(line, compat_uint8=True).decay)
     assert statistics(line[:256], compat_uint8=True) == statistics(line[:256])
 
 
-def test_statistics_without_values_warn_of_nothing():
+def test_statistics_of_few_values_do_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert np.isnan(statistics([])).all()

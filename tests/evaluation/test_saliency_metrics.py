@@ -1,4 +1,4 @@
-"""Salient-object measures against plain comparisons, an S-measure in fractions, scikit-learn and values by hand."""
+"""Saliency metrics against brute force, exact fractions, scikit-learn and hand-computed values."""
 
 import math
 from fractions import Fraction
@@ -37,7 +37,7 @@ def random_prediction(rng: np.random.Generator, kind: str, height: int = 7, widt
 
 
 def by_comparison(saliency: list[float], truth: list[bool], threshold: float) -> tuple[float, float, float]:
-    """Precision, recall and F of one threshold, one pixel at a time."""
+    """Precision, recall and F at one threshold, pixel by pixel."""
     selected = [s >= threshold for s in saliency]
     hits = sum(s and t for s, t in zip(selected, truth, strict=True))
     if not hits:
@@ -47,7 +47,7 @@ def by_comparison(saliency: list[float], truth: list[bool], threshold: float) ->
 
 
 def by_fractions(saliency: np.ndarray, truth: np.ndarray) -> float:
-    """The S-measure of the paper, pixel by pixel in exact fractions; only the roots are rounded."""
+    """S-measure of the paper in exact fractions; only square roots are rounded."""
     height, width = truth.shape
     pixels = [(y, x) for y in range(1, height + 1) for x in range(1, width + 1)]
     s = {(y, x): Fraction(float(saliency[y - 1, x - 1])) for y, x in pixels}
@@ -91,7 +91,7 @@ def scores(mae: float, f_beta: np.ndarray) -> FrameSaliency:
 
 
 def step(*heights: float) -> np.ndarray:
-    """A curve of 256 points in equal stretches."""
+    """A piecewise-constant curve of 256 points with equally long steps."""
     return np.repeat(np.array(heights, float), 256 // len(heights))
 
 
@@ -101,7 +101,7 @@ def test_thresholds():
 
 @pytest.mark.parametrize("kind", ["uint8", "levels", "float32", "float64"])
 @pytest.mark.parametrize("seed", range(5))
-def test_curves_equal_comparisons_with_each_threshold(kind, seed):
+def test_curves_equal_brute_force(kind, seed):
     rng = np.random.default_rng(seed)
     prediction, truth = random_prediction(rng, kind), random_truth(rng)
     result = frame_saliency(prediction, truth)
@@ -118,19 +118,19 @@ def test_curves_equal_comparisons_with_each_threshold(kind, seed):
     assert result.mae == pytest.approx(math.fsum(errors) / len(errors), rel=1e-13)
 
 
-def test_every_level_meets_its_own_threshold():
+def test_gray_level_is_selected_at_its_own_threshold():
     # The pixel of level k is selected from threshold k / 255 on, so one more pixel at each of the 256.
     truth = np.ones((16, 16), bool)
     for prediction in (np.arange(256).astype(np.uint8), np.arange(256) / 255):
         recall = frame_saliency(prediction.reshape(16, 16), truth).recall
         np.testing.assert_array_equal(recall, np.arange(1, 257) / 256)
-    # 0..51 stretched is 0, 5/255, 10/255, ..: again on the thresholds.
+    # 0..51 normalized is 0, 5/255, 10/255, ..: again on the thresholds.
     recall = frame_saliency(np.arange(52).astype(np.uint8).reshape(4, 13), np.ones((4, 13), bool)).recall
     np.testing.assert_array_equal(recall, np.minimum(np.arange(256) // 5 + 1, 52) / 52)
 
 
-def test_floats_next_to_a_threshold():
-    # The number next below each threshold is not selected at it. As 255 S grows with S, this settles all numbers.
+def test_floats_adjacent_to_a_threshold():
+    # The largest float below a threshold is not selected at it. 255 S is monotonic in S, so this covers all floats.
     for level in range(1, 255):
         threshold = level / 255
         values = np.array([[0, 1, threshold, np.nextafter(threshold, 0), np.nextafter(threshold, 1)]])
@@ -147,7 +147,7 @@ def test_perfect_prediction(value):
     assert result.adaptive_f == 1
     assert result.s_measure == pytest.approx(1, abs=1e-12)
     assert (result.f_beta[:255] == 1).all() and (result.recall == 1).all()
-    # At threshold 0 all 80 pixels are selected, 15 of which are the object's.
+    # At threshold 0 all 80 pixels are selected; the object has 15.
     assert result.precision[255] == 15 / 80
     assert result.f_beta[255] == pytest.approx(1.3 * 0.1875 / (0.3 * 0.1875 + 1), rel=1e-15)
 
@@ -163,7 +163,7 @@ def test_inverted_prediction():
     assert result.s_measure == 0  # S_o is 0 and S_r negative
 
 
-def test_map_of_one_value_is_not_stretched():
+def test_constant_map_is_not_normalized():
     truth = np.zeros((2, 4), bool)
     truth[:, :3] = True
     result = frame_saliency(np.full((2, 4), 51, np.uint8), truth)  # S = 0.2
@@ -174,7 +174,7 @@ def test_map_of_one_value_is_not_stretched():
     assert result.adaptive_f == 0  # 0.2 is below twice the mean
     for ours, theirs in zip(frame_saliency(np.full((2, 4), 0.2), truth), result, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    # Twice the mean of a black map is 0, which selects everything; of a white one it is cut to 1.
+    # The adaptive threshold, twice the mean, is 0 for a black map and selects everything; for a white one it is 1.
     assert frame_saliency(np.zeros((2, 4), np.uint8), truth).adaptive_f == pytest.approx(full, rel=1e-15)
     assert frame_saliency(np.full((2, 4), 255, np.uint8), truth).adaptive_f == pytest.approx(full, rel=1e-15)
 
@@ -195,17 +195,18 @@ def test_empty_and_full_truth():
 
 
 def test_s_measure_by_hand():
-    # The centroid 3.5 is rounded to 4, so that one part holds all: means 0.375 and 0.5, variances 0.6875 / 3 and 1 / 3,
-    # covariance 0.25, SSIM = 0.1875 / (0.390625 * 0.5625). The object: mean 0.75, deviation sqrt(1 / 8); background 1.
+    # The centroid 3.5 is rounded to 4, so one part holds all pixels: means 0.375 and 0.5, variances 0.6875 / 3 and
+    # 1 / 3, covariance 0.25, SSIM = 0.1875 / (0.390625 * 0.5625). Object term: mean 0.75, standard deviation
+    # sqrt(1 / 8). Background term: 1.
     value = s_measure(np.array([[0, 0, 0.5, 1]]), np.array([[False, False, True, True]]))
     of_objects = 0.5 * 1.5 / (1.5625 + math.sqrt(0.125)) + 0.5
     assert value == pytest.approx(0.5 * of_objects + 0.5 * 0.1875 / (0.390625 * 0.5625), rel=1e-14)
     assert value == pytest.approx(0.8723815, abs=1e-7)
 
 
-def test_s_measure_of_a_flat_part_is_no_matter_of_rounding():
-    # Three of the parts below and beside the centroid hold one value and no object, so their SSIM is 1, though the mean
-    # of as many tenths may differ from a tenth in floating point.
+def test_s_measure_of_constant_regions_is_exact():
+    # Three of the four parts are constant and hold no object, so their SSIM is 1, although the floating-point mean of
+    # many values 0.1 may differ from 0.1.
     truth = np.zeros((14, 15), bool)
     truth[:2, :2] = [[False, False], [False, True]]
     saliency = np.where(truth, 0.9, 0.1)
@@ -214,7 +215,7 @@ def test_s_measure_of_a_flat_part_is_no_matter_of_rounding():
 
 @pytest.mark.parametrize("shape", [(7, 9), (1, 6), (5, 1), (2, 2), (3, 4)])
 @pytest.mark.parametrize("seed", range(6))
-def test_s_measure_equals_fractions(shape, seed):
+def test_s_measure_equals_exact_fractions(shape, seed):
     rng = np.random.default_rng(seed)
     truth = random_truth(rng, *shape)
     if not 0 < truth.sum() < truth.size:
@@ -224,7 +225,7 @@ def test_s_measure_equals_fractions(shape, seed):
 
 
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (4, 5), (0, 5), (4, 0), (2, 3)])
-def test_s_measure_of_one_pixel_is_a_number(row, column):
+def test_s_measure_of_one_pixel_objects(row, column):
     truth = np.zeros((5, 6), bool)
     truth[row, column] = True
     saliency = np.random.default_rng(0).random((5, 6))
@@ -233,7 +234,7 @@ def test_s_measure_of_one_pixel_is_a_number(row, column):
 
 
 def test_s_measure_of_a_small_object():
-    # Means and variances near 1 / N make B so small that its epsilon shows.
+    # Means and variances near 1 / N make the denominator so small that its epsilon matters.
     truth = np.zeros((40, 50), bool)
     truth[19, 24] = True
     value = s_measure(truth.astype(float), truth)
@@ -241,7 +242,7 @@ def test_s_measure_of_a_small_object():
     assert 1 - value > 1e-10
 
 
-def test_s_measure_is_blind_to_transposition_and_grows_with_the_likeness():
+def test_s_measure_is_transposition_invariant_and_monotonic():
     rng = np.random.default_rng(0)
     truth = np.zeros((9, 12), bool)
     truth[2:6, 3:9] = True
@@ -251,7 +252,7 @@ def test_s_measure_is_blind_to_transposition_and_grows_with_the_likeness():
     assert values == sorted(values) and values[-1] == pytest.approx(1, abs=1e-12)
 
 
-def test_stretching_makes_brightness_and_contrast_immaterial():
+def test_normalization_removes_brightness_and_contrast():
     rng = np.random.default_rng(0)
     truth, base = random_truth(rng), rng.integers(0, 52, (7, 9))
     base[0, :2] = 0, 51
@@ -275,13 +276,13 @@ def test_stretching_makes_brightness_and_contrast_immaterial():
         (np.array([[0, np.nan]]), np.zeros((1, 2), bool), r"be in \[0, 1\]"),
     ],
 )
-def test_what_is_no_saliency_map(prediction, truth, match):
+def test_invalid_saliency_maps_are_errors(prediction, truth, match):
     with pytest.raises(ValueError, match=match):
         frame_saliency(prediction, truth)
 
 
-def test_means_go_over_frames_then_over_sequences():
-    # A sequence of three frames counts as much as one of a single frame.
+def test_means_are_over_frames_then_sequences():
+    # A sequence of three frames has the same weight as one of a single frame.
     first = [scores(0.1, step(1, 0)), scores(0.2, step(1, 0)), scores(0.6, step(0.4, 0))]
     second = [scores(0.5, step(0, 0.9))]
     mean = sequence_mean(first)
@@ -293,12 +294,12 @@ def test_means_go_over_frames_then_over_sequences():
     np.testing.assert_allclose(result.f_beta, step(0.4, 0.45))
     np.testing.assert_allclose(result.precision, step(0.2, 0.225))
     np.testing.assert_allclose(result.recall, step(0.1, 0.1125))
-    # The maximum of the mean curve, not the mean of the maxima (0.85); first reached at point 128.
+    # The maximum of the mean curve, not the mean of the maxima (0.85); first reached at index 128.
     assert result.max_f == pytest.approx(0.45)
     assert result.max_f_threshold == 127 / 255
 
 
-def test_combine_takes_generators_and_means_alike():
+def test_dataset_mean_accepts_generators_and_sequence_means():
     rng = np.random.default_rng(0)
     sequences = [[scores(rng.random(), rng.random(256)) for _ in range(n)] for n in (3, 1, 2)]
     expected = dataset_mean(sequences)
@@ -309,7 +310,7 @@ def test_combine_takes_generators_and_means_alike():
             np.testing.assert_array_equal(ours, theirs)
 
 
-def test_combine_of_real_frames():
+def test_dataset_mean_of_computed_frames():
     rng = np.random.default_rng(0)
     frames = [frame_saliency(random_prediction(rng, "uint8"), random_truth(rng)) for _ in range(4)]
     result = dataset_mean([frames[:3], frames[3:]])
@@ -320,7 +321,7 @@ def test_combine_of_real_frames():
     assert result.f_beta[np.flatnonzero(result.max_f_threshold == THRESHOLDS)[0]] == result.max_f
 
 
-def test_nothing_to_average():
+def test_mean_of_no_frames_is_an_error():
     with pytest.raises(ValueError, match="no frames"):
         sequence_mean([])
     with pytest.raises(ValueError, match="no sequences"):
@@ -368,8 +369,8 @@ def test_pooled_histogram_by_hand():
     )
 
 
-def test_pooled_f_weighs_pixels_and_does_not_stretch():
-    # A perfect dim frame of 4 pixels and an all-wrong frame of 1 pixel: the pooled F is that of all 5 pixels.
+def test_pooled_f_weights_pixels_equally_without_normalization():
+    # A perfect dim frame of 4 pixels and a wrong frame of 1 pixel: pooled F is computed over all 5 pixels.
     dim = pooled_histogram(np.array([[0, 0, 100, 100]], np.uint8), np.array([[False, False, True, True]]))
     bright = pooled_histogram(np.array([[200]], np.uint8), np.array([[False]]))
     assert pooled_f(dim)["max_f"] == 1 and pooled_f(dim)["mae"] == pytest.approx(2 * 155 / 255 / 4)
@@ -377,7 +378,7 @@ def test_pooled_f_weighs_pixels_and_does_not_stretch():
     assert result["max_f"] == pytest.approx(2 * (2 / 3) / (2 / 3 + 1)) and result["threshold"] == 100
 
 
-def test_pooled_f_of_equal_heights_is_that_of_the_lowest_threshold():
+def test_pooled_f_ties_use_the_lowest_threshold():
     # P = 1, R = 1/2 from 100 on; P = 1/2, R = 1 from 50 on.
     result = pooled_f(pooled_histogram(np.array([[100, 50, 50, 50, 7]], np.uint8), np.array([[1, 1, 0, 0, 0]], bool)))
     assert result["threshold"] == 50 and (result["precision"], result["recall"]) == (0.5, 1)

@@ -1,4 +1,4 @@
-"""The saliency protocol: made-up maps with scores known by hand, the layouts, and real masks."""
+"""Saliency protocol: synthetic maps with hand-computed scores, dataset layouts, and real masks."""
 
 import csv
 from pathlib import Path
@@ -15,8 +15,8 @@ from uvos_jax.evaluation.protocols import evaluate
 from uvos_jax.video import read_mask
 
 OBJECT = rectangle(10, 30, 15, 45) > 0  # 600 of 2400 pixels, a quarter
-UPPER = rectangle(10, 20, 15, 45) > 0  # half of it
-BESIDE = rectangle(30, 40, 0, 60) > 0  # as large, outside of it
+UPPER = rectangle(10, 20, 15, 45) > 0  # the upper half of OBJECT
+BESIDE = rectangle(30, 40, 0, 60) > 0  # same area, disjoint from OBJECT
 GARBAGE = np.random.default_rng(0).integers(0, 256, OBJECT.shape).astype(np.uint8)
 F = {"perfect": 1.0, "half recall": 1.3 * 0.5 / (0.3 + 0.5), "half precision": 1.3 * 0.5 / (0.3 * 0.5 + 1),
      "all": 1.3 * 0.25 / (0.3 * 0.25 + 1)}
@@ -30,7 +30,7 @@ def save_maps(folder: Path, maps, names=None) -> None:
 
 
 def score(root: Path, **maps) -> report.Result:
-    """Scores maps against OBJECT; garbage, truth and prediction, is put before and after them."""
+    """Scores maps against OBJECT; the ignored first and last frames hold garbage."""
     truths = {name: [GARBAGE > 99, *[OBJECT] * len(counted), GARBAGE > 9] for name, counted in maps.items()}
     davis(root / "data", truths, 2016)
     for name, counted in maps.items():
@@ -39,43 +39,44 @@ def score(root: Path, **maps) -> report.Result:
 
 
 def levels(*parts) -> np.ndarray:
-    """A map with a gray level on each region: (region, level), ..."""
+    """A uint8 map with the given gray level on each region, from pairs (region, level)."""
     gray = np.zeros(OBJECT.shape, np.uint8)
     for region, level in parts:
         gray[region] = level
     return gray
 
 
-def test_a_perfect_map(tmp_path):
+def test_perfect_map(tmp_path):
     result = score(tmp_path, bear=[levels((OBJECT, 255))])
     expected = {"mae": 0.0, "max_f": 1.0, "max_f_threshold": 1.0, "adaptive_f": 1.0, "s_measure": pytest.approx(1),
                 "adnet": {"mae": 0.0, "max_f": 1.0}}
     assert result.scores == expected
 
 
-def test_an_inverted_map(tmp_path):
+def test_inverted_map(tmp_path):
     result = score(tmp_path, bear=[levels((~OBJECT, 255))])
-    # Only the threshold 0, which selects everything, meets the object: P = 1/4 and R = 1.
+    # Only the threshold 0, which selects everything, has true positives: P = 1/4 and R = 1.
     assert result.scores == {"mae": 1.0, "max_f": pytest.approx(F["all"]), "max_f_threshold": 0.0, "adaptive_f": 0.0,
                              "s_measure": 0.0, "adnet": {"mae": 1.0, "max_f": pytest.approx(2 * 0.25 / 1.25)}}
 
 
-def test_a_map_of_one_gray_is_not_stretched(tmp_path):
+def test_constant_map_is_not_normalized(tmp_path):
     scores = score(tmp_path, bear=[np.full(OBJECT.shape, 128)]).scores
     assert scores["mae"] == pytest.approx(0.25 * 127 / 255 + 0.75 * 128 / 255)
     assert scores["max_f"] == pytest.approx(F["all"]) and scores["max_f_threshold"] == pytest.approx(128 / 255)
-    assert scores["adaptive_f"] == 0  # the threshold is 1, which nothing reaches
+    assert scores["adaptive_f"] == 0  # the threshold is 1, above every pixel
 
 
-def test_adnets_form_takes_maps_as_they_are(tmp_path):
-    # Stretched from 51..153 to 0..255, the map is perfect.
+def test_adnet_scores_do_not_normalize_maps(tmp_path):
+    # Normalized from 51..153 to 0..255, the map is perfect.
     scores = score(tmp_path, bear=[levels((OBJECT, 153), (~OBJECT, 51))]).scores
     assert (scores["mae"], scores["max_f"]) == (0, 1)
     assert scores["adnet"]["mae"] == pytest.approx(0.25 * 0.4 + 0.75 * 0.2) and scores["adnet"]["max_f"] == 1
 
 
-def test_means_are_over_frames_then_sequences_and_the_maximum_is_of_the_mean_curve(tmp_path):
-    # bear finds the object at once, and as much beside it at 102/255 = 0.4; boat finds half at once, the rest at 0.4.
+def test_means_are_over_frames_then_sequences(tmp_path):
+    # bear selects the object at threshold 1 and an equal false area at 102/255 = 0.4; boat selects half of the object
+    # at 1 and the rest at 0.4. max_f is the maximum of the mean curve.
     bear, boat = levels((OBJECT, 255), (BESIDE, 102)), levels((OBJECT, 102), (UPPER, 255))
     result = score(tmp_path, bear=[bear], boat=[boat, boat, boat])
     assert result.sequences["bear"]["mae"] == pytest.approx(0.25 * 0.4)
@@ -87,7 +88,7 @@ def test_means_are_over_frames_then_sequences_and_the_maximum_is_of_the_mean_cur
     assert scores["max_f_threshold"] == 1
     # The mean of bear's map is 0.35, so its threshold is 0.7; boat's is 0.175, so 0.35: both are perfect there.
     assert scores["adaptive_f"] == pytest.approx(1)
-    # Pooled, by 600 pixels: above 0.4, 4 of 5 selected are object pixels; at 1, 2.5 of 4 objects' are found.
+    # Pooled, in units of 600 pixels: at 0.4, 4 of 5 selected are object pixels; at 1, 2.5 of 4 are found.
     assert scores["adnet"]["max_f"] == pytest.approx(2 * 0.8 / 1.8)
     assert scores["adnet"]["mae"] == pytest.approx((0.1 + 3 * 0.075) / 4)
     rows = {row[0]: row[1:] for row in result.tables["pr_curve.csv"][1]}
@@ -97,7 +98,7 @@ def test_means_are_over_frames_then_sequences_and_the_maximum_is_of_the_mean_cur
     assert rows[0.0] == pytest.approx([0.25, 1, F["all"]])
 
 
-def test_soft_maps_come_before_masks(tmp_path):
+def test_soft_maps_take_precedence_over_masks(tmp_path):
     data = davis(tmp_path / "data", {"bear": [OBJECT] * 3, "boat": [OBJECT] * 3}, 2016)
     half = levels((OBJECT, 255), (UPPER, 102))
     for name in ("bear", "boat"):
@@ -105,18 +106,18 @@ def test_soft_maps_come_before_masks(tmp_path):
     save_maps(tmp_path / "predictions" / "bear" / "soft", [half] * 3)
     result = evaluate("saliency", tmp_path / "predictions", data)
     assert result.sequences["bear"]["mae"] == pytest.approx(0.125 * 0.6)
-    assert result.sequences["boat"]["mae"] == 0  # an object number of 1 is as good as 255
+    assert result.sequences["boat"]["mae"] == 0  # object id 1 is equivalent to 255
 
 
-def test_maps_of_the_first_and_last_frame_are_not_asked_for(tmp_path):
+def test_maps_of_first_and_last_frame_are_not_required(tmp_path):
     save_maps(tmp_path / "predictions" / "bear", [levels((OBJECT, 255))] * 2, ["00001", "00002"])
     data = davis(tmp_path / "data", {"bear": [OBJECT] * 4}, 2016)
     assert evaluate("saliency", tmp_path / "predictions", data).scores["mae"] == 0
 
 
 @pytest.mark.parametrize("flat", [False, True])
-def test_a_flat_folder_of_ground_truth(tmp_path, flat):
-    # As ViSal has it: bitmaps, sparse, sequences told apart by their names alone; gray 128 is background.
+def test_flat_folder_of_ground_truth(tmp_path, flat):
+    # Layout of ViSal: sparse BMP files, sequences given by the file names only; gray 128 is background.
     (tmp_path / "GT").mkdir()
     truth = levels((OBJECT, 129), (BESIDE, 128))
     for name, counted in {"boat": levels((OBJECT, 255)), "boat2": levels((UPPER, 255))}.items():
@@ -131,13 +132,13 @@ def test_a_flat_folder_of_ground_truth(tmp_path, flat):
 
 
 @pytest.mark.parametrize("place", ["", "Testset"])
-def test_fbms_as_published(tmp_path, place):
-    # The folder of the split will do too; then the images beside the truth must not be taken for the truth.
+def test_fbms_in_the_published_layout(tmp_path, place):
+    # The folder of the split is accepted too; images next to the ground truth must not be read as ground truth.
     folder = tmp_path / "FBMS" / "Testset" / "cars1"
     (folder / "GroundTruth").mkdir(parents=True)
     for number in range(1, 5):
         cv2.imwrite(str(folder / f"cars1_{number:02d}.jpg"), np.full((40, 60, 3), 200, np.uint8))
-        # 100 of 255 is an object by the rule of FBMS, but would be background by that of salient objects.
+        # 100 of 255 is foreground by the rule of FBMS, but background by that of saliency datasets.
         Image.fromarray(levels((OBJECT, 100))).save(folder / "GroundTruth" / f"cars1_{number:02d}.pgm")
     maps = [GARBAGE, levels((UPPER, 255)), levels((OBJECT, 255)), GARBAGE]
     save_maps(tmp_path / "predictions" / "cars1", maps, [f"cars1_{number:02d}" for number in range(1, 5)])
@@ -145,14 +146,14 @@ def test_fbms_as_published(tmp_path, place):
     assert result.scores["mae"] == pytest.approx(0.125 / 2)
 
 
-def test_a_plain_dataset_in_a_folder_called_ground_truth_is_not_taken_for_fbms(tmp_path):
-    truth = levels((OBJECT, 255), (BESIDE, 60))  # 60 is background here, an object by the rule of FBMS
+def test_plain_dataset_in_folder_ground_truth_is_not_read_as_fbms(tmp_path):
+    truth = levels((OBJECT, 255), (BESIDE, 60))  # 60 is background here, but foreground by FBMS rules
     save_maps(tmp_path / "GroundTruth", [truth] * 3, ["cat_1", "cat_2", "cat_3"])
     save_maps(tmp_path / "predictions" / "cat", [levels((OBJECT, 255))] * 3, ["cat_1", "cat_2", "cat_3"])
     assert evaluate("saliency", tmp_path / "predictions", tmp_path).scores["mae"] == 0
 
 
-def test_sequences_of_two_labeled_frames_are_refused_by_name(tmp_path):
+def test_error_names_sequences_of_fewer_than_three_frames(tmp_path):
     data = davis(tmp_path, {"bear": [OBJECT] * 3, "boat": [OBJECT] * 2, "bus": [OBJECT]}, 2016)
     with pytest.raises(UserError, match="No frames to score: .* Too short: boat, bus"):
         evaluate("saliency", tmp_path, data)
@@ -164,18 +165,18 @@ def test_sequences_of_two_labeled_frames_are_refused_by_name(tmp_path):
     (np.zeros((20, 30), np.uint8), "is 30x20 where the ground truth is 60x40"),
     (None, "cannot be read"),
 ])
-def test_what_is_no_map_is_refused_with_its_frames(tmp_path, pixels, message):
+def test_error_names_frames_of_invalid_maps(tmp_path, pixels, message):
     data = davis(tmp_path / "data", {"bear": [OBJECT] * 5}, 2016)
     folder = tmp_path / "predictions" / "bear"
     save_maps(folder, [levels((OBJECT, 255))] * 5)
-    for number in (0, 2, 3):  # the first does not count, so nobody looks at it
+    for number in (0, 2, 3):  # the first frame is ignored, so it is not read
         path = folder / f"{number:05d}.png"
         path.write_bytes(b"nothing") if pixels is None else Image.fromarray(pixels).save(path)
     with pytest.raises(UserError, match=f"bear 00002-00003 .*{message}"):
         evaluate("saliency", tmp_path / "predictions", data)
 
 
-def test_the_curve_as_file_and_picture(tmp_path):
+def test_pr_curve_csv_and_plot(tmp_path):
     result = score(tmp_path, bear=[levels((OBJECT, 102), (UPPER, 255), (BESIDE, 51))])
     written = report.write(result, tmp_path / "out")
     assert {"pr_curve.csv", "pr_curve.png"} <= {path.name for path in written}
@@ -184,7 +185,7 @@ def test_the_curve_as_file_and_picture(tmp_path):
     values = np.array(rows, float)
     np.testing.assert_allclose(values[:, 0], np.arange(255, -1, -1) / 255, atol=1e-6)
     assert (np.diff(values[:, 2]) >= 0).all() and values[-1, 2] == 1  # recall grows as the threshold falls
-    # At 0.4 the object is found, from 0.2 on as much beside it, at 0 everything.
+    # The whole object is selected from 0.4 on, an equal false area from 0.2 on, everything at 0.
     expected = {255: (1, 0.5), 103: (1, 0.5), 102: (1, 1), 52: (1, 1), 51: (0.5, 1), 1: (0.5, 1), 0: (0.25, 1)}
     for level, point in expected.items():
         assert tuple(values[255 - level, 1:3]) == point, level
@@ -192,11 +193,11 @@ def test_the_curve_as_file_and_picture(tmp_path):
     with Image.open(tmp_path / "out" / "pr_curve.png") as picture:
         picture.load()
         assert picture.format == "PNG" and min(picture.size) > 400
-        assert len(picture.convert("RGB").getcolors(2**24)) > 20  # something is drawn
+        assert len(picture.convert("RGB").getcolors(2**24)) > 20  # the plot is not blank
 
 
 def _s_measure(s, g):
-    """S-measure of the paper, term by term, for an object that is neither empty nor all, cut inside the frame."""
+    """S-measure term by term as in the paper; the object is neither empty nor the full frame."""
     def similarity(x, y):
         covariance = np.cov(x.ravel(), y.ravel())
         a = 4 * x.mean() * y.mean() * covariance[0, 1]
@@ -256,7 +257,7 @@ def test_real_masks(tmp_path, real_data):
                                "max_f": pytest.approx(0.964302, abs=1e-6)}
 
 
-def test_truth_of_zeros_and_ones_and_an_empty_one(tmp_path):
+def test_ground_truth_with_levels_0_and_1_and_empty_ground_truth(tmp_path):
     save_maps(tmp_path / "d" / "GT" / "bear", [OBJECT] * 4)
     save_masks(tmp_path / "p" / "bear", [OBJECT] * 4)
     assert evaluate("saliency", tmp_path / "p", tmp_path / "d").scores["max_f"] == 1
@@ -265,7 +266,7 @@ def test_truth_of_zeros_and_ones_and_an_empty_one(tmp_path):
         evaluate("saliency", tmp_path / "p", tmp_path / "d")
 
 
-def test_gray_predictions_of_zeros_and_ones_are_masks(tmp_path):
+def test_predictions_with_gray_levels_0_and_1_are_masks(tmp_path):
     save_masks(tmp_path / "d" / "GT" / "bear", [OBJECT] * 4)
     save_maps(tmp_path / "p" / "bear", [OBJECT] * 4)
     assert evaluate("saliency", tmp_path / "p", tmp_path / "d").scores["adnet"] == {"mae": 0, "max_f": 1}

@@ -1,4 +1,4 @@
-"""Identity switches and fragmentations: stories told by hand, and matches found by trying all of them."""
+"""Identity switches and fragmentations against hand-made cases and brute-force matching."""
 
 import itertools
 
@@ -9,12 +9,12 @@ from uvos_jax.evaluation.track_identity import identity_switches
 
 
 def row(*numbers, width=4):
-    """A frame of one line: a strip of ``width`` pixels for every number."""
+    """A frame of one row with ``width`` pixels for every number."""
     return np.repeat(np.array(numbers, np.uint8), width)[None]
 
 
 def told(truth, prediction):
-    """Scores of a video in which each character is a frame's number, one string an object."""
+    """Scores of a video given as one string per object, with one digit (id) per frame."""
     frames = [np.stack([row(*map(int, frame)) for frame in zip(*strings, strict=True)])
               for strings in (truth, prediction)]
     return identity_switches(*frames)
@@ -22,15 +22,15 @@ def told(truth, prediction):
 
 @pytest.mark.parametrize(("truth", "prediction", "switches", "fragmentations", "matched"), [
     ("1111", "1111", 0, 0, 4),
-    ("1111", "7777", 0, 0, 4),  # any number will do
+    ("1111", "7777", 0, 0, 4),  # ids may differ from the ground truth
     ("1111", "2233", 1, 0, 4),
     ("1111", "2323", 3, 0, 4),
     ("1111", "2002", 0, 1, 2),
     ("1111", "2003", 1, 1, 2),
     ("1111", "0022", 0, 0, 2),  # found late
-    ("1111", "2200", 0, 0, 2),  # and lost for good
+    ("1111", "2200", 0, 0, 2),  # never found again
     ("111111", "202020", 0, 2, 3),
-    ("1001", "2002", 0, 0, 2),  # the object itself was away
+    ("1001", "2002", 0, 0, 2),  # the object itself is absent
     ("1001", "2003", 1, 0, 2),
     ("1001", "2332", 0, 0, 2),
     ("11011", "20002", 0, 1, 2),
@@ -43,31 +43,31 @@ def test_one_object(truth, prediction, switches, fragmentations, matched):
         "visible": truth.count("1"), "matched": matched}
 
 
-def test_two_objects_that_swap_their_numbers_are_two_switches():
+def test_swapped_ids_of_two_objects_are_two_switches():
     assert told(["1111", "2222"], ["5566", "6655"]) == {
         "switches": 2, "fragmentations": 0, "objects": 2, "visible": 8, "matched": 8}
 
 
-def test_a_number_handed_from_one_object_to_another_is_no_switch_of_either():
+def test_id_reused_by_another_object_is_not_a_switch():
     scores = told(["1100", "0022"], ["5500", "0055"])
     assert scores["switches"] == 0 and scores["matched"] == 4
 
 
 @pytest.mark.parametrize(("pixels", "matched"), [(4, 0), (5, 1)])
-def test_an_iou_of_a_half_is_enough(pixels, matched):
+def test_matches_need_iou_of_at_least_one_half(pixels, matched):
     truth, prediction = np.zeros((2, 1, 1, 20), np.uint8)
     truth[..., :10], prediction[..., :pixels] = 1, 3
     assert identity_switches(truth, prediction)["matched"] == matched
 
 
-def test_of_two_halves_the_one_it_was_is_kept():
+def test_tied_matches_keep_the_previous_id():
     truth = np.ones((3, 1, 10), np.uint8)
     whole, halves = row(3, width=10), row(2, 3, width=5)
     assert identity_switches(truth, np.stack([whole, halves, whole]))["switches"] == 0
     assert identity_switches(truth, np.stack([row(2, width=10), halves, whole]))["switches"] == 1
 
 
-def test_void_pixels_count_for_nobody():
+def test_void_pixels_are_ignored():
     truth = np.stack([row(1, 255, 255, 0)])
     assert identity_switches(truth, np.stack([row(4, 4, 4, 0)]))["matched"] == 1
     assert identity_switches(truth, np.stack([row(4, 4, 4, 4)]))["matched"] == 1  # 4 of 8 pixels
@@ -75,13 +75,13 @@ def test_void_pixels_count_for_nobody():
     assert identity_switches(truth, truth)["objects"] == 1
 
 
-def test_maps_of_different_shapes_are_refused():
+def test_different_shapes_are_errors():
     with pytest.raises(ValueError, match="differ in shape"):
         identity_switches(np.zeros((2, 3, 3), np.uint8), np.zeros((2, 3, 4), np.uint8))
 
 
 def best_matches(truth, prediction):
-    """The number of each object, 0 where it has none and None where it is away, by trying all assignments."""
+    """Returns the matched id of each visible object, 0 without a match, by brute force over assignments."""
     objects = [n for n in np.unique(truth) if n not in (0, 255)]
     numbers = [n for n in np.unique(prediction[truth != 255]) if n]
     masks = {n: (prediction == n) & (truth != 255) for n in numbers}
@@ -96,7 +96,7 @@ def best_matches(truth, prediction):
 @pytest.mark.parametrize("seed", range(5))
 def test_random_videos_equal_brute_force(seed):
     rng = np.random.default_rng(seed)
-    truth, prediction = np.zeros((2, 14, 9, 31), np.uint8)  # odd, so that hardly any two IoUs are equal
+    truth, prediction = np.zeros((2, 14, 9, 31), np.uint8)  # odd sizes make ties of IoU rare
     for frame in range(14):
         order = rng.permutation(3) if rng.random() < 0.3 else np.arange(3)
         for place in range(3):

@@ -1,4 +1,4 @@
-"""Scores of tracks and frames from JSON: known values, pycocotools on the same data, and broken files."""
+"""Scores of tracks and frames from JSON against known values and pycocotools, and broken files."""
 
 import contextlib
 import copy
@@ -22,7 +22,7 @@ HEIGHT, WIDTH = 10, 12
 
 
 def box(left: int, right: int) -> np.ndarray:
-    """A mask of whole columns, so that its area is 10 for each."""
+    """A mask of whole columns, each with an area of 10 pixels."""
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[:, left:right] = True
     return mask
@@ -81,12 +81,12 @@ def test_iou_of_tracks_by_hand():
     # Intersections 40 and 0, unions 50 and 40 (the second frame is missing in the result): 40 / 90 < 0.5.
     truth = truth_of(track([box(0, 4), box(0, 4)]))
     assert evaluate_tracks(truth, [track([box(0, 5), None], score=1)])["AP"] == 0
-    # 40 and 10 by 40 and 40: 50 / 80 = 0.625 passes 0.5, 0.55 and 0.6.
+    # Intersections 40 and 10, unions 40 and 40: 50 / 80 = 0.625 passes 0.5, 0.55 and 0.6.
     assert evaluate_tracks(truth, [track([box(0, 4), box(0, 1)], score=1)])["AP"] == pytest.approx(3 / 10)
-    # The other way round: a frame more than the truth has. 40 by 40 + 20: 0.667 passes 0.65 too.
+    # One frame more than in the ground truth: 40 / (40 + 20) = 0.667 passes 0.65 too.
     truth = truth_of(track([box(0, 4), None]))
     assert evaluate_tracks(truth, [track([box(0, 4), box(3, 5)], score=1)])["AP"] == pytest.approx(4 / 10)
-    # Frames of neither count for nothing, and masks without a pixel are worth as much as null.
+    # Frames without masks in both are ignored, and empty masks are equivalent to null.
     nothing = np.zeros((HEIGHT, WIDTH), bool)
     truth = truth_of(track([box(0, 4), None, nothing]))
     assert evaluate_tracks(truth, [track([box(0, 4), nothing, None], score=1)])["AP"] == pytest.approx(1)
@@ -95,7 +95,7 @@ def test_iou_of_tracks_by_hand():
     assert evaluate_tracks(truth, [track([nothing, None], score=1)])["AP"] == 0
 
 
-def test_wrong_class():
+def test_wrong_class_is_ignored_only_if_class_agnostic():
     truth = truth_of(track([box(0, 4)], category=1))
     results = [track([box(0, 4)], category=2, score=0.9)]
     assert evaluate_tracks(truth, results)["AP"] == evaluate_frames(truth, results, class_agnostic=False)["AP"] == 0
@@ -106,7 +106,7 @@ def test_wrong_class():
     assert evaluate_tracks(truth, results, class_agnostic=True)["AP"] == pytest.approx(1)
 
 
-def test_per_video():
+def test_scores_per_video():
     truth = truth_of(track([box(0, 4)], 7), track([box(0, 4)], 3), track([box(5, 9)], 3, iscrowd=1))
     truth["videos"].append(video(5, 1))
     found = evaluate_tracks(truth, [track([box(0, 4)], 7, score=0.5), track([box(9, 10)], 7, score=0.9)])["per_video"]
@@ -115,25 +115,25 @@ def test_per_video():
 
 
 def test_areas_of_tracks():
-    # Half of the frames have a mask, of 128 x 256 pixels: medium, while the mean over all frames is on the border.
+    # Half of the frames have a mask of 128 x 256 pixels: medium; the mean over all frames would be on the limit.
     mask = np.zeros((128, 512), bool)
     mask[:, :256] = True
     truth = truth_of(track([mask, None]), videos=[video(1, 2, *mask.shape)])
-    # The truth's own ``areas`` go before the pixels.
+    # ``areas`` of the ground truth take precedence over the mask area.
     for areas, expected in ((None, [-1, 1, -1]), ([90_000, None], [-1, -1, 1])):
         truth["annotations"][0]["areas"] = areas
         found = evaluate_tracks(truth, [track([mask, None], score=1)])
         assert [found[f"AP_{name}"] for name in ("small", "medium", "large")] == pytest.approx(expected)
 
 
-def test_crowd_tracks_are_ignored_with_plain_iou():
+def test_crowd_tracks_are_ignored_by_plain_iou():
     truth = truth_of(track([box(0, 2)]), track([box(4, 12)], iscrowd=1), categories=[1])
     right = track([box(0, 2)], score=0.5)
     inside = track([box(5, 11)], score=0.9)  # 6 of 8 columns of the crowd: ignored up to a threshold of 0.75
     found = evaluate_tracks(truth, [inside, right])
     assert (found["AP50"], found["AP75"]) == (pytest.approx(1), pytest.approx(1))
     assert found["AP"] == pytest.approx((6 + 4 / 2) / 10)
-    # COCO's IoU, by the detection's area, is 1.
+    # COCO's crowd IoU, relative to the detection's area, is 1.
     assert evaluate_frames(truth, [inside, right])["AP"] == pytest.approx(1)
 
 
@@ -152,7 +152,7 @@ def test_scores_per_frame():
 
 
 def random_data(seed: int, sizes: tuple[int, int] = (110, 130), ties: bool = True) -> tuple[dict, list]:
-    """Boxes of all sizes in 3 videos, one without truth; most results are moved copies of true tracks."""
+    """Boxes of all sizes in 3 videos, one without ground truth; most results are shifted true tracks."""
     rng = np.random.default_rng(seed)
     videos = [video(9, 3, *sizes), video(2, 4, sizes[1], sizes[0]), video(4, 2, *sizes)]
     annotations, results = [], []
@@ -195,7 +195,7 @@ def coco_scores(images, categories, annotations, results, ranges=None, ious=None
 
 
 def coco_of_frames(truth: dict, results: list, one_category: bool) -> list[float]:
-    """Makes an image of each frame, numbered by video id and frame, and has pycocotools evaluate them."""
+    """Scores of pycocotools with every frame as an image, ordered by video id and frame."""
     frames = [(v, t) for v in sorted(truth["videos"], key=lambda v: v["id"]) for t in range(v["length"])]
     images = [{"id": i, "height": v["height"], "width": v["width"]} for i, (v, _) in enumerate(frames)]
     place = {(v["id"], t): i for i, (v, t) in enumerate(frames)}
@@ -244,7 +244,7 @@ def test_more_than_100_detections_equal_pycocotools():
 
 
 def coco_of_tracks(truth: dict, results: list) -> list[float]:
-    """Lets pycocotools match and average, with the IoU of tracks put in its place, as the published code does."""
+    """Scores of pycocotools with its IoU replaced by the IoU of tracks, as in the published code."""
     entries = [dict(entry) for entry in [*truth["annotations"], *results]]
     sizes = {entry["id"]: [entry["length"], entry["height"], entry["width"]] for entry in truth["videos"]}
     arrays = []
@@ -258,7 +258,7 @@ def coco_of_tracks(truth: dict, results: list) -> list[float]:
         arrays.append(array)
     true, detected = entries[: len(truth["annotations"])], entries[len(truth["annotations"]) :]
     for entry in detected:
-        entry["bbox"] = [0, 0, entry["area"], 1]  # pycocotools takes the area of a detection from its box
+        entry["bbox"] = [0, 0, entry["area"], 1]  # pycocotools computes a detection's area from its box
 
     def ious(evaluation, image, category):
         dets, gts = evaluation._dts[image, category], evaluation._gts[image, category]
@@ -288,7 +288,7 @@ def test_order_of_tracks_does_not_matter():
     assert evaluate_tracks(reversed_truth, results[::-1]) == evaluate_tracks(truth, results)
 
 
-def test_kinds_of_masks_are_the_same():
+def test_mask_encodings_are_equivalent():
     masks = [box(0, 3), box(12, 12), box(2, 12), box(0, 12), np.eye(HEIGHT, WIDTH, dtype=bool)]
     truth = truth_of(track(masks))
     for kind in ("text", "bytes", "list"):
@@ -297,8 +297,8 @@ def test_kinds_of_masks_are_the_same():
     assert evaluate_tracks(truth, [track(masks, score=1)])["AP"] == pytest.approx(1)
 
 
-def test_empty_runs_within_a_mask():
-    # Where two masks have an empty run at one pixel, pycocotools loses what follows. This is box(0, 4).
+def test_empty_runs_in_rle():
+    # If two masks have an empty run at the same pixel, pycocotools drops all later runs. This is box(0, 4).
     odd = {"size": [HEIGHT, WIDTH], "counts": [0, 20, 0, 20, 80]}
     truth = truth_of(track([box(0, 4)]) | {"segmentations": [odd]})
     whole = track([box(0, 4)], score=1)
@@ -336,7 +336,7 @@ NOT_FULL = "segmentations[0] has runs that do not sum to the 120 pixels of the f
           for x in ([[0, 0, 4, 0, 4, 9]], {"size": [10, 12]}, "x", 1)),
     ],
 )
-def test_broken_results(change, expected):
+def test_broken_results_are_errors(change, expected):
     message = refused(truth_of(GOOD), [GOOD, GOOD | change])
     assert message.startswith("The results cannot be used: results[1]: ") and expected in message
 
@@ -344,20 +344,20 @@ def test_broken_results(change, expected):
 @pytest.mark.parametrize(
     ("counts", "expected"),
     [
-        # Beyond the last code; one more character should follow; more bits than pycocotools can take.
+        # Characters outside the alphabet, a missing continuation, more bits than pycocotools supports.
         *((counts, NO_RLE) for counts in ("", b"\x00", "0é", "0\ud800", "0p", "0P", "PPPPPP0")),
         (rle(box(0, 3))["counts"][:-1] + "P", NO_RLE),
         *((counts, NOT_FULL) for counts in (rle(box(0, 3))["counts"] + "1", r"\4\O", [0, 40, 81], [])),
         *((counts, "a list of integers from 0 to 120") for counts in ([120, 20, -20], [0, 40.0, 80], [10**30], None)),
     ],
 )
-def test_broken_counts(counts, expected):
+def test_broken_counts_are_errors(counts, expected):
     broken = [{"size": [HEIGHT, WIDTH], "counts": counts}, None]
     assert expected in refused(truth_of(GOOD), [GOOD | {"segmentations": broken}])
     assert expected in refused(truth_of(GOOD | {"segmentations": broken}), [GOOD])
 
 
-def test_all_faults_are_counted():
+def test_error_counts_all_problems():
     results = [GOOD | {"score": None}, 3, {"score": 1}, *[GOOD | {"video_id": 5, "category_id": 6}] * 10]
     message = refused(truth_of(GOOD), results)
     assert "results[0]: score is None" in message and "results[1] is 3, not an object" in message
@@ -384,7 +384,7 @@ def test_all_faults_are_counted():
         ),
     ],
 )
-def test_broken_truth(change, expected):
+def test_broken_ground_truth_is_an_error(change, expected):
     assert expected in refused(truth_of(GOOD) | change, [GOOD])
     assert "must be a JSON object with videos and annotations, not a list" in refused([], [])
 

@@ -1,4 +1,4 @@
-"""The protocol of YouTube-VOS: when an object starts to count, seen and unseen categories, and what is refused."""
+"""YouTube-VOS protocol: scored frames of an object, seen and unseen categories, and errors."""
 
 import json
 
@@ -12,13 +12,13 @@ from uvos_jax.evaluation.protocols import evaluate
 # Frames are 40x60, where contours match within 1 pixel.
 SQUARE = rectangle(10, 30, 10, 30)
 INSET = rectangle(13, 27, 13, 27)  # J = 14^2 / 20^2 = 0.49; contours 3 pixels apart, so F = 0
-BAR = rectangle(5, 35, 40, 50)  # off SQUARE, so J = F = 0
+BAR = rectangle(5, 35, 40, 50)  # disjoint from SQUARE, so J = F = 0
 EMPTY = np.zeros_like(SQUARE)
 NAMES = ["00000", "00005", "00010", "00015", "00020"]
 
 
 def video(root, name, labels, objects, split="valid", names=NAMES):
-    """Adds a video: label maps, and {number: (category, frames)}."""
+    """Adds a video with label maps and objects {id: (category, frames)}."""
     folder = root / split
     save_masks(folder / "Annotations" / name, labels, names[: len(labels)])
     meta = folder / "meta.json"
@@ -36,17 +36,17 @@ def seen_categories(root, *names):
 
 @pytest.fixture
 def two_videos(tmp_path):
-    """Two dogs, and a yak that comes in the third frame; the folders of the dataset and of predictions."""
+    """Two dogs, and a yak that appears in the third frame; returns the dataset and prediction folders."""
     data, masks = tmp_path / "d", tmp_path / "p"
     video(data, "b", [SQUARE, SQUARE, *[SQUARE + 2 * BAR] * 3], {1: ("dog", NAMES), 2: ("yak", NAMES[2:])})
     video(data, "a", [SQUARE] * 3, {1: ("dog", NAMES[:3])})
-    # The yak is predicted before it comes, not when it comes, then once and not again: only the last two frames count.
+    # The yak is predicted before it appears, not when it appears, then once: only the last two frames are scored.
     save_masks(masks / "b", [SQUARE + 2 * BAR, SQUARE, INSET + 2 * BAR, EMPTY], NAMES[1:])
     save_masks(masks / "a", [SQUARE, INSET], NAMES[1:3])
     return data, masks
 
 
-def test_an_object_counts_from_the_frame_after_its_first_mask(two_videos):
+def test_objects_are_scored_after_their_first_mask(two_videos):
     data, masks = two_videos
     result = evaluate("youtube-vos", masks, data)
     objects = result.sequences["b"]["objects"]
@@ -56,7 +56,7 @@ def test_an_object_counts_from_the_frame_after_its_first_mask(two_videos):
     assert result.sequences["a"]["objects"]["1"]["J"]["mean"] == pytest.approx(1.49 / 2, abs=1e-12)
     assert result.sequences["b"]["J"]["mean"] == pytest.approx((2.49 / 4 + 0.5) / 2, abs=1e-12)
     assert [name for name, _ in result.rows] == ["a_1", "b_1", "b_2"]
-    # A frame's value is the mean over the objects that count in it.
+    # A frame's value is the mean over the objects scored in it.
     assert list(result.frames["b"]) == NAMES[1:]
     assert [entry["J"] for entry in result.frames["b"].values()] == pytest.approx([1, 1, 1.49 / 2, 0], abs=1e-12)
     assert [entry["F"] for entry in result.frames["b"].values()] == [1, 1, 0.5, 0]
@@ -72,7 +72,7 @@ def test_g_is_the_mean_over_seen_and_unseen_categories(two_videos):
     assert scores["G"] == pytest.approx((seen_j + 0.5 + seen_f + 0.5) / 4, abs=1e-12)
 
 
-def test_without_the_training_split_no_category_is_seen_or_unseen(two_videos):
+def test_seen_and_unseen_scores_need_the_training_split(two_videos):
     data, masks = two_videos
     scores = evaluate("youtube-vos", masks, data).scores
     assert list(scores["J"]) == list(scores["F"]) == ["mean"]
@@ -80,7 +80,7 @@ def test_without_the_training_split_no_category_is_seen_or_unseen(two_videos):
     assert scores["G"] == pytest.approx((j + f) / 2, abs=1e-12)
 
 
-def test_with_one_kind_of_category_g_is_the_mean_of_that(two_videos):
+def test_g_without_seen_categories_is_the_unseen_mean(two_videos):
     data, masks = two_videos
     seen_categories(data, "cat")
     scores = evaluate("youtube-vos", masks, data).scores
@@ -89,8 +89,8 @@ def test_with_one_kind_of_category_g_is_the_mean_of_that(two_videos):
     assert scores["G"] == pytest.approx((scores["J"]["mean"] + scores["F"]["mean"]) / 2, abs=1e-12)
 
 
-def test_an_object_that_left_counts_to_the_end(tmp_path):
-    # Its meta.json names two frames, the video has five; in the last three empty against empty has 1.
+def test_objects_are_scored_to_the_end_after_they_disappear(tmp_path):
+    # Object 1 is listed in two of five frames; in the last three, empty against empty scores 1.
     video(tmp_path / "d", "a", [SQUARE + 2 * BAR] * 2 + [2 * BAR] * 3, {1: ("dog", NAMES[:2]), 2: ("yak", NAMES)})
     save_masks(tmp_path / "p/a", [2 * BAR] * 3 + [SQUARE + 2 * BAR], NAMES[1:])
     objects = evaluate("youtube-vos", tmp_path / "p", tmp_path / "d").sequences["a"]["objects"]
@@ -98,14 +98,14 @@ def test_an_object_that_left_counts_to_the_end(tmp_path):
     assert objects["2"]["J"]["mean"] == objects["2"]["F"]["mean"] == 1
 
 
-def test_255_in_the_truth_is_no_object(tmp_path):
+def test_255_in_ground_truth_is_not_an_object(tmp_path):
     void = rectangle(10, 30, 30, 50, number=255)
     video(tmp_path / "d", "a", [SQUARE + void] * 3, {1: ("dog", NAMES[:3])})
     save_masks(tmp_path / "p/a", [SQUARE, SQUARE + void // 255], NAMES[1:3])
     assert evaluate("youtube-vos", tmp_path / "p", tmp_path / "d").scores["J"]["mean"] == (1 + 0.5) / 2
 
 
-def test_a_video_that_ends_with_its_first_mask_has_nothing_to_score(tmp_path, two_videos):
+def test_video_without_frames_after_first_mask_is_not_scored(tmp_path, two_videos):
     data, masks = two_videos
     before = evaluate("youtube-vos", masks, data).scores
     video(data, "c", [SQUARE], {1: ("dog", NAMES[:1])})
@@ -114,7 +114,7 @@ def test_a_video_that_ends_with_its_first_mask_has_nothing_to_score(tmp_path, tw
     assert result.scores == before
 
 
-def test_predictions_may_lie_as_they_are_submitted(two_videos):
+def test_predictions_may_be_in_the_submission_layout(two_videos):
     data, masks = two_videos
     inside = masks / "Annotations"
     inside.mkdir()
@@ -123,7 +123,7 @@ def test_predictions_may_lie_as_they_are_submitted(two_videos):
     assert evaluate("youtube-vos", masks, data).sequences["b"]["objects"]["2"]["J"]["mean"] == 0.5
 
 
-def test_only_chosen_videos_are_read(two_videos):
+def test_only_selected_videos_are_read(two_videos):
     data, masks = two_videos
     (masks / "b/00010.png").unlink()
     result = evaluate("youtube-vos", masks, data, sequences=("a",))
@@ -132,7 +132,7 @@ def test_only_chosen_videos_are_read(two_videos):
         evaluate("youtube-vos", masks, data, sequences=("a", "c"))
 
 
-def test_objects_that_meta_json_does_not_name_are_refused(tmp_path):
+def test_object_ids_missing_in_meta_json_are_errors(tmp_path):
     video(tmp_path / "d", "a", [SQUARE + 3 * BAR] * 4, {1: ("dog", NAMES[:4]), 3: ("yak", NAMES[:4])})
     save_masks(tmp_path / "p/a", [SQUARE + 3 * BAR, SQUARE + 2 * BAR, SQUARE * 4], NAMES[1:4])
     message = r"a 00010 contains object id 2, .*; a 00015 contains object id 4, which is not in meta\.json"
@@ -140,7 +140,7 @@ def test_objects_that_meta_json_does_not_name_are_refused(tmp_path):
         evaluate("youtube-vos", tmp_path / "p", tmp_path / "d")
 
 
-def test_missing_frames_are_named_but_not_the_first(two_videos):
+def test_error_names_missing_frames_except_the_first(two_videos):
     data, masks = two_videos
     for name in NAMES[2:4]:
         (masks / "b" / f"{name}.png").unlink()
@@ -148,7 +148,7 @@ def test_missing_frames_are_named_but_not_the_first(two_videos):
         evaluate("youtube-vos", masks, data)
 
 
-def test_a_split_with_first_masks_only_is_for_the_server(two_videos):
+def test_error_for_split_with_first_masks_only_suggests_packing(two_videos):
     data, masks = two_videos
     for name in NAMES[1:]:
         (data / "valid/Annotations/b" / f"{name}.png").unlink()
@@ -156,12 +156,12 @@ def test_a_split_with_first_masks_only_is_for_the_server(two_videos):
         evaluate("youtube-vos", masks, data)
 
 
-def test_the_folder_of_the_split_itself_will_do(two_videos):
+def test_folder_of_the_split_is_accepted(two_videos):
     data, masks = two_videos
     assert evaluate("youtube-vos", masks, data / "valid").scores == evaluate("youtube-vos", masks, data).scores
 
 
-def test_an_unknown_split_lists_those_there(two_videos):
+def test_error_for_unknown_split_lists_available_splits(two_videos):
     data, masks = two_videos
     with pytest.raises(UserError, match=r"no meta\.json.*it has the splits valid"):
         evaluate("youtube-vos", masks, data, "test")
@@ -176,7 +176,7 @@ def test_an_unknown_split_lists_those_there(two_videos):
     ('{"videos": {"a": {"objects": {"1": {"category": "dog", "frames": []}}}}}', "an object without frames in a"),
 ])
 @pytest.mark.filterwarnings("error")
-def test_a_broken_meta_json_is_refused(two_videos, text, match):
+def test_broken_meta_json_is_an_error(two_videos, text, match):
     data, masks = two_videos
     (data / "valid/meta.json").write_text(text)
     with pytest.raises(UserError, match=match) as caught:
@@ -184,7 +184,7 @@ def test_a_broken_meta_json_is_refused(two_videos, text, match):
     assert "\n" not in str(caught.value)
 
 
-def test_a_broken_meta_json_of_the_training_split_is_refused(two_videos):
+def test_broken_meta_json_of_training_split_is_an_error(two_videos):
     data, masks = two_videos
     (data / "train").mkdir()
     (data / "train/meta.json").write_text("[]")

@@ -1,4 +1,4 @@
-"""Fuzz: weight files and checkpoint directories. None of them runs code, and all end in one sentence."""
+"""Fuzz: damaged weight files and checkpoint directories never run code and give one-line errors."""
 
 import json
 import os
@@ -40,7 +40,7 @@ class Opens:
 
 @cache
 def _files():
-    """The same weights as files of all kinds, by name; those of PyTorch where it is installed."""
+    """The same weights in every supported format, by file name; PyTorch formats if it is installed."""
     arrays = _state_dict()
     with tempfile.TemporaryDirectory() as folder:
         np.savez(f"{folder}/w.npz", **arrays)
@@ -67,7 +67,7 @@ def _file_case(seed, folder):
         length = int.from_bytes(data[:8], "little")
         header = json_bytes(restructured(json.loads(data[8:8 + length]), rng), rng)
         data = len(header).to_bytes(8, "little") + header + data[8 + length:]
-    elif seed % 7 == 0:  # something that would run, in place of a part of a pickle
+    elif seed % 7 == 0:  # a pickle that runs code replaces a part of the file
         evil = pickle.dumps(Opens(folder / "opened"), protocol=2)
         place = int(rng.integers(len(data)))
         data = data[:place] + evil[2:] + data[place + len(evil) * int(rng.integers(2)):]
@@ -97,7 +97,7 @@ def _leaves(tree):
 
 @cache
 def _folders(root):
-    """A checkpoint directory, and that of a training run with two steps, for copies."""
+    """Writes an intact checkpoint directory and a training run with two checkpoints, as templates."""
     from uvos_jax.models import build
     from uvos_jax.weights.training_checkpoints import RunCheckpoints
 
@@ -116,7 +116,7 @@ def _state(step):
 
 
 def _damage_folder(folder, rng):
-    """Damages one file of a checkpoint, removes it, or puts something else in its place."""
+    """Damages or removes one file of a checkpoint, replaces it by a folder, or removes its folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     path = files[int(rng.integers(len(files)))]
     kind = int(rng.integers(6))
@@ -156,7 +156,7 @@ def _whole(root):
 
 
 def _run_case(seed, folder):
-    """Resuming: the last checkpoint that is whole, or one sentence."""
+    """Resuming restores the last intact checkpoint or raises a one-line error."""
     from uvos_jax.weights.training_checkpoints import RunCheckpoints
 
     rng = np.random.default_rng([3, seed])
@@ -173,7 +173,7 @@ def _run_case(seed, folder):
         best = run.best()
         assert best is None or best[0] in (1, 2)
         step, state = run.restore(_state, said.append)
-        assert step in (1, 2) and len(said) <= 2 - step  # a folder that is gone is not missed
+        assert step in (1, 2) and len(said) <= 2 - step  # a removed folder gives no message
         assert checkpoints.digest(state) == checkpoints.digest(_state(step))
         run.clean(step)
         assert left_behind(folder / "run", "00000001", "00000002", ".00000002.damaged") == []
@@ -208,7 +208,7 @@ def _packaged_case(seed, folder):
 
 @cache
 def _unfinished(root):
-    """A run that was stopped after 6 of 10 frames, and the masks it should have in the end."""
+    """A run that was stopped after 6 of 10 frames, and the masks of the complete run."""
     from tests.helpers.small_adnet import clip, small_segmenter
     from uvos_jax.inference.jobs.segment import segment_to_folder
     from uvos_jax.interrupts import Interrupted
@@ -225,7 +225,7 @@ def _unfinished(root):
 
 
 def _resume_case(seed, folder):
-    """``--resume`` on a damaged state or run.json: it goes on, starts over or says why not; the masks are the same."""
+    """``--resume`` with a damaged state or run.json continues, restarts or fails; the masks stay the same."""
     from uvos_jax.inference.jobs.segment import segment_to_folder
     from uvos_jax.video import OutputOptions, open_source, read_mask
 
@@ -238,7 +238,7 @@ def _resume_case(seed, folder):
         _restructure_file(output / "run.json", rng)
     elif seed % 3 == 1:
         state.write_bytes(damaged(state.read_bytes(), rng, b"PK\x05\x06"))
-    else:  # undamaged as an archive
+    else:  # a valid archive with damaged content
         with np.load(state) as file:
             arrays = dict(file)
         text = json_bytes(restructured(json.loads(arrays["text"].tobytes()), rng), rng)
@@ -256,20 +256,20 @@ def _resume_case(seed, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(("check", "count"), [(_file_case, 130), (_folder_case, 40), (_run_case, 40),
                                               (_packaged_case, 30)], ids=lambda value: getattr(value, "__name__", ""))
-def test_no_weights_bring_it_down(check, count):
+def test_damaged_weights_load_or_give_one_line_errors(check, count):
     result = survey(check, count, mebibytes=1000)
     assert result.defects == []
-    # Neither refuses the library everything, nor is the damage too slight to matter.
+    # The damage is strong enough to cause errors, but not in every case.
     assert result.refused > count // 4 and result.taken > 0, result[:2]
 
 
 @pytest.mark.slow
-def test_no_state_of_a_run_spoils_its_masks():
+def test_resume_from_damaged_state_writes_correct_masks():
     result = survey(_resume_case, 20, cpu_seconds=20, mebibytes=1500)
     assert result.defects == [] and result.refused > 5, result[:2]
 
 
-# What the surveys above, or reading the code for them, brought to light; each was a traceback, a hang or all memory.
+# Regression tests. Each case was once a traceback, a hang or out of memory, found by the surveys above or in review.
 
 def _refusal(function, *arguments):
     with pytest.raises(UserError) as caught:
@@ -286,20 +286,20 @@ def _refusal(function, *arguments):
     ({"hyper_parameters": {"width": 10**12}}, "from 1 to 32767"), ({"format": "x" * 5000}, "checkpoint format"),
     ({"hyper_parameters": "[" * 50_000}, "damaged"),
 ])
-def test_a_json_file_that_describes_no_network(tmp_path, content, message):
+def test_invalid_uvos_json_is_an_error(tmp_path, content, message):
     text = json.dumps({"format": 1, "model": "adnet", "hyper_parameters": {}} | content)
     (tmp_path / "uvos.json").write_text(text.replace('"[', "["))
     assert message in _refusal(checkpoints.load, tmp_path)
 
 
-def test_weights_of_a_network_that_no_machine_holds(tmp_path):
+def test_hyper_parameters_larger_than_memory_are_an_error(tmp_path):
     wide = {name: 32_767 for name in ("width", "aspp_features", "embedding", "hidden")}
     meta = {"format": 1, "model": "adnet", "hyper_parameters": wide, "sha256": "0"}
     (tmp_path / "uvos.json").write_text(json.dumps(meta))
     assert "damaged or do not fit" in _refusal(checkpoints.load, tmp_path)
 
 
-def test_an_array_that_claims_all_memory(tmp_path):
+def test_npz_with_huge_array_shape_is_an_error(tmp_path):
     header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000,), }".ljust(117) + b"\n"
     with zipfile.ZipFile(tmp_path / "w.npz", "w") as file:
         file.writestr("a.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64))
@@ -307,7 +307,7 @@ def test_an_array_that_claims_all_memory(tmp_path):
 
 
 @pytest.mark.torch
-def test_a_view_that_repeats_a_number_without_end(torch, tmp_path):
+def test_expanded_torch_tensors_larger_than_storage_are_errors(torch, tmp_path):
     torch.save({"a": torch.zeros(1).expand(100_000, 100_000)}, tmp_path / "w.pth")
     assert tmp_path.joinpath("w.pth").stat().st_size < 10_000
     assert "larger than what is stored" in _refusal(read_state_dict, tmp_path / "w.pth")
@@ -317,7 +317,7 @@ def test_a_view_that_repeats_a_number_without_end(torch, tmp_path):
 
 @pytest.mark.parametrize("text", ['{"format": 1, "step": 2, "sha256": "x", "score": "0.5"}', "[" * 100_000,
                                   '{"format": 1, "step": 2, "sha256": "x", "score": NaN}', "[]", "\udcff"])
-def test_a_run_whose_last_checkpoint_is_unreadable(tmp_path, text):
+def test_unreadable_last_checkpoint_falls_back_to_previous(tmp_path, text):
     from uvos_jax.weights.training_checkpoints import RunCheckpoints
 
     run = RunCheckpoints(tmp_path / "run", keep=3, config_hash="")
@@ -333,7 +333,7 @@ def test_a_run_whose_last_checkpoint_is_unreadable(tmp_path, text):
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[1, 2]", "3", '"text"', "\udcff", ""])
-def test_a_run_whose_configuration_is_unreadable(tmp_path, monkeypatch, text):
+def test_unreadable_run_configuration_is_an_error(tmp_path, monkeypatch, text):
     from tests.helpers import tiny_system
     from uvos_jax.models import SYSTEMS
     from uvos_jax.training.loop import train

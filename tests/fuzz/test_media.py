@@ -1,4 +1,4 @@
-"""Fuzz: videos, frames and masks broken in every way; FFmpeg, OpenCV and Pillow meet them in child processes."""
+"""Fuzz: damaged videos, frames and masks, decoded by FFmpeg, OpenCV and Pillow in child processes."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from uvos_jax.video.image_io import read_image
 
 SIZE = (48, 64)
 FRAMES = 8
-# libpng, libjpeg, libtiff and Pillow speak of damaged pictures by themselves; nobody can tell them not to.
+# libpng, libjpeg, libtiff and Pillow print warnings about damaged images, which cannot be disabled.
 NOISE = "(?!Traceback)"
 VIDEOS = {".mp4": ("libx264", "yuv420p"), ".mkv": ("mpeg4", "yuv420p"), ".avi": ("mjpeg", "yuvj420p"),
           ".webm": ("libvpx-vp9", "yuv420p"), ".gif": ("gif", "rgb8"), ".mov": ("prores_ks", "yuva444p10le"),
@@ -25,14 +25,14 @@ VIDEOS = {".mp4": ("libx264", "yuv420p"), ".mkv": ("mpeg4", "yuv420p"), ".avi": 
 
 
 def _frame(t):
-    """A disc that moves over a gradient, uint8 [h, w, 3]."""
+    """A disk that moves over a gradient, uint8 [h, w, 3]."""
     image = np.dstack([np.tile(np.linspace(0, 255, SIZE[1]), (SIZE[0], 1))] * 3).astype(np.uint8)
     return cv2.circle(image, (10 + 5 * t, 24), 9, (250, 200, 40), -1)
 
 
 @cache
 def video(suffix: str, frames: int = FRAMES) -> bytes:
-    """A small video in memory."""
+    """Encodes a small video in memory."""
     import av
 
     encoder, pixels = VIDEOS[suffix]
@@ -47,7 +47,7 @@ def video(suffix: str, frames: int = FRAMES) -> bytes:
 
 
 def _watched(source):
-    """Reads a source to its end; returns the names of its frames."""
+    """Reads a source to its end and returns the frame names."""
     names = []
     for frame in source:
         assert frame.image.dtype == np.uint8 and frame.image.ndim == 3 and frame.image.shape[2] == 3
@@ -62,7 +62,7 @@ def _video_case(seed, folder):
     suffix, other = (list(VIDEOS)[(seed + step) % len(VIDEOS)] for step in (0, int(rng.integers(1, len(VIDEOS)))))
     path = folder / f"clip{suffix}"
     path.write_bytes(damaged(video(suffix), rng, video(other)))
-    # Whatever is passed over, it is said, or reading ends with a sentence.
+    # Reading yields frames or raises a one-line error.
     _watched(open_source(path, ClipOptions(on_error="skip")))
     _watched(open_source(path))
 
@@ -75,7 +75,7 @@ def _encoded(image, suffix, **options):
 
 @cache
 def _pictures():
-    """Frames and masks as files of many kinds, by name."""
+    """Frames and masks in many image formats, by file name."""
     gray = cv2.cvtColor(_frame(2), cv2.COLOR_RGB2GRAY)
     palette = Image.fromarray((gray > 128).astype(np.uint8))
     palette.putpalette([0, 0, 0, 200, 0, 0])
@@ -96,7 +96,7 @@ def _pictures():
 
 
 def _interlaced(gray):
-    """A PNG in the seven passes of Adam7, which Pillow and OpenCV read but do not write."""
+    """An Adam7-interlaced PNG (seven passes), which Pillow and OpenCV can read but not write."""
     rows = b""
     for top, left, down, right in ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2),
                                    (1, 0, 2, 1)):
@@ -106,18 +106,18 @@ def _interlaced(gray):
 
 def png(width: int, height: int, data: bytes, depth: int = 8, color: int = 0, interlace: int = 0,
         extra: bytes = b"") -> bytes:
-    """A PNG of a header that may say anything, some chunks and compressed data."""
+    """A PNG from arbitrary header values, extra chunks and compressed data."""
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([depth, color, 0, 0, interlace])
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
-    """One chunk of a PNG."""
+    """One PNG chunk."""
     return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
 
 def _repaired(data):
-    """The PNG with right checksums, so that damage gets past the first gate."""
+    """The PNG with correct checksums, so that damage passes the checksum test."""
     place, parts = 8, [data[:8]]
     while place + 12 <= len(data):
         length = int.from_bytes(data[place:place + 4], "big")
@@ -164,13 +164,13 @@ def _flow_case(seed, folder):
 
 
 def _folder_case(seed, folder):
-    """A folder of frames of which one is broken: it stops with its name, or the others are read."""
+    """A folder with one broken frame: reading stops and names it, or skips it."""
     rng = np.random.default_rng([3, seed])
     suffix = (".png", ".jpg", ".webp")[seed % 3]
     kind = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}[suffix]
     for t in range(4):
         (folder / f"{t:05d}{suffix}").write_bytes(_encoded(_frame(t), kind))
-    # Not the first one, by whose size all others are judged.
+    # Not the first frame, which defines the expected size.
     broken = folder / f"{int(rng.integers(1, 4)):05d}{suffix}"
     broken.write_bytes(damaged(broken.read_bytes(), rng, _pictures()["deep.png"]))
     frames = list(open_source(folder, ClipOptions(on_error="skip")))
@@ -186,7 +186,7 @@ def _folder_case(seed, folder):
 
 
 def _prediction_case(seed, folder):
-    """A damaged mask among the predictions, or in the ground truth, of a benchmark."""
+    """A damaged mask in the predictions or the ground truth of a benchmark."""
     from tests.helpers.synthetic_store import davis, rectangle, save_masks
     from uvos_jax.evaluation.protocols import evaluate
 
@@ -220,7 +220,7 @@ def _segmenter():
 
 
 def _job_case(seed, folder):
-    """The whole way: a mask for every frame that could be read, and nothing half done."""
+    """From video to masks: one mask per readable frame, and no partial files."""
     from tests.helpers.small_adnet import SMALL
     from uvos_jax.inference.jobs.segment import segment_to_folder
 
@@ -259,30 +259,30 @@ def _masks(output):
                                                        (_flow_case, 90, NOISE), (_folder_case, 45, NOISE),
                                                        (_prediction_case, 60, NOISE)],
                          ids=lambda value: getattr(value, "__name__", ""))
-def test_no_picture_brings_it_down(check, count, noise):
+def test_damaged_media_load_or_give_one_line_errors(check, count, noise):
     result = survey(check, count, noise=noise)
     assert result.defects == []
-    # Neither refuses the library everything, nor is the damage too slight to matter.
+    # The damage is strong enough to cause errors, but not in every case.
     assert result.refused > count // 4 and result.taken > count // 20, result[:2]
 
 
 @pytest.mark.slow
-def test_no_video_leaves_half_a_result():
+def test_segmenting_damaged_videos_leaves_consistent_results():
     result = survey(_job_case, 20, cpu_seconds=60, mebibytes=1500)
     assert result.defects == [] and result.refused > 3 and result.taken > 3, result[:2]
 
 
-# What the surveys above, or reading the code for them, brought to light: a few bytes that ask for all memory or time.
+# Regression tests for small files that once took all memory or time, found by the surveys above or in review.
 
 def _after(data, mark, offset, value):
-    """The file with other bytes at some place behind a mark."""
+    """Replaces bytes at an offset from a marker."""
     place = data.index(mark) + offset
     return data[:place] + value + data[place + len(value):]
 
 
 @cache
 def _claims():
-    """Small files that claim to be large, by name; the first one is healthy."""
+    """Small files with headers that declare huge contents, by name; the first one is intact."""
     side, many, zeros = (16_000).to_bytes(2, "big"), b"\xff\xff\xff\xff", zlib.compress(bytes(100_000_000), 1)
     jpeg, plain, gif, avi, mp4 = (_encoded(_frame(0), "JPEG"), _encoded(_frame(0), "PNG"), video(".gif"),
                                   video(".avi"), video(".mp4"))
@@ -303,7 +303,7 @@ def _claims():
 
 
 def _repaired_length(data, length):
-    """The PNG with another length for its pixel data."""
+    """The PNG with another declared length of its pixel data."""
     return _after(data, b"IDAT", -4, length)
 
 
@@ -322,7 +322,7 @@ def _claim_case(seed, folder):
         raise UserError("Refused by all.")
 
 
-def test_small_files_that_claim_to_be_large():
-    """Each within 64 MiB and some seconds, whether it is refused or what is there is read."""
+def test_small_files_with_huge_declared_sizes():
+    """Each file is read or gives an error within 64 MiB and a few seconds."""
     result = survey(_claim_case, len(_claims()), workers=1, cpu_seconds=3, mebibytes=64, noise=NOISE)
     assert result.defects == []

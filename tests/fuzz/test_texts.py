@@ -1,4 +1,4 @@
-"""Fuzz: JSON files, configuration files and overrides that nobody meant. One sentence each, whatever they are."""
+"""Fuzz: invalid JSON files, configuration files and overrides give one-line errors."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ FRAMES = 3
 
 
 def _rle(mask, compressed=True):
-    """One mask as run lengths, as results files hold it."""
+    """One mask as RLE in the format of results files."""
     if not compressed:
         changes = np.flatnonzero(np.diff(mask.T.ravel(), prepend=0, append=0))
         return {"size": list(mask.shape), "counts": np.diff([0, *changes.tolist(), mask.size]).tolist()}
@@ -28,7 +28,7 @@ def _rle(mask, compressed=True):
 
 @cache
 def _tracks():
-    """Truth and results of YouTube-VIS: two videos, three tracks, all three ways of writing a mask."""
+    """Ground truth and results of YouTube-VIS: two videos, three tracks, all three mask encodings."""
     first, second = rectangle(2, 12, 3, 13, SIZE), rectangle(5, 18, 10, 28, SIZE)
     videos = [{"id": k, "height": SIZE[0], "width": SIZE[1], "length": FRAMES,
                "file_names": [f"v{k}/{t:05d}.jpg" for t in range(FRAMES)]} for k in (1, 2)]
@@ -70,7 +70,7 @@ def _tracks_case(seed, folder):
 
 
 def _listing_case(seed, folder):
-    """``uvos convert-data youtube_vis`` up to the masks."""
+    """Indexing and mask reading of ``uvos convert-data youtube_vis``."""
     from uvos_jax.data.datasets.youtube_vis import index_youtube_vis
 
     rng = np.random.default_rng([2, seed])
@@ -85,7 +85,7 @@ def _listing_case(seed, folder):
 
 
 def _meta_case(seed, folder):
-    """``meta.json`` of YouTube-VOS, that of the split and that of the seen categories."""
+    """``meta.json`` of YouTube-VOS, of the split or of the training split (seen categories)."""
     from uvos_jax.evaluation.protocols import evaluate
 
     rng = np.random.default_rng([3, seed])
@@ -109,7 +109,7 @@ def _meta_case(seed, folder):
 
 @cache
 def _converted():
-    """The two JSON files of a converted dataset that are read before its records."""
+    """Contents of the two JSON files of a converted dataset, which are read before its records."""
     row = {"name": "v", "length": 2, "height": 24, "width": 32, "objects": [[1], [1, 2]], "labeled": [0, 1],
            "start": 0}
     return ({"fileFormat": "array_record", "name": "uvos_x", "version": "1.0.0"},
@@ -161,7 +161,7 @@ CONFIG = {
     "phases": [{"name": "a", "steps": 5}, {"name": "b", "steps": 2, "transfer": [{"from": "a(.)", "to": "b\\1"}]}],
     "init": {"backbone": None}, "validate": {"every": 2, "size": 65, "synthetic": {"count": 1, "length": 3}},
 }
-# What people, shells and cats type as a value.
+# Values as typed by users, mangled by shells, or random.
 VALUES = ("", "None", "True", "1", "-1", "0x" + "f" * 5000, "9" * 5000, "1e400", "nan", "1e-400", "1j", "'a",
           "(", "[" * 300, "-" * 9000 + "1",
           "{[]: 1}", "{1, 2}", "{1: {2: [3]}}", "b'x'", "...", "f'{x}'", "lambda: 1", "__import__('os')", "'\\d'",
@@ -212,14 +212,14 @@ def _override(rng):
 @pytest.mark.parametrize(("check", "count", "some_taken"), [
     (_tracks_case, 120, True), (_listing_case, 60, True), (_meta_case, 60, True), (_store_case, 40, True),
     (_parity_case, 60, False), (_config_case, 200, True)], ids=lambda value: getattr(value, "__name__", ""))
-def test_no_text_brings_it_down(check, count, some_taken):
+def test_damaged_text_files_load_or_give_one_line_errors(check, count, some_taken):
     result = survey(check, count)
     assert result.defects == []
-    # Neither refuses the library everything, nor is the damage too slight to matter.
+    # The damage is strong enough to cause errors, but not in every case.
     assert result.refused > count // 4 and (result.taken > 0) == some_taken, result[:2]
 
 
-# What the surveys above, or reading the code for them, brought to light; each was a traceback, a hang or all memory.
+# Regression tests. Each case was once a traceback, a hang or out of memory, found by the surveys above or in review.
 
 DEEP = "[" * 100_000
 
@@ -232,7 +232,7 @@ def _refusal(function, *arguments):
 
 
 @pytest.mark.parametrize("text", [DEEP, '{"videos": ' + DEEP, "\udcff", '{"videos": {"v": {"objects": {"1": 3}}}}'])
-def test_meta_json_that_is_no_such_thing(tmp_path, text):
+def test_malformed_meta_json_is_an_error(tmp_path, text):
     from uvos_jax.data.datasets.layouts import youtube_vos
     from uvos_jax.evaluation.youtube_vis import read_json
 
@@ -246,7 +246,7 @@ def test_meta_json_that_is_no_such_thing(tmp_path, text):
 
 
 @pytest.mark.parametrize("results", ["3", "0.5", "true", "null", '"text"', "{}"])
-def test_results_that_are_no_list(tmp_path, results):
+def test_results_must_be_a_list(tmp_path, results):
     from uvos_jax.evaluation.protocols import evaluate
 
     truth, path = tmp_path / "truth.json", tmp_path / "results.json"
@@ -255,7 +255,7 @@ def test_results_that_are_no_list(tmp_path, results):
     assert "must be a JSON list" in _refusal(evaluate, "youtube-vis", path, truth)
 
 
-def test_a_video_that_claims_to_last_forever():
+def test_huge_video_length_is_an_error():
     from uvos_jax.evaluation.youtube_vis import evaluate_frames, evaluate_tracks
 
     truth, results = copy.deepcopy(_tracks())
@@ -265,8 +265,8 @@ def test_a_video_that_claims_to_last_forever():
 
 
 @pytest.mark.parametrize("side", [16_385, 2**28, 10**12])
-def test_a_video_that_claims_to_be_huge(tmp_path, side):
-    """A polygon is drawn point by point, whether or not there is a frame as long as it says."""
+def test_huge_video_size_is_an_error(tmp_path, side):
+    """Polygons are rasterized at the declared size, whether or not such a frame exists."""
     from uvos_jax.data.datasets.youtube_vis import index_youtube_vis
     from uvos_jax.evaluation.youtube_vis import evaluate_tracks
 
@@ -279,7 +279,7 @@ def test_a_video_that_claims_to_be_huge(tmp_path, side):
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), "1" * 5000, [], None])
-def test_a_size_that_is_no_number(tmp_path, value):
+def test_invalid_video_size_is_an_error(tmp_path, value):
     from uvos_jax.data.datasets.youtube_vis import index_youtube_vis
 
     truth = copy.deepcopy(_tracks()[0])
@@ -292,14 +292,14 @@ def test_a_size_that_is_no_number(tmp_path, value):
     [[0, 0, 1e9, 0, 1e9, 1e9]], [[0, 0, float("nan"), 0, 9, 9]], [["a"] * 6], [5], "text", 7,
     {"size": [20, 30], "counts": "PPPPPPPPPPPPPPPPPPPPPPPPPPP"}, {"size": [20, 30], "counts": "~~~~~~~~~"},
     {"size": [20, 30], "counts": [2**32 + 600]}, {"size": [20, 30], "counts": [-5, 605]}, {"size": 3, "counts": []}])
-def test_masks_that_pycocotools_must_not_see(segmentation):
+def test_invalid_masks_are_errors_before_pycocotools(segmentation):
     from uvos_jax.data.datasets.youtube_vis import Segments, read_segments
 
     assert "here, object 1: its mask" in _refusal(read_segments, Segments("here", SIZE, ((1, segmentation),)))
 
 
 @pytest.mark.parametrize(("where", "name"), [("train.json", "1" * 5000), ("train.json", "a\0b")])
-def test_names_that_no_file_can_have(tmp_path, where, name):
+def test_impossible_file_names_count_as_missing_images(tmp_path, where, name):
     from uvos_jax.data.datasets.layouts import images_by_stem
     from uvos_jax.data.datasets.youtube_vis import index_youtube_vis
 
@@ -320,36 +320,36 @@ def config_file(tmp_path):
 
 @pytest.mark.parametrize("value", ["{[]: 1}", "0x" + "f" * 5000, "-" * 50_000 + "1", "[" * 50_000, "1" + "0" * 400])
 @pytest.mark.parametrize("key", ["batch_size", "schedule.lr", "data.size", "model", "ema_decay"])
-def test_values_that_are_nearly_python(config_file, key, value):
+def test_invalid_override_values_are_errors(config_file, key, value):
     from uvos_jax.training.config import load_config
 
     assert key.rpartition(".")[2] in _refusal(load_config, config_file, [f"{key}={value}"])
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_regular_expression_as_people_write_it(config_file):
-    r"""A ``\d`` in a pattern gives no warning: Python warns of it in plain strings."""
+def test_backslashes_in_regular_expressions_do_not_warn(config_file):
+    r"""Python warns about ``\d`` in plain strings; an override with it must not."""
     from uvos_jax.training.config import load_config
 
     config = load_config(config_file, [r"phases.1.transfer=[{'from': 'a\d', 'to': 'b'}]"])
     assert config["phases"][1]["transfer"][0]["from"] == r"a\d"
 
 
-def test_a_configuration_in_another_language(tmp_path):
+def test_configuration_file_must_be_python(tmp_path):
     from uvos_jax.training.config import load_config
 
     (tmp_path / "mine.yaml").write_text("batch_size: 3\n")
     assert "ends in .py" in _refusal(load_config, str(tmp_path / "mine.yaml"))
 
 
-def test_a_configuration_that_holds_itself(tmp_path):
+def test_recursive_configuration_is_an_error(tmp_path):
     from uvos_jax.training.config import load_config
 
     (tmp_path / "mine.py").write_text("def get_config():\n    a = {}\n    a['model'] = a\n    return a\n")
     assert "RecursionError" in _refusal(load_config, str(tmp_path / "mine.py"))
 
 
-def test_more_synthetic_frames_than_memory_holds():
+def test_too_many_synthetic_frames_are_an_error():
     from uvos_jax.data.examples.pipeline import from_config
 
     synthetic = {"name": "synthetic", "count": 1_000_000, "length": 10_000}
@@ -359,14 +359,14 @@ def test_more_synthetic_frames_than_memory_holds():
 
 @pytest.mark.parametrize("keys", [{"a.weight": [10**6, 10**7]}, {"a.weight": [10**400]},
                                   {"a.bias": [2], "b": [-(10**12)]}])
-def test_a_manifest_of_more_weights_than_memory_holds(keys):
+def test_parity_manifest_larger_than_memory_is_an_error(keys):
     from uvos_jax.weights.parity import weights_of
 
     with pytest.raises((ValueError, OverflowError), match="weights in total|too large"):
         weights_of({"keys": keys})
 
 
-def test_options_of_the_command_line_that_nobody_means():
+def test_invalid_command_line_values_are_errors():
     from uvos_jax.cli.options import parse_hyper_parameters, parse_size
     from uvos_jax.models import build
 
