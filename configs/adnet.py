@@ -10,7 +10,7 @@ Values are from Sec. 4 of the paper. The training code was not published; values
 Presets, from random weights, with five sequences of DAVIS-2016 train held back:
 
 - ``adnet:tiny``: 1.7 million parameters, 1,000 steps. 16 minutes on one x86 core; J 40.6 and 39.5, F 16.2 and 15.5
-  percent with seeds 0 and 1 (``benchmarks/held_back.py``; table in README.md).
+  percent with seeds 0 and 1 (``benchmarks/held_back.py``; table in docs/results.md).
 - ``adnet:small``: larger frames and more data, 2,250 steps. About an hour on two x86 cores; score not measured.
 """
 
@@ -55,7 +55,7 @@ def tiny():
     config = full()
     config.model = {"name": "adnet", "deep_stem": True, "depths": [1, 2, 2, 1], "width": 16, "aspp_features": 64,
                     "embedding": 64, "hidden": 64, "dropout": 0.2, "short_side": 81,
-                    # Below 0.5: the network is unsure about unseen objects and would miss them.
+                    # Below 0.5: unseen objects get low scores and would be missed.
                     "background_weight": 0.45}
     config.data = config.data | {
         "mixture": [{"name": "davis2016", "split": "train", "exclude": common.HELD_BACK}],

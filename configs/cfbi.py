@@ -99,14 +99,15 @@ def official():
 def tiny():
     """Returns a small network from random weights: 25 sequences of DAVIS with pasted objects, and synthetic clips.
 
-    Crops of a quarter of the frame are cheap and show objects large. Two object slots suffice in training, because all
-    slots share their parameters.
+    Crops of a quarter of the frame are cheap, and objects are large in them. Two object slots suffice in training,
+    because all slots share their parameters.
     """
     config = full()
     steps = 2_000
     config.model = {"name": "cfbi", "depths": [1, 1, 2, 1], "width": 16, "features": 48, "embedding": 32,
                     "max_objects": 2, "embedding_scale": 0.3, "references": 2, "short_side": 209,
-                    # At least 57% of the pixels count: from the hardest alone a small network learns to be unsure.
+                    # At least 57% of the pixels count: on the hardest pixels alone, a small network
+                    # learns to predict with low confidence.
                     "bootstrap_steps": 2 * steps}
     config.batch_size = 3
     config.data = config.data | {

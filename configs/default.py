@@ -1,13 +1,13 @@
-"""The network in the package: the motion stream of DPA from random weights, for a CPU.
+"""The packaged network: the motion stream of DPA from random weights, for a CPU.
 
     uvos convert-data davis2016 --source DAVIS --data-dir data --flow dis
     uvos convert-data duts --source DUTS --data-dir data --flow dis
     uvos convert-data synthetic --data-dir data --flow dis --clips 300
     uvos train --config default --workdir runs/default --data-dir data
 
-31 minutes on one x86 core. J 72.0, F 66.4 percent: mean of the thirty sequences of DAVIS-2016 train by three runs that
-hold back ten each (``default:fold0`` to ``fold2``, ``benchmarks/default_folds.py``; docs/model_card.md). All values
-are ours.
+31 minutes on one x86 core. J 72.0, F 66.4 percent: means over the thirty sequences of DAVIS-2016 train in three runs
+that hold back ten each (``default:fold0`` to ``fold2``, ``benchmarks/default_folds.py``; docs/model_card.md). All
+values are ours.
 
 Presets:
 
@@ -91,7 +91,7 @@ def fine_tune(dataset):
 
 def _recipe(mixture):
     config = dpa.full()
-    # The motion stream alone, with references: from few videos, flow generalizes and appearance does not.
+    # The motion stream alone, with references: with few training videos, flow generalizes and appearance does not.
     config.model = {"name": "dpa", "streams": "motion", "width": 16, "embedding": 32, "decoder": 4, "ima": False,
                     "camera": True, "encoder_norm": True, "refine": True, "short_side": 128}
     config.batch_size = 8

@@ -11,8 +11,8 @@ of the full recipe: not measured.
 Presets:
 
 - ``dpa:tiny``: 1.8 million parameters from random weights, 800 steps. About ten minutes on two x86 cores; J 67.7 and
-  66.2 percent on five held-back sequences of DAVIS-2016 train with seeds 0 and 1 (table in README.md; measured before
-  the flow image was scaled by the 99th percentile):
+  66.2 percent on five held-back sequences of DAVIS-2016 train with seeds 0 and 1 (table in docs/results.md; measured
+  before the flow image was scaled by the 99th percentile of the flow magnitude):
 
       uvos convert-data davis2016 --source DAVIS --data-dir data --flow dis
       uvos convert-data duts --source DUTS --data-dir data
@@ -67,7 +67,7 @@ def full():
             "recipe": {"name": "references", "count": 4},
             "flow": True}},
     ]
-    # Only the final network is validated, so that 'best' is never the one of the stills.
+    # Only the final network is validated, so that 'best' is never the network of the stills phase.
     config.validate = {"every": 2_000, "name": "davis2016", "split": "val", "phases": ["videos"]}
     return config
 
@@ -75,7 +75,7 @@ def full():
 def tiny():
     """Returns a small network from random weights: 25 sequences of DAVIS, 499 stills, synthetic clips.
 
-    Flow is DIS with the camera motion subtracted, because so few videos cannot teach to ignore it.
+    Flow is DIS with the camera motion subtracted, because so few videos do not suffice to learn to ignore it.
     """
     config = full()
     config.model = {"name": "dpa", "width": 12, "embedding": 32, "decoder": 8, "camera": True, "encoder_norm": True,

@@ -9,7 +9,7 @@
 measured.
 
 Presets, 1,000 steps from random weights, about a quarter of an hour on a CPU; J on five held-back sequences of
-DAVIS-2016 train, one seed (``benchmarks/held_back.py``; table in README.md):
+DAVIS-2016 train, one seed (``benchmarks/held_back.py``; table in docs/results.md):
 
 - ``f2net:tiny``: the full network. J 45.5 percent.
 - ``f2net:tiny_ad``: appearance diffusion alone. J 41.4 percent.
@@ -79,7 +79,7 @@ def tiny():
     config.model = {"name": "f2net", "depths": [1, 2, 2, 1], "width": 16, "aspp_features": 64, "embedding": 64,
                     "center_features": 32, "center_embedding": 16, "short_side": 81,
                     "lost_below": 0.1,  # after so few steps peaks rarely reach the default, 0.2
-                    # Below 0.5: the network is unsure about unseen objects and would miss them.
+                    # Below 0.5: unseen objects get low scores and would be missed.
                     "background_weight": 0.45}
     config.batch_size = 8
     config.data = config.data | {

@@ -1,9 +1,10 @@
 """Run the default network on degraded and unusual videos: still, cut, dark, portrait, 4K, short and long clips.
 
-    python benchmarks/default_mishaps.py --davis DAVIS --output uvos_output/mishaps --picture uvos_output/mishaps.jpg
+    python benchmarks/default_robustness.py --davis DAVIS --output uvos_output/robustness --picture robustness.jpg
 
 ``--davis`` is DAVIS-2016 as published. Each video is encoded as H.264 and passed to ``uvos segment``. Prints the exit
-code, number of masks, foreground fraction, seconds per frame and messages of the command for each video.
+code, number of masks, mean foreground fraction, fraction of empty masks, seconds per frame and messages of the command
+for each video.
 """
 
 import argparse
@@ -74,8 +75,8 @@ def main():
         found = [(cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE) > 0).astype(np.uint8) for mask in masks]
         shares = [float(mask.mean()) for mask in found]
         about = json.loads((folder / "result/run.json").read_text()) if masks else {}
-        print(f"{name}: exit code {run.returncode}, {len(masks)} masks of {len(frames)} frames, object"
-              f" {np.mean(shares):.1%} of the frame ({np.mean(np.array(shares) == 0):.0%} of the masks empty),"
+        print(f"{name}: exit code {run.returncode}, {len(masks)} masks for {len(frames)} frames, mean"
+              f" foreground {np.mean(shares):.1%}, {np.mean(np.array(shares) == 0):.0%} of the masks empty,"
               f" {about.get('seconds', np.nan) / max(len(masks), 1):.2f} s per frame including compilation"
               f" {run.stderr.strip()}", flush=True)
         if not found:
