@@ -13,7 +13,7 @@ from uvos_jax.video import read_mask
 
 @pytest.fixture(autouse=True)
 def _own_working_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # results of the user's own runs may lie in this one
+    monkeypatch.chdir(tmp_path)  # the original directory may hold results of other runs
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_segment_writes_a_folder_and_says_so(folder, tmp_path):
+def test_segment_writes_and_reports_a_folder(folder, tmp_path):
     code, out, err = uvos("segment", folder, "--model", "adnet", "--variant", "official", "--weights", "random",
                           "--scales", "0.75,1", "--flip", "--output", tmp_path / "out", *SMALL)
     assert code == 0, err
@@ -40,7 +40,7 @@ def test_default_output_folder_is_named_after_the_input(folder, tmp_path):
 
 
 def _converted(tmp_path):
-    """A state_dict of a small net in a file, converted; returns the file and the checkpoint directory."""
+    """Saves a random state_dict of a small net; returns its path and the path for the converted checkpoint."""
     from safetensors.numpy import save_file
 
     from tests.helpers.small_adnet import SMALL as FIELDS
@@ -55,7 +55,7 @@ def _converted(tmp_path):
 
 
 @pytest.mark.slow
-def test_converted_weights_and_the_file_itself_give_the_same_masks(folder, tmp_path):
+def test_converted_and_original_weights_give_the_same_masks(folder, tmp_path):
     file, directory = _converted(tmp_path)
     code, out, err = uvos("convert-weights", "--model", "adnet", "--from", file, "--to", directory, *SMALL)
     assert code == 0 and "variant paper" in out, err
@@ -66,7 +66,7 @@ def test_converted_weights_and_the_file_itself_give_the_same_masks(folder, tmp_p
         np.testing.assert_array_equal(read_mask(tmp_path / "a" / name), read_mask(tmp_path / "b" / name))
     code, _, err = uvos("convert-weights", "--model", "adnet", "--from", file, "--to", directory, *SMALL)
     assert code == 2 and "already exists" in err
-    # Without the hyper-parameters it was made with, the file does not fit: every kind is counted, ten are named.
+    # Without its hyper-parameters the file does not match; the error counts every kind of mismatch.
     code, _, err = uvos("convert-weights", "--model", "adnet", "--from", file, "--to", tmp_path / "no")
     assert code == 2 and "keys missing" in err and "misshapen" in err and len(err.strip().splitlines()) == 1
     assert not (tmp_path / "no").exists()
@@ -81,7 +81,7 @@ def test_benchmark_prints_its_rows():
 
 
 @pytest.mark.slow
-def test_results_are_not_replaced_by_accident(folder, tmp_path):
+def test_existing_results_need_overwrite(folder, tmp_path):
     arguments = ("segment", folder, "--model", "adnet", "--weights", "random", "--output", tmp_path / "out", *SMALL)
     assert uvos(*arguments)[0] == 0
     code, _, err = uvos(*arguments)
@@ -90,7 +90,7 @@ def test_results_are_not_replaced_by_accident(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_models_lists_what_there_is():
+def test_models_lists_models_and_parameters():
     code, out, _ = uvos("models")
     assert code == 0 and "adnet" in out and "79,250,113" in out and "official" in out
 
@@ -126,7 +126,7 @@ def test_models_lists_what_there_is():
     (["segment", "{folder}", "--cutout", "pgn"], "png"),
     (["segment", "{folder}", "--log-file", "{folder}/no/such/folder"], "Cannot write"),
 ])
-def test_mishaps_end_in_one_sentence_and_exit_code_2(arguments, message, folder, tmp_path):
+def test_errors_print_one_line_and_exit_with_code_2(arguments, message, folder, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("not a video")
     (tmp_path / "-dash.mp4").touch()
@@ -144,7 +144,7 @@ def test_no_command_shows_the_help():
     assert code == 0 and "segment" in out and not err
 
 
-def test_python_dash_m_is_the_same_command():
+def test_python_m_runs_the_same_command():
     done = subprocess.run([sys.executable, "-m", "uvos_jax", "--help"], capture_output=True, text=True, check=True)
     for command in ("segment", "convert-weights", "parity", "benchmark", "models"):
         assert command in done.stdout
@@ -156,6 +156,6 @@ def test_python_dash_m_is_the_same_command():
     ("dropout=2", "0 to 1"), ("net=full_", "Did you mean 'full'"), ("dtype=int8", "--precision"),
     ("variant=paper", "--variant"), ("name=x", "--model"),
 ])
-def test_options_of_the_model_are_checked_before_anything_runs(entry, message, folder):
+def test_set_rejects_invalid_model_options(entry, message, folder):
     code, _, err = uvos("segment", folder, "--model", "adnet", "--weights", "random", "--set", entry)
     assert code == 2 and re.search(message, err) and len(err.strip().splitlines()) == 1, err

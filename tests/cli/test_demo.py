@@ -1,4 +1,4 @@
-"""``uvos demo``: what it writes, what it claims, and what it leaves alone."""
+"""``uvos demo``: output files, scores, and protection of existing files."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from uvos_jax.weights import checkpoints, packaged
 
 @pytest.fixture(scope="module")
 def small_network(tmp_path_factory):
-    """A network that is compiled once for all tests here, and its packed file."""
+    """Returns a small network, compiled once for this module, and the folder with its packed weights."""
     folder, small = tmp_path_factory.mktemp("network"), small_segmenter()
     checkpoints.save(folder / "small", small.name, small.model, small.variables, "random")
     packaged.pack(folder / "small", folder / "default.safetensors", origin="nothing", license="none",
@@ -56,7 +56,7 @@ def _plain_jaccard(prediction, truth):
 
 
 @pytest.mark.slow
-def test_demo_writes_the_clip_its_masks_and_honest_scores(folder, tmp_path):
+def test_demo_writes_clip_masks_and_correct_scores(folder, tmp_path):
     code, out, err = uvos("demo", folder)
     assert code == 0, err
     done = tmp_path / "uvos_output/demo"
@@ -65,7 +65,7 @@ def test_demo_writes_the_clip_its_masks_and_honest_scores(folder, tmp_path):
     assert {p.name for p in (done / "own").iterdir()} == {"masks", "overlay.mp4", "run.json"}
     assert len(list((done / "own/masks").iterdir())) == 3
 
-    # The known masks are those of the clip, and the frames the clip but for JPEG.
+    # The ground truth equals that of the clip; frames equal its frames up to JPEG compression.
     made = make_clip(demo.SEED, 5, (54, 96), objects=(1, 1))
     names = [f"{t:05d}" for t in range(5)]
     truth = np.stack([read_mask(done / f"generated/truth/{name}.png") for name in names])
@@ -73,7 +73,7 @@ def test_demo_writes_the_clip_its_masks_and_honest_scores(folder, tmp_path):
     frame = cv2.imread(str(done / "generated/frames/00004.jpg"))[..., ::-1]
     assert np.abs(frame.astype(int) - made.frames[4]).mean() < 6
 
-    # Scores are recounted from the files.
+    # Scores equal those recomputed from the files.
     masks = np.stack([read_mask(done / f"generated/masks/{name}.png", numbered=True) for name in names])
     scores = json.loads((done / "generated/scores.json").read_text())["scores"]
     expected = {"adnet, packaged": masks > 0, "everything": np.ones_like(truth),
@@ -88,7 +88,7 @@ def test_demo_writes_the_clip_its_masks_and_honest_scores(folder, tmp_path):
     assert "uvos_output/demo/generated" in out and "overlay.mp4" in out and "J 0.125, F 0.250" in out
 
 
-def test_a_demo_that_was_stopped_goes_on(tmp_path, monkeypatch):
+def test_interrupted_demo_can_be_resumed(tmp_path, monkeypatch):
     from uvos_jax.inference.jobs import segment as job
 
     def stopped(*args, **options):
@@ -105,10 +105,10 @@ def test_a_demo_that_was_stopped_goes_on(tmp_path, monkeypatch):
     assert uvos("demo", "--output", "seen", "--resume")[0] == 0
     assert uvos("demo", "--output", "whole")[0] == 0
     unlike = {name for name, data in _files(tmp_path / "whole").items() if _files(tmp_path / "seen")[name] != data}
-    assert unlike <= {"generated/run.json"}  # it has times in it
+    assert unlike <= {"generated/run.json"}  # it contains times
 
 
-def test_a_second_demo_replaces_nothing_unless_asked(tmp_path):
+def test_second_demo_needs_overwrite(tmp_path):
     assert uvos("demo", "--output", "seen")[0] == 0
     before = _files(tmp_path / "seen")
     code, _, err = uvos("demo", "--output", "seen", "--seed", "7")
@@ -122,7 +122,7 @@ def test_a_second_demo_replaces_nothing_unless_asked(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [(), ("--overwrite",)])
-def test_files_that_no_demo_made_are_never_touched(tmp_path, arguments):
+def test_foreign_files_are_never_changed(tmp_path, arguments):
     (tmp_path / "seen/generated/frames").mkdir(parents=True)
     (tmp_path / "seen/generated/frames/00000.jpg").write_bytes(b"precious")
     code, out, err = uvos("demo", "--output", "seen", *arguments)
@@ -134,7 +134,7 @@ def test_files_that_no_demo_made_are_never_touched(tmp_path, arguments):
     (["nowhere.mp4"], "nowhere.mp4"), (["generated"], "uvos segment"),
     (["--output", "own/00000.jpg"], "is a file"), (["--seed", "-1"], "--seed"),
 ])
-def test_mishaps_are_told_before_anything_is_written(folder, tmp_path, arguments, message):
+def test_invalid_arguments_are_rejected_before_any_output(folder, tmp_path, arguments, message):
     (tmp_path / "generated").mkdir()
     (tmp_path / "generated/0.jpg").write_bytes((folder / "00000.jpg").read_bytes())
     before = _files(tmp_path)
@@ -143,10 +143,10 @@ def test_mishaps_are_told_before_anything_is_written(folder, tmp_path, arguments
     assert _files(tmp_path) == before
 
 
-def test_the_clip_that_is_shown_is_the_first_fair_one():
+def test_demo_seed_is_the_first_with_suitable_object_size():
     low, high = demo.SHARE
     for seed in demo.SEEDS:
-        # At a sixth of the size the scene is the same.
+        # The scene is the same at a sixth of the size.
         share = (make_clip(seed, 40, (45, 80), objects=(1, 1), clean=True).labels > 0).mean()
         if low <= share <= high:
             break
@@ -154,7 +154,7 @@ def test_the_clip_that_is_shown_is_the_first_fair_one():
 
 
 @pytest.mark.slow  # imports TensorFlow
-def test_the_clips_are_none_that_the_network_learned_from():
+def test_demo_seeds_are_not_training_seeds():
     pytest.importorskip("tensorflow_datasets")
     pytest.importorskip("tensorflow")
     from uvos_jax.data.storage.tfds_builders import UvosSynthetic
@@ -163,7 +163,7 @@ def test_the_clips_are_none_that_the_network_learned_from():
     assert not used & set(demo.SEEDS)
 
 
-def test_generating_a_clip_loads_no_tensorflow():
+def test_generating_a_clip_imports_no_framework():
     check = ("from uvos_jax.cli import demo; demo.LENGTH = 1; demo.SIZE = (54, 96); demo.generated_clip(0); import sys;"
              "print([m for m in ('tensorflow', 'tensorflow_datasets', 'torch', 'jax') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""`uvos evaluate` as its users meet it: what it prints and writes, what it refuses and how."""
+"""Command line of `uvos evaluate` and `uvos compare`: output, files and errors."""
 
 import json
 import os
@@ -22,7 +22,7 @@ TRUTH, HALF = rectangle(10, 30, 10, 50), rectangle(10, 30, 10, 30)
 
 @pytest.fixture
 def uvos(tmp_path, monkeypatch, capsys):
-    """Runs the command line in this process and in a folder of its own; returns exit code, output, error output."""
+    """Runs the command line in this process and a temporary folder; returns exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
@@ -61,7 +61,7 @@ def save_youtube_vis(path: Path, masks: list, results: bool) -> None:
 
 @pytest.fixture
 def made(tmp_path):
-    """Writes a dataset for a protocol, and predictions that find half of each object; returns both folders."""
+    """Writes a dataset of a protocol and predictions that cover half of each object; returns both folders."""
     def make(protocol: str) -> tuple[Path, Path]:
         data, predictions = tmp_path / "data", tmp_path / "run.7"
         names = ("cat/0001", "dog/0001") if protocol == "youtube-objects" else ("bear", "boat")
@@ -82,24 +82,24 @@ def made(tmp_path):
     return make
 
 
-# A score of each protocol, where half of every object is found, and the rest is right.
+# One score per protocol for predictions that cover half of every object without false positives.
 SCORES = {
     "davis2016": ("J-Mean", ("J", "mean"), 0.5),
     "davis2017-semi": ("J-Mean", ("J", "mean"), 0.5),
     "davis2017-unsup": ("J-Mean", ("J", "mean"), 0.5),
     "youtube-vos": ("J-Mean", ("J", "mean"), 0.5),
     "fbms-j": ("J-Mean", ("J", "mean"), 0.5),
-    # Half of the object's 800 pixels are in the background's cluster of 2000: P = (1600 / 2000 + 1) / 2.
+    # Half of the object's 800 pixels are in the background cluster of 2000: P = (1600 / 2000 + 1) / 2.
     "fbms-f": ("P", ("P",), 0.9),
     "youtube-objects": ("J-Mean", ("J", "mean_over_classes"), 0.5),
     "saliency": ("MAE", ("mae",), 400 / 2400),
-    # Found at IoU 0.5 of the ten thresholds.
+    # Correct at IoU 0.5 only, one of ten thresholds.
     "youtube-vis": ("AP", ("class_aware", "AP"), 0.1),
 }
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_every_protocol_prints_its_rule_and_a_table_and_writes_its_files(uvos, made, tmp_path, protocol):
+def test_every_protocol_prints_rule_and_table_and_writes_files(uvos, made, tmp_path, protocol):
     data, predictions = made(protocol)
     code, out, err = uvos("evaluate", protocol, "--predictions", predictions, "--dataset", data,
                           "--output", tmp_path / "scores", "--workers", "1")
@@ -116,25 +116,25 @@ def test_every_protocol_prints_its_rule_and_a_table_and_writes_its_files(uvos, m
         scores = scores[key]
     assert scores == pytest.approx(value)
     assert f"{value:.4f}" in out
-    # The last line tells what was written: all that is there.
+    # The last line lists all files written.
     folder, files = lines[-1].split(": ")
     assert folder == str(tmp_path / "scores")
     assert sorted(files.split(", ")) == sorted(path.name for path in (tmp_path / "scores").iterdir())
     assert {f"global_results-{split}.csv", f"per-sequence_results-{split}.csv", "scores.json"} <= set(files.split(", "))
 
 
-def test_the_usual_output_folder_is_named_after_protocol_and_predictions(uvos, made, tmp_path):
+def test_default_output_is_named_after_protocol_and_predictions(uvos, made, tmp_path):
     data, predictions = made("fbms-j")
-    for other in ("run.7", "run.8"):  # neither replaces the scores of the other
+    for other in ("run.7", "run.8"):  # separate folders
         predictions = predictions.rename(tmp_path / other)
         assert uvos("evaluate", "fbms-j", "--predictions", other, "--dataset", data, "--workers", "1")[0] == 0
     assert {path.name for path in (tmp_path / "uvos_output").iterdir()} == {"fbms-j-run.7", "fbms-j-run.8"}
 
 
-def test_only_some_sequences(uvos, made, tmp_path):
+def test_sequences_option_limits_evaluation(uvos, made, tmp_path):
     data, predictions = made("davis2016")
     for frame in (predictions / "boat").iterdir():
-        frame.unlink()  # nobody asks for it
+        frame.unlink()  # not evaluated
     code, _, err = uvos("evaluate", "davis2016", "--predictions", predictions, "--dataset", data, "--sequences",
                         "bear ,", "--output", tmp_path / "scores", "--workers", "1")
     assert code == 0, err
@@ -142,7 +142,7 @@ def test_only_some_sequences(uvos, made, tmp_path):
 
 
 def refused(uvos, tmp_path, *arguments) -> tuple[str, str]:
-    """Runs a command that must fail with one sentence and write nothing; returns the sentence and the output."""
+    """Runs a command that must fail with a one-line error and write nothing; returns the error and stdout."""
     before = sorted(tmp_path.rglob("*"))
     code, out, err = uvos(*arguments)
     *progress, last = err.splitlines()
@@ -170,13 +170,13 @@ def _gap(predictions):
     (_void, "bear 00002 contains 255"), (_small, "boat 0000.-0000. is 60x20 where the ground truth is 60x40"),
     (_gap, "frames are missing: bear 00001; boat 00002"),
 ])
-def test_refused_predictions_give_one_sentence_and_no_file(uvos, made, tmp_path, protocol, spoil, message):
+def test_invalid_predictions_print_one_line_and_write_nothing(uvos, made, tmp_path, protocol, spoil, message):
     data, predictions = made(protocol)
     spoil(predictions)
     sentence, out = refused(uvos, tmp_path, "evaluate", protocol, "--predictions", predictions, "--dataset", data,
                             "--output", tmp_path / "scores", "--workers", "1")
     assert re.search(message, sentence)
-    assert len(out.splitlines()) == 1  # the rule, and no table
+    assert len(out.splitlines()) == 1  # the rule but no table
 
 
 @pytest.mark.parametrize(("protocol", "changes", "message"), [
@@ -192,20 +192,20 @@ def test_refused_predictions_give_one_sentence_and_no_file(uvos, made, tmp_path,
     ("davis2017-semi", {"--pack": "x.zip", "--sequences": "bear"}, "Leave out --sequences and --output"),
     ("davis2017-semi", {"--pack": "x.zip", "--output": "scores"}, "Leave out --sequences and --output"),
 ])
-def test_mishaps_end_in_one_sentence(uvos, made, tmp_path, protocol, changes, message):
+def test_invalid_options_print_one_line(uvos, made, tmp_path, protocol, changes, message):
     data, predictions = made(protocol if protocol in PROTOCOLS else "davis2016")
     options = {"--predictions": predictions, "--dataset": data, "--workers": "1"} | changes
     sentence, _ = refused(uvos, tmp_path, "evaluate", protocol, *(part for pair in options.items() for part in pair))
     assert re.search(message, sentence)
 
 
-def test_predictions_and_dataset_are_asked_for(uvos, tmp_path):
+def test_predictions_and_dataset_are_required(uvos, tmp_path):
     assert "--predictions" in refused(uvos, tmp_path, "evaluate", "davis2016", "--dataset", tmp_path)[0]
     assert "--dataset" in refused(uvos, tmp_path, "evaluate", "davis2016", "--predictions", tmp_path)[0]
 
 
 @pytest.mark.parametrize("output", ["taken", "taken/below"])
-def test_an_output_that_is_a_file_is_noticed_before_anything_is_scored(uvos, made, tmp_path, monkeypatch, output):
+def test_output_that_is_a_file_is_rejected_before_scoring(uvos, made, tmp_path, monkeypatch, output):
     data, predictions = made("fbms-j")
     (tmp_path / "taken").write_text("mine")
     monkeypatch.setattr("uvos_jax.evaluation.protocols.evaluate", lambda *_, **__: pytest.fail("it was scored"))
@@ -215,9 +215,9 @@ def test_an_output_that_is_a_file_is_noticed_before_anything_is_scored(uvos, mad
     assert (tmp_path / "taken").read_text() == "mine"
 
 
-def test_an_output_that_cannot_be_written_is_noticed_before_anything_is_scored(uvos, made, tmp_path, monkeypatch):
+def test_unwritable_output_is_rejected_before_scoring(uvos, made, tmp_path, monkeypatch):
     data, predictions = made("fbms-j")
-    # Whoever runs this test may be allowed to write everywhere, so nobody is.
+    # Root may write everywhere, so write access is denied by a patch.
     monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)
     monkeypatch.setattr("uvos_jax.evaluation.protocols.evaluate", lambda *_, **__: pytest.fail("it was scored"))
     sentence, _ = refused(uvos, tmp_path, "evaluate", "fbms-j", "--predictions", predictions, "--dataset", data,
@@ -227,7 +227,7 @@ def test_an_output_that_cannot_be_written_is_noticed_before_anything_is_scored(u
 
 @pytest.mark.parametrize(("protocol", "above"), [("davis2017-semi", ""), ("davis2017-unsup", ""),
                                                  ("youtube-vos", "Annotations/")])
-def test_pack(uvos, made, tmp_path, protocol, above):
+def test_pack_writes_submission_archive(uvos, made, tmp_path, protocol, above):
     data, predictions = made(protocol)
     code, out, err = uvos("evaluate", protocol, "--predictions", predictions, "--dataset", data, "--pack", "all.zip",
                           "--workers", "1")
@@ -239,7 +239,7 @@ def test_pack(uvos, made, tmp_path, protocol, above):
     assert not (tmp_path / "uvos_output").exists()
 
 
-def test_a_refused_pack_leaves_nothing(uvos, made, tmp_path):
+def test_rejected_pack_writes_nothing(uvos, made, tmp_path):
     data, predictions = made("davis2017-semi")
     save_masks(predictions / "boat", [TRUTH * 3] * 4)
     sentence, out = refused(uvos, tmp_path, "evaluate", "davis2017-semi", "--predictions", predictions, "--dataset",
@@ -247,7 +247,7 @@ def test_a_refused_pack_leaves_nothing(uvos, made, tmp_path):
     assert "boat 00000-00003 contains object id 3; the largest given id is 1" in sentence and out == ""
 
 
-def test_two_workers_score_as_one_does(uvos, made, tmp_path):
+def test_two_workers_give_the_scores_of_one(uvos, made, tmp_path):
     data, predictions = made("youtube-objects")
     code, _, err = uvos("evaluate", "youtube-objects", "--predictions", predictions, "--dataset", data,
                         "--output", tmp_path / "scores", "--workers", "2")
@@ -265,9 +265,9 @@ def test_help_shows_an_example_and_every_protocol(uvos):
         assert word in text, word
 
 
-def test_what_the_system_refuses_is_one_sentence(uvos, made, monkeypatch):
+def test_os_errors_print_one_line(uvos, made, monkeypatch):
     data, predictions = made("davis2016")
-    # Whoever runs this test may be allowed to read everything, so the refusal is made.
+    # Root may read everything, so the error is raised by a patch.
     listed = Path.iterdir
 
     def refuse(path):
@@ -282,7 +282,7 @@ def test_what_the_system_refuses_is_one_sentence(uvos, made, monkeypatch):
     assert code == 2 and err.startswith("Error: ") and "too long" in err
 
 
-def test_compare_prints_a_table_and_writes_the_pictures(uvos, made, tmp_path):
+def test_compare_prints_table_and_writes_figures(uvos, made, tmp_path):
     data, predictions = made("davis2016")
     save_masks(tmp_path / "better" / "bear", [TRUTH] * 4)
     save_masks(tmp_path / "better" / "boat", [HALF] * 4)

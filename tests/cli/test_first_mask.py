@@ -1,4 +1,4 @@
-"""``uvos segment --first-mask``: what is followed, by the rules of the benchmarks, and what is refused."""
+"""``uvos segment --first-mask``: benchmark datasets end to end, and rejected input."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def _write(path, labels):
 
 
 def _videos(tmp_path, frames="JPEGImages", masks="Annotations", names=("one", "two"), only=()):
-    """Folders of frames and of masks as benchmarks have them; masks of all frames, or of some."""
+    """Writes frame and mask folders in the layout of the benchmarks; ``only`` limits the frames with masks."""
     for seed, name in enumerate(names):
         images, truth = squares(6, objects=2 + seed, seed=seed)
         save_frames(tmp_path / frames / name, images)
@@ -38,7 +38,7 @@ def _videos(tmp_path, frames="JPEGImages", masks="Annotations", names=("one", "t
             _write(tmp_path / masks / name / f"{t:05d}.png", truth[t])
 
 
-def test_davis_from_its_folders_to_scores(tmp_path):
+def test_davis_folders_to_scores(tmp_path):
     _videos(tmp_path, "DAVIS/JPEGImages/480p", "DAVIS/Annotations/480p")
     (tmp_path / "DAVIS/ImageSets/2017").mkdir(parents=True)
     (tmp_path / "DAVIS/ImageSets/2017/val.txt").write_text("one\ntwo\n")
@@ -57,11 +57,11 @@ def test_davis_from_its_folders_to_scores(tmp_path):
     assert [[known["id"] for known in run["objects"]] for run in runs] == [[1, 2], [1, 2, 3]]
 
 
-def test_youtube_vos_from_its_folders_to_the_archive(tmp_path):
+def test_youtube_vos_folders_to_archive(tmp_path):
     _videos(tmp_path, "valid/JPEGImages", "valid/Annotations", only=(0,))
     images, truth = squares(6, objects=4, seed=0)
     save_frames(tmp_path / "valid/JPEGImages/one", images)
-    _write(tmp_path / "valid/Annotations/one/00003.png", np.where(truth[3] > 2, truth[3], 0))  # two that come later
+    _write(tmp_path / "valid/Annotations/one/00003.png", np.where(truth[3] > 2, truth[3], 0))  # two later objects
     videos = {name: {"objects": {str(i): {"category": "thing", "frames": ["00000"]} for i in range(1, 5)}}
               for name in ("one", "two")}
     for name in videos:
@@ -79,7 +79,7 @@ def test_youtube_vos_from_its_folders_to_the_archive(tmp_path):
     assert (tmp_path / "results.zip").stat().st_size > 1000
 
 
-def test_another_model_starts_it(tmp_path):
+def test_first_mask_auto_uses_the_first_model(tmp_path):
     frames = np.concatenate([np.full((2, *SIZE, 3), 40, np.uint8), squares(4)[0]])
     save_frames(tmp_path / "clip", frames)
     code, _, err = uvos("segment", "clip", *MODEL, "--first-mask", "auto", "--first-model", "bright", "--first-weights",
@@ -113,7 +113,7 @@ def _mask(path, labels):
     (lambda: ["--first-mask", "a.png", "--first-model", "adnet"], "--first-model needs --first-mask auto"),
     (lambda: ["--model", "bright", "--first-mask", "a.png"], "bright finds its objects itself: leave out --first-mask"),
 ])
-def test_what_cannot_be_used_ends_with_a_sentence_and_nothing_is_written(tmp_path, options, words):
+def test_invalid_options_print_one_line_and_write_nothing(tmp_path, options, words):
     save_frames(tmp_path / "clip", squares(2)[0])
     options = options()
     before = sorted(os.listdir())
@@ -123,7 +123,7 @@ def test_what_cannot_be_used_ends_with_a_sentence_and_nothing_is_written(tmp_pat
     assert sorted(os.listdir()) == before
 
 
-def test_several_videos_want_a_folder_of_masks_each(tmp_path):
+def test_several_videos_need_a_mask_folder_each(tmp_path):
     _videos(tmp_path, only=(0,))
     _write(tmp_path / "part/one/00000.png", squares(1)[1][0])
     for first_mask, words in (("Annotations/one/00000.png", "belong to one video, but there are 2 videos"),

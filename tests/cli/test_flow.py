@@ -1,4 +1,4 @@
-"""``uvos flow``, and ``uvos segment --flow``."""
+"""``uvos flow`` and ``uvos segment --flow``."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def _own_working_directory(tmp_path, monkeypatch):
 
 
 def _clip(folder, length=LENGTH, size=(96, 128)):
-    """A texture that moves by three pixels to the right a frame."""
+    """Writes a clip of a texture that moves three pixels to the right per frame."""
     texture = cv2.resize(np.random.default_rng(0).integers(0, 256, (24, 64, 3), np.uint8), (4 * size[1], size[0]),
                          interpolation=cv2.INTER_CUBIC)
     return save_frames(folder, np.stack([texture[:, 2 * size[1] - 3 * i:3 * size[1] - 3 * i] for i in range(length)]))
@@ -37,7 +37,7 @@ def _motion(folder):
     return [np.median(read_flow(folder / f"{i:05d}.flo")[..., 0]) for i in range(LENGTH)]
 
 
-def test_a_file_a_frame_named_and_sized_as_the_frames(tmp_path):
+def test_flow_writes_one_file_per_frame_at_frame_size(tmp_path):
     code, out, err = uvos("flow", _clip(tmp_path / "clip"), "--output", "flow")
     assert code == 0, err
     assert _names(tmp_path / "flow") == [*(f"{i:05d}.flo" for i in range(LENGTH)), "flow.json"]
@@ -54,15 +54,15 @@ def test_a_file_a_frame_named_and_sized_as_the_frames(tmp_path):
 
 
 @pytest.mark.slow
-def test_large_frames_have_flow_of_their_own_size(tmp_path):
+def test_large_frames_get_flow_at_native_size(tmp_path):
     assert uvos("flow", _clip(tmp_path / "clip", size=(720, 960)), "--output", "flow")[0] == 0
     assert read_flow(tmp_path / "flow/00000.flo").shape == (720, 960, 2)
     np.testing.assert_allclose(_motion(tmp_path / "flow"), [3, 3, 3, 3, -3], atol=0.2)
 
 
-def test_all_forms_say_the_same_and_replace_each_other(tmp_path):
+def test_all_formats_are_equivalent_and_replace_each_other(tmp_path):
     clip, flow = _clip(tmp_path / "clip"), tmp_path / "flow"
-    # Kept, so that all forms are of one and the same flow: nobody promises OpenCV's to the last bit.
+    # The cache makes all formats encode the same flow, since OpenCV's flow is not bit-reproducible.
     command = ("flow", clip, "--output", "flow", "--every", "2", "--flow-cache", tmp_path / "kept")
     assert uvos(*command, "--quiet") == (0, "", "")
     first = read_flow(flow / "00002.flo")
@@ -73,7 +73,7 @@ def test_all_forms_say_the_same_and_replace_each_other(tmp_path):
     np.testing.assert_array_equal(cv2.imread(str(flow / "00002.png"))[..., ::-1], flow_picture(first))
 
 
-def test_flow_in_a_folder_does_as_well_as_flow_that_is_computed(tmp_path):
+def test_precomputed_flow_gives_the_same_masks(tmp_path):
     clip = _clip(tmp_path / "clip", size=SIZE)
     common = ["--model", "moving", "--weights", "random", "--set=component=1", "--soft", "--no-overlay"]
     assert uvos("flow", clip, "--output", "flow")[0] == 0
@@ -83,13 +83,13 @@ def test_flow_in_a_folder_does_as_well_as_flow_that_is_computed(tmp_path):
     masks = [{path.name: path.read_bytes() for path in (tmp_path / output / "soft").iterdir()}
              for output in ("by dis", "by files")]
     assert masks[0] == masks[1] and len(masks[0]) == LENGTH
-    assert len(set(masks[0].values())) > 1  # they do depend on the flow
+    assert len(set(masks[0].values())) > 1  # the masks depend on the flow
     methods = [json.loads((tmp_path / output / "run.json").read_text())["flow"]["method"]
                for output in ("by dis", "by files")]
     assert methods == ["dis", "files"]
 
 
-def test_one_frame_has_no_motion_and_both_commands_say_so(tmp_path):
+def test_single_frame_has_zero_flow_and_is_reported(tmp_path):
     clip = _clip(tmp_path / "clip", 1)
     code, _, err = uvos("flow", clip, "--output", "flow")
     assert code == 0 and "a single frame; its optical flow is set to zero" in err
@@ -99,7 +99,7 @@ def test_one_frame_has_no_motion_and_both_commands_say_so(tmp_path):
 
 
 def _refused(arguments, words, output="out"):
-    """One sentence, exit code 2, nothing written."""
+    """Checks that a command prints one error line, exits with code 2 and writes nothing."""
     code, out, err = uvos(*arguments)
     assert code == 2 and out == "" and not os.path.exists(output), (code, out, err)
     lines = [line for line in err.splitlines() if not line.startswith(("dis on", "moving on", "Default network"))]
@@ -107,7 +107,7 @@ def _refused(arguments, words, output="out"):
 
 
 @pytest.mark.slow
-def test_wrong_input_is_one_sentence(tmp_path):
+def test_invalid_options_print_one_line(tmp_path):
     _clip(tmp_path / "clip")
     flow, to = ["flow", "clip", "--output", "out"], ["--output", "out"]
     segment = ["segment", "clip", *to, "--weights", "random", "--model"]
@@ -135,7 +135,7 @@ def test_wrong_input_is_one_sentence(tmp_path):
         _refused(arguments, words)
 
 
-def test_what_is_there_is_left_alone(tmp_path):
+def test_existing_files_need_overwrite(tmp_path):
     clip = _clip(tmp_path / "clip")
     code, _, err = uvos("flow", clip, "--output", clip)
     assert code == 2 and "which 'uvos flow' did not write" in err and len(_names(clip)) == LENGTH
@@ -143,14 +143,14 @@ def test_what_is_there_is_left_alone(tmp_path):
     before = _names(tmp_path / "flow")
     code, _, err = uvos("flow", clip, "--output", "flow", "--format", "picture")
     assert code == 2 and "already holds flow" in err and "--overwrite" in err
-    # Pictures of flow are frames, too, but not ones to be replaced by their own flow.
+    # Flow pictures can be read as frames, but their folder cannot be the output.
     assert uvos("flow", clip, "--output", "flow", "--format", "picture", "--overwrite", "--quiet")[0] == 0
     code, _, err = uvos("flow", "flow", "--output", "flow", "--overwrite")
     assert code == 2 and "The input lies in 'flow'" in err
     assert _names(tmp_path / "flow") == [name.replace(".flo", ".png") for name in before[:-1]] + ["flow.json"]
 
 
-def test_files_of_others_are_left_alone(tmp_path):
+def test_overwrite_keeps_foreign_files(tmp_path):
     clip = _clip(tmp_path / "clip")
     assert uvos("flow", clip, "--output", "flow")[0] == 0
     (tmp_path / "flow/photo.png").write_bytes(b"mine")
@@ -159,22 +159,22 @@ def test_files_of_others_are_left_alone(tmp_path):
     assert (tmp_path / "flow/photo.png").read_bytes() == b"mine"
 
 
-def test_frames_of_different_size_keep_what_came_before(tmp_path):
+def test_frame_of_another_size_keeps_earlier_flow(tmp_path):
     clip = _clip(tmp_path / "clip")
     cv2.imwrite(str(clip / "00003.png"), np.zeros((40, 50, 3), np.uint8))
     code, _, err = uvos("flow", clip, "--output", "flow")
     assert code == 2 and "00003" in err
-    # It is not known where the flow of 00002 leads.
+    # The flow of 00002 needs 00003.
     assert _names(tmp_path / "flow") == ["00000.flo", "00001.flo", "flow.json"]
     assert json.loads((tmp_path / "flow/flow.json").read_text())["finished"] is False
 
 
-def test_a_damaged_frame_stops_or_is_passed_over(tmp_path):
+def test_damaged_frame_stops_or_is_skipped(tmp_path):
     clip = _clip(tmp_path / "clip")
     damaged = sorted(clip.iterdir())[2]
     damaged.write_bytes(damaged.read_bytes()[:60])
     code, _, err = uvos("flow", clip, "--output", "flow")
-    # The frame before the damaged one is not answered: where it leads to is not known.
+    # The flow of the frame before the damaged one cannot be computed.
     assert code == 2 and "1 file is kept in 'flow'." in err and "--on-error skip" in err
     assert _names(tmp_path / "flow") == ["00000.flo", "flow.json"]
 
@@ -185,7 +185,7 @@ def test_a_damaged_frame_stops_or_is_passed_over(tmp_path):
     assert uvos("flow", clip, "--output", "flow2", "--on-error", "pass")[0] == 2
 
 
-def test_a_flow_folder_that_does_not_fit_is_refused_before_anything_is_written(tmp_path):
+def test_mismatched_flow_folder_is_rejected_before_any_output(tmp_path):
     clip = save_frames(tmp_path / "clip", levels([1, 2, 3]))
     segment = ["segment", clip, "--model", "moving", "--weights", "random", "--flow", "flow", "--output", "out"]
     (tmp_path / "flow").mkdir()

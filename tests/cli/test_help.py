@@ -1,4 +1,4 @@
-"""``--help`` and the options that all commands share."""
+"""``--help`` and the options shared by all commands."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ COMMANDS = ("segment", "flow", "demo", "convert-weights", "parity", "benchmark",
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_no_summary_is_cut_off(monkeypatch, columns):
+def test_help_is_not_truncated(monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERMINAL_WIDTH", str(columns))
     code, out, _ = uvos("--help")
@@ -25,7 +25,7 @@ def test_no_summary_is_cut_off(monkeypatch, columns):
         assert f"uvos {command}" in out.partition("Example: ")[2], command
 
 
-def test_options_of_segment_are_in_panels_with_choices_and_defaults(monkeypatch):
+def test_segment_help_has_panels_choices_and_defaults(monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     out = uvos("segment", "--help")[1]
     panels = ("Model", "Test-time augmentation", "Input", "Prompts", "Output", "Run")
@@ -45,7 +45,7 @@ def test_version():
     assert uvos("--version") == (0, f"uvos {uvos_jax.__version__}\n", "")
 
 
-def test_the_public_names_are_listed_and_loaded_at_first_use():
+def test_public_names_are_listed_and_loaded_lazily():
     code = ("import sys, uvos_jax; assert 'jax' not in sys.modules; names = set(dir(uvos_jax));"
             "assert {*uvos_jax.__all__, 'models', 'video', 'weights'} <= names;"
             "[getattr(uvos_jax, name) for name in uvos_jax.__all__]; print(uvos_jax.segment_to_folder.__module__)")

@@ -1,4 +1,4 @@
-"""``uvos segment --prune``: instances of a file leave the masks, and what cannot be used is refused in a sentence."""
+"""``uvos segment --prune``: pruning by detections of a file or a model, and rejected input."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def _own_working_directory(tmp_path, monkeypatch):
 
 
 def _clip(folder, length=6):
-    """A large white square that walks, and a small one that stands; returns COCO's detections of both."""
+    """Writes a clip of a large moving and a small static white square; returns COCO detections of both."""
     frames = np.full((length, *SIZE, 3), 20, np.uint8)
     entries = []
     for t in range(length):
@@ -41,7 +41,7 @@ def _save(path, content):
 
 
 @pytest.mark.slow
-def test_a_small_static_instance_leaves_the_masks(tmp_path):
+def test_small_static_instance_is_pruned(tmp_path):
     entries = _clip(tmp_path / "clip")
     code, _, err = uvos("segment", "clip", *MODEL, "--output", "whole", "--json")
     assert code == 0, err
@@ -55,13 +55,13 @@ def test_a_small_static_instance_leaves_the_masks(tmp_path):
         whole, pruned = (read_mask(f"{folder}/masks/{t:05d}.png") for folder in ("whole", "out"))
         assert whole[20:26, 30:38].all() and not pruned[20:, 30:38].any()
         np.testing.assert_array_equal(whole[:18], pruned[:18])
-    # What a run has written is a file of instances too: of one a frame nothing is too small.
+    # objects.json of a run is accepted as well; its single instance per frame is kept.
     code, _, err = uvos("segment", "clip", *MODEL, "--output", "again", "--prune", "whole/objects.json")
     assert code == 0, err
     assert json.loads((tmp_path / "again/run.json").read_text())["pruned"] == {"instances": 0, "frames": 0}
 
 
-def test_several_videos_have_a_folder_of_files(tmp_path):
+def test_several_videos_need_a_folder_of_detections(tmp_path):
     os.mkdir("found")
     for name in ("one", "two"):
         _save(f"found/{name}.json", _clip(tmp_path / f"clips/{name}"))
@@ -86,15 +86,15 @@ def test_several_videos_have_a_folder_of_files(tmp_path):
     (lambda _: ["--model", "following", "--first-mask", "auto", "--first-model", "bright", "--first-weights", "random",
                 "--prune", "x.json"], "Cannot prune with following"),
 ])
-def test_what_cannot_be_used_ends_with_a_sentence_and_nothing_is_written(tmp_path, options, words):
+def test_invalid_options_print_one_line_and_write_nothing(tmp_path, options, words):
     options = options(_clip(tmp_path / "clip"))
     code, out, err = uvos("segment", "clip", *MODEL, "--quiet", "--output", "out/deep", *options)
     assert code == 2 and not out and words in err and len(err.splitlines()) == 1
     assert not os.path.exists("out")
 
 
-def test_instances_of_the_model_that_finds_them(tmp_path, monkeypatch):
-    """Any model may stand for D-Net: its labels are the ids of instances."""
+def test_instances_from_dtnet(tmp_path, monkeypatch):
+    """Another model stands in for D-Net; its labels are instance ids."""
     _clip(tmp_path / "clip")
     monkeypatch.setitem(models.SYSTEMS, "dtnet", BRIGHT_ROW)
     code, _, err = uvos("segment", "clip", *MODEL, "--output", "out", "--prune", "dtnet", "--prune-weights", "random")

@@ -1,4 +1,4 @@
-"""``uvos segment``: what is asked for, several videos, going on, and being interrupted."""
+"""``uvos segment``: outputs, batches of videos, resuming and signals."""
 
 import functools
 import http.server
@@ -42,11 +42,11 @@ def _times(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_files_and_parts_that_are_asked_for(tmp_path):
+def test_requested_outputs_and_frame_range(tmp_path):
     code, out, err = uvos("segment", _frames(tmp_path / "clip", 12), *NETWORK, "--output", "out", "--every", "3",
                           "--start", "0.1s", "--soft", "--json", "--cutout", "png", "--no-overlay")
     assert code == 0, err
-    # At 24 frames a second, 0.1 s is behind the third frame.
+    # At 24 frames per second, the first frame after 0.1 s is 00003.
     names = ["00003", "00006", "00009"]
     for folder in ("masks", "soft", "cutout"):
         assert sorted(path.stem for path in (tmp_path / "out" / folder).iterdir()) == names
@@ -56,7 +56,7 @@ def test_files_and_parts_that_are_asked_for(tmp_path):
     assert re.search(r"3 masks, .*objects.json", out) and "overlay" not in out
 
 
-def test_the_overlay_looks_as_asked(tmp_path):
+def test_overlay_options_are_applied(tmp_path):
     clip_ = _frames(tmp_path / "clip", 2)
     for name, look in {"a": [], "b": ["--background", "#00ff00", "--alpha", "0", "--contour", "0"]}.items():
         assert uvos("segment", clip_, *NETWORK, "--output", name, *look)[0] == 0
@@ -68,7 +68,7 @@ def test_the_overlay_looks_as_asked(tmp_path):
 
 
 @pytest.mark.slow
-def test_without_model_and_weights_the_default_network_is_named(tmp_path):
+def test_default_network_is_reported(tmp_path):
     code, out, err = uvos("segment", _frames(tmp_path / "clip", 1), "--size", "33")
     assert code == 0 and len([line for line in err.splitlines() if "Default network" in line]) == 1
     run = _run(tmp_path / "uvos_output/clip")
@@ -77,7 +77,7 @@ def test_without_model_and_weights_the_default_network_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_weights_of_the_package_go_by_name(tmp_path):
+def test_packaged_weights_are_selected_by_name(tmp_path):
     clip_ = _frames(tmp_path / "clip", 1)
     code, _, err = uvos("segment", clip_, "--size", "33", "--weights", "synthetic")
     assert code == 0 and "packaged weights 'synthetic' (Apache-2.0" in err and "Default network" not in err
@@ -88,7 +88,7 @@ def test_weights_of_the_package_go_by_name(tmp_path):
     assert code == 2 and "There are no weights ''" in err and "default, synthetic" in err
 
 
-def test_quiet_says_nothing_and_the_log_file_everything(tmp_path):
+def test_quiet_prints_nothing_and_log_file_gets_everything(tmp_path):
     folder = _frames(tmp_path / "clip", 3)
     assert uvos("segment", folder, *NETWORK, "--quiet", "--log-file", "log.txt") == (0, "", "")
     code, out, err = uvos("segment", folder, *NETWORK, "--quiet", "--log-file", "log.txt")
@@ -98,7 +98,7 @@ def test_quiet_says_nothing_and_the_log_file_everything(tmp_path):
     assert sum("3 masks, overlay.mp4" in line for line in lines) == 1 and "--overwrite" in lines[-1]
 
 
-def test_resume_leaves_a_finished_run_alone_and_says_so(tmp_path):
+def test_resume_reports_and_keeps_finished_run(tmp_path):
     folder = _frames(tmp_path / "clip", 3)
     command = ("segment", folder, *NETWORK, "--resume", "--output", "out")
     code, _, err = uvos(*command)
@@ -106,7 +106,7 @@ def test_resume_leaves_a_finished_run_alone_and_says_so(tmp_path):
     before = _times(tmp_path / "out")
     code, _, err = uvos(*command)
     assert code == 0 and "already finished" in err and "compiling" not in err and _times(tmp_path / "out") == before
-    # What else follows from another option is not named with it.
+    # Differences implied by the changed option are not listed.
     for changed, words in {"--flip": "flip", "--size=97": "size (short_side)", "--alpha=0.2": "alpha",
                            "--every=2": "every", "--start=0.04": "start"}.items():
         code, _, err = uvos(*command, changed)
@@ -126,7 +126,7 @@ def test_errors_before_the_first_chunk_do_not_report_compilation(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_frame_that_cannot_be_decoded_stops_or_is_skipped(tmp_path):
+def test_undecodable_frame_stops_or_is_skipped(tmp_path):
     folder = _frames(tmp_path / "clip", 4)
     (folder / "00002.jpg").write_bytes(b"broken")
     code, out, err = uvos("segment", folder, *NETWORK)
@@ -139,7 +139,7 @@ def test_a_frame_that_cannot_be_decoded_stops_or_is_skipped(tmp_path):
 
 
 @pytest.mark.slow
-def test_passwords_in_addresses_are_not_written_anywhere(tmp_path):
+def test_passwords_in_urls_are_never_written(tmp_path):
     with VideoWriter(tmp_path / "clip.mp4", 10) as writer:
         for frame in clip(3):
             writer.write(frame)
@@ -157,7 +157,7 @@ def test_passwords_in_addresses_are_not_written_anywhere(tmp_path):
 
 
 @pytest.mark.slow
-def test_many_videos_one_of_them_broken_and_the_rest_later(tmp_path):
+def test_batch_with_broken_video_can_be_resumed(tmp_path):
     for name in ("a", "b", "c"):
         _frames(tmp_path / "videos" / name, 3)
     broken = tmp_path / "videos/b/00001.jpg"
@@ -177,7 +177,7 @@ def test_many_videos_one_of_them_broken_and_the_rest_later(tmp_path):
     assert _run(tmp_path / "out/b")["finished"] is True
 
 
-# As a terminal would start it, even if these tests run where Ctrl-C is ignored.
+# Restores the SIGINT handler, in case the tests run where Ctrl-C is ignored.
 _FRESH = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 _MAIN = "import sys; from uvos_jax.cli import main; main()"
 
@@ -196,7 +196,7 @@ def _wait_for(path, process):
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code", "name"), [
     (signal.SIGINT, 130, "SIGINT"), (signal.SIGTERM, 143, "SIGTERM")])
-def test_a_signal_keeps_what_is_done_and_tells_how_to_go_on(tmp_path, number, code, name):
+def test_signal_keeps_finished_frames_and_suggests_resume(tmp_path, number, code, name):
     folder = _frames(tmp_path / "clip", 200)
     command = ("segment", folder, *NETWORK, "--output", tmp_path / "out", "--json")
     process = _start(*command)
@@ -216,7 +216,7 @@ def test_a_signal_keeps_what_is_done_and_tells_how_to_go_on(tmp_path, number, co
 
 
 @pytest.mark.slow
-def test_ctrl_c_among_many_videos_ends_all_and_resume_does_the_rest(tmp_path):
+def test_ctrl_c_stops_batch_and_resume_completes_it(tmp_path):
     for name in ("a", "b"):
         _frames(tmp_path / "videos" / name, 100)
     command = ("segment", tmp_path / "videos", *NETWORK, "--output", tmp_path / "out", "--no-overlay")
@@ -232,7 +232,7 @@ def test_ctrl_c_among_many_videos_ends_all_and_resume_does_the_rest(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_second_ctrl_c_ends_at_once_even_while_something_hangs(tmp_path):
+def test_second_ctrl_c_exits_immediately(tmp_path):
     hang = ("import time; from uvos_jax.inference.engine import Engine; "
             "Engine._start = lambda *_: (print('hangs', flush=True), time.sleep(60)); ")
     process = _start("segment", _frames(tmp_path / "clip", 2), *NETWORK, before=hang)
@@ -246,7 +246,7 @@ def test_the_second_ctrl_c_ends_at_once_even_while_something_hangs(tmp_path):
 
 
 @pytest.mark.parametrize("module", ["typer", "jax", "flax", "cv2"])
-def test_ctrl_c_while_modules_load_is_no_traceback(tmp_path, module):
+def test_ctrl_c_during_imports_prints_no_traceback(tmp_path, module):
     hook = ("import os, sys, signal\n"
             "class Hook:\n"
             "    def find_spec(self, name, *_):\n"
@@ -258,7 +258,7 @@ def test_ctrl_c_while_modules_load_is_no_traceback(tmp_path, module):
 
 
 @pytest.mark.slow
-def test_a_closed_pipe_is_no_traceback():
+def test_closed_pipe_prints_no_traceback():
     process = _start("models")
     process.stdout.close()
     err = process.stderr.read()
@@ -266,7 +266,7 @@ def test_a_closed_pipe_is_no_traceback():
 
 
 @pytest.mark.slow
-def test_standard_input_is_a_video(tmp_path):
+def test_video_is_read_from_standard_input(tmp_path):
     with VideoWriter(tmp_path / "clip.mp4", 10) as writer:
         for frame in clip(3):
             writer.write(frame)

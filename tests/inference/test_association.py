@@ -1,4 +1,4 @@
-"""Proposals and targets: hand-made scenes, and what must hold of any scene, checked on the masks one by one."""
+"""Association of proposals with targets: hand-made scenes, and invariants of random scenes checked mask by mask."""
 
 import itertools
 from collections import Counter
@@ -17,12 +17,12 @@ from uvos_jax.inference.tracking.association import (
     update_tracks,
 )
 
-SIZE = (40, 50)  # 2000 pixels, so that the smallest new target has 2
+SIZE = (40, 50)  # 2000 pixels: the minimum area of a new target is 2
 RED, GREEN, BLUE = np.eye(3)
 
 
 def scene(*boxes, size=SIZE):
-    """Labels 1, 2, .. of boxes (top, left, height, width), the later above; None leaves a number out."""
+    """Returns a map of labels 1, 2, ... of boxes (top, left, height, width); later boxes win, None skips a label."""
     labels = np.zeros(size, np.uint8)
     for number, box in enumerate(boxes, 1):
         if box is not None:
@@ -32,7 +32,7 @@ def scene(*boxes, size=SIZE):
 
 
 def step(tracks, frame, proposals, looks, targets, settings=AssociationSettings(), scores=None, rule=associate):  # noqa: B008
-    """One frame; proposals are as strong as they come early."""
+    """Associates one frame; by default scores decrease with the proposal index."""
     looks = np.reshape(looks, (-1, 3))
     scores = 1 - np.arange(len(looks)) / 100 if scores is None else np.array(scores)
     decision = rule(tracks, frame, proposals, scores, looks, targets, settings)
@@ -40,14 +40,14 @@ def step(tracks, frame, proposals, looks, targets, settings=AssociationSettings(
 
 
 def known(*looks, slots=4, boxes=((0, 0, 20, 20), (0, 30, 20, 20), (30, 0, 10, 10))):
-    """Tracks after frame 0, in which these objects appeared at the boxes."""
+    """Returns the tracks and labels after frame 0, in which objects with these embeddings appear at the boxes."""
     labels = scene(*boxes[: len(looks)])
     _, tracks, decided = step(empty_tracks(slots, 3), 0, labels, looks, np.zeros_like(labels))
     np.testing.assert_array_equal(decided, labels)
     return tracks, decided
 
 
-def test_the_first_frame_makes_all_proposals_targets_strongest_first():
+def test_first_frame_turns_proposals_into_targets_by_score():
     labels = scene((0, 0, 5, 5), (10, 0, 5, 5), (20, 0, 5, 5))
     decision, tracks, decided = step(empty_tracks(5, 3), 0, labels, [RED, 7 * GREEN, BLUE], np.zeros_like(labels),
                                      scores=[0.2, 0.9, 0.5])
@@ -58,11 +58,11 @@ def test_the_first_frame_makes_all_proposals_targets_strongest_first():
     assert not decision.update.any() and (decision.replace == -1).all()
 
 
-def test_shared_areas_and_ious_equal_masks_compared_one_by_one():
+def test_joint_areas_and_ious_equal_pairwise_mask_comparison():
     rng = np.random.default_rng(0)
     for rows, columns in [(3, 4), (0, 2), (300, 5)]:
         a, b = rng.integers(0, rows + 1, SIZE), rng.integers(0, columns + 1, SIZE).astype(np.uint8)
-        b[b == 1] = 0  # a number that nobody has
+        b[b == 1] = 0  # label 1 is unused
         joint = joint_areas(a, rows, b, columns)
         assert joint.shape == (rows + 1, columns + 1)
         for i, j in itertools.product(range(rows + 1), range(columns + 1)):
@@ -72,12 +72,12 @@ def test_shared_areas_and_ious_equal_masks_compared_one_by_one():
         np.testing.assert_array_equal(ious(joint), np.reshape(expected, (rows, columns)))
 
 
-def test_labels_beyond_what_was_said_are_refused():
+def test_joint_areas_rejects_labels_above_maximum():
     with pytest.raises(ValueError, match="labels up to 3"):
         joint_areas(np.full(SIZE, 3), 2, np.zeros(SIZE, np.uint8), 4)
 
 
-def test_a_verified_target_takes_the_proposals_mask_and_look():
+def test_verified_target_takes_mask_and_embedding_of_proposal():
     tracks, _ = known(RED, GREEN)
     proposals, targets = scene((2, 2, 20, 20)), scene((0, 0, 20, 20), (0, 30, 20, 20))
     decision, after, decided = step(tracks, 3, proposals, [RED + 0.5 * BLUE], targets, scores=[0.5])
@@ -89,22 +89,22 @@ def test_a_verified_target_takes_the_proposals_mask_and_look():
     np.testing.assert_array_equal(after.first, tracks.first)
     assert after.verified[:2].tolist() == after.updated[:2].tolist() == [3, 0]
     assert after.frames[:2].tolist() == [2, 1] and after.score_sum[:2] == pytest.approx([1.5, 0.99])
-    assert tracks.frames[0] == 1  # the old state is as it was
+    assert tracks.frames[0] == 1  # the old state is unchanged
 
 
-def test_eq_10_sums_the_cosines_with_the_first_and_the_latest_look():
+def test_eq_10_sums_cosines_with_first_and_latest_embedding():
     tracks, decided = known(RED)
     _, tracks, decided = step(tracks, 1, scene((0, 0, 20, 20)), [RED + GREEN], decided)
-    # Third frame: cos 0.8 with the first, 0.8 / sqrt(2) + 0.6 / sqrt(2) with the second.
+    # Third frame: cosine 0.8 with the first embedding, 0.8 / sqrt(2) + 0.6 / sqrt(2) with the second.
     decision, _, _ = step(tracks, 2, scene((0, 0, 20, 20)), [0.8 * RED + 0.6 * GREEN], decided)
     assert decision.similarity[0] == pytest.approx(0.8 + 1.4 / np.sqrt(2))
-    # A look opposite to the latest takes nothing away.
+    # Negative cosines count as 0.
     decision, _, _ = step(tracks._replace(latest=-tracks.first), 2, scene((0, 0, 20, 20)), [RED], decided)
     assert decision.similarity[0] == 1
 
 
 @pytest.mark.parametrize(("look", "accepted"), [((3, 4, 0), False), ((3.001, 4, 0), True), ((-3, 4, 0), False)])
-def test_a_similarity_of_just_0_6_is_not_enough(look, accepted):
+def test_similarity_must_exceed_0_6(look, accepted):
     tracks, targets = known(RED)
     tracks.latest[0] = BLUE
     decision, after, decided = step(tracks, 1, scene((1, 0, 20, 20)), [look], targets)
@@ -114,14 +114,14 @@ def test_a_similarity_of_just_0_6_is_not_enough(look, accepted):
 
 
 @pytest.mark.parametrize(("width", "accepted"), [(10, False), (11, True)])
-def test_an_overlap_of_just_a_half_is_not_enough(width, accepted):
+def test_verification_iou_must_exceed_0_5(width, accepted):
     tracks, targets = known(RED)
     decision, _, _ = step(tracks, 1, scene((0, 0, 20, width)), [RED], targets)
     assert (decision.replace[0] == 0) == accepted and not decision.new.size
 
 
 @pytest.mark.parametrize(("size", "new"), [((4, 10), False), ((3, 13), True)])
-def test_an_iou_of_just_a_tenth_makes_no_new_target(size, new):
+def test_new_target_needs_iou_below_0_1(size, new):
     tracks, targets = known(RED)
     decision, after, decided = step(tracks, 1, scene((0, 0, *size)), [GREEN], targets)  # 40 or 39 of 400 pixels
     assert decision.new.tolist() == ([0] if new else []) and after.ids.tolist() == [1, 2 * new, 0, 0]
@@ -130,17 +130,17 @@ def test_an_iou_of_just_a_tenth_makes_no_new_target(size, new):
 
 @pytest.mark.parametrize("rule", [associate, link_by_iou])
 @pytest.mark.parametrize(("width", "new"), [(1, False), (2, True)])
-def test_a_new_target_must_not_be_tiny(rule, width, new):
+def test_new_target_has_minimum_area(rule, width, new):
     tracks, targets = known(RED)
     decision, _, _ = step(tracks, 1, scene((30, 30, 1, width)), [GREEN], targets, rule=rule)
     assert decision.new.size == new
 
 
-def test_memories_that_nothing_verifies_are_updated_every_eight_frames():
+def test_unverified_memories_are_updated_every_eight_frames():
     tracks, targets = known(RED, GREEN)
     updates = {0: [], 1: []}
     for frame in range(1, 26):
-        seen = frame in (3, 14)  # only target 1, by a proposal
+        seen = frame in (3, 14)  # a proposal verifies target 1 only
         proposals = scene((0, 0, 20, 20)) if seen else np.zeros(SIZE, np.uint8)
         decision, tracks, _ = step(tracks, frame, proposals, [RED], targets)
         assert decision.doubled.tolist() == [seen, False, False, False]
@@ -152,19 +152,19 @@ def test_memories_that_nothing_verifies_are_updated_every_eight_frames():
 
 
 @pytest.mark.parametrize(("box", "updated"), [(None, False), ((0, 0, 1, 9), False), ((0, 0, 1, 10), True)])
-def test_a_target_of_hardly_any_pixels_is_not_updated(box, updated):
+def test_memory_update_needs_ten_pixels(box, updated):
     tracks, _ = known(RED)
     decision, _, _ = step(tracks, 8, np.zeros(SIZE, np.uint8), [], scene(box))
     assert decision.update[0] == updated
 
 
-def test_two_objects_that_cross_keep_their_ids():
-    """T-Net follows both; D-Net takes them for one while they touch."""
+def test_crossing_objects_keep_their_ids():
+    """T-Net tracks both objects; D-Net proposes a single object while they touch."""
     tracks, _ = known(RED, GREEN, boxes=((10, 0, 20, 14), (15, 40, 8, 8)))
     for frame, (red, green) in enumerate(zip(range(4, 36, 4), range(36, 4, -4), strict=True), 1):
         apart = abs(red - green) > 14
         boxes = [(10, red, 20, 14), (15, green, 8, 8)]
-        # While they touch, D-Net sees one object; its look is that of the larger one.
+        # While they touch, D-Net proposes one object with the embedding of the larger one.
         merged = np.minimum(scene(*boxes), 1)
         proposals = scene(*boxes[::-1]) if apart else merged
         looks = [GREEN, RED] if apart else [RED + 0.1 * GREEN, BLUE]
@@ -173,21 +173,21 @@ def test_two_objects_that_cross_keep_their_ids():
         assert decision.doubled.tolist()[:2] == [True, apart] and not decision.new.size
 
 
-def test_a_mask_that_was_long_not_verified_gives_way_to_a_proposal():
+def test_long_unverified_mask_yields_to_proposal():
     tracks, _ = known(RED, GREEN, boxes=((0, 0, 20, 20), (30, 30, 5, 5)))
-    strayed = scene((0, 0, 20, 20), (5, 5, 5, 5))  # what T-Net says of the second lies on the first
+    strayed = scene((0, 0, 20, 20), (5, 5, 5, 5))  # T-Net's mask of target 2 lies on target 1
     for frame, alone in ((8, False), (9, True)):
         decision, _, decided = step(tracks, frame, scene((0, 0, 20, 20)), [RED], strayed)
         assert decision.replace[0] == 0
         np.testing.assert_array_equal(decided, scene((0, 0, 20, 20)) if alone else strayed)
-        assert decision.update[1] == (not alone)  # lost now, so nothing is learned from it
-        # And being lost, it is found again in the same frame.
+        assert decision.update[1] == (not alone)  # a lost target's memory is not updated
+        # A lost target can be recovered in the same frame.
         decision, _, decided = step(tracks, frame, scene((0, 0, 20, 20), (30, 30, 6, 6)), [RED, GREEN], strayed)
         assert decision.replace[1] == (1 if alone else -1) and decision.new.tolist() == ([] if alone else [1])
         assert decided[30, 30] == (2 if alone else 3)
 
 
-def test_a_larger_mask_gives_way_to_a_new_target_upon_it():
+def test_new_target_overwrites_larger_mask():
     tracks, targets = known(RED)
     decision, after, decided = step(tracks, 1, scene((8, 8, 6, 6)), [GREEN], targets)
     assert decision.new.tolist() == [0]
@@ -195,7 +195,7 @@ def test_a_larger_mask_gives_way_to_a_new_target_upon_it():
     np.testing.assert_array_equal(decided, scene((0, 0, 20, 20), (8, 8, 6, 6)))
 
 
-def test_looks_that_were_swapped_verify_nothing_and_make_nothing_new():
+def test_swapped_embeddings_neither_verify_nor_create_targets():
     tracks, targets = known(RED, GREEN)
     decision, after, decided = step(tracks, 1, targets, [GREEN, RED], targets)
     assert (decision.replace == -1).all() and not decision.new.size and not decision.update.any()
@@ -204,7 +204,7 @@ def test_looks_that_were_swapped_verify_nothing_and_make_nothing_new():
 
 
 @pytest.mark.parametrize(("share", "replaced"), [(10, False), (14, True)])
-def test_the_pieces_of_a_split_object_are_no_new_targets(share, replaced):
+def test_fragments_of_split_object_are_not_new_targets(share, replaced):
     tracks, targets = known(RED)
     proposals = scene((0, 0, 20, share), (0, share, 20, 20 - share))
     decision, _, decided = step(tracks, 1, proposals, [RED, BLUE], targets)
@@ -215,16 +215,16 @@ def test_the_pieces_of_a_split_object_are_no_new_targets(share, replaced):
 @pytest.mark.parametrize(("settings", "look", "box", "back"), [
     (AssociationSettings(), GREEN, None, True),
     (AssociationSettings(), 0.9 * GREEN + np.sqrt(0.19) * BLUE, None, True),
-    (AssociationSettings(), 3 * BLUE + 4 * GREEN, None, False),  # a mean cosine of just 0.8
+    (AssociationSettings(), 3 * BLUE + 4 * GREEN, None, False),  # a mean cosine of exactly 0.8
     (AssociationSettings(return_above=0.7), 3 * BLUE + 4 * GREEN, None, True),
     (AssociationSettings(return_above=None), GREEN, None, False),
     (AssociationSettings(verification=False), GREEN, None, False),
-    (AssociationSettings(), GREEN, (20, 49, 1, 1), True),  # next to nothing of it is left
-    (AssociationSettings(), GREEN, (20, 40, 10, 10), True),  # less than half of it is
-    (AssociationSettings(shrunk=0.2), GREEN, (20, 40, 10, 10), False),  # T-Net has it elsewhere
+    (AssociationSettings(), GREEN, (20, 49, 1, 1), True),  # one pixel is left, below the minimum area
+    (AssociationSettings(), GREEN, (20, 40, 10, 10), True),  # less than half of its area is left
+    (AssociationSettings(shrunk=0.2), GREEN, (20, 40, 10, 10), False),  # not lost: T-Net segments it elsewhere
     (AssociationSettings(), GREEN, (20, 34, 15, 15), False),
 ])
-def test_an_object_that_left_comes_back_by_its_look(settings, look, box, back):
+def test_lost_target_is_recovered_by_embedding(settings, look, box, back):
     tracks, _ = known(RED, GREEN)
     gone = scene((0, 0, 20, 20), box)
     for frame in range(1, 5):
@@ -238,7 +238,7 @@ def test_an_object_that_left_comes_back_by_its_look(settings, look, box, back):
     assert (decided[20, 48] == 2) == (box is not None and not back)
 
 
-def test_of_two_that_may_come_back_each_gets_its_own():
+def test_two_lost_targets_recover_their_own_proposals():
     tracks, _ = known(RED, GREEN)
     looks = [0.97 * RED + 0.25 * GREEN, RED, GREEN]
     proposals = scene((0, 0, 9, 9), (20, 0, 9, 9), (20, 20, 9, 9))
@@ -247,7 +247,7 @@ def test_of_two_that_may_come_back_each_gets_its_own():
     np.testing.assert_array_equal(decided, np.array([0, 3, 1, 2])[proposals])
 
 
-def test_without_verification_the_targets_own_masks_stay():
+def test_without_verification_target_masks_are_kept():
     tracks, targets = known(RED, GREEN)
     proposals = scene((2, 2, 20, 20), (2, 30, 20, 20), (30, 30, 5, 5))
     settings = AssociationSettings(verification=False)
@@ -257,7 +257,7 @@ def test_without_verification_the_targets_own_masks_stay():
     np.testing.assert_array_equal(after.latest[:2], tracks.latest[:2])
 
 
-def test_where_overlaps_below_a_half_count_the_most_alike_come_first():
+def test_most_similar_proposal_wins_with_overlap_below_0_5():
     tracks, targets = known(RED, boxes=((0, 0, 20, 20),))
     proposals = scene((0, 0, 20, 9), (0, 9, 20, 11))
     decision, _, _ = step(tracks, 1, proposals, [RED, RED + GREEN], targets, AssociationSettings(overlap=0.3))
@@ -266,11 +266,11 @@ def test_where_overlaps_below_a_half_count_the_most_alike_come_first():
     assert decision.replace[0] == 1
     settings = AssociationSettings(overlap=0.3)
     decision, _, _ = step(tracks, 1, proposals, [RED, RED], targets, settings, scores=[0.4, 0.8])
-    assert decision.replace[0] == 1  # as alike, but stronger
+    assert decision.replace[0] == 1  # same similarity, higher score
 
 
 @pytest.mark.parametrize(("slots", "most", "expected"), [(3, 20, 3), (8, 2, 2), (8, 20, 6)])
-def test_only_as_many_targets_as_there_is_room_for(slots, most, expected):
+def test_targets_are_limited_by_slots_and_max_ids(slots, most, expected):
     proposals = scene(*((0, 8 * column, 5, 5) for column in range(6)))
     strengths = np.array([0.3, 0.9, 0.1, 0.7, 0.5, 0.2])
     looks = np.eye(6)[:, :3] + 0.1
@@ -285,7 +285,7 @@ def test_only_as_many_targets_as_there_is_room_for(slots, most, expected):
 
 
 @pytest.mark.parametrize("rule", [associate, link_by_iou])
-def test_a_frame_without_proposals(rule):
+def test_frame_without_proposals_changes_no_track(rule):
     tracks, targets = known(RED, GREEN)
     for proposals, looks, scores in ((np.zeros(SIZE, np.uint8), [], []),
                                      (scene((0, 0, 20, 20), (30, 30, 9, 9)), [np.full(3, np.nan), BLUE], [0.0, 0.0])):
@@ -296,14 +296,14 @@ def test_a_frame_without_proposals(rule):
             np.testing.assert_array_equal(before, now)
 
 
-def test_equal_scores_the_larger_first_then_in_the_order_given():
+def test_equal_scores_are_ordered_by_area_then_index():
     proposals = scene((0, 0, 5, 5), (10, 0, 5, 5), (20, 0, 6, 6))
     decision, _, _ = step(empty_tracks(3, 3), 0, proposals, [RED] * 3, np.zeros_like(proposals), scores=[0.5] * 3)
     assert decision.new.tolist() == [2, 0, 1]
 
 
 def random_scene(seed, proposals=20, slots=12, size=(60, 70), dimension=4):
-    """Proposals, and targets of which some are like the proposal of their number: in place, in look, in both."""
+    """Returns random proposals and targets; some targets match a proposal in position, embedding or both."""
     rng = np.random.default_rng(seed)
     kinds = rng.normal(size=(3, dimension))
     looks = kinds[rng.integers(3, size=proposals)] + 0.3 * rng.normal(size=(proposals, dimension))
@@ -330,7 +330,7 @@ def random_scene(seed, proposals=20, slots=12, size=(60, 70), dimension=4):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_order_of_the_proposals_means_nothing(seed):
+def test_proposal_order_does_not_matter(seed):
     tracks, found, scores, looks, targets = random_scene(seed)
     order = np.random.default_rng(seed).permutation(len(scores))  # new index -> old index
     renumbered = np.append(0, np.argsort(order) + 1)[found]
@@ -349,7 +349,7 @@ def plain_iou(a, b):
 
 
 @pytest.mark.parametrize("return_above", [None, 0.5])
-def test_any_scene_keeps_the_rules(return_above):
+def test_random_scenes_satisfy_association_rules(return_above):
     happened = Counter()
     for seed in range(10):
         tracks, found, scores, looks, targets = random_scene(seed)
@@ -367,7 +367,7 @@ def test_any_scene_keeps_the_rules(return_above):
                     if scores[p] and alike[p] > 0.6 and plain_iou(masks[p], mask) > 0.5]
             if fits:
                 assert [chosen] == fits
-            elif chosen >= 0:  # it came back
+            elif chosen >= 0:  # recovered
                 assert return_above and alike[chosen] > 1 and masks[chosen].sum() >= smallest
                 assert mask.sum() < max(smallest, tracks.area[slot] / 2)
                 assert all(plain_iou(masks[chosen], targets == other) < 0.1 for other in range(1, 13)
@@ -389,7 +389,7 @@ def test_any_scene_keeps_the_rules(return_above):
             assert scores[new] and masks[new].sum() >= smallest
             assert all(plain_iou(masks[new], targets == other) < 0.1 for other in range(1, 13))
         full = len(decision.new) == (tracks.ids == 0).sum()
-        for p in set(np.flatnonzero(scores).tolist()) - set(used):  # those that came to nothing had a reason
+        for p in set(np.flatnonzero(scores).tolist()) - set(used):  # every unused proposal has a reason
             near = max(plain_iou(masks[p], labels == other) for labels in (targets, decided) for other in range(1, 13))
             assert full or near >= 0.1 or masks[p].sum() < smallest
         happened.update(new=len(decision.new), full=full)
@@ -397,7 +397,7 @@ def test_any_scene_keeps_the_rules(return_above):
     assert bool(happened["back"]) == bool(return_above)
 
 
-def test_three_hundred_proposals_take_all_slots_once():
+def test_300_proposals_fill_each_slot_once():
     rng = np.random.default_rng(1)
     proposals = (np.arange(60 * 70) // 14).reshape(60, 70) + 1
     scores, looks = rng.permutation(300) + 1.0, rng.normal(size=(300, 3))
@@ -411,15 +411,15 @@ def test_three_hundred_proposals_take_all_slots_once():
     np.testing.assert_array_equal(same, decided)
 
 
-def test_linking_by_overlap_takes_the_best_sum_and_forgets_what_is_gone():
+def test_link_by_iou_maximizes_total_iou_and_drops_missing_objects():
     tracks, before = known(RED, GREEN, boxes=((0, 0, 20, 10), (0, 10, 20, 10)))
-    # The first proposal overlaps both, the second only the first target: taking the largest IoU first would waste one.
+    # Proposal 1 overlaps both targets, proposal 2 only target 1: greedy matching by IoU would leave one unmatched.
     proposals = scene((0, 2, 20, 14), (0, 0, 20, 2))
     decision, tracks, decided = step(tracks, 1, proposals, [BLUE, BLUE], before, rule=link_by_iou)
     assert decision.replace[:2].tolist() == [1, 0] and not decision.new.size and not decision.update.any()
     np.testing.assert_array_equal(decided, scene((0, 0, 20, 2), (0, 2, 20, 14)))
     assert decision.similarity[:2] == pytest.approx([0.2, 120 / 360])
-    # The second is gone for a frame, comes back at the same place, and is another object.
+    # Target 2 is missing for a frame; at the same position it becomes a new object.
     _, tracks, decided = step(tracks, 2, scene((0, 0, 20, 2)), [BLUE], decided, rule=link_by_iou)
     np.testing.assert_array_equal(decided, scene((0, 0, 20, 2)))
     decision, tracks, _ = step(tracks, 3, proposals, [BLUE, GREEN], decided, rule=link_by_iou)
@@ -427,7 +427,7 @@ def test_linking_by_overlap_takes_the_best_sum_and_forgets_what_is_gone():
 
 
 @pytest.mark.parametrize(("width", "linked"), [(1, True), (2, False)])
-def test_linking_needs_a_tenth(width, linked):
+def test_link_by_iou_needs_iou_of_0_1(width, linked):
     tracks, before = known(RED, boxes=((0, 0, 1, 10),))
     proposals = scene((0, 9, 1, width))  # 1 of 10 pixels, or of 11
     decision, _, _ = step(tracks, 1, proposals, [RED], before, rule=link_by_iou)

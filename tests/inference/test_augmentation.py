@@ -1,4 +1,4 @@
-"""Samples of a new target: what moved with the object, what stayed, and odd masks."""
+"""Augmented samples of a new target: object and label move together, the background is inpainted."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ RED = (220, 30, 20)
 
 
 def _scene(top=60, left=70, height=40, width=50, size=(160, 220)):
-    """A red box on a smooth blue and green ground; uint8 [h, w, 3] and its bool mask."""
+    """Returns a red box on a smooth blue and green background, uint8 [h, w, 3], and its bool mask [h, w]."""
     y, x = np.mgrid[:size[0], :size[1]]
     frame = np.stack([0 * x, 60 + 80 * x / size[1], 100 + 80 * y / size[0]], -1).astype(np.uint8)
     mask = np.zeros(size, bool)
@@ -18,7 +18,7 @@ def _scene(top=60, left=70, height=40, width=50, size=(160, 220)):
     return frame, mask
 
 
-def test_the_first_sample_is_the_frame_itself():
+def test_first_sample_is_the_unchanged_frame():
     frame, mask = _scene()
     frames, masks = augmented_samples(frame, mask)
     assert frames.shape == (5, *frame.shape) and frames.dtype == masks.dtype == np.uint8
@@ -27,28 +27,28 @@ def test_the_first_sample_is_the_frame_itself():
     assert set(np.unique(masks)) == {0, 255}
 
 
-def test_the_object_is_where_its_label_says_and_nowhere_else():
+def test_object_matches_its_label_in_every_sample():
     frame, mask = _scene()
     frames, masks = augmented_samples(frame, mask, count=12, seed=3)
     red = frames[..., 0].astype(int) - frames[..., 2]
-    # Away from the edges, which are mixed, the label is red and nothing else is, not where the object was either.
+    # Away from the blended edges, pixels are red exactly inside the label; the original position is inpainted.
     for reds, label in zip(red[1:], masks[1:] > 0, strict=True):
         assert (reds[_inside(label, 3)] > 150).all()
         assert (reds[_inside(~label, 3)] < 0).all()
     places = [np.argwhere(label).mean(0) for label in masks[1:]]
-    assert np.std(places, axis=0).min() > 5  # it moved, in both directions
+    assert np.std(places, axis=0).min() > 5  # it moves along both axes
     areas = np.array([(label > 0).mean() for label in masks[1:]]) / mask.mean()
     assert areas.min() < 0.9 and areas.max() > 1.1
 
 
 def _inside(mask, steps):
-    """The mask less a border of some pixels; what lies outside of the picture belongs to all masks."""
+    """Erodes the mask by ``steps`` pixels; the mask is extended beyond the border of the frame."""
     padded = np.pad(mask, steps, mode="edge")
     h, w = mask.shape
     return np.logical_and.reduce([padded[i:i + h, j:j + w] for i in range(2 * steps + 1) for j in range(2 * steps + 1)])
 
 
-def test_half_of_them_are_mirrored():
+def test_half_of_the_samples_are_mirrored():
     frame, mask = _scene(height=60, width=60, size=(200, 240))
     frame[mask] = np.where(np.arange(60)[None, :, None] < 30, RED, (30, 220, 20)).repeat(60, 0).reshape(-1, 3)
     frames, masks = augmented_samples(frame, mask, count=40, seed=1)
@@ -60,7 +60,7 @@ def test_half_of_them_are_mirrored():
     assert 10 < sum(turned) < 29
 
 
-def test_holes_are_filled_with_what_is_around_them():
+def test_inpainting_fills_the_object_from_its_surroundings():
     frame, mask = _scene()
     filled = inpaint_object(frame, mask)
     ground, _ = _scene(height=0)
@@ -69,7 +69,7 @@ def test_holes_are_filled_with_what_is_around_them():
     np.testing.assert_array_equal(filled[far & ~mask], frame[far & ~mask])
 
 
-def test_the_seed_decides():
+def test_samples_depend_only_on_the_seed():
     frame, mask = _scene()
     once, again, other = (augmented_samples(frame, mask, seed=seed)[0] for seed in (1, 1, 2))
     np.testing.assert_array_equal(once, again)
@@ -77,23 +77,23 @@ def test_the_seed_decides():
 
 
 @pytest.mark.parametrize("box", [
-    (0, 0, 160, 220),  # all of the frame
+    (0, 0, 160, 220),  # the whole frame
     (0, 0, 1, 1), (159, 219, 1, 1),  # single pixels in the corners
-    (0, 0, 3, 220), (5, 5, 150, 212),  # a strip; nearly all
+    (0, 0, 3, 220), (5, 5, 150, 212),  # a strip; nearly the whole frame
 ])
-def test_odd_masks_give_samples_with_an_object(box):
+def test_extreme_masks_give_samples_with_an_object(box):
     frame, mask = _scene(*box)
     frames, masks = augmented_samples(frame, mask, count=8)
     assert masks.any((1, 2)).all() and frames.shape == (8, 160, 220, 3)
 
 
-def test_one_sample_is_the_frame():
+def test_count_of_one_gives_one_sample():
     frame, mask = _scene()
     frames, masks = augmented_samples(frame, mask, count=1)
     assert len(frames) == len(masks) == 1
 
 
-def test_an_empty_mask_is_refused():
+def test_empty_mask_is_rejected():
     frame, mask = _scene(height=0)
     with pytest.raises(ValueError, match="the mask is empty"):
         augmented_samples(frame, mask)

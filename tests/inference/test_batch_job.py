@@ -22,15 +22,15 @@ from uvos_jax.video import OutputOptions, open_source, read_mask
 @pytest.mark.parametrize(("sources", "names"), [
     (["a/cat.mp4", "b/dog.mov"], ["cat", "dog"]),
     (["a/cat.mp4", "b/cat.mp4", "b/dog.mp4"], ["a_cat", "b_cat", "dog"]),
-    (["a/Cat.mp4", "b/cat.mp4"], ["a_Cat", "b_cat"]),  # one name on some file systems
+    (["a/Cat.mp4", "b/cat.mp4"], ["a_Cat", "b_cat"]),  # equal names on case-insensitive file systems
     (["a/frames", "b.c/frames"], ["a_frames", "b.c_frames"]),  # folders
     (["shots/*.png", "a/cat.mp4"], ["shots", "cat"]),
-    (["a/cat.mp4", "a/cat.mov", "a/dog.mp4"], ["cat.mp4", "cat.mov", "dog"]),  # as some cameras name them
+    (["a/cat.mp4", "a/cat.mov", "a/dog.mp4"], ["cat.mp4", "cat.mov", "dog"]),  # same stem, as written by some cameras
     (["a/cat.mp4", "a/Cat.mov", "b/cat.mp4", "c/cat.mp4"], ["cat.mp4", "Cat.mov", "b_cat", "c_cat"]),
     (["rtsp://me:secret@house/door", "a/cat.mp4"], ["door", "cat"]),
     (["0", "1"], ["0", "1"]),
 ])
-def test_each_video_has_a_folder_of_its_own(tmp_path, monkeypatch, sources, names):
+def test_each_video_gets_a_unique_output_folder(tmp_path, monkeypatch, sources, names):
     monkeypatch.chdir(tmp_path)
     for source in sources:
         if source.endswith("frames"):
@@ -43,7 +43,7 @@ def test_each_video_has_a_folder_of_its_own(tmp_path, monkeypatch, sources, name
     assert [(item.number, item.source) for item in items] == list(enumerate(sources, 1))
 
 
-def test_names_that_still_clash_are_refused(tmp_path):
+def test_unresolvable_name_clash_is_rejected(tmp_path):
     for path in ("x/a/cat.mp4", "y/a/cat.mov"):
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).touch()
@@ -60,7 +60,7 @@ def _work(segmenter, item):
     return segment_to_folder(segmenter, open_source(item.source), item.output, outputs=OutputOptions(overlay=False))
 
 
-def test_a_broken_video_does_not_stop_the_others(tmp_path):
+def test_failed_video_does_not_stop_the_others(tmp_path):
     items = _items(tmp_path, 4)
     (tmp_path / "clip1/00002.png").write_bytes(b"broken")
     for path in (tmp_path / "clip3").iterdir():
@@ -74,10 +74,10 @@ def test_a_broken_video_does_not_stop_the_others(tmp_path):
         labels = segmenter.segment(noise(4 + i, seed=i))
         masks = [read_mask(path) for path in sorted((items[i].output / "masks").iterdir())]
         np.testing.assert_array_equal(np.stack(masks), labels)
-    assert segmenter.engine(helper.SIZE).step._cache_size() == 1  # once for all of a size
+    assert segmenter.engine(helper.SIZE).step._cache_size() == 1  # compiled once per size
 
 
-def test_a_signal_ends_all_of_them(tmp_path):
+def test_interrupt_stops_the_batch(tmp_path):
     begun = []
 
     def work(segmenter, item):
@@ -91,7 +91,7 @@ def test_a_signal_ends_all_of_them(tmp_path):
     assert caught.value.code == 130 and begun == [1, 2]
 
 
-def test_a_defect_is_not_hidden(tmp_path):
+def test_unexpected_exception_is_raised(tmp_path):
     def work(segmenter, item):
         raise ZeroDivisionError
 
@@ -100,12 +100,12 @@ def test_a_defect_is_not_hidden(tmp_path):
 
 
 def two_devices(folder):
-    """Run in a process with two devices: six videos, each device sure to get some."""
+    """Segments six videos on two devices, both of which get at least one; runs in a subprocess."""
     both = threading.Barrier(2, timeout=60)
 
     def work(segmenter, item):
         if item.number <= 2:
-            both.wait()  # both devices are at work at the same time
+            both.wait()  # both devices run at the same time
         return _work(segmenter, item)
 
     assert jax.local_device_count() == 2
@@ -114,7 +114,7 @@ def two_devices(folder):
 
 
 @pytest.mark.slow
-def test_two_devices_work_side_by_side_and_give_the_same_masks(tmp_path):
+def test_two_devices_give_the_masks_of_one(tmp_path):
     items = _items(tmp_path, 6)
     segment_batch(remembering(), items,
                  lambda segmenter, item: segment_to_folder(segmenter, open_source(item.source),

@@ -1,4 +1,4 @@
-"""``--debug`` pictures of DPA: what they show is what the network computes."""
+"""Debug figures of DPA (``--debug``) show the features that the network computes."""
 
 import cv2
 import jax
@@ -24,19 +24,19 @@ def _segmenter(**fields):
 
 
 @pytest.mark.slow
-def test_the_features_are_drawn_for_a_few_frames(tmp_path):
+def test_features_figure_shows_four_frames_of_both_streams(tmp_path):
     segmenter = _segmenter()
     source = open_source(clip(6, (64, 96)))
     segment_to_folder(segmenter, source, tmp_path / "out")
     (path,) = write_figures(segmenter, source, tmp_path / "out", 6)
     assert path == tmp_path / "out" / "debug" / "features.png"
-    # Rows: four frames, two streams each. Columns: what comes in, and five maps.
+    # Rows: four frames, two streams each. Columns: the input and five feature maps.
     cells = [cell for row in np.array_split(cv2.imread(str(path)), 8) for cell in np.array_split(row, 6, axis=1)]
     assert all(cell.std() > 5 for cell in cells)
 
 
 @pytest.mark.slow
-def test_one_stream_alone_is_drawn_without_flow(tmp_path):
+def test_appearance_stream_alone_is_drawn_without_flow(tmp_path):
     segmenter = _segmenter(streams="appearance")
     source = open_source(clip(1, (64, 96)))
     segment_to_folder(segmenter, source, tmp_path / "out")
@@ -44,7 +44,7 @@ def test_one_stream_alone_is_drawn_without_flow(tmp_path):
     assert cv2.imread(str(path)).std() > 5
 
 
-def test_what_is_drawn_changes_with_references_and_with_the_other_stream():
+def test_features_depend_on_references_and_other_stream():
     segmenter = _segmenter()
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (3, 64, 96, 3), np.uint8)
@@ -59,17 +59,17 @@ def test_what_is_drawn_changes_with_references_and_with_the_other_stream():
         other = _features(segmenter.model, segmenter.variables, images, flows)[1]
         return {name for name in maps if not np.allclose(maps[name], other[name], atol=1e-6)}
 
-    # ReferenceFrames reach a frame by IFA alone; the motion stream's have seen the appearance stream's through IMA.
+    # References affect a frame through IFA only; IMA passes appearance references on to the motion stream.
     by_references = changed(np.concatenate([images[:1], images[:0:-1] // 2]), flows)
     assert "appearance_ifa" in by_references and by_references <= {"appearance_ifa", "motion_ifa"}
-    # Other flow reaches the appearance stream by IMA only, so that its block 4 stays.
+    # Flow affects the appearance stream through IMA only, so its block 4 is unchanged.
     moved = changed(images, np.concatenate([-flows[:1], flows[1:]]))
     assert "appearance_block4" not in moved
     assert {"motion_block4", "motion_ima4", "appearance_ima4", "appearance_ima5"} <= moved
     assert jax.tree.all(jax.tree.map(lambda x: bool(np.isfinite(x).all()), maps))
 
 
-def test_debug_is_refused_where_there_is_nothing_to_see():
+def test_debug_is_rejected_without_attention_or_second_pass():
     with pytest.raises(UserError, match="has neither"):
         check_figures(_segmenter(streams="appearance", ifa=False), open_source(clip(1)))
     with pytest.raises(UserError, match="reads the video twice"):

@@ -1,4 +1,4 @@
-"""``--debug`` pictures of F2Net show what the run went by; and its notes reach the files of a run."""
+"""Debug figures of F2Net (``--debug``) show the centers used by the run; notes are written to the result files."""
 
 import json
 
@@ -24,7 +24,7 @@ LOST = (3, 4)
 
 @pytest.fixture(scope="module")
 def segmenter():
-    """A network with random weights, but for the last ones of its heat map: below the threshold in bright frames."""
+    """A random network whose heat map is scaled to fall below the threshold in the bright frames only."""
     model, variables = small(seed=7, lost_below=0.5)
     images = np.stack([frame.image for frame in source()])
     x = preprocess(images, model.frame_size(SIZE), model.preprocess)
@@ -50,17 +50,17 @@ def source() -> Source:
 
 
 @pytest.mark.slow
-def test_notes_are_the_same_in_every_chunk_and_tell_where_the_object_was_lost(segmenter):
+def test_notes_report_lost_frames_at_any_chunk_size(segmenter):
     notes = [answer.notes for answer in segmenter.run(source())]
     chunks = [answer.notes for answer in segmenter.run(source(), chunk=4)]
     assert [note["lost"] for note in notes] == [note["lost"] for note in chunks]
-    assert [i for i, note in enumerate(notes) if note["lost"]] == [*LOST, BROKEN]  # the broken one repeats the last
+    assert [i for i, note in enumerate(notes) if note["lost"]] == [*LOST, BROKEN]  # a broken frame repeats notes
     for name in ("center", "center_score"):
         np.testing.assert_allclose([note[name] for note in notes], [note[name] for note in chunks], atol=1e-5)
 
 
 @pytest.mark.slow
-def test_a_run_says_what_was_lost_and_the_pictures_show_what_it_went_by(segmenter, tmp_path, monkeypatch):
+def test_run_reports_lost_frames_and_figures_match_its_centers(segmenter, tmp_path, monkeypatch):
     drawn, sentences = {}, []
 
     def spy(draw):
@@ -79,7 +79,7 @@ def test_a_run_says_what_was_lost_and_the_pictures_show_what_it_went_by(segmente
     paths = write_figures(segmenter, source(), tmp_path / "out", LENGTH)
     assert [path.name for path in paths] == ["centers.png", "track.png"]
 
-    # The second pass finds the centers that the run found, frame by frame; x and y in pixels.
+    # The second pass finds the same centers as the run, frame by frame; x and y in pixels.
     entries = json.loads((tmp_path / "out/objects.json").read_text())["frames"]
     entries = [entry for i, entry in enumerate(entries) if i != BROKEN]
     _, indices, seen, scale, *_ = drawn["_draw_track"]
@@ -88,18 +88,18 @@ def test_a_run_says_what_was_lost_and_the_pictures_show_what_it_went_by(segmente
     np.testing.assert_allclose(scores, [entry["center_score"] for entry in entries], atol=1e-5)
     assert [not bool(f) for f in found] == [entry["lost"] for entry in entries]
     np.testing.assert_allclose(figures_f2net.to_pixels(np.array(centers), 4, scale),
-                               [entry["center"] for entry in entries], atol=3)  # less than a cell of the map, 4 pixels
-    # Before the first frame no center is known, and the broken frame has added none.
+                               [entry["center"] for entry in entries], atol=3)  # less than a map cell, 4 pixels
+    # No center precedes the first frame, and the broken frame adds none.
     rows = drawn["_draw_maps"][1]
     assert [row[0].split()[1] for row in rows] == ["0", "3", "5", "8"]
     assert [len(row[-1]) for row in rows] == [0, 3, 3, 5]
-    # Rows: four frames, their labels cut off. Columns: heat, prior, mask.
+    # Rows: four frames, titles cropped. Columns: heat, prior, mask.
     picture = cv2.imread(str(paths[0]))[40:, 25:]
     assert all(cell.std() > 3 for row in np.array_split(picture, 4) for cell in np.array_split(row, 3, axis=1))
     assert cv2.imread(str(paths[1])).std() > 3
 
 
-def test_an_interrupted_run_goes_on_with_its_track_and_its_count(segmenter, tmp_path):
+def test_resumed_run_keeps_track_and_lost_count(segmenter, tmp_path):
     files = {"chunk": 1, "save_every": 0, "outputs": OutputOptions(json=True, overlay=False)}
     segment_to_folder(segmenter, source(), tmp_path / "undisturbed", **files)
     seen = []
@@ -116,14 +116,14 @@ def test_an_interrupted_run_goes_on_with_its_track_and_its_count(segmenter, tmp_
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
 
-def test_cells_of_a_map_lie_on_every_fourth_pixel_of_the_network():
+def test_map_cells_convert_to_frame_pixels():
     cells = np.array([[0.0, 0.0], [3.0, 2.0]])
     np.testing.assert_allclose(figures_f2net.to_pixels(cells, 4, np.ones(2)), [[0, 0], [12, 8]])
-    # A frame twice as wide: the middle of the network's first pixel lies between two of the frame's.
+    # A frame twice as wide: the center of the network's first pixel lies between two frame pixels.
     np.testing.assert_allclose(figures_f2net.to_pixels(cells, 4, np.array([2.0, 1.0])), [[0.5, 0], [24.5, 8]])
 
 
 @pytest.mark.parametrize("net", ["baseline", "ad"])
-def test_debug_is_refused_where_no_center_is_looked_for(net):
+def test_debug_is_rejected_without_center_prediction(net):
     with pytest.raises(UserError, match=f"'{net}' predicts none"):
         check_figures(Segmenter("f2net", *small(net=net)), source())

@@ -1,4 +1,4 @@
-"""Optical flow of videos: which pair is meant, the methods, the cache, and models that are given flow."""
+"""Optical flow of videos: frame pairs, estimators, the cache, and models with flow input."""
 
 import dataclasses
 import threading
@@ -29,14 +29,14 @@ from uvos_jax.video import Frame, OutputOptions, Source, open_source
 from uvos_jax.video.flow_io import write_flow
 from uvos_jax.weights.convert import expected_torch_shapes
 
-# Every pair of them, in either order, differs by another amount.
+# Every ordered pair has a different difference.
 LEVELS = (10, 11, 13, 17, 25, 41, 73)
-FORWARD = (1, 2, 4, 8, 16, 32, -32)  # to the next one; the last one's to the one before
+FORWARD = (1, 2, 4, 8, 16, 32, -32)  # to the next frame; the last frame's to the previous one
 BACKWARD = (0, -1, -2, -4, -8, -16, -32)
 
 
 def _frames(values=LEVELS, broken=()):
-    """Frames, of which those that are broken show the last good one, as sources do."""
+    """Yields frames; broken ones show the last good image, as sources do."""
     images = levels(values)
     for i in range(len(values)):
         shown = max((j for j in range(i + 1) if j not in broken), default=min(set(range(len(values))) - set(broken)))
@@ -48,17 +48,17 @@ def _moves(pairs):
 
 
 def _said(answers):
-    """What the toy model says of dx, frame by frame."""
+    """Returns dx as predicted by the toy model, frame by frame."""
     return [int(answer.probability[3, 5]) - 128 for answer in answers]
 
 
 @pytest.mark.parametrize(("size", "expected"), [((480, 854), (480, 854)), ((24, 32), (24, 32)), ((4, 40), (16, 40)),
                                                 ((1080, 1920), (480, 853)), ((960, 720), (640, 480))])
-def test_flow_has_the_size_of_the_frames_up_to_480_rows(size, expected):
+def test_flow_size_equals_frame_size_up_to_480_rows(size, expected):
     assert flow_size(size) == expected
 
 
-def test_dis_finds_how_far_a_pattern_moves_in_pixels_of_its_grid():
+def test_dis_recovers_translation_in_grid_pixels():
     coarse = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     for factor, size in ((1, (120, 180)), (2, (960, 1440))):
         texture = cv2.resize(coarse, (size[1] + 40, size[0] + 40), interpolation=cv2.INTER_CUBIC)
@@ -67,7 +67,7 @@ def test_dis_finds_how_far_a_pattern_moves_in_pixels_of_its_grid():
         flow = dis_estimator(first[None], second[None])
         assert flow.dtype == np.float32 and flow.shape == (1, *flow_size(size), 2)
         np.testing.assert_allclose(np.median(flow[0], (0, 1)), [-3, 2], atol=0.1)
-    # Each pair alone, and all at once in several threads, are the same.
+    # Single pairs and a multithreaded batch give the same flow.
     images = np.stack([np.roll(texture[:64, :96], i, 1) for i in range(9)])
     together = dis_estimator(images[:-1], images[1:])
     for i in range(8):
@@ -75,13 +75,13 @@ def test_dis_finds_how_far_a_pattern_moves_in_pixels_of_its_grid():
 
 
 @pytest.mark.parametrize("batch", [1, 3, 16])
-def test_flow_leads_to_the_next_frame_and_that_of_the_last_one_back(batch):
+def test_flow_is_forward_and_backward_for_the_last_frame(batch):
     pairs = list(estimate_flow(_frames(), difference(batch), causal=False))
     assert [frame.name for frame, _ in pairs] == [f"{i:05d}" for i in range(7)]
     assert _moves(pairs) == list(FORWARD)
 
 
-def test_causal_flow_leads_back_and_waits_for_nothing():
+def test_causal_flow_is_backward_and_adds_no_latency():
     seen = []
 
     def live():
@@ -100,19 +100,19 @@ def test_causal_flow_leads_back_and_waits_for_nothing():
     ({1}, (0, 0, 4, 8, 16, 32, -32), (0, 0, -3, -4, -8, -16, -32)),
     ({6}, (1, 2, 4, 8, 16, -16, 0), (0, -1, -2, -4, -8, -16, 0)),
 ])
-def test_no_flow_leads_to_a_frame_that_is_broken(broken, forward, backward):
+def test_flow_skips_broken_frames(broken, forward, backward):
     for batch in (1, 4):
         assert _moves(estimate_flow(_frames(broken=broken), difference(batch), causal=False)) == list(forward)
         assert _moves(estimate_flow(_frames(broken=broken), difference(batch), causal=True)) == list(backward)
 
 
-def test_one_frame_does_not_move():
+def test_single_frame_has_zero_flow():
     for causal in (False, True):
         (_, flow), = estimate_flow(_frames((50,)), dis_estimator, causal)
         assert flow.shape == (*SIZE, 2) and not flow.any()
 
 
-def test_flow_that_nobody_wants_is_not_computed():
+def test_unused_flow_is_not_computed():
     asked = []
 
     def compute(first, second):
@@ -126,7 +126,7 @@ def test_flow_that_nobody_wants_is_not_computed():
         assert sum(asked) == 2
 
 
-def test_a_failure_follows_the_pairs_that_are_complete():
+def test_complete_pairs_are_yielded_before_a_read_error():
     def failing():
         yield from list(_frames())[:4]
         raise UserError("torn")
@@ -135,10 +135,10 @@ def test_a_failure_follows_the_pairs_that_are_complete():
     with pytest.raises(UserError, match="torn"):
         for pair in estimate_flow(failing(), difference(16), causal=False):
             pairs.append(pair)
-    assert _moves(pairs) == list(FORWARD[:3])  # of the fourth it is not known where it leads
+    assert _moves(pairs) == list(FORWARD[:3])  # the flow of the fourth needs the fifth
 
 
-def test_the_cache_computes_each_pair_once(tmp_path):
+def test_cache_computes_each_pair_once(tmp_path):
     asked = []
 
     def compute(first, second):
@@ -152,7 +152,7 @@ def test_the_cache_computes_each_pair_once(tmp_path):
     again = cached_estimator(FlowEstimator("counting", "one", compute), tmp_path / "cache")
     np.testing.assert_array_equal(again(images[2:4], images[3:5]), expected[2:4])
     assert sum(asked) == 6
-    method(images[1:2], images[:1])  # the other way round is another pair
+    method(images[1:2], images[:1])  # the reversed pair is a different pair
     other = FlowEstimator("counting", "two", compute)
     cached_estimator(other, tmp_path / "cache")(images[:1], images[1:2])  # another estimator does not use these files
     assert sum(asked) == 8
@@ -164,7 +164,7 @@ def test_the_cache_computes_each_pair_once(tmp_path):
     assert sum(asked) == 14
 
 
-def test_many_may_fill_a_cache_at_once(tmp_path):
+def test_cache_is_thread_safe(tmp_path):
     images, failures = levels(range(0, 250, 10)), []
     method = cached_estimator(difference(), tmp_path)
 
@@ -183,7 +183,7 @@ def test_many_may_fill_a_cache_at_once(tmp_path):
 
 
 class Network(nn.Module):
-    """Stands for RAFT: its flow is the difference of the pictures' first two channels."""
+    """Stand-in for RAFT whose flow is the difference of the first two channels of the images."""
 
     net: str = "small"
     dtype: jnp.dtype = jnp.float32
@@ -196,14 +196,14 @@ class Network(nn.Module):
 
 
 @pytest.mark.parametrize("at_once", [1, 4])
-def test_raft_pads_and_takes_the_padding_off_again(at_once, monkeypatch):
+def test_raft_pads_input_and_crops_flow(at_once, monkeypatch):
     monkeypatch.setattr("uvos_jax.inference.flow.estimators._batch_size_on", lambda device: at_once)
     images = np.random.default_rng(0).integers(0, 256, (7, 131, 150, 3), np.uint8)
     method = raft_estimator(Network(), {"params": {"gain": np.float32(1)}}, iterations=7)
     expected = (images[1:].astype(np.float32) - images[:-1])[..., :2]
     np.testing.assert_array_equal(method(images[:-1], images[1:]), expected)
     np.testing.assert_array_equal(method.on(jax.local_devices()[0])(images[:-1], images[1:]), expected)
-    # Small frames are enlarged for it, and its vectors made small again: 24 rows to 128.
+    # Small frames are enlarged from 24 to 128 rows, and the vectors scaled back.
     small = method(levels([10, 30]), levels([12, 29]))
     assert small.shape == (2, *SIZE, 2)
     np.testing.assert_allclose(small[:, :, :, 1], np.broadcast_to(np.array([2, -1])[:, None, None] * 24 / 128,
@@ -212,7 +212,7 @@ def test_raft_pads_and_takes_the_padding_off_again(at_once, monkeypatch):
     assert method.identity != other.identity
 
 
-def test_which_raft_a_published_file_holds_is_found_out(tmp_path):
+def test_raft_variant_is_detected_from_weights(tmp_path):
     for net in ("large", "small"):
         weights = {f"module.{key}": np.zeros(shape, np.float32)
                    for key, shape in expected_torch_shapes("raft", net=net).items()}
@@ -222,18 +222,18 @@ def test_which_raft_a_published_file_holds_is_found_out(tmp_path):
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 16])
-def test_flow_travels_with_its_frame(chunk):
+def test_each_frame_gets_its_own_flow_at_any_chunk_size(chunk):
     shared.cache_clear()
     segmenter = moving(difference(2))
     assert _said(segmenter.run(open_source(levels(LEVELS)), chunk=chunk, soft=True)) == list(FORWARD)
     source = Source("made", "iterator", lambda: _frames(broken={3}), length=7)
-    # What was decided about the last good frame is said of a broken one.
+    # A broken frame repeats the result of the last good frame.
     assert _said(segmenter.run(source, chunk=chunk, soft=True)) == [1, 2, -2, -2, 16, 32, -32]
     assert segmenter.engine(SIZE, True).step._cache_size() == 1
     assert segmenter.engine(SIZE, True).start._cache_size() == 1
 
 
-def test_a_live_source_is_answered_before_its_next_frame():
+def test_live_source_yields_results_without_latency():
     seen = []
 
     def live():
@@ -248,7 +248,7 @@ def test_a_live_source_is_answered_before_its_next_frame():
     assert said == list(BACKWARD)
 
 
-def test_a_generator_is_a_video_that_ends():
+def test_generator_is_not_live_by_default():
     segmenter = moving(difference())
     expected = segmenter.segment(levels(LEVELS))
     np.testing.assert_array_equal(segmenter.segment(iter(levels(LEVELS))), expected)
@@ -256,24 +256,24 @@ def test_a_generator_is_a_video_that_ends():
     assert _said(segmenter.results(iter(levels(LEVELS)), live=True)) == list(BACKWARD)
 
 
-def test_references_have_their_own_flow():
+def test_reference_frames_use_their_own_flow():
     for count, expected in ((3, round((1 + 8 - 32) / 3)), (2, round((1 - 32) / 2)), (1, 1)):
         segmenter = moving(difference(), of_references=True, references=count)
         assert _said(segmenter.run(open_source(levels(LEVELS)), soft=True)) == pytest.approx([expected] * 7, abs=1)
-    # Of a source that is read once, the first frame must do.
+    # A source that is read once has the first frame as its only reference.
     source = dataclasses.replace(open_source(levels(LEVELS)), rereadable=False)
     segmenter = moving(difference(), of_references=True, references=3)
     assert _said(segmenter.run(source, chunk=3, soft=True)) == [1] * 7
 
 
-def test_what_moves_right_moves_left_in_the_mirror():
+def test_flipped_view_negates_horizontal_flow():
     for component, expected in ((0, np.full(SIZE, 128)), (1, np.broadcast_to(128 + np.linspace(0, 50, 32), SIZE))):
         segmenter = moving(difference(), flip=True, component=component)
         for answer in segmenter.run(open_source(levels(LEVELS)), soft=True):
             np.testing.assert_allclose(answer.probability, expected, atol=1)
 
 
-def test_a_run_that_goes_on_computes_no_flow_twice():
+def test_resumed_run_skips_flow_of_finished_frames():
     asked = []
 
     def compute(first, second):
@@ -287,13 +287,13 @@ def test_a_run_that_goes_on_computes_no_flow_twice():
     assert _said(rest[4:]) == list(FORWARD[4:]) and sum(asked) == 3
 
 
-def test_without_a_word_flow_is_that_of_opencv():
+def test_default_flow_is_dis():
     assert moving().flow is dis_estimator
     with pytest.raises(UserError, match="remembering does not use optical flow"):
         type(moving())("remembering", remembering().model, {"params": {}}, flow=dis_estimator)
 
 
-def test_an_interrupted_run_goes_on_with_the_same_flow_only(tmp_path):
+def test_resume_needs_the_same_flow_method(tmp_path):
     frames = save_frames(tmp_path / "clip", levels(LEVELS))
 
     def run(output, method, at=99, **changes):
@@ -327,7 +327,7 @@ def test_an_interrupted_run_goes_on_with_the_same_flow_only(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_benchmark_measures_flow_by_itself(monkeypatch):
+def test_benchmark_times_flow_separately(monkeypatch):
     def once(function, at_least):
         function()
         return [0.5] * at_least
@@ -340,7 +340,7 @@ def test_the_benchmark_measures_flow_by_itself(monkeypatch):
     assert benchmark(remembering(), SIZE, chunk=2).flow is None
 
 
-def test_a_video_of_one_frame_says_that_its_flow_is_zero(tmp_path):
+def test_single_frame_run_reports_zero_flow(tmp_path):
     said = []
     run = segment_to_folder(moving(), open_source(levels([50])), tmp_path / "out", say=said.append,
                             outputs=OutputOptions(soft=True))
@@ -361,7 +361,7 @@ def _write_flows(folder, moves, size=SIZE, suffix=".flo"):
     (".flo", SIZE, (5, -7, 9)), (".npy", SIZE, (5, -7, 9)), (".png", SIZE, (5, -7, 9)),
     (".flo", (48, 64), (10, -14, 18)),  # twice the frames' size: vectors twice as long
 ])
-def test_flow_from_files_named_as_the_frames(tmp_path, suffix, size, moves):
+def test_flow_is_read_from_files_named_like_the_frames(tmp_path, suffix, size, moves):
     segmenter = moving(_write_flows(tmp_path / "flow", moves, size, suffix))
     assert _said(segmenter.run(open_source(levels([1, 2, 3])), chunk=2, soft=True)) == [5, -7, 9]
     segmenter = moving(tmp_path / "flow", of_references=True, references=2)
@@ -380,7 +380,7 @@ def _write_nan(folder):
     (lambda folder: ((folder / "00001.flo").unlink(), _write_nan(folder)), "00001.npy' has flow that is not finite"),
     (_write_nan, "are flow of the same frame"),
 ])
-def test_a_folder_of_flow_is_looked_through_before_anything_is_written(tmp_path, change, words):
+def test_flow_folder_is_checked_before_any_output(tmp_path, change, words):
     flows = _write_flows(tmp_path / "flow", (1, 2, 3))
     segmenter = moving(flows)
     change(flows)
@@ -389,7 +389,7 @@ def test_a_folder_of_flow_is_looked_through_before_anything_is_written(tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_of_pictures_is_no_flow(tmp_path):
+def test_folder_of_images_is_rejected_as_flow(tmp_path):
     save_frames(tmp_path / "pictures", levels([1, 2]))
     for path in (tmp_path / "pictures").iterdir():
         path.rename(path.with_suffix(".jpg"))

@@ -1,4 +1,4 @@
-"""What is said about each frame: broken ones, probabilities, models that look ahead or remember."""
+"""Results per frame: broken frames, probabilities, confidence, reference frames and resuming."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from uvos_jax.video import Frame, Source, open_source
 
 
 def _source(images, broken=(), **fields):
-    """Frames, of which some could not be decoded and show the last good one, or the first good one."""
+    """Returns a source whose broken frames show the last good image, or the first good one."""
     def frames():
         for i in range(len(images)):
             good = [j for j in range(len(images)) if j not in broken and j <= i]
@@ -24,7 +24,7 @@ def _source(images, broken=(), **fields):
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 16])
-def test_a_broken_frame_repeats_the_mask_before_and_leaves_no_trace(chunk):
+def test_broken_frame_repeats_last_mask_and_keeps_state(chunk):
     shared.cache_clear()
     segmenter, frames = remembering(), noise(12)
 
@@ -41,22 +41,22 @@ def test_a_broken_frame_repeats_the_mask_before_and_leaves_no_trace(chunk):
             np.testing.assert_array_equal(answer.labels, expected[last].labels)
             np.testing.assert_array_equal(answer.probability, expected[last].probability)
             assert answer.confidence == expected[last].confidence
-        # The model remembers a repeated frame that is not said to be broken, else this would show nothing.
+        # Control: the same frames not marked as broken do change the state.
         repeated = answers_to(open_source(np.stack([answer.frame.image for answer in answers])))
         assert good[-1] < max(broken) or (repeated[-1].probability != answers[-1].probability).any()
     assert segmenter.engine(SIZE, True).step._cache_size() == 1
 
 
-def test_broken_frames_before_the_first_good_one_are_background():
+def test_leading_broken_frames_are_background():
     segmenter, frames = remembering(), noise(6)
     answers = list(segmenter.run(_source(frames, {0, 1, 2}), chunk=2, soft=True))
     for answer in answers[:3]:
         assert not answer.labels.any() and not answer.probability.any() and answer.confidence == 0
     for answer, labels in zip(answers[3:], segmenter.segment(frames[3:]), strict=True):
-        assert (answer.labels != labels).mean() < 0.004  # a pixel or two lie on the threshold
+        assert (answer.labels != labels).mean() < 0.004  # one or two pixels lie on the threshold
 
 
-def test_probabilities_are_those_of_the_model_and_cost_no_label():
+def test_soft_output_matches_the_model_and_keeps_labels():
     segmenter, frames = remembering(), noise(6)
     hard = segmenter.segment(frames, chunk=2)
     margins = _margins(frames, (0,))
@@ -72,8 +72,8 @@ def test_probabilities_are_those_of_the_model_and_cost_no_label():
     assert inside.any()
 
 
-def test_the_confidence_of_an_empty_mask_is_that_of_background():
-    # A mean that is brighter than any frame: nothing is foreground.
+def test_confidence_of_empty_mask_is_mean_background_probability():
+    # The mean is brighter than the second frame, so nothing is foreground.
     segmenter = remembering()
     white, dark = np.full((1, *SIZE, 3), 255, np.uint8), np.full((1, *SIZE, 3), 100, np.uint8)
     answers = list(segmenter.run(open_source(np.concatenate([white, dark])), soft=True))
@@ -83,7 +83,7 @@ def test_the_confidence_of_an_empty_mask_is_that_of_background():
 
 
 def _margins(frames, indices):
-    """The remembering model in NumPy: how much brighter a pixel is than it must be, ``[t, h, w]``."""
+    """Returns the remembering model's margins in NumPy, brightness above the threshold, ``[t, h, w]``."""
     gray = frames.mean(-1) / 255
     mean, margins = gray[list(indices)].mean(0), []
     for frame in gray:
@@ -94,12 +94,12 @@ def _margins(frames, indices):
 
 @pytest.mark.parametrize(("fields", "indices", "rule"), [
     ({"length": 9}, (0, 4, 8), "whole video"),
-    ({"kind": "file", "length": 14}, (0, 4, 8), "whole video"),  # what a file says of its length may be wrong
+    ({"kind": "file", "length": 14}, (0, 4, 8), "whole video"),  # the length in a file header may be wrong
     ({"kind": "file", "length": None}, (0, 4, 8), "whole video"),
     ({"live": True, "length": None}, (0,), "causal"),
     ({"rereadable": False}, (0,), "causal"),
 ])
-def test_references_are_spread_over_what_can_be_read_twice(fields, indices, rule):
+def test_references_are_spread_over_rereadable_sources(fields, indices, rule):
     segmenter, frames = remembering(references=3), noise(9)
     fields = {"kind": "iterator", "length": 9} | fields
     source = Source("made", start=lambda: (Frame(str(i), frame) for i, frame in enumerate(frames)), **fields)
@@ -111,7 +111,7 @@ def test_references_are_spread_over_what_can_be_read_twice(fields, indices, rule
     assert ((labels == 1) != (_margins(frames, other) > 0)).mean() > 0.01
 
 
-def test_a_model_that_wants_the_first_frame_alone_reads_a_video_once():
+def test_first_frame_reference_needs_one_pass():
     passes = []
 
     def frames():
@@ -121,7 +121,7 @@ def test_a_model_that_wants_the_first_frame_alone_reads_a_video_once():
     assert len(list(remembering().run(Source("made", "file", frames)))) == 3 and len(passes) == 1
 
 
-def test_a_run_can_begin_behind_any_full_chunk():
+def test_run_resumes_after_any_full_chunk():
     shared.cache_clear()
     segmenter, frames = remembering(), noise(11)
     whole = list(segmenter.run(open_source(frames), chunk=3))
@@ -138,7 +138,7 @@ def test_a_run_can_begin_behind_any_full_chunk():
     assert segmenter.engine(SIZE).step._cache_size() == 1
 
 
-def test_the_repr_of_a_result_shows_no_arrays():
+def test_repr_of_result_shows_no_arrays():
     result = list(remembering().run(open_source(noise(2)), soft=True))[-1]
     assert "array" not in repr(result) and len(repr(result)) < 300
     assert "name='00001'" in repr(result) and "confidence=" in repr(result)

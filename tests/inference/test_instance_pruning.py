@@ -1,4 +1,4 @@
-"""Instance pruning: the two rules, the stage that goes with the published one, and both in the driver."""
+"""Instance pruning: the two rules, detection files, the post-processing stage of the published rule, and the driver."""
 
 import itertools
 import json
@@ -21,24 +21,24 @@ from uvos_jax.video import ClipOptions, OutputOptions, open_source
 from uvos_jax.video.json_results import tracks_of
 
 GOLDEN = np.load(GOLDEN / "adnet_prune.npz")
-BOXES = GOLDEN["boxes"]  # [12, 4, 5], the last one is the class from 0 on
+BOXES = GOLDEN["boxes"]  # [12, 4, 5]: x0, y0, x1, y1, class from 0
 FRAME = (480, 854)
 
 
 def instances(frames, length=None):
-    """``frames`` lists ``(x0, y0, x1, y1, category)`` of each."""
+    """Returns the instances of ``frames``, each a list of ``(x0, y0, x1, y1, category)``."""
     told = np.array(list(itertools.chain(*frames)), float).reshape(-1, 5)
     starts = np.cumsum([0, *map(len, frames)])
     return VideoInstances(told[:, :4], told[:, 4].astype(int), starts, length or len(frames))
 
 
 def golden_frames():
-    """Categories as COCO numbers them, from 1 on."""
+    """Returns the golden boxes with COCO category ids, from 1."""
     return np.concatenate([BOXES[..., :4], BOXES[..., 4:] + 1], -1).tolist()
 
 
 def coco(frames):
-    """The same as COCO's list of detections."""
+    """Returns the boxes of ``frames`` as a COCO list of detections."""
     return [{"image_id": t, "bbox": [x0, y0, x1 - x0, y1 - y0], "category_id": category}
             for t, boxes in enumerate(frames) for x0, y0, x1, y1, category in boxes]
 
@@ -53,14 +53,14 @@ def video(length, size=FRAME):
 
 
 def pruned(prune, source, variant="paper"):
-    """What stays of each frame, and all that was said."""
+    """Returns the keep masks of all frames, the messages and the pruner."""
     said = []
     pruning = InstancePruner(prune, source, variant, said.append)
     pruning.prepare()
     return pruning.keep_mask(list(source), source.length), said, pruning
 
 
-def test_the_published_scripts_masks_are_reproduced():
+def test_official_rule_reproduces_masks_of_published_script():
     dropped = official_rule(instances(golden_frames()), float(GOLDEN["n_train_frames_mean"][0]))
     for t, boxes in enumerate(BOXES):
         keep = np.ones(FRAME, np.uint8)
@@ -70,7 +70,7 @@ def test_the_published_scripts_masks_are_reproduced():
         np.testing.assert_array_equal(keep[::4, ::4], GOLDEN["prune_mask_s4"][t])
 
 
-def test_a_box_overlaps_another_by_the_pixels_they_share():
+def test_box_iou_equals_iou_of_drawn_masks():
     rng = np.random.default_rng(0)
     low = rng.integers(0, 20, (30, 2))
     boxes = np.concatenate([low, low + rng.integers(0, 12, (30, 2))], 1)
@@ -82,29 +82,29 @@ def test_a_box_overlaps_another_by_the_pixels_they_share():
     assert 0 < (expected > 0).sum() < 30
 
 
-# A large one that walks, a small one that stands, a small one that walks, one as large as the first that stands.
+# A large moving instance, a small static one and a small moving one.
 def crowd(length):
     return [[(9 * t, 10, 9 * t + 90, 110, 1), (300, 10, 330, 40, 1), (13 * t, 200, 13 * t + 30, 230, 1)]
             for t in range(length)]
 
 
-def test_the_papers_rule_drops_what_is_small_and_static():
+def test_paper_rule_drops_small_static_instances():
     frames = crowd(12)
     assert [paper_rule(instances(frames))(t).tolist() for t in (0, 5, 11)] == [[False, True, False]] * 3
-    # Half of the video is not enough: 6 of 12 frames have it, then 7 of them.
+    # A static instance must be in more than half of the frames: 6 of 12 are not enough, 7 are.
     for shown, gone in ((6, False), (7, True)):
         some = [boxes if t < shown else boxes[:1] for t, boxes in enumerate(frames)]
         assert paper_rule(instances(some))(2).tolist() == [False, gone, False]
-    # A main object that stands is the largest of its frame and of all: nothing is larger.
+    # A static main object is kept because it is the largest.
     still = [[(10, 10, 110, 110, 1), boxes[1]] for boxes in frames]
     assert paper_rule(instances(still))(4).tolist() == [False, True]
-    # One object, found in every frame or in some: there is nothing beside it.
+    # A single object, found in all frames or in some, is kept.
     assert not any(paper_rule(instances([boxes[1:2] for boxes in frames]))(t).any() for t in range(12))
     assert not any(paper_rule(instances([boxes[1:2] for boxes in frames], 13))(t).any() for t in range(12))
 
 
 def standing_out(length, first, others):
-    """From frame ``first`` on the main object is larger than most; ``others`` lie beside it in every frame."""
+    """Returns frames whose main object is larger than most from frame ``first``, with ``others`` in every frame."""
     return [[(300, 100, 460, 200 + 60 * (t >= first), 1), *others] for t in range(length)]
 
 
@@ -113,26 +113,26 @@ STILL = [(300, 100, 600, 300, 1), (620, 20, 840, 233, 3), (20, 260, 241, 473, 1)
 
 
 @pytest.mark.parametrize(("frames", "expected"), [
-    (standing_out(10, 5, BESIDE), {2: [0, 0, 0, 0], 7: [0, 1, 1, 0]}),  # small ones of its category, of frame 7
-    (standing_out(10, 5, BESIDE[:2]), {7: [0, 0, 0]}),  # three boxes a frame are too few
+    (standing_out(10, 5, BESIDE), {2: [0, 0, 0, 0], 7: [0, 1, 1, 0]}),  # drops small persons in frame 7
+    (standing_out(10, 5, BESIDE[:2]), {7: [0, 0, 0]}),  # three boxes per frame are too few
     ([[(*box[:4], 18) for box in boxes] for boxes in standing_out(10, 5, BESIDE)], {7: [0, 0, 0, 0]}),  # dogs
     (standing_out(24, 20, BESIDE), {23: [0, 1, 1, 0]}),
-    (standing_out(24, 21, BESIDE), {23: [0, 0, 0, 0]}),  # it stands out too late
+    (standing_out(24, 21, BESIDE), {23: [0, 0, 0, 0]}),  # the main object becomes large too late
     ([[(0, 100, 400, 201 + (t % 2), 1), *BESIDE] for t in range(10)], {1: [0, 0, 0, 0]}),  # four times as wide as high
-    # Static: in its place in 28 frames, more than 0.4 * 69.3. What is above 47,000 pixels or the largest stays.
+    # Static: at its location in 28 frames, more than 0.4 * 69.3. Boxes above 47,000 pixels and the largest are kept.
     ([STILL] * 28, {3: [0, 1, 0, 1]}),
     ([STILL] * 27, {3: [0, 0, 0, 0]}),
-    # Large ones go only where they are far off and towards a side, and hardly touch it.
+    # Large ones are dropped only if they are far from the main object, near a side, and hardly overlap it.
     ([[(400, 150, 600, 350 + t % 2, 1), (250, 20, 380, 140, 1), (100, 250, 230, 370, 1), (420, 360, 550, 470, 1)]
       for t in range(10)], {1: [0, 0, 1, 0]}),
 ])
-def test_the_published_rules_case_by_case(frames, expected):
+def test_official_rule_cases(frames, expected):
     dropped = official_rule(instances(frames))
     assert {t: dropped(t).astype(int).tolist() for t in expected} == expected
 
 
 @pytest.mark.parametrize("rule", [paper_rule, official_rule])
-def test_the_order_of_detections_does_not_matter(rule):
+def test_detection_order_does_not_matter(rule):
     rng = np.random.default_rng(1)
     frames = [[(x, y, x + w, y + h, rng.choice([1, 3])) for x, y, w, h in
                zip(*rng.integers([[0], [0], [20], [20]], [[500], [300], [250], [150]], (4, 6)), strict=True)]
@@ -146,10 +146,10 @@ def test_the_order_of_detections_does_not_matter(rule):
     assert any(one(t).any() for t in range(30))
 
 
-def test_masks_and_boxes_of_a_file_are_taken_out(tmp_path):
+def test_detections_file_gives_keep_masks(tmp_path):
     keep, said, pruning = pruned(save(tmp_path / "a.json", coco(golden_frames())), video(12), "official")
-    # Against 27 frames of the training videos nothing is static here: from frame 1 on the large person stands out, and
-    # both small persons go; the car stays.
+    # Nothing is static: 12 frames are below the 27 of the training videos. From frame 1 the large person is the main
+    # object and both small persons are dropped; the car is kept.
     assert [(~mask).sum() for mask in keep] == [0] + [60 * 80 + 60 * 60] * 11
     assert not keep[1, 200:280, 600:660].any() and keep[1, 60:120, 40:101].all() and said == []
     assert (pruning.removed_instances, pruning.pruned_frames, pruning.unused_note) == (22, 11, None)
@@ -166,11 +166,11 @@ def _segmentations(mask):
     return [{"size": list(mask.shape), "counts": rle["counts"].decode()}, {"size": list(mask.shape), "counts": runs}]
 
 
-def test_all_forms_of_a_file_say_the_same(tmp_path):
+def test_all_file_formats_give_the_same_keep_masks(tmp_path):
     size, length = (40, 60), 8
     mask = np.zeros(size, bool)
     mask[5:12, 30:38] = True
-    mask[5, 30] = False  # a box would not know
+    mask[5, 30] = False  # differs from the box
     small = {"bbox": [30, 5, 8, 7]}
     frames = [[{"bbox": [3 * t, 20, 15, 15]}, small | {"segmentation": s}] for t in range(length)
               for s in _segmentations(mask)[t % 2:][:1]]
@@ -183,7 +183,7 @@ def test_all_forms_of_a_file_say_the_same(tmp_path):
         by_index,
         [{"file_name": f"{e['image_id']:05d}.png", **{k: e[k] for k in e if k != "image_id"}} for e in by_index],
         [{"frame": e["image_id"], **{k: e[k] for k in e if k != "image_id"}} for e in reversed(by_index)],
-        [*by_index, {"image_id": 3, "bbox": [0, 0, 60, 40], "score": 0.49}],  # a guess
+        [*by_index, {"image_id": 3, "bbox": [0, 0, 60, 40], "score": 0.49}],  # below the minimum score
         {"images": images[::-1], "annotations": [e | {"image_id": 70 + 3 * e["image_id"]} for e in by_index]},
         {"size": [40, 60], "fps": 24.0, "frames": tracks},
     ]
@@ -191,14 +191,14 @@ def test_all_forms_of_a_file_say_the_same(tmp_path):
         keep, said, pruning = pruned(save(tmp_path / "clip.json", form), video(length, size))
         np.testing.assert_array_equal(keep, np.repeat(~mask[None], length, 0))
         assert said == [] and pruning.removed_instances == length
-    boxes = [e | {"segmentation": []} for e in by_index]  # of detectors that give no masks
+    boxes = [e | {"segmentation": []} for e in by_index]  # as written by box detectors
     keep, _, _ = pruned(save(tmp_path / "clip.json", boxes), video(length, size))
     assert (~keep).sum() == length * 8 * 7
     truth = np.zeros((length, *size), np.uint8)
     truth[:, mask] = 2
     for t in range(length):
         truth[t, 20:35, 3 * t:3 * t + 15] = 1
-    truth[5][mask] = 0  # a track may pause
+    truth[5][mask] = 0  # a track may have gaps
     tracks = tracks_of("clip", [(f"{t:05d}", labels) for t, labels in enumerate(truth)], [[0.1, 0.2]] * length)
     keep, said, pruning = pruned(save(tmp_path / "clip.json", tracks), video(length, size))
     np.testing.assert_array_equal(keep, truth != 2)
@@ -207,7 +207,7 @@ def test_all_forms_of_a_file_say_the_same(tmp_path):
     assert not keep[0, 6:11, 31:37].any() and (~keep[0]).sum() <= 8 * 9
 
 
-def test_frames_are_known_by_names_also_where_numbers_are_none(tmp_path):
+def test_detections_match_frames_by_file_name(tmp_path):
     frames = [np.zeros((40, 60, 3), np.uint8)] * 12
     for t, frame in enumerate(frames):
         cv2.imwrite(str(tmp_path / f"im{t}.jpg"), frame)
@@ -217,7 +217,7 @@ def test_frames_are_known_by_names_also_where_numbers_are_none(tmp_path):
     assert (~keep).sum((1, 2)).tolist() == [81] * 5 and said == []
 
 
-def test_what_is_odd_is_said_once_and_does_no_harm(tmp_path):
+def test_irregular_detections_are_reported_once(tmp_path):
     entries = [{"image_id": t, "bbox": box} for t in range(9) for box in ([-5, -5, 15, 15], [50.2, 30.1, 14, 20])]
     entries += [{"image_id": 2, "bbox": [70, 5, 9, 9]}, {"image_id": 3, "bbox": [8, 8, 0, 4]}]
     _, said, pruning = pruned(save(tmp_path / "odd.json", entries), video(6, (40, 60)))
@@ -269,7 +269,7 @@ NAN = float("nan")
     ({"size": [40, 60], "frames": [{"name": "00000"}]}, "frame '00000': no list of objects"),
     ({"size": [40, 60], "frames": [{"name": "00000", "objects": [{"id": 1}]}]}, "frame '00000', object 0: bbox"),
 ])
-def test_files_that_cannot_be_used_say_why(tmp_path, content, words):
+def test_invalid_detections_are_rejected(tmp_path, content, words):
     path = tmp_path / "bad.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(UserError, match=words) as error:
@@ -277,7 +277,7 @@ def test_files_that_cannot_be_used_say_why(tmp_path, content, words):
     assert "bad.json" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_folder_has_a_file_for_each_video(tmp_path):
+def test_folder_is_searched_for_the_file_of_the_video(tmp_path):
     save(tmp_path / "frames.json", [])
     assert pruned(tmp_path, video(2, (40, 60)))[1]
     (tmp_path / "frames.json").rename(tmp_path / "frame.json")
@@ -288,7 +288,7 @@ def test_a_folder_has_a_file_for_each_video(tmp_path):
 
 
 def two_squares(length, still=(20, 30)):
-    """A large bright square that walks and a small one that stands, on dark; and the small ones' detections."""
+    """Returns frames with a large moving and a small static bright square on black, and the detections of both."""
     frames = np.zeros((length, *SIZE, 3), np.uint8)
     y, x = still
     entries = []
@@ -300,7 +300,7 @@ def two_squares(length, still=(20, 30)):
 
 
 @pytest.mark.parametrize(("scales", "flip", "chunk"), [((1.0,), False, 1), ((1.0, 2.0), True, 3)])
-def test_instances_vanish_from_the_foreground(tmp_path, scales, flip, chunk):
+def test_pruned_instances_become_background(tmp_path, scales, flip, chunk):
     class Scaled(Bright):
         def frame_size(self, native_size, scale=1.0):
             return tuple(round(n * scale) for n in native_size)
@@ -320,17 +320,17 @@ def test_instances_vanish_from_the_foreground(tmp_path, scales, flip, chunk):
     expected = whole.copy()
     expected[:, 20:25, 30:38] = 0
     np.testing.assert_array_equal(pruned, expected)
-    np.testing.assert_array_equal(segmenter.segment(frames, chunk=chunk), whole)  # it is not for ever
+    np.testing.assert_array_equal(segmenter.segment(frames, chunk=chunk), whole)  # pruning does not persist
 
 
-def test_the_published_variant_brings_its_stage():
+def test_official_variant_adds_main_part_stage():
     assert bright().engine(SIZE, pruned=True).stages == ()
     official = Segmenter("bright", Bright(variant="official"), {"params": {"gain": np.float32(1)}})
     assert official.engine(SIZE, pruned=True).stages == ("main_part",) and official.engine(SIZE).stages == ()
 
 
 @pytest.mark.parametrize("variant", ["paper", "official"])
-def test_a_pruned_run_goes_on_where_it_ended(tmp_path, variant):
+def test_pruned_run_resumes_only_with_the_same_detections(tmp_path, variant):
     frames = save_frames(tmp_path / "clip", noise(10))
     entries = [{"image_id": t, "bbox": box} for t in range(10)
                for box in ([t, 2, 16, 12], [2, 12, 6, 8], [20, 14, 5, 6], [9, 18, 5, 5])]
@@ -356,7 +356,7 @@ def test_a_pruned_run_goes_on_where_it_ended(tmp_path, variant):
     again = segment("out")
     assert again["resumed"] == 4 and again["pruned"] == whole["pruned"]
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    # Other detections, or none, are another run.
+    # Other detections, or none, do not match the run.
     said = []
     path.write_text(json.dumps(entries[:-1]))
     for changes in ({}, {"prompts": PromptOptions()}):
@@ -368,11 +368,11 @@ def test_a_pruned_run_goes_on_where_it_ended(tmp_path, variant):
     assert "starting over" in said[0]
 
 
-def test_another_models_objects_are_instances_too(tmp_path):
+def test_segmenter_can_provide_instances(tmp_path):
     frames, entries = two_squares(8)
 
     class Finder:
-        """Tells the two squares apart."""
+        """Labels the two squares as separate instances."""
 
         name, weights_digest = "finder", "0"
 
@@ -394,6 +394,6 @@ def test_another_models_objects_are_instances_too(tmp_path):
         segmenter.segment(frames, prune=3)
 
 
-def test_models_that_tell_objects_apart_are_not_pruned():
+def test_multi_object_models_cannot_be_pruned():
     with pytest.raises(UserError, match="Cannot prune with following"):
         following().segment(np.zeros((2, *SIZE, 3), np.uint8), first_mask=np.ones(SIZE, np.uint8), prune="a.json")

@@ -1,4 +1,4 @@
-"""What a model says of single frames reaches answers, files and the run's last word, however the run went."""
+"""Per-frame notes of a model in results, files and the summary of a run."""
 
 import functools
 import json
@@ -18,7 +18,7 @@ DARK = [level < 40 for level in LEVELS]  # 5 of 11
 
 
 class Noting(Remembering):
-    """Says which frames are dark, how many came before, and how bright the left column is."""
+    """Model with three notes: whether the frame is dark, its index, and the brightness of the left column."""
 
     @property
     def notes(self):
@@ -32,7 +32,7 @@ class Noting(Remembering):
         return super().predict(state, features)[0], {"notes": notes}
 
 
-@functools.cache  # what was compiled for one test serves the next
+@functools.cache  # shares compiled programs between tests
 def noting(**options) -> Segmenter:
     return Segmenter("noting", Noting(), {"params": {"gain": np.float32(8)}}, **options)
 
@@ -49,15 +49,15 @@ def said(segmenter, frames=None, broken=(), **options):
 
 
 @pytest.mark.parametrize("options", [{}, {"chunk": 4}, {"chunk": 16}, {"chunk": 4, "soft": True}])
-def test_every_frame_has_its_own_notes_whatever_the_chunk(options):
+def test_each_frame_has_its_own_notes_at_any_chunk_size(options):
     notes = said(noting(), **options)
     assert [note["dark"] for note in notes] == DARK
     assert [note["before"] for note in notes] == list(range(len(LEVELS)))
     np.testing.assert_allclose([note["center"] for note in notes], [[v / 255, v / 1020] for v in LEVELS], rtol=1e-5)
-    assert json.loads(json.dumps(notes)) == notes  # plain values
+    assert json.loads(json.dumps(notes)) == notes  # JSON types
 
 
-def test_notes_are_those_of_the_first_view_alone():
+def test_notes_come_from_the_first_view():
     ramp = np.broadcast_to(np.linspace(50, 250, SIZE[1]).astype(np.uint8)[:, None], (2, *SIZE, 3))
     notes = said(noting(flip=True), ramp)
     assert notes == said(noting(), ramp) and notes[0]["center"][0] == pytest.approx(50 / 255)
@@ -65,17 +65,17 @@ def test_notes_are_those_of_the_first_view_alone():
     assert mirrored[0]["center"][0] == pytest.approx(250 / 255)
 
 
-def test_a_broken_frame_repeats_what_was_said_last():
+def test_broken_frame_repeats_last_notes():
     notes = said(noting(), broken=(3, 4, 10), chunk=4)
     assert notes[3] == notes[4] == notes[2] and notes[10] == notes[9]
-    assert notes[5]["before"] == 3  # broken frames leave no trace in the state either
+    assert notes[5]["before"] == 3  # broken frames do not change the state
 
 
-def test_before_the_first_good_frame_nothing_is_said():
+def test_notes_before_first_good_frame_are_empty():
     assert said(noting(), broken=(0,))[0] == {"dark": False, "before": None, "center": None}
 
 
-def test_models_without_notes_say_nothing(tmp_path):
+def test_models_without_notes_write_none(tmp_path):
     assert said(remembering()) == [{}] * len(LEVELS)
     frames = save_frames(tmp_path / "frames", gray())
     sentences = []
@@ -89,7 +89,7 @@ def _entries(folder):
     return json.loads((folder / "objects.json").read_text())["frames"]
 
 
-def test_flags_are_counted_and_said_once_and_each_frame_tells_its_own(tmp_path):
+def test_flags_are_counted_reported_once_and_written_per_frame(tmp_path):
     frames = save_frames(tmp_path / "frames", gray())
     sentences = []
     run = segment_to_folder(noting(), open_source(frames), tmp_path / "out",
@@ -98,11 +98,11 @@ def test_flags_are_counted_and_said_once_and_each_frame_tells_its_own(tmp_path):
     assert sentences == [f"In 5 of 11 frames {SENTENCE}."]
     entries = _entries(tmp_path / "out")
     assert [entry["dark"] for entry in entries] == DARK
-    # A share of the width (32) and of the height (24).
+    # Scaled by the width (32) and the height (24).
     assert entries[0]["center"] == [pytest.approx(32 * 200 / 255, abs=0.01), pytest.approx(24 * 50 / 255, abs=0.01)]
 
 
-def test_nothing_is_said_where_no_flag_is_true(tmp_path):
+def test_no_report_if_no_flag_is_true(tmp_path):
     frames = save_frames(tmp_path / "frames", gray([100, 200]))
     sentences = []
     run = segment_to_folder(noting(), open_source(frames), tmp_path / "out", say=sentences.append)
@@ -110,7 +110,7 @@ def test_nothing_is_said_where_no_flag_is_true(tmp_path):
 
 
 @pytest.mark.parametrize("stops", [(3,), (5, 9)])
-def test_an_interrupted_run_ends_with_the_same_files_and_counts(tmp_path, stops):
+def test_resumed_run_has_the_same_files_and_counts(tmp_path, stops):
     frames = save_frames(tmp_path / "frames", gray())
     segmenter = noting()
     files = {"chunk": 2, "save_every": 0, "outputs": OutputOptions(json=True, soft=True, overlay=False)}

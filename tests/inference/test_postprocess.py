@@ -8,7 +8,7 @@ from uvos_jax.inference.postprocess import STAGES, FrameContext
 
 
 def _staged(name, scores):
-    """What a stage makes of ``[t, h, w]`` scores."""
+    """Applies a stage to ``[t, h, w]`` scores, frame by frame."""
     init, apply = STAGES[name]
     _, kept = jax.lax.scan(lambda state, score: apply(state, score, 0.5, None), init(scores.shape[1:]),
                            jnp.asarray(scores)[:, None, :, :, None])
@@ -16,11 +16,11 @@ def _staged(name, scores):
 
 
 def _scores():
-    """A blob that drifts, a second one that appears far away, then a flood, then next to nothing."""
+    """Returns scores of a drifting blob, a second one far away from frame 2, a full frame, and a nearly empty one."""
     scores = np.full((8, 260, 420), -1.0, np.float32)
     for t in range(8):
         scores[t, 60:170, 20 + 5 * t:110 + 5 * t] = 2.0
-        scores[t, 3:6, 300:303] = 2.0  # a speck, which opening removes
+        scores[t, 3:6, 300:303] = 2.0  # a speck that the opening removes
     scores[2:, 150:240, 330:410] = 1.0
     scores[5] = 1.0
     scores[6] = -1.0
@@ -28,7 +28,7 @@ def _scores():
     return scores
 
 
-def test_temporal_gate_equals_the_published_rule_with_opencv():
+def test_temporal_gate_equals_published_opencv_rule():
     expected, last = [], np.zeros((260, 420), np.uint8)
     for score in _scores():
         if 5000 < last.sum() < 100000:
@@ -41,32 +41,32 @@ def test_temporal_gate_equals_the_published_rule_with_opencv():
     expected = np.stack(expected)
 
     np.testing.assert_array_equal(_staged("temporal_gate", _scores()), expected)
-    # The cases occur: first frame, gate closed on the newcomer, too large before (frame 6), too small before (7).
+    # Covered cases: first frame, second blob gated, previous area too large (frame 6), too small (frame 7).
     changed = (expected != _scores()).any((1, 2))
     assert changed.tolist() == [False, True, True, True, True, True, False, False]
 
 
 def _several_parts():
-    """Frames with a large part and a small one; what changes decides whether the stage cuts."""
+    """Returns scores with a large and a small component; frames 2 to 9 vary the conditions of the stage."""
     scores = np.full((10, 300, 420), -1.0, np.float32)
     for t in range(8):
         cv2.ellipse(scores[t], (130 + 3 * t, 150), (105, 130), 0, 0, 360, 2.0, -1)
         cv2.circle(scores[t], (130 + 3 * t, 150), 20, -1.0, -1)  # a hole
         scores[t, 100:160, 320:380] = 1.5
-    scores[2, 100:160, 200:380] = 1.5  # they hang together
-    scores[3, :, 260:] = -1.0  # the small one is gone
-    scores[4] = -1.0  # far from the frame before
+    scores[2, 100:160, 200:380] = 1.5  # the components are connected
+    scores[3, :, 260:] = -1.0  # no small component
+    scores[4] = -1.0  # far from the main component of the previous frame
     scores[4, 20:220, 215:415] = 2.0
     scores[4, 270:290, 5:200] = 2.0
-    scores[5] = 2.0  # too much
-    scores[6, 220:] = -1.0  # too little
-    # The outline of what 171 x 121 pixels grow to encloses 30,000 exactly, though that has 201 * 151 pixels.
+    scores[5] = 2.0  # foreground area too large
+    scores[6, 220:] = -1.0  # foreground area too small
+    # 171 x 121 pixels dilate to 201 x 151 pixels, whose contour encloses an area of exactly 30,000.
     scores[8:, 60:179, 230:401] = scores[8:, 60:181, 15:186] = scores[9, 181, 15:186] = 2.0
     return scores
 
 
 @pytest.mark.slow
-def test_the_main_part_equals_the_published_rule_with_opencv():
+def test_main_part_equals_published_opencv_rule():
     expected, last = [], None
     for score in _several_parts():
         mask, score = (score > 0.5).astype(np.uint8), score.copy()
@@ -95,7 +95,7 @@ def _compiled(name):
     return init, jax.jit(apply, static_argnums=2)
 
 
-def test_follow_edges_sharpens_a_coarse_score_and_keeps_what_has_no_edge():
+def test_follow_edges_sharpens_coarse_score_only_at_edges():
     init, apply = _compiled("follow_edges")
     frame = np.full((320, 480, 3), 60, np.uint8)
     cv2.circle(frame, (240, 160), 90, (200, 120, 90), -1)
@@ -112,9 +112,9 @@ def test_follow_edges_sharpens_a_coarse_score_and_keeps_what_has_no_edge():
 
 
 def _drifting(length=6, size=(128, 192), step=5):
-    """A textured square that moves ``step`` pixels to the right per frame over a still background.
+    """Returns a textured square that moves ``step`` pixels to the right per frame over a static background.
 
-    Returns frames, masks, its flow to the next frame, and its flow to the previous frame.
+    The tuple holds frames, masks, forward flow and backward flow.
     """
     ground = cv2.resize(np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8), size[::-1])
     square = cv2.resize(np.random.default_rng(1).integers(0, 256, (8, 8, 3), np.uint8), (48, 48))
@@ -136,20 +136,20 @@ def _followed(scores, frames, flow, causal=False):
     return np.stack(out)
 
 
-def test_follow_flow_brings_the_past_along():
+def test_follow_flow_propagates_previous_scores():
     frames, masks, ahead, back = _drifting()
     scores = 0.9 * masks
-    scores[3] = 0.3 * masks[3]  # nearly lost for a frame
+    scores[3] = 0.3 * masks[3]  # a weak detection in one frame
     kept = _followed(scores, frames, ahead)
     np.testing.assert_allclose(kept[0], scores[0], atol=1e-6)
     inside = masks[3, :, :] * (np.roll(masks[3], 8, 1) * np.roll(masks[3], -8, 1) * np.roll(masks[3], 8, 0)) > 0
     assert inside.sum() > 500 and kept[3][inside].min() > 0.6 and scores[3].max() < 0.5
     assert np.abs(kept[3][masks[3] == 0]).mean() < 0.02
-    # What a stream's flow says, to the frame before, comes to the same.
+    # Backward flow, as for streams, gives the same.
     np.testing.assert_allclose(_followed(scores, frames, back, causal=True)[3][inside], kept[3][inside], atol=0.05)
 
 
-def test_follow_flow_forgets_where_colors_do_not_fit():
+def test_follow_flow_drops_previous_scores_where_colors_differ():
     frames, masks, ahead, _ = _drifting()
     frames[3:] = 255 - frames[3:]  # a cut
     scores = 0.9 * masks
@@ -177,11 +177,11 @@ def _red_before_green(length=2, size=(240, 320)):
     return frames.clip(0, 255).astype(np.uint8), masks
 
 
-def test_follow_colors_completes_an_object_and_drops_what_looks_like_its_surroundings():
+def test_follow_colors_completes_object_and_removes_background():
     frames, masks = _red_before_green(1)
     score = np.where(masks, 0.8, 0.1).astype(np.float32)
-    score[:, 130:180, 100:220] = 0.35  # a part of it was missed
-    score[:, 60:120, 220:250] = 0.6  # and something beside it taken for it
+    score[:, 130:180, 100:220] = 0.35  # a missed part
+    score[:, 60:120, 220:250] = 0.6  # a false positive beside it
     kept = _colored(score, frames)
     inner = np.zeros_like(masks)
     inner[:, 66:174, 106:214] = True
@@ -190,17 +190,17 @@ def test_follow_colors_completes_an_object_and_drops_what_looks_like_its_surroun
     assert kept.min() >= 0 and kept.max() <= 1
 
 
-def test_follow_colors_remembers_and_leaves_alone_what_it_is_not_told():
+def test_follow_colors_keeps_histograms_and_ignores_unseen_colors():
     frames, masks = _red_before_green(2)
     scores = np.stack([np.where(masks[0], 0.8, 0.1), np.full(masks[0].shape, 0.4)]).astype(np.float32)
     kept = _colored(scores, frames)
     assert kept[1][66:174, 106:214].mean() > 0.7 and kept[1][:50].mean() < 0.2
-    # Without a difference of colors, and with colors of neither, there is nothing to add.
+    # Uniform colors, and colors in neither histogram, leave the score unchanged.
     gray = np.full_like(frames, 90)
     np.testing.assert_allclose(_colored(scores[:1], gray[:1]), scores[:1], atol=0.01)
     strange = frames.copy()
     strange[1] = (40, 60, 250)
     np.testing.assert_allclose(_colored(scores, strange)[1], scores[1], atol=0.01)
-    # Nothing is found where nothing was.
+    # An empty score stays empty.
     nothing = np.full_like(scores, 0.05)
     assert _colored(nothing, frames).max() < 0.1

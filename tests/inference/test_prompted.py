@@ -1,4 +1,4 @@
-"""Models that follow given objects, through the driver: one compiled program, ids and places, masks that come later."""
+"""Prompted models in the driver: compilation, object ids and slots, masks in later frames."""
 
 import functools
 
@@ -27,7 +27,7 @@ def segmenter():
 
 
 def plain_loop(segmenter, frames, masks):
-    """The answer by a loop over frames and views, with one object a place: ``masks`` are places, by index."""
+    """Returns labels computed by a loop over frames and views; ``masks`` maps frame indices to slot labels."""
     model, variables, size = segmenter.model, segmenter.variables, frames.shape[1:3]
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -60,7 +60,7 @@ def plain_loop(segmenter, frames, masks):
 @pytest.mark.slow
 @pytest.mark.parametrize(("options", "chunks"), [({}, (1, 4)), ({"scales": (0.75,), "flip": True}, (4,))],
                          ids=["one view", "mirrored views"])
-def test_the_driver_equals_a_plain_loop(clip, options, chunks):
+def test_driver_equals_reference_loop(clip, options, chunks):
     frames, truth = clip
     masks = {0: np.where(truth[0] < 3, truth[0], 0), 5: np.where(truth[5] == 3, truth[5], 0)}
     masks[0][:3, :3] = 255
@@ -71,7 +71,7 @@ def test_the_driver_equals_a_plain_loop(clip, options, chunks):
         np.testing.assert_array_equal(segmenter.segment(frames, first_mask=masks, chunk=chunk), expected)
 
 
-def test_one_program_serves_one_to_all_places_with_masks_and_without(clip):
+def test_compiles_once_for_any_number_of_objects_and_masks(clip):
     frames, truth = clip
     shared.cache_clear()
     segmenter = following()
@@ -81,17 +81,17 @@ def test_one_program_serves_one_to_all_places_with_masks_and_without(clip):
     assert engine.step._cache_size() == 1 and engine.start._cache_size() == 1
 
 
-def test_other_ids_give_the_same_masks_by_other_names(segmenter, clip):
+def test_object_ids_do_not_affect_masks(segmenter, clip):
     frames, truth = clip
     plain = segmenter.segment(frames, first_mask=truth[0])
     assert set(np.unique(plain)) == {0, 1, 2, 3}
-    names = np.array([0, 254, 7, 30], np.uint8)  # another order, and gaps
+    names = np.array([0, 254, 7, 30], np.uint8)  # reordered ids with gaps
     np.testing.assert_array_equal(segmenter.segment(frames, first_mask=names[truth[0]]), names[plain])
     live = segmenter.segment(iter(frames), first_mask={"00000": names[truth[0]]})
     np.testing.assert_array_equal(live, names[plain])
 
 
-def test_an_object_that_is_gone_for_a_while_keeps_its_id(segmenter, clip):
+def test_object_keeps_its_id_after_absence(segmenter, clip):
     frames, truth = (x.copy() for x in clip)
     for t in (3, 4, 5):
         frames[t][truth[t] == 2] = 40
@@ -100,21 +100,21 @@ def test_an_object_that_is_gone_for_a_while_keeps_its_id(segmenter, clip):
     assert all(9 not in labels[t] for t in (3, 4, 5)) and all((labels[t] == 9).sum() > 40 for t in (2, 6, 7, 8))
 
 
-def test_an_object_is_given_once_where_it_first_appears(segmenter, clip):
-    """A folder with the truth of every frame must not give it away."""
+def test_only_the_first_mask_of_an_object_is_used(segmenter, clip):
+    """Masks of later frames are ignored, so a folder with all ground truth does not leak into the results."""
     frames, truth = clip
     wrong = {t: np.roll(truth[t], 9, axis=0) for t in range(9)}
     once = segmenter.segment(frames, first_mask=truth[0])
     np.testing.assert_array_equal(segmenter.segment(frames, first_mask=wrong | {0: truth[0]}), once)
 
 
-def test_before_its_first_mask_there_is_background_alone(segmenter, clip):
+def test_frames_before_first_mask_are_background(segmenter, clip):
     frames, truth = clip
     labels = segmenter.segment(frames, first_mask={"00004": np.uint8(6) * (truth[4] == 1)}, chunk=4)
     assert not labels[:4].any() and (labels[4] == 6 * (truth[4] == 1)).all() and 6 in labels[5]
 
 
-def test_more_objects_than_places_change_no_label():
+def test_growing_slots_does_not_change_labels():
     frames, truth = squares(9, objects=7)
     masks = {0: np.where(truth[0] < 3, truth[0], 0), 5: truth[5]}
     shared.cache_clear()
@@ -127,7 +127,7 @@ def test_more_objects_than_places_change_no_label():
     assert [few.engine(SIZE, max_objects=max_objects).step._cache_size() for max_objects in (2, 8)] == [1, 1]
 
 
-def test_a_given_mask_is_certain_and_soft_results_are_of_any_object(clip):
+def test_soft_output_is_probability_of_any_object(clip):
     (frames, truth), segmenter = clip, following(inertia=0.0)
     answers = list(segmenter.run(open_source(frames), first_mask=truth[0], soft=True, chunk=4))
     assert set(np.unique(answers[0].probability)) == {0, 255} and answers[0].confidence == 1
@@ -135,7 +135,7 @@ def test_a_given_mask_is_certain_and_soft_results_are_of_any_object(clip):
         inside = answer.labels > 0
         assert answer.probability[inside].min() > 100 and answer.probability[~inside].max() < 155
         assert 0.5 < answer.confidence <= 1
-    # Of two objects of one color neither is certain, but that something is there is.
+    # Two objects of one color: each id is uncertain, but the foreground is certain.
     twins = frames.copy()
     twins[(truth == 2) | (truth == 3)] = (30, 230, 30)
     first = truth[0] * (truth[0] > 1)
@@ -143,7 +143,7 @@ def test_a_given_mask_is_certain_and_soft_results_are_of_any_object(clip):
     assert answer.confidence < 0.6 and answer.probability[answer.labels > 0].mean() > 250
 
 
-def test_a_frame_that_cannot_be_decoded_leaves_its_mask_to_a_later_one(segmenter, clip):
+def test_mask_of_broken_frame_is_replaced_by_next_mask(segmenter, clip):
     frames, truth = clip
 
     def source(broken):
@@ -161,7 +161,7 @@ def test_a_frame_that_cannot_be_decoded_leaves_its_mask_to_a_later_one(segmenter
 
 
 @pytest.mark.parametrize("live", [False, True])
-def test_another_model_finds_the_first_object(segmenter, clip, live):
+def test_first_mask_from_another_model(segmenter, clip, live):
     frames = np.concatenate([np.full((3, *SIZE, 3), 40, np.uint8), clip[0]])
     labels = segmenter.segment(iter(frames) if live else frames, first_mask=bright())
     found = bright().segment(frames)
@@ -174,7 +174,7 @@ def test_another_model_finds_the_first_object(segmenter, clip, live):
         segmenter.segment(iter(dark) if live else dark, first_mask=bright())
 
 
-def test_without_a_mask_nothing_can_be_followed_and_others_want_none(segmenter, clip):
+def test_first_mask_is_required_only_by_prompted_models(segmenter, clip):
     frames, truth = clip
     with pytest.raises(UserError, match="needs a mask of the objects.*--first-mask"):
         segmenter.segment(frames)
@@ -185,7 +185,7 @@ def test_without_a_mask_nothing_can_be_followed_and_others_want_none(segmenter, 
 
 
 @pytest.mark.slow
-def test_cfbi_is_driven_by_one_program_and_its_past_does_not_depend_on_the_room():
+def test_cfbi_compiles_once_and_its_state_is_independent_of_slots():
     frames, truth = squares(4, objects=4)
     model = build("cfbi", max_objects=4, depths=(1, 1, 1, 1), width=4, features=16, embedding=8, short_side=33,
                   references=2, ensembler=False, instance_attention=False)

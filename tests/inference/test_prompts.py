@@ -1,4 +1,4 @@
-"""Masks that are given: what can be used, what is refused, and which of them counts."""
+"""First masks: accepted and rejected input, the choice of masks, and resuming."""
 
 from types import SimpleNamespace
 
@@ -75,44 +75,44 @@ def _zero(value=0):
      "Key 10 of a mask is not a frame; the video has 10 frames. Use the name of a frame or its index"),
     (lambda at: {True: _many(1)}, "Key True of a mask"),
 ])
-def test_what_cannot_be_used_is_said(folder, tmp_path, make, words):
+def test_invalid_first_masks_are_rejected(folder, tmp_path, make, words):
     with pytest.raises(UserError, match=words) as caught:
         ObjectRegistry(make(tmp_path), open_source(folder))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("index", [0, 9])
-def test_a_mask_of_another_size_is_refused_before_anything_is_written(segmenter, folder, tmp_path, index):
+def test_mask_of_wrong_size_is_rejected_before_any_output(segmenter, folder, tmp_path, index):
     masks = {0: _many(2), index: np.ones((33, 48), np.uint8)}
     with pytest.raises(UserError, match=rf"frame {index} is 48x33 .width x height., but the frames are 48x32"):
         segment_to_folder(segmenter, open_source(folder), tmp_path / "out", prompts=PromptOptions(masks))
     assert not (tmp_path / "out").exists()
 
 
-def test_all_eighty_objects_have_a_place(folder):
+def test_eighty_objects_get_slots(folder):
     objects = ObjectRegistry(_many(80), open_source(folder))
     slots = objects.register(0, list(open_source(folder))[:1], 1)
     assert slots.max() == 80 and objects.grow_slots(10) == (80, "80 objects: 80 slots from frame 00000 on.")
     assert objects.grow_slots(10) == (80, None)
     other = ObjectRegistry(_many(80), open_source(folder))
     other.register(0, list(open_source(folder))[:1], 1)
-    assert other.grow_slots(50)[0] == 80  # not a hundred
+    assert other.grow_slots(50)[0] == 80  # capped at 80, not doubled to 100
     np.testing.assert_array_equal(objects.slot_to_id[slots[0]], _many(80))
 
 
-def test_places_go_by_ids_and_later_objects_stand_behind(folder):
+def test_slots_follow_ids_and_later_objects_are_appended(folder):
     masks = {0: np.where(_many(2) == 1, 9, _many(2)), 4: np.where(_many(2) == 1, 5, _many(2))}
     frames, objects = list(open_source(folder)), None
     objects = ObjectRegistry(masks, open_source(folder))
     assert objects.register(2, frames[2:4], 4) is None
     first, later = objects.register(0, frames[:2], 4), objects.register(4, frames[4:8], 4)
     assert first.shape == (4, *SIZE) and (first[0] == np.array([0, 2, 1])[_many(2)]).all() and not first[1:].any()
-    np.testing.assert_array_equal(later[0], 3 * (_many(2) == 1))  # 2 is known: what this mask says of it is left out
+    np.testing.assert_array_equal(later[0], 3 * (_many(2) == 1))  # pixels of the known object 2 are ignored
     assert [entry.id for entry in objects.entries] == [2, 9, 5] and list(objects.slot_to_id[:5]) == [0, 2, 9, 5, 0]
     assert [entry.frame for entry in objects.entries_before(4)] == ["00000", "00000"] and not objects.unused_ids
 
 
-def test_a_frame_with_two_masks_is_refused(folder):
+def test_two_masks_of_one_frame_are_rejected(folder):
     objects = ObjectRegistry({0: _many(2), 3: _many(3), "00003": _many(4)}, open_source(folder))
     frames = list(open_source(folder))
     objects.register(0, frames[:3], 3)
@@ -120,7 +120,7 @@ def test_a_frame_with_two_masks_is_refused(folder):
         objects.register(3, frames[3:], 7)
 
 
-def test_in_python_what_is_said_of_masks_is_a_warning(segmenter, folder):
+def test_python_api_reports_mask_notes_as_warnings(segmenter, folder):
     frames = np.stack([frame.image for frame in open_source(folder)])
     mask = _many(2)
     mask[0, :2] = 255
@@ -131,7 +131,7 @@ def test_in_python_what_is_said_of_masks_is_a_warning(segmenter, folder):
 
 
 @pytest.mark.slow
-def test_what_a_training_had_room_for_is_no_limit(tmp_path):
+def test_max_objects_of_training_does_not_limit_inference(tmp_path):
     model = build("cfbi", **SMALL | {"max_objects": 2})
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), expected_variables(model))
     checkpoints.save(tmp_path / "weights", "cfbi", model, variables, "a test")
@@ -141,7 +141,7 @@ def test_what_a_training_had_room_for_is_no_limit(tmp_path):
         load(weights=tmp_path / "weights", max_objects=81)
 
 
-def test_void_is_no_object_and_is_told(folder):
+def test_void_is_reported_and_is_not_an_object(folder):
     mask = _many(2)
     mask[:5] = 255
     objects = ObjectRegistry({0: mask, 3: np.where(mask == 1, 7, mask)}, open_source(folder))
@@ -151,25 +151,25 @@ def test_void_is_no_object_and_is_told(folder):
     assert (first[:5] == 255).all() and set(np.unique(first[5:])) == {0, 1, 2} and set(np.unique(later)) == {0, 3}
 
 
-def test_a_folder_of_all_videos_holds_one_for_each(folder, tmp_path):
+def test_mask_folder_may_have_a_subfolder_per_video(folder, tmp_path):
     _save(tmp_path / "clip/00000.png", _many(3))
     source = open_source(folder)
     assert ObjectRegistry(tmp_path, source).identity == ObjectRegistry(tmp_path / "clip", source).identity
 
 
-def test_frames_of_a_video_file_are_named_by_number(clip, tmp_path):
+def test_masks_of_unnamed_frames_match_by_number(clip, tmp_path):
     _save(tmp_path / "masks/3.png", _many(2))
     _gray(tmp_path / "masks/00007.png", np.uint8(3) * (_many(2) > 1))
     objects = ObjectRegistry(tmp_path / "masks", open_source(clip[0]))
     frames = list(open_source(clip[0]))
     assert objects.register(3, frames[3:4], 1).max() == 2 and objects.unused_ids == [3]
-    assert objects.register(7, frames[7:8], 1).max() == 3  # its gray levels are numbers, as those beside it show
+    assert objects.register(7, frames[7:8], 1).max() == 3  # gray levels are ids because the other mask is indexed
     with pytest.raises(UserError, match="masks of the same frame"):
         _save(tmp_path / "masks/03.png", _many(2))
         ObjectRegistry(tmp_path / "masks", open_source(clip[0]))
 
 
-def test_the_digest_tells_masks_apart_by_what_they_say(folder, tmp_path):
+def test_mask_identity_depends_on_content(folder, tmp_path):
     def digest(first_mask):
         return ObjectRegistry(first_mask, open_source(folder)).identity
 
@@ -178,7 +178,7 @@ def test_the_digest_tells_masks_apart_by_what_they_say(folder, tmp_path):
     assert len({same, digest(_many(2)), digest({1: _many(3)}), digest({0: _many(3), 1: _many(3)})}) == 4
 
 
-def test_palette_and_ids_are_kept(segmenter, clip, folder, tmp_path):
+def test_palette_and_ids_are_preserved(segmenter, clip, folder, tmp_path):
     palette = np.random.default_rng(0).integers(1, 256, (256, 3)).astype(np.uint8)
     palette[0] = 0
     first = np.array([0, 200, 3, 30], np.uint8)[clip[1][0]]
@@ -212,14 +212,14 @@ def _interrupted(segmenter, folder, output, at, **options):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on_with_the_same_objects(clip, folder, tmp_path):
+def test_resumed_run_keeps_its_objects(clip, folder, tmp_path):
     truth = clip[1]
     masks = {0: np.uint8(7) * (truth[0] == 3), 4: truth[4] * (truth[4] < 3)}
     segmenter = following(max_objects=2)
     options = {"prompts": PromptOptions(masks), "chunk": 2, "save_every": 0,
                "outputs": OutputOptions(soft=True, overlay=False)}
     segment_to_folder(segmenter, open_source(folder), tmp_path / "whole", **options)
-    for at in (3, 5, 9):  # before the second mask, while it is on its way, and behind it
+    for at in (3, 5, 9):  # before, in and after the chunk of the second mask
         output = tmp_path / f"out{at}"
         _interrupted(segmenter, folder, output, at, **options)
         run = segment_to_folder(segmenter, open_source(folder), output, resume=True, **options)
@@ -228,7 +228,7 @@ def test_an_interrupted_run_goes_on_with_the_same_objects(clip, folder, tmp_path
         assert contents(output) == contents(tmp_path / "whole")
 
 
-def test_a_run_with_another_mask_is_not_gone_on_with(segmenter, clip, folder, tmp_path):
+def test_resume_rejects_another_first_mask(segmenter, clip, folder, tmp_path):
     options = {"chunk": 2, "save_every": 0, "outputs": OutputOptions(overlay=False)}
     first = clip[1][0]
     _interrupted(segmenter, folder, tmp_path / "out", 5, prompts=PromptOptions(first), **options)
@@ -241,7 +241,7 @@ def test_a_run_with_another_mask_is_not_gone_on_with(segmenter, clip, folder, tm
                           prompts=PromptOptions(first), **options)
 
 
-def test_what_another_model_found_is_gone_on_with(segmenter, clip, tmp_path):
+def test_resume_keeps_automatic_first_mask(segmenter, clip, tmp_path):
     frames = np.concatenate([np.broadcast_to(COLORS[0], (4, *SIZE, 3)).astype(np.uint8), clip[0]])
     folder = save_frames(tmp_path / "late", frames)
     options = {"prompts": PromptOptions(bright()), "chunk": 2, "save_every": 0, "outputs": OutputOptions(overlay=False)}
@@ -257,8 +257,8 @@ def test_what_another_model_found_is_gone_on_with(segmenter, clip, tmp_path):
 
 @pytest.mark.parametrize(("inputs", "seen"), [(("frame",), [[0], [1], [2]]),
                                               (("frame", "flow"), [[0], [0, 1], [1, 2]])])
-def test_a_model_that_sees_motion_looks_at_pairs_of_a_stream(inputs, seen):
-    # Only an object that moved between two frames would be found; a frame alone has no motion.
+def test_flow_model_searches_stream_in_frame_pairs(inputs, seen):
+    # A flow model needs two frames; a single frame has no motion.
     looks = []
 
     def segment(frames):

@@ -1,4 +1,4 @@
-"""A run that is interrupted, anywhere, ends with the files that it would have made."""
+"""Resuming: a run interrupted at any point ends with the files of an uninterrupted run."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def segment(segmenter, frames, output, **changes):
 
 
 def interrupted(segmenter, frames, output, at, **changes):
-    """Ends a run at a frame as Ctrl-C does in a program that knows nothing of signals."""
+    """Interrupts a run at a frame with KeyboardInterrupt, as Ctrl-C does without a signal handler."""
     seen = []
 
     def on_frame():
@@ -55,7 +55,7 @@ def interrupted(segmenter, frames, output, at, **changes):
 
 
 @pytest.mark.parametrize("stops", [(1,), (4,), (5,), (6, 13), (18,), (9, 3, 17)])
-def test_an_interrupted_run_goes_on_and_makes_the_same_files(segmenter, frames, tmp_path, stops):
+def test_resumed_run_writes_the_same_files(segmenter, frames, tmp_path, stops):
     segment(segmenter, frames, tmp_path / "undisturbed", resume=False)
     for at in stops:
         interrupted(segmenter, frames, tmp_path / "out", at)
@@ -67,21 +67,21 @@ def test_an_interrupted_run_goes_on_and_makes_the_same_files(segmenter, frames, 
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
 
-def test_a_run_that_saves_rarely_saves_when_it_is_interrupted(segmenter, frames, tmp_path):
+def test_interrupt_saves_the_state(segmenter, frames, tmp_path):
     interrupted(segmenter, frames, tmp_path / "out", 15, save_every=1000)
     assert segment(segmenter, frames, tmp_path / "out")["resumed"] == 12
     segment(segmenter, frames, tmp_path / "undisturbed")
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
 
-def test_without_its_state_a_run_would_come_out_differently(frames):
-    """Else the test above would show nothing."""
+def test_restart_without_state_gives_different_masks(frames):
+    """Control for the tests above: the masks depend on the state."""
     segmenter = remembering()
     whole = segmenter.segment(noise(18), chunk=4)
     assert (segmenter.segment(noise(18)[8:], chunk=4) != whole[8:]).mean() > 0.01
 
 
-def test_a_reference_behind_the_first_frame_is_in_the_state(frames, tmp_path):
+def test_state_includes_later_references(frames, tmp_path):
     segmenter = remembering(references=3)
     segment(segmenter, frames, tmp_path / "undisturbed")
     interrupted(segmenter, frames, tmp_path / "out", 9)
@@ -96,7 +96,7 @@ def test_a_reference_behind_the_first_frame_is_in_the_state(frames, tmp_path):
     ({"outputs": dataclasses.replace(OUTPUTS, cutout=None)}, "cutout"),
     ({"clip": ClipOptions(every=2)}, "every"),
 ])
-def test_an_unfinished_run_that_does_not_agree_is_started_over(segmenter, frames, tmp_path, changes, named):
+def test_unfinished_run_with_other_options_starts_over(segmenter, frames, tmp_path, changes, named):
     interrupted(segmenter, frames, tmp_path / "out", 9)
     said = []
     run = segment(segmenter, frames, tmp_path / "out", say=said.append, **changes)
@@ -106,7 +106,7 @@ def test_an_unfinished_run_that_does_not_agree_is_started_over(segmenter, frames
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
-def test_other_weights_hyper_parameters_and_frames_do_not_agree(frames, tmp_path):
+def test_signature_covers_weights_hyper_parameters_and_frames(frames, tmp_path):
     def signature(segmenter, frames):
         source = open_source(frames)
         return resume.run_signature(segmenter, source, next(iter(source)), 4, {}, {})
@@ -123,7 +123,7 @@ def test_other_weights_hyper_parameters_and_frames_do_not_agree(frames, tmp_path
     assert resume.differences(ours, signature(remembering(), other)) == ["video"]
     shorter = save_frames(tmp_path / "shorter/clip", noise(18)[:17])
     assert resume.differences(ours, signature(remembering(), shorter)) == ["video"]
-    # Another machine goes on with nothing, but knows what is finished.
+    # A run cannot be resumed on another machine, but is recognized there as finished.
     elsewhere = ours | {"device": "abacus", "versions": {}}
     assert "device" in resume.differences(elsewhere, ours)
     assert resume.differences(elsewhere, ours, finished=True) == []
@@ -137,7 +137,7 @@ def _flip(data):
 @pytest.mark.parametrize("damage", [
     lambda data: b"", lambda data: data[:100], lambda data: data[:-1000], _flip, lambda data: b"garbage" * 1000,
 ], ids=["empty", "head", "tail", "flipped", "garbage"])
-def test_a_damaged_state_is_said_and_the_run_started_over(segmenter, frames, tmp_path, damage):
+def test_damaged_state_is_reported_and_run_starts_over(segmenter, frames, tmp_path, damage):
     interrupted(segmenter, frames, tmp_path / "out", 9)
     path = tmp_path / "out" / STATE
     path.write_bytes(damage(path.read_bytes()))
@@ -148,7 +148,7 @@ def test_a_damaged_state_is_said_and_the_run_started_over(segmenter, frames, tmp
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
-def test_masks_that_are_gone_are_made_again(segmenter, frames, tmp_path):
+def test_missing_masks_restart_the_run(segmenter, frames, tmp_path):
     interrupted(segmenter, frames, tmp_path / "out", 9)
     for path in (tmp_path / "out/masks").glob("0000[2-9].png"):
         path.unlink()
@@ -157,7 +157,7 @@ def test_masks_that_are_gone_are_made_again(segmenter, frames, tmp_path):
     assert "masks are missing" in said[0] and len(list((tmp_path / "out/masks").iterdir())) == 18
 
 
-def test_a_finished_run_is_left_alone(segmenter, frames, tmp_path):
+def test_finished_run_is_not_changed(segmenter, frames, tmp_path):
     def files():
         return {path: (path.stat().st_mtime_ns, path.read_bytes())
                 for path in (tmp_path / "out").rglob("*") if path.is_file()}
@@ -172,7 +172,7 @@ def test_a_finished_run_is_left_alone(segmenter, frames, tmp_path):
     assert segment(segmenter, frames, tmp_path / "out", chunk=2, overwrite=True)["chunk"] == 2
 
 
-def test_a_frame_that_stopped_a_run_may_be_skipped_by_the_next(segmenter, tmp_path):
+def test_resume_can_skip_the_broken_frame(segmenter, tmp_path):
     frames = save_frames(tmp_path / "clip", noise(12))
     (frames / "00009.png").write_bytes(b"not a picture")
     with pytest.raises(UserError, match="00009.*9 masks are kept.*--resume"):
@@ -185,13 +185,13 @@ def test_a_frame_that_stopped_a_run_may_be_skipped_by_the_next(segmenter, tmp_pa
     assert (masks / "00010.png").read_bytes() != (masks / "00008.png").read_bytes()
 
 
-def test_what_can_be_read_only_once_cannot_be_resumed(segmenter, tmp_path):
+def test_iterator_cannot_be_resumed(segmenter, tmp_path):
     with pytest.raises(UserError, match="--resume.*iterator"):
         segment_to_folder(segmenter, open_source(iter(noise(3))), tmp_path / "out", resume=True)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_state_keeps_every_bit_of_every_dtype(frames, tmp_path):
+def test_state_round_trip_is_bit_exact(frames, tmp_path):
     segmenter = remembering(dtype=jnp.bfloat16)
     source = open_source(frames)
     first = next(iter(source))
@@ -231,7 +231,7 @@ def times(folder):
 
 
 def check_killed_run(folder, kills):
-    """Kills a run at random moments, the ``True`` ones while it writes the state; its files must be the same."""
+    """Kills a run at random times, or while it writes the state where ``kills`` is true, and compares the files."""
     frames = save_frames(folder / "clip", noise(60))
     segment(remembering(), frames, folder / "undisturbed")
     rng, output, reached = random.Random(0), folder / "killed", []
@@ -246,10 +246,10 @@ def check_killed_run(folder, kills):
         else:
             wait_for(lambda before=known: times(masks) != before, process)
             time.sleep(rng.uniform(0, 0.5))
-        assert process.poll() is None, process.stdout.read()  # else this would have tested nothing
+        assert process.poll() is None, process.stdout.read()  # the run must still be active when it is killed
         process.kill()
         process.wait()
-        assert len(list(masks.glob("*.png"))) >= done  # what was done is kept
+        assert len(list(masks.glob("*.png"))) >= done  # finished masks are kept
         reached.append(done)
     run = segment(remembering(), frames, output)
     assert run["finished"] is True and run["resumed"] > 0 and len(set(reached)) > len(kills) // 2
@@ -257,12 +257,12 @@ def check_killed_run(folder, kills):
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_moments_makes_the_same_files(tmp_path):
+def test_run_killed_at_random_times_writes_the_same_files(tmp_path):
     check_killed_run(tmp_path, (False, True))
 
 
 @pytest.mark.slow
-def test_of_two_processes_one_wins_and_a_killed_one_hinders_nobody(tmp_path):
+def test_lock_excludes_second_process_and_ends_with_its_owner(tmp_path):
     frames = save_frames(tmp_path / "clip", noise(60))
     first = start(frames, tmp_path / "out", SLOW="1")
     wait_for(lambda: (tmp_path / "out/masks/00000.png").exists(), first)

@@ -33,7 +33,7 @@ def _folder(path, frames):
 
 
 @pytest.mark.slow
-def test_folder_gives_masks_named_after_frames_overlay_and_run_json(segmenter, tmp_path):
+def test_folder_gives_masks_overlay_and_run_json(segmenter, tmp_path):
     frames = clip(5)
     source = _folder(tmp_path / "clip", frames)
     seen = []
@@ -55,7 +55,7 @@ def test_folder_gives_masks_named_after_frames_overlay_and_run_json(segmenter, t
     assert run["hyper_parameters"]["width"] == 8 and "jax" in run["versions"]
 
 
-def test_video_file_gives_five_digit_names_and_its_rate(segmenter, tmp_path):
+def test_video_file_gives_five_digit_names_and_frame_rate(segmenter, tmp_path):
     with VideoWriter(tmp_path / "clip.mp4", 12.5) as writer:
         for frame in clip(4):
             writer.write(frame)
@@ -68,7 +68,7 @@ def test_video_file_gives_five_digit_names_and_its_rate(segmenter, tmp_path):
         assert float(video.streams.video[0].average_rate) == 12.5
 
 
-def test_results_are_replaced_only_when_asked_and_only_by_a_run_that_works(segmenter, tmp_path):
+def test_overwrite_replaces_results_only_after_a_readable_frame(segmenter, tmp_path):
     out = tmp_path / "out"
     segment_to_folder(segmenter, open_source(clip(3)), out)
     with pytest.raises(UserError, match="already holds results.*--overwrite"):
@@ -82,7 +82,7 @@ def test_results_are_replaced_only_when_asked_and_only_by_a_run_that_works(segme
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 16])
-def test_a_run_that_breaks_off_keeps_its_masks_and_says_it_is_unfinished(segmenter, tmp_path, chunk):
+def test_failed_run_keeps_masks_and_is_marked_unfinished(segmenter, tmp_path, chunk):
     source = _folder(tmp_path / "clip", [*clip(4), np.zeros((9, 9, 3), np.uint8)])
     with pytest.raises(UserError, match="frame4"):
         segment_to_folder(segmenter, open_source(source), tmp_path / "out", chunk=chunk)
@@ -97,7 +97,7 @@ def _length(video):
         return sum(1 for _ in container.decode(video=0))
 
 
-def test_a_full_disk_is_one_sentence_that_says_what_is_kept(segmenter, tmp_path, monkeypatch):
+def test_full_disk_error_names_kept_masks(segmenter, tmp_path, monkeypatch):
     def full_at_the_fourth(path, *labels):
         if path.name == "frame3.png":
             raise write_error(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
@@ -114,7 +114,7 @@ def test_a_full_disk_is_one_sentence_that_says_what_is_kept(segmenter, tmp_path,
     assert "\n" not in str(caught.value) and run["frames"] == kept >= 3
 
 
-def test_a_video_that_vanishes_is_one_sentence_that_says_what_is_kept(segmenter, tmp_path):
+def test_deleted_input_error_names_kept_masks(segmenter, tmp_path):
     source = _folder(tmp_path / "clip", clip(30))
     with pytest.raises(UserError, match="frame.*No such file.* kept in .*--resume"):
         segment_to_folder(segmenter, open_source(source), tmp_path / "out",
@@ -123,7 +123,7 @@ def test_a_video_that_vanishes_is_one_sentence_that_says_what_is_kept(segmenter,
 
 
 def _after(frames, number):
-    """A question that is answered by a signal's number from some frame on."""
+    """Returns a ``stop`` callback that gives the signal number from the call ``frames`` on."""
     asked = []
 
     def stop():
@@ -134,7 +134,7 @@ def _after(frames, number):
 
 
 @pytest.mark.parametrize(("number", "code", "name"), [(2, 130, "SIGINT"), (15, 143, "SIGTERM")])
-def test_a_signal_ends_a_run_after_a_frame(segmenter, tmp_path, number, code, name):
+def test_signal_stops_run_after_current_frame(segmenter, tmp_path, number, code, name):
     with pytest.raises(Interrupted, match="3 masks are kept in .*--resume to continue") as caught:
         segment_to_folder(segmenter, open_source(clip(9)), tmp_path / "out", stop=_after(3, number))
     run = json.loads((tmp_path / "out/run.json").read_text())
@@ -142,7 +142,7 @@ def test_a_signal_ends_a_run_after_a_frame(segmenter, tmp_path, number, code, na
     assert _length(tmp_path / "out/overlay.mp4") == 3
 
 
-def test_a_signal_finishes_a_live_source(segmenter, tmp_path):
+def test_signal_finishes_live_source(segmenter, tmp_path):
     def camera():
         while True:
             yield clip(1)[0]
@@ -151,8 +151,8 @@ def test_a_signal_finishes_a_live_source(segmenter, tmp_path):
     assert run["finished"] is True and run["source"]["frames"] == _length(tmp_path / "out/overlay.mp4") == 3
 
 
-def test_a_signal_is_the_reason_where_it_broke_the_source_too(segmenter, tmp_path):
-    """Ctrl-C goes to all programs of a pipe."""
+def test_signal_takes_precedence_over_source_error(segmenter, tmp_path):
+    """Ctrl-C signals every process of a pipeline."""
     def frames():
         yield from clip(3)
         raise OSError("pipe broke")
@@ -162,7 +162,7 @@ def test_a_signal_is_the_reason_where_it_broke_the_source_too(segmenter, tmp_pat
 
 
 @pytest.mark.slow
-def test_frames_that_cannot_be_decoded_are_named_in_run_json(segmenter, tmp_path):
+def test_skipped_frames_are_listed_in_run_json(segmenter, tmp_path):
     source = _folder(tmp_path / "clip", clip(5))
     (source / "frame2.png").write_bytes(b"")
     run = segment_to_folder(segmenter, open_source(source, ClipOptions(on_error="skip")), tmp_path / "out",
@@ -174,7 +174,7 @@ def test_frames_that_cannot_be_decoded_are_named_in_run_json(segmenter, tmp_path
     assert rows[3].split(",")[1] == rows[2].split(",")[1] and len(rows) == 6
 
 
-def test_all_that_is_asked_for_is_made_and_named(segmenter, tmp_path):
+def test_requested_outputs_are_written_and_listed(segmenter, tmp_path):
     run = segment_to_folder(segmenter, open_source(clip(3)), tmp_path / "out",
                             outputs=OutputOptions(overlay=False, soft=True, json=True, cutout="png"))
     assert set(run["results"]) == {p.name for p in (tmp_path / "out").iterdir()}
@@ -183,7 +183,7 @@ def test_all_that_is_asked_for_is_made_and_named(segmenter, tmp_path):
     assert run["references"] == "first frame" and run["peak_memory_mib"] > 50
 
 
-def test_output_that_cannot_be_written_is_refused_at_once(tmp_path):
+def test_output_path_that_is_a_file_is_rejected(tmp_path):
     (tmp_path / "file").write_text("precious")
     for output in (tmp_path / "file", tmp_path / "file/below"):
         with pytest.raises(UserError, match="is a file"):
@@ -192,24 +192,24 @@ def test_output_that_cannot_be_written_is_refused_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["../there/new", "../there"])
-def test_a_folder_that_cannot_be_written_is_named_as_the_user_does(tmp_path, monkeypatch, folder):
+def test_unwritable_folder_is_named_as_given(tmp_path, monkeypatch, folder):
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    # Whoever runs this test may be allowed to write everywhere, so nobody is.
+    # Root may write everywhere, so write access is denied by a patch.
     monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)
     with pytest.raises(UserError, match=r"'\.\./there' is not writable \((permission denied|the file system is )"):
         check_output(folder, True)
 
 
-def test_results_among_the_frames_are_no_frames(segmenter, tmp_path):
+def test_results_in_frame_folder_are_not_read_as_frames(segmenter, tmp_path):
     frames = _folder(tmp_path / "clip", clip(2))
     for how in ({}, {"resume": True}, {"overwrite": True}):
         run = segment_to_folder(segmenter, open_source(frames), frames,
                                 outputs=OutputOptions(json=True, soft=True, cutout="webm"), **how)
         assert run["source"]["frames"] == 2 and (frames / "overlay.mp4").exists() and (frames / "cutout.webm").exists()
         assert list_sources([str(frames)]) == [str(frames)]
-    # Nor are they videos, in a folder of nothing else; of what no run has made, all counts.
+    # A result folder contains no input videos; without run.json it is an ordinary folder.
     segment_to_folder(segmenter, open_source(frames), tmp_path / "out")
     with pytest.raises(UserError, match="has neither videos, nor frames"):
         list_sources([str(tmp_path / "out")])
@@ -217,7 +217,7 @@ def test_results_among_the_frames_are_no_frames(segmenter, tmp_path):
     assert list_sources([str(tmp_path / "out")]) == [str(tmp_path / "out/overlay.mp4")]
 
 
-def test_overwrite_never_deletes_the_input_or_what_others_made(segmenter, tmp_path):
+def test_overwrite_never_deletes_input_or_foreign_files(segmenter, tmp_path):
     (tmp_path / "set").mkdir()
     frames = _folder(tmp_path / "set/masks", clip(3))
     with pytest.raises(UserError, match="was not written by uvos"):
@@ -228,7 +228,7 @@ def test_overwrite_never_deletes_the_input_or_what_others_made(segmenter, tmp_pa
     assert len(list(frames.iterdir())) == 3 and (tmp_path / "set/run.json").read_text() == "{}"
 
 
-def test_a_second_run_into_the_same_folder_is_refused_while_the_first_one_works(segmenter, tmp_path):
+def test_concurrent_run_into_same_folder_is_rejected(segmenter, tmp_path):
     def frames():
         yield clip(1)[0]
         with pytest.raises(UserError, match="already holds results"):
@@ -238,7 +238,7 @@ def test_a_second_run_into_the_same_folder_is_refused_while_the_first_one_works(
     assert segment_to_folder(segmenter, open_source(frames(), live=True), tmp_path / "out")["source"]["frames"] == 2
 
 
-def test_a_folder_that_another_run_has_claimed_without_a_result_yet_is_left_alone(segmenter, tmp_path):
+def test_locked_folder_without_results_is_not_changed(segmenter, tmp_path):
     (tmp_path / "out").mkdir()
     with (exclusive_lock(tmp_path / "out/.uvos.lock", "not expected"),
           pytest.raises(UserError, match="Another run is writing into .*out")):
@@ -248,7 +248,7 @@ def test_a_folder_that_another_run_has_claimed_without_a_result_yet_is_left_alon
     assert not (tmp_path / "out/.uvos.lock").exists()
 
 
-def test_an_unfinished_run_is_not_replaced_by_accident_either(segmenter, tmp_path):
+def test_unfinished_run_needs_resume_or_overwrite(segmenter, tmp_path):
     with pytest.raises(Interrupted):
         segment_to_folder(segmenter, open_source(clip(9)), tmp_path / "out", stop=_after(3, 2))
     with pytest.raises(UserError, match="unfinished run.*--resume.*--overwrite"):
@@ -256,7 +256,7 @@ def test_an_unfinished_run_is_not_replaced_by_accident_either(segmenter, tmp_pat
     assert len(list((tmp_path / "out/masks").iterdir())) == 3
 
 
-def test_a_run_without_a_first_frame_leaves_nothing(segmenter, tmp_path):
+def test_run_without_first_frame_writes_nothing(segmenter, tmp_path):
     with pytest.raises(UserError):
         segment_to_folder(segmenter, open_source(iter([np.zeros((4, 4), np.uint8)])), tmp_path / "new/out")
     assert not (tmp_path / "new/out").exists()
@@ -265,7 +265,7 @@ def test_a_run_without_a_first_frame_leaves_nothing(segmenter, tmp_path):
 def test_match_finds_the_pixel_with_the_same_embedding():
     rng = np.random.default_rng(0)
     anchor = rng.standard_normal((4, 5, 8)).astype(np.float32)
-    anchor *= 8 / np.linalg.norm(anchor, axis=-1, keepdims=True)  # equal lengths: a pixel is its own best match
+    anchor *= 8 / np.linalg.norm(anchor, axis=-1, keepdims=True)  # equal norms, so each pixel is its own best match
     shuffle = rng.permutation(20)
     frame = anchor.reshape(20, 8)[shuffle].reshape(4, 5, 8)
     points = np.array([[0, 0], [3, 4], [1, 2]])
@@ -274,7 +274,7 @@ def test_match_finds_the_pixel_with_the_same_embedding():
     assert ((weights > 0) & (weights <= 1)).all()
 
 
-def test_spread_points_lie_inside_and_apart():
+def test_spread_points_are_inside_the_mask_and_apart():
     mask = np.zeros((20, 30), bool)
     mask[5:15, 5:25] = True
     points = spread_points(mask, 5)
@@ -286,7 +286,7 @@ def test_spread_points_lie_inside_and_apart():
 
 
 @pytest.mark.slow
-def test_debug_pictures_are_written(segmenter, tmp_path):
+def test_debug_figures_are_written(segmenter, tmp_path):
     source = open_source(clip(5))
     segment_to_folder(segmenter, source, tmp_path / "out")
     paths = write_figures(segmenter, source, tmp_path / "out", 5)
@@ -295,7 +295,7 @@ def test_debug_pictures_are_written(segmenter, tmp_path):
         assert np.ptp(cv2.imread(str(path))) > 100
 
 
-def test_debug_is_refused_where_it_cannot_work(segmenter):
+def test_debug_is_rejected_for_iterators_and_base_net(segmenter):
     with pytest.raises(UserError, match="reads the video twice"):
         check_figures(segmenter, open_source(iter(clip(1))))
     with pytest.raises(UserError, match="this model lacks"):

@@ -27,7 +27,7 @@ def segmenter():
 def masks(segmenter):
     result = segmenter.segment(clip(21), chunk=1)
     share = (result == 1).mean(axis=(1, 2))
-    assert share.min() > 0.02 and share.max() < 0.98  # nothing below would mean much on empty masks
+    assert share.min() > 0.02 and share.max() < 0.98  # comparisons below need masks that are neither empty nor full
     return result
 
 
@@ -37,7 +37,7 @@ def _differing(a, b):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["paper", "official"])
-def test_chunk_sizes_give_the_same_masks(variant):
+def test_masks_do_not_depend_on_chunk_size(variant):
     segmenter = small_segmenter(variant)
     frames = clip(21)
     one, four, sixteen = (segmenter.segment(frames, chunk=c) for c in (1, 4, 16))
@@ -65,17 +65,17 @@ def test_equal_segmenters_share_compiled_programs():
     assert small_segmenter("official").engine((48, 72)) is not first.engine((48, 72))
 
 
-def test_a_segmenter_describes_itself(segmenter):
+def test_repr_names_model_and_options(segmenter):
     assert repr(segmenter).startswith("Segmenter(adnet, variant=paper, ") and "parameters" in repr(segmenter)
     assert repr(small_segmenter(scales=(0.75, 1), flip=True)).count("scales=(0.75, 1.0), flip=True") == 1
 
 
 @pytest.mark.slow
-def test_scan_equals_a_plain_loop_over_frames(segmenter, masks):
+def test_scan_equals_per_frame_prediction(segmenter, masks):
     model, seen = segmenter.model, (0, 7, 20)
     logits = against_the_first(model, segmenter.variables, clip(21)[np.array(seen)])
     for t, probability in zip(seen, np.asarray(model.to_native(logits, (48, 72)))[..., 0], strict=True):
-        assert _differing(probability > 0.5, masks[t] == 1) <= 1e-3  # a pixel or two within rounding of 0.5
+        assert _differing(probability > 0.5, masks[t] == 1) <= 1e-3  # a few pixels within rounding of 0.5
 
 
 @pytest.mark.slow
@@ -96,7 +96,7 @@ def test_scales_and_flips_average_separate_states():
     np.testing.assert_array_equal(result[clear], (mean > 0.5)[clear])
 
 
-def test_a_mirrored_video_gives_mirrored_masks_with_flip():
+def test_flip_is_equivariant_to_mirroring():
     segmenter = small_segmenter(flip=True)
     frames = clip(4)
     straight, mirrored = segmenter.segment(frames), segmenter.segment(frames[:, :, ::-1])
@@ -104,19 +104,20 @@ def test_a_mirrored_video_gives_mirrored_masks_with_flip():
     assert _differing(straight, mirrored) > 0.01  # the clip itself is not symmetric
 
 
-def test_stages_see_the_fused_score_and_keep_their_state(monkeypatch):
+def test_stages_get_the_fused_score_and_keep_state(monkeypatch):
     def from_the_third_frame(count, score, threshold, sight):
         assert sight.frame.shape == (*score.shape[1:3], 3) and sight.flow is None
         return count + 1, jnp.where(count >= 2, threshold + 1, score)
 
     monkeypatch.setitem(STAGES, "temporal_gate", (lambda size: jnp.zeros((), int), from_the_third_frame))
-    monkeypatch.setattr("uvos_jax.inference.segmenter.shared", lambda engine: engine)  # compiles with this stage
+    # Without the engine cache, so that this stage is compiled.
+    monkeypatch.setattr("uvos_jax.inference.segmenter.shared", lambda engine: engine)
     result = small_segmenter("official").segment(clip(6), chunk=4)
     assert (result[2:] == 1).all() and (result[:2] == 0).any()
 
 
 @pytest.mark.slow
-def test_fill_up_frames_leave_no_trace():
+def test_padding_frames_do_not_change_the_state():
     segmenter = small_segmenter("official")
     frames = clip(4, (120, 160))
     engine = segmenter.engine((120, 160))
@@ -132,7 +133,7 @@ def test_fill_up_frames_leave_no_trace():
 
 
 @pytest.mark.slow
-def test_a_stream_that_nobody_reads_on_ends_its_thread(segmenter):
+def test_abandoned_stream_ends_its_reader_thread(segmenter):
     def readers():
         return [thread for thread in threading.enumerate() if thread.name == "uvos-reader"]
 
@@ -148,7 +149,7 @@ def test_a_stream_that_nobody_reads_on_ends_its_thread(segmenter):
     assert not readers()
 
 
-def test_too_little_memory_is_said_in_a_sentence(segmenter, monkeypatch):
+def test_out_of_memory_is_a_user_error(segmenter, monkeypatch):
     def step(*arguments):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
 
@@ -158,14 +159,14 @@ def test_too_little_memory_is_said_in_a_sentence(segmenter, monkeypatch):
         small.segment(clip(1))
 
 
-def test_without_name_and_weights_it_is_the_packaged_network():
+def test_load_without_arguments_uses_packaged_weights():
     segmenter = load(short_side=65)
     name, model, variables = load_packaged(short_side=65)
     assert (segmenter.name, segmenter.model) == (name, model) and model.short_side == 65
     assert segmenter.weights_digest == digest(variables)
 
 
-def test_weights_of_the_package_have_names():
+def test_packaged_weights_are_loaded_by_name():
     assert packaged_names()[0] == "default"
     assert load(weights="default").weights_digest == load().weights_digest
     name = load().name
@@ -174,7 +175,7 @@ def test_weights_of_the_package_have_names():
         load("cfbi", weights="default")
 
 
-def test_a_live_source_is_answered_frame_by_frame(segmenter, masks):
+def test_live_source_is_processed_frame_by_frame(segmenter, masks):
     asked = []
 
     def camera():
@@ -183,13 +184,13 @@ def test_a_live_source_is_answered_frame_by_frame(segmenter, masks):
             yield frame
 
     for t, (frame, labels) in enumerate(segmenter.stream(camera(), live=True)):
-        assert asked == list(range(t + 1))  # the next frame was not waited for
+        assert asked == list(range(t + 1))  # no frame is read ahead
         np.testing.assert_array_equal(frame, clip(21)[t])
         assert _differing(labels, masks[t]) <= 1e-3
 
 
 @pytest.mark.slow
-def test_reading_ahead_is_bounded(segmenter):
+def test_read_ahead_is_bounded(segmenter):
     decoded = []
 
     class Frames(list):
@@ -200,13 +201,13 @@ def test_reading_ahead_is_bounded(segmenter):
 
     stream = segmenter.stream(Frames(clip(60)), chunk=2)
     for t, _ in enumerate(itertools.islice(stream, 20)):
-        # Answered: t + 1. In flight, in the queue and in the reader's hands: at most one chunk of two each, twice.
+        # t + 1 frames are yielded; at most 5 chunks of 2 are in flight, queued or being read.
         assert len(decoded) <= t + 1 + 5 * 2
     stream.close()
     assert len(decoded) < 60
 
 
-def test_an_error_in_the_reader_comes_out_after_the_frames_before_it(segmenter, tmp_path):
+def test_read_error_is_raised_after_preceding_frames(segmenter, tmp_path):
     frames = [*clip(4), np.zeros((20, 20, 3), np.uint8)]
     for i, frame in enumerate(frames):
         cv2.imwrite(str(tmp_path / f"{i:05d}.png"), frame)
@@ -218,7 +219,7 @@ def test_an_error_in_the_reader_comes_out_after_the_frames_before_it(segmenter, 
 
 
 @pytest.mark.slow
-def test_frames_before_a_failure_are_answered_at_any_chunk_size(segmenter, masks):
+def test_frames_before_a_failure_are_yielded_at_any_chunk_size(segmenter, masks):
     def frames():
         yield from clip(21)[:5]
         raise OSError("unplugged")
@@ -231,7 +232,7 @@ def test_frames_before_a_failure_are_answered_at_any_chunk_size(segmenter, masks
         assert len(done) == 5 and _differing(np.stack(done), masks[:5]) <= 1e-3
 
 
-def test_a_source_may_fill_one_buffer_again_and_again(segmenter, masks):
+def test_source_may_reuse_its_buffer(segmenter, masks):
     def frames():
         buffer = np.zeros((48, 72, 3), np.uint8)
         for frame in clip(21)[:6]:
@@ -241,17 +242,17 @@ def test_a_source_may_fill_one_buffer_again_and_again(segmenter, masks):
     assert _differing(segmenter.segment(frames(), chunk=4), masks[:6]) <= 1e-3
 
 
-def test_strips_that_would_blow_up_the_network_are_refused(segmenter):
+def test_extreme_aspect_ratio_is_rejected(segmenter):
     with pytest.raises(UserError, match="largest side allowed is 8192"):
         segmenter.segment(np.zeros((1, 4000, 3, 3), np.uint8))
 
 
-def test_masks_may_be_edited(segmenter):
+def test_streamed_masks_are_writable(segmenter):
     for _, labels in segmenter.stream(clip(1)):
         labels[:] = 7
 
 
-def test_video_of_one_frame_and_of_none(segmenter):
+def test_single_frame_and_empty_videos(segmenter):
     assert segmenter.segment(clip(1)).shape == (1, 48, 72)
     with pytest.raises(UserError, match="has no frames|no frame"):
         segmenter.segment(iter([]))
@@ -277,7 +278,7 @@ def test_bfloat16_is_close_to_float32(segmenter, masks):
     ({"name": "adnet", "weights": "random", "scales": "1", "depths": (1, 1, 1, 1), "width": 8}, "Scales"),
     ({"name": "adnet", "weights": "random", "scales": (0.0,), "depths": (1, 1, 1, 1), "width": 8}, "Scales"),
 ])
-def test_load_says_what_is_wrong(arguments, message):
+def test_load_rejects_invalid_arguments(arguments, message):
     with pytest.raises(UserError, match=message) as caught:
         load(**arguments)
     assert "\n" not in str(caught.value)
@@ -291,7 +292,7 @@ def test_ablation_nets_run(net):
 
 
 @pytest.mark.slow
-def test_real_frames_stream_and_chunk_alike(real_data):
+def test_stream_equals_segment_on_real_frames(real_data):
     segmenter = small_segmenter()
     folder = str(real_data / "davis2016/JPEGImages/480p/bear/0000?.jpg")
     streamed = [labels for _, labels in segmenter.stream(folder, chunk=1)]

@@ -1,4 +1,4 @@
-"""Engine of D-Net and T-Net, with a network that recognizes colors in place of the learned one."""
+"""Engine of D-Net and T-Net, with a color classifier in place of the learned network."""
 
 import dataclasses
 import json
@@ -24,12 +24,12 @@ from uvos_jax.video import OutputOptions, open_source, read_mask
 SIZE = 64, 96
 # The jitted functions of the engine.
 COMPILED = ("propose", "segment_targets", "add_sample", "update_targets", "start_target")
-# What the network knows as objects, RGB; all else is background.
+# Colors of objects, RGB; other colors are background.
 COLORS = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [250, 250, 20], [20, 250, 250]], np.uint8)
 
 
 class Colors(DTNet):
-    """Proposes every known color as an object, except in frames whose first pixel is black: there D-Net is blind."""
+    """Proposes every known color as an object; frames whose first pixel is black have no proposals."""
 
     max_tracks: int = 4
     max_proposals: int = 4
@@ -64,7 +64,7 @@ class Colors(DTNet):
                            ranks[:, None, None] + 1, 0).max(-1)
         score = jnp.take_along_axis(jnp.where(areas > 0, 0.5 + areas / (2 * areas.sum(-1, keepdims=True) + 1), 0),
                                     order, -1)[:, :self.max_proposals]
-        mistaken = (frame[:, 0, 1] < -1.5).all(-1)  # the second pixel: kinds are taken for the ones that follow
+        mistaken = (frame[:, 0, 1] < -1.5).all(-1)  # a black second pixel shifts every category by one
         kinds = (order[:, :self.max_proposals] + mistaken[:, None]) % len(COLORS)
         found = Proposals(labels.astype(jnp.uint8), score.astype(jnp.float32),
                       jnp.maximum((areas > 0).sum(-1) - self.max_proposals, 0).astype(jnp.int32),
@@ -82,7 +82,7 @@ class Colors(DTNet):
 
 
 def film(length, *boxes):
-    """Frames and labels; a box is (color, {frame: (top, left)}, height, width), later ones in front."""
+    """Returns frames and labels; a box is (color, {frame: (top, left)}, height, width), later ones are in front."""
     frames = np.full((length, *SIZE, 3), 120, np.uint8)
     labels = np.zeros((length, *SIZE), np.uint8)
     for number, (color, path, height, width) in enumerate(boxes, 1):
@@ -96,7 +96,7 @@ def film(length, *boxes):
 
 
 def walk(begin, end, length, first=0):
-    """Where a box is that goes from one corner to another."""
+    """Returns the positions {frame: (top, left)} of a box that moves linearly from ``begin`` to ``end``."""
     return {first + t: tuple(np.round(np.linspace(begin, end, length)[t]).astype(int)) for t in range(length)}
 
 
@@ -107,14 +107,14 @@ def segmenter():
 
 
 def like(engine, **changes):
-    """The engine with other fields that its compiled functions do not depend on."""
+    """Returns the engine with changed fields that its compiled functions do not depend on."""
     other = dataclasses.replace(engine, **changes)
     vars(other).update({name: getattr(engine, name) for name in COMPILED})
     return other
 
 
 def ids(labels, truth, number):
-    """The id that most pixels of an object have in each frame; None where it is not there."""
+    """Returns the majority id of an object's pixels in each frame; None where the object is absent."""
     found = []
     for its, true in zip(labels, truth, strict=True):
         pixels = its[true == number]
@@ -132,7 +132,7 @@ def test_ids_survive_crossing_and_absence(segmenter):
         seen = [i for i in ids(labels, truth, number) if i is not None]
         assert seen[0] > 0 and set(seen) == {seen[0]}
     assert len({ids(labels, truth, number)[0] for number in (1, 2, 3)}) == 3
-    # D-Net's masks are exact here, and every frame of an object is verified by one.
+    # D-Net's masks are exact here, and a proposal verifies every object in every frame.
     assert (labels > 0).tolist() == (truth > 0).tolist()
 
 
@@ -142,7 +142,7 @@ def test_t_net_segments_the_object_without_proposals(segmenter):
     labels = segmenter.segment(frames)
     for t in (3, 4):
         both = ((labels[t] == 1) & (truth[t] == 1)).sum()
-        assert both / ((labels[t] == 1) | (truth[t] == 1)).sum() > 0.6  # a coarse map, eight pixels a cell
+        assert both / ((labels[t] == 1) | (truth[t] == 1)).sum() > 0.6  # a coarse map with cells of eight pixels
     assert set(np.unique(labels)) == {0, 1}
 
 
@@ -158,7 +158,7 @@ def test_compiles_once_for_any_number_of_objects(segmenter):
     assert {name: getattr(engine, name)._cache_size() for name in compiled} == compiled
 
 
-def test_chunk_size_does_not_matter_and_a_run_continues_from_its_state(segmenter):
+def test_masks_do_not_depend_on_chunk_size_or_resuming(segmenter):
     frames, _ = film(6, (0, walk((8, 8), (28, 48), 6), 20, 20), (1, walk((40, 60), (4, 20), 6), 16, 16))
     whole = segmenter.segment(frames, chunk=6)
     np.testing.assert_array_equal(segmenter.segment(frames, chunk=1), whole)
@@ -166,7 +166,7 @@ def test_chunk_size_does_not_matter_and_a_run_continues_from_its_state(segmenter
     engine = segmenter.engine(SIZE)
     state, first = engine.step(segmenter.variables, engine.start(segmenter.variables, frames[:1]),
                                StepInputs(frames[:3], np.ones(3, bool)))
-    # As a stored state: nothing but arrays, of the shapes that the start has.
+    # A stored state consists of arrays with the shapes of the initial state.
     leaves = jax.tree.leaves(state)
     shapes = jax.eval_shape(engine.start, segmenter.variables, frames[:1])
     assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(shapes)] == [
@@ -227,10 +227,10 @@ def test_association_settings_come_from_the_model(segmenter):
     assert (verified[1].labels == truth).all()
     assert not (plain[1].labels[1:] == truth[1:]).all()  # T-Net's own masks are coarse
     first = (verified[0].states[0].targets.weights[0] > 0).sum()
-    assert first > 5 and (rigid[0].states[0].targets.weights[0] > 0).sum() == 5  # the samples of its start
+    assert first > 5 and (rigid[0].states[0].targets.weights[0] > 0).sum() == 5  # the initial samples
 
 
-def test_linking_by_overlap_loses_fast_objects(segmenter):
+def test_link_by_iou_loses_fast_objects(segmenter):
     frames, truth = film(4, (0, {0: (8, 4), 1: (8, 8), 2: (8, 60), 3: (8, 64)}, 20, 20))
     engine = like(segmenter.engine(SIZE), link_only=True)
     start = engine.start(segmenter.variables, frames[:1])
@@ -246,13 +246,13 @@ def _folder(frames, path):
     return path
 
 
-def test_tracks_json_holds_each_object_over_the_whole_video(segmenter, tmp_path):
+def test_tracks_json_contains_every_object(segmenter, tmp_path):
     there = walk((20, 4), (20, 60), 6)
     away = {t: (44, 30 + t) for t in (0, 1, 4, 5)}
     frames, truth = film(6, (0, there, 14, 14), (2, away, 12, 18))
     run = segment_to_folder(segmenter, open_source(_folder(frames, tmp_path / "clip")), tmp_path / "out")
     assert "tracks.json" in run["results"] and run["notes"] == {"nothing": 0, "crowded": 0}
-    large, small = json.loads((tmp_path / "out/tracks.json").read_text())  # the larger one was found first
+    large, small = json.loads((tmp_path / "out/tracks.json").read_text())  # the larger object gets id 1
     assert [large["id"], small["id"]] == [1, 2] and large["video_id"] == "clip"
     assert large["frames"] == ["000", "001", "004", "005"] and large["boxes"][2] == [34, 44, 18, 12]
     assert [entry is None for entry in large["segmentations"]] == [False, False, True, True, False, False]
@@ -263,7 +263,7 @@ def test_tracks_json_holds_each_object_over_the_whole_video(segmenter, tmp_path)
     assert small["score"] == pytest.approx(np.mean(small["scores"]), abs=1e-4)
 
 
-def test_a_video_without_objects_is_reported(segmenter, tmp_path):
+def test_video_without_objects_is_reported(segmenter, tmp_path):
     messages = []
     frames, _ = film(3)
     run = segment_to_folder(segmenter, open_source(_folder(frames, tmp_path / "clip")), tmp_path / "out",
@@ -273,9 +273,9 @@ def test_a_video_without_objects_is_reported(segmenter, tmp_path):
     assert not any(read_mask(path).any() for path in (tmp_path / "out/masks").iterdir())
 
 
-def test_an_interrupted_run_continues_with_the_same_targets(segmenter, tmp_path):
+def test_resumed_run_keeps_its_targets(segmenter, tmp_path):
     frames, _ = film(8, (0, walk((20, 4), (20, 60), 8), 14, 14), (1, walk((40, 60), (4, 20), 8), 16, 16))
-    frames[4:6, 0, 0] = 0  # T-Net's turn, so that its memories matter
+    frames[4:6, 0, 0] = 0  # no proposals, so the masks depend on T-Net's memories
     source = _folder(frames, tmp_path / "clip")
     segment_to_folder(segmenter, open_source(source), tmp_path / "whole", chunk=2)
     stopped = iter([None] * 4 + [15])
@@ -299,7 +299,7 @@ def test_validation_scores_each_object_with_its_best_proposal(segmenter):
     frames, truth = film(5, (0, walk((20, 4), (20, 60), 5), 14, 14), (2, {0: (44, 30), 1: (44, 31)}, 12, 18))
     store = MemoryStore("held-back", [("clip", frames, truth, None)])
     scores, _ = validate(segmenter, store, choose(store, None))
-    # Where an object is gone, an empty mask is right.
+    # An empty mask is correct where the object is absent.
     assert scores["J"] == scores["F"] == 1
     blind = frames.copy()
     blind[:, 0, 0] = 0
@@ -309,7 +309,7 @@ def test_validation_scores_each_object_with_its_best_proposal(segmenter):
 def test_category_of_a_track_is_the_majority_of_its_proposals(tmp_path):
     kinds = Segmenter("dtnet", Colors(categories=5), {"params": {"nothing": np.zeros(1, np.float32)}})
     frames, _ = film(5, (3, walk((8, 8), (12, 16), 5), 24, 24), (1, walk((40, 60), (36, 60), 5), 16, 24))
-    frames[2, 0, 1] = 0  # taken for other kinds once
+    frames[2, 0, 1] = 0  # wrong categories in one frame
     segment_to_folder(kinds, open_source(frames), tmp_path / "out", outputs=OutputOptions(overlay=False))
     tracks = json.loads((tmp_path / "out" / "tracks.json").read_text())
     assert [(track["id"], track["category_id"], len(track["frames"])) for track in tracks] == [(1, 4, 5), (2, 2, 5)]

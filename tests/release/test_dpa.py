@@ -1,4 +1,4 @@
-"""The rows of DPA's Table 1 that tests/models/test_dpa.py leaves out."""
+"""Training traces of the rows of DPA's Table 1 that tests/models/test_dpa.py omits."""
 
 import pytest
 
