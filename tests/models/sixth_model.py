@@ -1,7 +1,7 @@
-"""LumaNet, a small model in one file: what docs/adding_a_model.md walks through.
+"""LumaNet, a small model in one file: the example of docs/adding_a_model.md.
 
-It segments what differs from the first frame: features of a frame are compared with those of the first one, and the
-difference is classified pixel by pixel.
+It segments pixels that differ from the first frame: the absolute difference of the features of a frame and of the first
+frame is classified per pixel.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ class LumaNet(Model):
     Attributes:
         variant: "paper".
         features: Channels of the features.
-        short_side: The network's shorter side in pixels.
+        short_side: Shorter side of the network input in pixels.
         axis_name: Mapped axis over which batch norm statistics are shared in training.
         dtype: Computation dtype.
         remat: Unused; the network is small.
@@ -65,35 +65,35 @@ class LumaNet(Model):
         self.head = Conv(1, 1, use_bias=True, dtype=self.dtype, kernel_init=torch_default)
 
     def encode(self, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """``{"frame": [b, h, w, 3]}`` to ``{"features": [b, h, w, c]}``: everything that needs no other frame."""
+        """Computes ``{"features": [b, h, w, c]}`` from ``{"frame": [b, h, w, 3]}``, independently of other frames."""
         return {"features": self.stem(inputs["frame"])}
 
     @nn.nowrap
     def init_state(self, reference_features, reference_labels=None, native_size=None, max_objects=1) -> State:
-        """The state before the first step, from the features of the first frame."""
+        """State before the first step, from the features of the first frame."""
         del reference_labels, native_size, max_objects
         return State(reference_features["features"])
 
     def predict(self, state: State, features: Mapping[str, jax.Array]) -> tuple[jax.Array, dict]:
-        """Logits ``[b, h, w, 1]`` of one frame, and nothing to commit."""
+        """Logits ``[b, h, w, 1]`` of one frame, and an empty ``aux`` for ``commit``."""
         return self.head(jnp.abs(features["features"] - state.first)), {}
 
     def __call__(self, batch: Mapping[str, jax.Array], train: bool = False):
-        """The training forward: ``{"first", "frame"}`` to ``({"logits": [b, h, w, 1]}, intermediates)``."""
+        """Training forward pass: ``{"first", "frame"}`` to ``({"logits": [b, h, w, 1]}, intermediates)``."""
         both = self.stem(jnp.concatenate([batch["first"], batch["frame"]]), train)
         first, frame = jnp.split(both, 2)
         return {"logits": self.head(jnp.abs(frame - first))}, {"features": frame}
 
     @nn.nowrap
     def training_batch(self, clip: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Clips of two frames, ``[b, 2, h, w, 3]`` uint8 with labels ``[b, 2, h, w]``, to what ``__call__`` takes."""
+        """Clips of two frames ``[b, 2, h, w, 3]`` uint8 with labels ``[b, 2, h, w]`` to the inputs of ``__call__``."""
         size = clip["frames"].shape[2:4]
         first, frame = (preprocess(clip["frames"][:, i], size, self.preprocess) for i in range(2))
         return {"first": first, "frame": frame, "mask": clip["labels"][:, 1, ..., None] > 0}
 
     @nn.nowrap
     def loss(self, outputs, batch, step):
-        """Cross-entropy, ``([b] float32, {name: [b]})``."""
+        """Binary cross-entropy ``([b] float32, {name: [b]})``."""
         del step
         loss = binary_cross_entropy(outputs["logits"].astype(jnp.float32), batch["mask"])
         return loss, {"mask": loss}
@@ -105,12 +105,12 @@ class LumaNet(Model):
 
     @nn.nowrap
     def frame_size(self, native_size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
-        """The network's ``(height, width)``: the shorter side is ``short_side``, the aspect ratio is kept."""
+        """Network input ``(height, width)``: the shorter side is ``short_side``, the aspect ratio is kept."""
         return tuple(max(1, round(n * self.short_side * scale / min(native_size))) for n in native_size)
 
     @nn.nowrap
     def example_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a smallest batch for ``__call__``."""
+        """Shapes of the smallest batch for ``__call__``."""
         return dict.fromkeys(("first", "frame"), jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
 
     @nn.nowrap

@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str = ""):
-    """The only preset."""
+    """Returns the only preset."""
     del arg
     config = ConfigDict(convert_dict=False)
     config.model = {"name": "lumanet"}

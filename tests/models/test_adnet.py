@@ -1,4 +1,4 @@
-"""AD-Net: its contract, its rules for sizes and losses, and its numbers against PyTorch."""
+"""AD-Net: model contract, frame sizes, losses, and outputs and gradients against PyTorch."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ from uvos_jax.weights.convert import convert, expected_variables
 SMALL = {"depths": (1, 1, 2, 3), "width": 8, "aspp_features": 16, "embedding": 8, "hidden": 8}
 TINY = {"depths": (1, 1, 1, 1), "width": 2, "aspp_features": 4, "embedding": 4, "hidden": 4}
 
-# These programs run for milliseconds: compiling them well is what would take the time.
+# Compiling with optimizations would take longer than running the tests.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -27,7 +27,7 @@ def _frames(h, w, b=2, seed=0):
 
 
 def _arrays(shapes, seed=0):
-    """Values by PyTorch name: norm weights of both signs, running statistics away from 0 and 1."""
+    """Values by PyTorch key: norm weights of both signs, running statistics different from 0 and 1."""
     rng, arrays = np.random.default_rng(seed), {}
     for key, shape in shapes.items():
         if key.endswith("running_var"):
@@ -57,7 +57,7 @@ def _random_variables(model, seed=0):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("net", adnet.NETS)
-def test_steps_through_a_video_equal_the_training_forward(net):
+def test_recurrent_step_equals_training_forward(net):
     model = build("adnet", net=net, **TINY)
     variables, batch = _random_variables(model), _frames(49, 41)
 
@@ -68,7 +68,7 @@ def test_steps_through_a_video_equal_the_training_forward(net):
         features = model.apply(variables, {"frame": batch["frame"]}, method="encode")
         logits, aux = model.apply(variables, state, features, method="predict")
         after = model.commit(state, features, jnp.zeros((2, 49, 41), jnp.int32), aux)
-        # Another anchor, for the nets that look at it.
+        # Only nets with anchor attention depend on the anchor.
         noise = 9 * np.random.default_rng(7).standard_normal(state.anchor.shape).astype(np.float32)
         other, _ = model.apply(variables, adnet.State(noise), features, method="predict")
         return logits, state, after, other, model.apply(variables, batch)
@@ -82,14 +82,14 @@ def test_steps_through_a_video_equal_the_training_forward(net):
     assert (np.abs(np.asarray(other - logits)).max() > 1e-4 * scale) == (net in ("anchor", "concat", "full"))
 
 
-def test_first_frame_against_itself_diffuses_alike():
+def test_anchor_and_intra_diffusion_agree_on_first_frame():
     model = build("adnet", **TINY)
     frames = _frames(33, 41)["frame"]
     _, inner = quick_jit(model.apply)(_random_variables(model), {"anchor": frames, "frame": frames})
     np.testing.assert_allclose(inner["diffused_anchor"], inner["diffused_intra"], atol=1e-6)
 
 
-def test_loss_is_one_number_per_example_and_follows_the_examples():
+def test_loss_is_per_example_and_permutation_equivariant():
     model = build("adnet", **TINY)
     variables, batch = _random_variables(model), _frames(33, 41, b=3)
     batch["mask"] = np.random.default_rng(3).random((3, 30, 44, 1)) > 0.5
@@ -107,7 +107,7 @@ def test_loss_is_one_number_per_example_and_follows_the_examples():
     assert len(np.unique(np.asarray(total).round(4))) == 3
 
 
-def test_loss_of_known_logits():
+def test_loss_equals_hand_computed_value():
     model = build("adnet", **TINY)
     mask = np.zeros((1, 9, 9, 1), bool)
     mask[:, :, :4] = True
@@ -120,7 +120,7 @@ def test_loss_of_known_logits():
     assert set(parts) == {"logits"}
 
 
-def test_base_net_adds_its_auxiliary_head_to_the_loss():
+def test_base_net_loss_includes_auxiliary_head():
     model = build("adnet", net="base", **TINY)
     batch = _frames(33, 41) | {"mask": np.random.default_rng(3).random((2, 33, 41, 1)) > 0.5}
     outputs, inner = quick_jit(model.apply)(_random_variables(model), batch)
@@ -133,7 +133,7 @@ def test_base_net_adds_its_auxiliary_head_to_the_loss():
 
 
 @pytest.mark.slow
-def test_training_updates_statistics_of_both_frames_and_drops_channels():
+def test_training_updates_batch_statistics_and_drops_channels():
     model = build("adnet", **TINY | {"dropout": 0.5})
     variables, batch = _random_variables(model), _frames(33, 41)
 
@@ -147,7 +147,7 @@ def test_training_updates_statistics_of_both_frames_and_drops_channels():
     np.testing.assert_array_equal(first["logits"], again["logits"])
     assert np.abs(np.asarray(first["logits"] - other["logits"])).max() > 1e-4
     dropped = (np.asarray(inner["aspp"]) == 0).all((1, 2))
-    assert dropped.any() and not dropped.all()  # whole channels, per example
+    assert dropped.any() and not dropped.all()  # dropout of whole channels per example
     old = variables["batch_stats"]["backbone"]["bn1"]["mean"]
     kernel = variables["params"]["backbone"]["conv1"]["kernel"]
     both = np.concatenate([batch["anchor"], batch["frame"]])
@@ -163,14 +163,14 @@ def test_training_updates_statistics_of_both_frames_and_drops_channels():
                                0.9 * old + 0.1 * np.asarray(stem).mean((0, 1, 2)), atol=1e-5)
 
 
-def test_paper_averages_probabilities_and_official_logits():
+def test_paper_outputs_probabilities_and_official_logits():
     logits = jnp.array([-3.0, 0.2, 0.6, 4.0]).reshape(1, 2, 2, 1)
     paper, official = build("adnet"), build("adnet", variant="official")
     up = np.asarray(official.to_native(logits, (5, 7)))
     assert up.shape == (1, 5, 7, 1) and up.dtype == np.float32
     np.testing.assert_allclose(
         up[0, [0, 0, -1, -1], [0, -1, 0, -1], 0], [-3.0, 0.2, 0.6, 4.0], rtol=1e-6
-    )  # corners stay
+    )  # corners are kept
     np.testing.assert_allclose(up[0, 0, :, 0], np.linspace(-3, 0.2, 7), atol=1e-6)
     np.testing.assert_allclose(paper.to_native(logits, (5, 7)), 1 / (1 + np.exp(-up)), rtol=1e-5)
     assert paper.to_native(logits.astype(jnp.bfloat16), (3, 3)).dtype == jnp.float32
@@ -179,7 +179,7 @@ def test_paper_averages_probabilities_and_official_logits():
     assert official.to_native(logits, (2, 2))[0, 0, 1, 0] < official.threshold
 
 
-def test_variants_differ_in_rounding_and_gate():
+def test_variants_differ_in_resize_and_postprocess():
     paper, official = build("adnet"), build("adnet", variant="official")
     assert (paper.preprocess.resize, official.preprocess.resize) == ("smooth", "opencv")
     assert (paper.postprocess, official.postprocess) == ((), ("temporal_gate",))
@@ -204,7 +204,7 @@ def test_frame_sizes(native, scale, paper, official):
 
 
 @pytest.mark.parametrize("short_side", [9, 65, 240, 481])
-def test_frame_sizes_align_and_keep_the_aspect(short_side):
+def test_frame_sizes_are_aligned_and_keep_aspect_ratio(short_side):
     model = build("adnet", short_side=short_side)
     for native in ((480, 854), (1, 1), (720, 576), (33, 2000), (2160, 3840)):
         for scale in (0.01, 0.75, 1.0, 1.5):
@@ -215,21 +215,21 @@ def test_frame_sizes_align_and_keep_the_aspect(short_side):
         assert abs(max(size) - short_side * max(native) / min(native)) <= 4
 
 
-def test_official_with_another_short_side_keeps_the_aspect():
+def test_official_with_other_short_side_keeps_aspect_ratio():
     assert build("adnet", variant="official", short_side=241).frame_size((480, 854)) == (241, 425)
 
 
-def test_the_anchor_is_the_first_frame_of_any_video():
+def test_reference_frame_is_first_frame():
     for length in (1, 7, 10_000, None):
         assert tuple(build("adnet").reference_frames(length)) == (0,)
 
 
-def test_full_model_has_the_published_number_of_parameters():
+def test_full_model_has_published_parameter_count():
     sizes = [leaf.size for leaf in jax.tree.leaves(expected_variables(build("adnet"))["params"])]
     assert sum(sizes) == 79_250_113
 
 
-def test_hyper_parameters_survive_json():
+def test_hyper_parameters_round_trip_through_json():
     model = build("adnet", net="intra", variant="official", dtype=jnp.bfloat16, **SMALL)
     stored = json.loads(json.dumps(hyper_parameters(model)))
     again = build("adnet", **stored)
@@ -245,7 +245,7 @@ def test_hyper_parameters_survive_json():
     ("adnet", {"net": "anchr"}, ["anchr", "'anchor'", "full"]),
     ("adnet", {"parent": 1}, ["'parent'"]),
 ])
-def test_build_says_what_is_wrong_and_what_is_near(name, options, words):
+def test_build_error_names_mistake_and_suggestion(name, options, words):
     with pytest.raises(UserError) as caught:
         build(name, **options)
     message = str(caught.value)
@@ -256,7 +256,7 @@ def test_build_says_what_is_wrong_and_what_is_near(name, options, words):
 
 
 @pytest.mark.slow
-def test_bfloat16_stays_near_float32():
+def test_bfloat16_logits_are_close_to_float32():
     variables, batch = _random_variables(build("adnet", **TINY)), _frames(33, 41)
     logits = {dtype: quick_jit(build("adnet", dtype=dtype, **TINY).apply)(variables, batch)[0]["logits"]
               for dtype in ("float32", "bfloat16")}
@@ -307,7 +307,7 @@ def test_logits_equal_torch(torch, net):
             rows = seen["P_intra"][0].max(-1).values
             assert (
                 1.2 / seen["P_intra"].shape[-1] < rows.median() < 0.99
-            )  # the comparison is of a real attention
+            )  # the attention is neither uniform nor one-hot
 
 
 @pytest.mark.torch
@@ -335,7 +335,7 @@ def test_loss_gradients_equal_torch(torch, net):
     expected = bce(logits) + (0.4 * bce(seen["cur_aux"]) if net == "base" else 0)
     expected.backward()
     np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
-    # Their gradients go through the rules that converted the weights; the norms' |weight| flips signs.
+    # Converts the PyTorch gradients with the rules of the weights; |weight| of the norms flips signs.
     theirs_by_key = dict((theirs.features if net == "base" else theirs).named_parameters())
     moved = {key: np.zeros_like(value) for key, value in arrays.items()}
     for key, parameter in theirs_by_key.items():

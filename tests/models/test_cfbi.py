@@ -1,4 +1,4 @@
-"""CFBI: contract, recurrent steps, reference memory and preprocessing."""
+"""CFBI: model contract, recurrent steps, reference memory and preprocessing."""
 
 import functools
 
@@ -14,7 +14,7 @@ from uvos_jax.models.cfbi.modules import combine_objects
 from uvos_jax.ops.matching import local_distance_at_half_size
 from uvos_jax.ops.preprocess import preprocess
 
-# These programs run for milliseconds; optimizing them would take longer.
+# Compiling with optimizations would take longer than running the tests.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 ABSENT = -1e4
@@ -30,7 +30,7 @@ def _features(seed, h=17, w=21):
 
 
 def _step(model, variables, state, now):
-    """Runs one frame as the driver does: predict, decide, commit. ``now`` is its features and its given labels."""
+    """Runs one frame like the driver: predict, argmax, commit. ``now``: features and given labels."""
     features, given = now
     raw, aux = model.apply(variables, state, features, method="predict")
     labels = jnp.where(given > 0, given, model.to_native(raw, SIZE).argmax(-1)).astype(jnp.int32)
@@ -55,7 +55,7 @@ def _loop():
 
 
 @pytest.mark.slow
-def test_a_scan_with_more_slots_equals_a_loop():
+def test_scan_with_more_slots_equals_loop():
     state, raw, labels = _loop()(THREE, EMPTY, np.where(THREE == 3, 3, 0), EMPTY)
     model, variables = small(max_objects=5)  # the same parameters
     given = jnp.asarray(np.stack([EMPTY, np.where(THREE == 3, 3, 0), EMPTY])[:, None], jnp.int32)
@@ -71,7 +71,7 @@ def test_a_scan_with_more_slots_equals_a_loop():
     assert jax.tree.map(lambda x: (x.shape, x.dtype), end) == jax.tree.map(lambda x: (x.shape, x.dtype), begin)
 
 
-def test_permuted_slots_permute_the_result():
+def test_result_is_equivariant_to_object_order():
     slots = np.array([0, 3, 1, 2], np.uint8)
     _, raw, labels = _loop()(THREE, EMPTY, EMPTY)
     _, permuted, decided = _loop()(slots[THREE], EMPTY, EMPTY)
@@ -80,7 +80,7 @@ def test_permuted_slots_permute_the_result():
     np.testing.assert_array_equal(decided, slots[np.array(labels)])
 
 
-def test_absent_objects_are_never_predicted_and_objects_may_be_added_later():
+def test_absent_objects_are_not_predicted_and_can_be_added_later():
     state, raw, labels = _loop()(EMPTY, EMPTY, np.where(THREE == 1, 1, 0), EMPTY)
     assert not labels[0].any() and (raw[0][..., 1:] == ABSENT).all()
     assert (labels[1] == 1).all(where=THREE == 1)
@@ -94,7 +94,7 @@ def test_absent_objects_are_never_predicted_and_objects_may_be_added_later():
 
 
 @pytest.mark.slow
-def test_a_vanished_object_stays_in_the_references():
+def test_vanished_object_is_kept_in_references():
     model, _ = small()
     first, later = _features(0), _features(1)
     state = model.init_state(first, jnp.asarray(THREE, jnp.int32)[None])
@@ -114,11 +114,11 @@ def test_a_vanished_object_stays_in_the_references():
 
 @pytest.mark.parametrize(("room", "kept"), [(1, [[5]]), (2, [[0, 1], [0, 5]]),
                                             (3, [[0, 1, 2], [0, 3, 2], [0, 3, 4], [0, 5, 4]])])
-def test_the_newest_reference_replaces_the_oldest_but_the_first(room, kept):
+def test_reference_memory_keeps_first_and_replaces_oldest(room, kept):
     model = build("cfbi", **SMALL | {"references": room})
     tagged = [{"embed": jnp.full((2, 3, 4, 1), float(i))} for i in range(6)]
     labels = jnp.ones((2, 3, 4), jnp.int32)
-    only_one = labels.at[1].set(0)  # the second video has no given mask but the first
+    only_one = labels.at[1].set(0)  # the second video has only its first mask
     state, seen = model.init_state(tagged[0], labels), []
     for i in range(1, 6):
         state = model.commit(state, tagged[i], 7 * labels, {}, 0 * labels)
@@ -130,23 +130,23 @@ def test_the_newest_reference_replaces_the_oldest_but_the_first(room, kept):
     assert np.asarray(state.reference_labels[1, :, 0, 0]).tolist() == [1, -1, -1][:room]
 
 
-def test_void_in_a_given_mask_belongs_to_no_object():
+def test_void_in_given_mask_is_no_object():
     model, _ = small()
     labels = np.where(THREE == 2, -1, THREE.astype(np.int32))
     state = model.init_state(_features(0), jnp.asarray(labels)[None])
     assert set(np.unique(state.reference_labels[0, 0])) == {-1, 0, 1, 3} and state.count == 3
 
 
-def test_logits_of_two_objects_by_hand():
+def test_combined_logits_equal_hand_computed_values():
     logits = np.zeros((1, 4, 1, 2, 2), np.float32)
-    logits[0, :, 0, 0] = [[1, 9], [2, -3], [4, 5], [7, -99]]  # for and against
+    logits[0, :, 0, 0] = [[1, 9], [2, -3], [4, 5], [7, -99]]  # foreground and background logit
     logits[0, :, 0, 1] = [[0, 0], [1, 6], [2, 0.5], [7, -99]]
     made = np.asarray(combine_objects(logits, jnp.array([2])))
     np.testing.assert_array_equal(made, [[[[1 - 3, 2, 4, ABSENT], [0.5, 1, 2, ABSENT]]]])
     np.testing.assert_array_equal(combine_objects(logits, jnp.array([0]))[0, 0, :, 0], [1, 0])
 
 
-def test_scores_are_probabilities_at_native_size():
+def test_native_scores_are_probabilities():
     model, _ = small()
     raw = np.full((1, 2, 2, 4), ABSENT, np.float32)
     raw[..., :3] = np.log([[[1, 3, 4], [2, 1, 1]], [[4, 2, 2], [6, 1, 1]]])
@@ -160,8 +160,8 @@ def test_scores_are_probabilities_at_native_size():
 @pytest.mark.parametrize(("native", "scale", "official", "paper"), [
     ((480, 854), 1.0, (481, 849), (481, 849)),
     ((480, 854), 1.5, (721, 1281), (721, 1281)),
-    ((1080, 1920), 1.0, (577, 1041), (481, 849)),  # 585 pixels are 36.5 steps of 16: to the even 36
-    ((441, 457), 1.0, (449, 449), (481, 497)),  # 27.5 and 28.5 steps: both to 28
+    ((1080, 1920), 1.0, (577, 1041), (481, 849)),  # 585 pixels are 36.5 steps of 16, rounded to even 36
+    ((441, 457), 1.0, (449, 449), (481, 497)),  # 27.5 and 28.5 steps, both rounded to even 28
     ((90, 120), 1.0, (97, 113), (481, 641)),
 ])
 def test_frame_sizes(native, scale, official, paper):
@@ -169,13 +169,13 @@ def test_frame_sizes(native, scale, official, paper):
     assert build("cfbi").frame_size(native, scale) == paper
 
 
-def test_short_side_sets_the_frame_size():
+def test_short_side_sets_frame_size():
     for variant in ("paper", "official"):
         assert build("cfbi", variant=variant, short_side=113).frame_size((480, 854)) == (113, 209)
 
 
 @pytest.mark.parametrize("size", [(49, 81), (97, 65), (33, 33)])
-def test_official_frames_are_resized_like_opencv(size):
+def test_official_preprocessing_equals_opencv(size):
     frame = np.random.default_rng(0).integers(0, 256, (48, 85, 3), dtype=np.uint8)
     ours = preprocess(frame[None], size, build("cfbi", variant="official").preprocess)[0]
     theirs = cv2.resize(frame[..., ::-1].astype(np.float32), size[::-1], interpolation=cv2.INTER_CUBIC)
@@ -183,7 +183,7 @@ def test_official_frames_are_resized_like_opencv(size):
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-def test_paper_frames_are_rgb():
+def test_paper_preprocessing_is_rgb():
     frame = np.zeros((1, 17, 17, 3), np.uint8)
     frame[..., 0] = 255
     seen = preprocess(frame, (17, 17), build("cfbi").preprocess)[0, 5, 5]

@@ -1,4 +1,4 @@
-"""CFBI against the published code, the names of its checkpoints, and its steps against PyTorch."""
+"""CFBI against the published code, its checkpoint keys, and its steps and gradients against PyTorch."""
 
 import functools
 import json
@@ -19,10 +19,10 @@ from uvos_jax.weights.convert import expected_torch_shapes
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
-# Second names of published arrays.
+# Aliases in the published checkpoint.
 TWICE = {f"semantic_embedding.{i}.{leaf}": f"{name}.{leaf}" for leaf in ("weight", "bias")
          for i, name in ((0, "seperate_conv"), (1, "bn1"), (3, "embedding_conv"), (4, "bn2"))}
-# With fewer features, a group of a norm is one channel, and rounding is amplified where its map is nearly constant.
+# With fewer features a norm group is one channel, which amplifies rounding where the map is nearly constant.
 WIDE = SMALL | {"features": 256}
 
 
@@ -43,7 +43,7 @@ def arrays():
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Compiles without optimization: each program runs once."""
+    """Makes ``jax.jit`` compile without optimization, since each program runs once."""
     monkeypatch.setattr(jax, "jit", quick_jit)
 
 
@@ -53,11 +53,11 @@ def test_every_published_key_is_mapped(manifest):
     ours = expected_torch_shapes("cfbi", variant="official")
     assert ours == {key: theirs[key] for key in theirs.keys() - TWICE.keys()}
     learned = [key for key in ours if "running" not in key]
-    frozen = [key for key in learned if key.startswith("feature_extracter") and len(ours[key]) == 1]  # buffers there
+    frozen = [key for key in learned if key.startswith("feature_extracter") and len(ours[key]) == 1]  # buffers upstream
     assert sum(np.prod(ours[key]) for key in set(learned) - set(frozen)) == manifest["n_params"]
 
 
-def test_every_value_arrives_under_either_name(arrays):
+def test_every_value_is_converted_under_either_alias(arrays):
     plain = flatten_dict(from_torch("cfbi", arrays, **SMALL))
     assert len(plain) == len(arrays)
     assert sorted(x.size for x in plain.values()) == sorted(x.size for x in arrays.values())
@@ -68,20 +68,20 @@ def test_every_value_arrives_under_either_name(arrays):
         assert again.keys() == plain.keys() and all((again[path] == plain[path]).all() for path in plain)
 
 
-def test_a_second_name_with_other_values_is_refused(arrays):
+def test_alias_with_different_values_is_rejected(arrays):
     other = {"semantic_embedding.3.weight": arrays["embedding_conv.weight"] + 1}
     with pytest.raises(UserError, match="'semantic_embedding.3.weight' and 'embedding_conv.weight'.*differ"):
         from_torch("cfbi", arrays | other, **SMALL)
 
 
 @pytest.mark.parametrize("key", ["fg_bias", "dynamic_seghead.IA7.IA.bias", "dynamic_seghead.layer2.GCT1.gamma"])
-def test_a_missing_key_is_named(arrays, key):
+def test_error_names_missing_key(arrays, key):
     with pytest.raises(UserError, match=f"1 key missing \\({key}\\)"):
         from_torch("cfbi", {name: x for name, x in arrays.items() if name != key}, **SMALL)
 
 
 @pytest.mark.slow
-def test_whole_network_equals_the_published_one(golden, published_arrays, monkeypatch, quick):
+def test_network_equals_published_code(golden, published_arrays, monkeypatch, quick):
     monkeypatch.setattr(parity, "weights_of", lambda manifest: published_arrays)
     results = parity.check(golden / "cfbi_a_2obj.npz")
     assert len(results) == 18
@@ -105,8 +105,8 @@ def _close(ours, theirs, name, tolerance=1e-4):
 
 @pytest.mark.slow
 @pytest.mark.torch
-def test_torch_network_makes_the_reference_file(torch, golden, published_arrays):
-    """The other tests compare with this network, so it must equal the published one."""
+def test_torch_network_reproduces_reference_file(torch, golden, published_arrays):
+    """Other tests compare with this network, so it must equal the published one."""
     from tests.helpers.torch_cfbi import TorchCFBI
 
     network = TorchCFBI(published_arrays)
@@ -118,9 +118,9 @@ def test_torch_network_makes_the_reference_file(torch, golden, published_arrays)
         _close(made[name.removesuffix("_c8")][:, :8 if name.endswith("_c8") else None], tensors[name], name, 2e-5)
 
 
-LARGE = 91, 118  # masks of another size than the frames
+LARGE = 91, 118  # masks larger than the frames
 ONE, TWO, THREE = (1, 0.1, 0.1, 0.4, 0.4), (2, 0.3, 0.6, 0.5, 0.3), (3, 0.6, 0.1, 0.3, 0.4)
-# Labels of the references, of the previous frame, and the number of objects.
+# Reference labels, labels of the previous frame, number of objects.
 CASES = {
     "one object": ([boxes(SIZE, ONE)], boxes(SIZE, (1, 0.2, 0.1, 0.4, 0.4)), 1),
     "two objects": ([boxes(SIZE, ONE, TWO)], boxes(SIZE, TWO, ONE), 2),
@@ -155,7 +155,7 @@ def _theirs(torch, atrous):
 @pytest.mark.torch
 @pytest.mark.parametrize(("case", "atrous"), [*((case, 1) for case in CASES), ("three objects", 2),
                                               ("two references of another size", 2)])
-def test_a_step_equals_torch(torch, case, atrous):
+def test_step_equals_torch(torch, case, atrous):
     references, last, count = CASES[case]
     model, predict, ours = _ours(atrous)
     network, theirs = _theirs(torch, atrous)
@@ -182,8 +182,8 @@ def test_a_step_equals_torch(torch, case, atrous):
 
 @pytest.mark.slow
 @pytest.mark.torch
-def test_a_reference_file_with_two_references_made_by_torch(torch, tmp_path, monkeypatch, quick):
-    """Two references and masks of another size than the frames, which no published file has."""
+def test_parity_of_torch_file_with_two_references(torch, tmp_path, monkeypatch, quick):
+    """Covers two references and masks larger than the frames, which no published file has."""
     from tests.helpers.torch_cfbi import TorchCFBI
 
     references, last, count = CASES["two references of another size"]
@@ -208,17 +208,17 @@ def test_a_reference_file_with_two_references_made_by_torch(torch, tmp_path, mon
 @pytest.mark.slow
 @pytest.mark.torch
 def test_training_forward_and_all_gradients_equal_torch(torch):
-    """One of six images has to agree to 1e-4, and every tried image roughly.
+    """One of six images must agree within 1e-4, and every image tried within 0.1.
 
-    Rounding decides the gradient of an activation near zero, and which of two pixels is nearest: PyTorch's own
-    gradients differ from those in float64 by 1e-5 for one image and by 1e-2 for the next.
+    Rounding decides the gradient of activations near zero and which of two pixels is nearest: float32 gradients of
+    PyTorch differ from its float64 gradients by 1e-5 for one image and by 1e-2 for another.
     """
     from tests.helpers.torch_cfbi import TorchCFBI
 
     arrays, size = published(**WIDE), (33, 49)
     model = build("cfbi", **WIDE, variant="official", use_predicted_masks=False)
     variables = from_torch("cfbi", arrays, **WIDE)
-    labels = clip(1, size=size)["labels"].astype(np.int32)  # an object is hidden once, one slot has no object
+    labels = clip(1, size=size)["labels"].astype(np.int32)  # one object is occluded in one frame, one slot is empty
     labels[labels == 255] = 0
     t = labels.shape[1]
     weight = np.random.default_rng(3).standard_normal((t - 2, 9, 13, 3)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""CFBI: training forward, loss, and the rows of the paper's Tables 4 and 5."""
+"""CFBI: training forward pass, loss, and the ablations of Tables 4 and 5."""
 
 import functools
 
@@ -15,7 +15,7 @@ from uvos_jax.weights.convert import expected_variables
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 PLAIN = {"background_matching": False, "background_attention": False, "match_bias": False, "multi_local": False,
-         "instance_attention": False, "ensembler": False}  # FEELVOS, nearly
+         "instance_attention": False, "ensembler": False}  # close to FEELVOS
 
 
 def _shapes(**fields):
@@ -24,7 +24,7 @@ def _shapes(**fields):
 
 
 @pytest.mark.slow
-def test_rows_of_the_tables_have_their_parameters():
+def test_ablations_of_tables_4_and_5_have_expected_parameters():
     full = _shapes()
     prehead, gate = "head/prehead/conv/kernel", "head/gate1/linear/kernel"
     assert full[prehead][2] == 15 and full[gate][0] == 4 * SMALL["embedding"]
@@ -44,12 +44,12 @@ def test_rows_of_the_tables_have_their_parameters():
     ({}, True), ({"background_matching": False}, True), ({"background_attention": False}, True),
     ({"background_matching": False, "background_attention": False, "multi_local": False}, False), (PLAIN, False),
 ])
-def test_background_matching_and_attention_alone_see_the_background_of_an_object(row, sees):
+def test_only_background_matching_and_attention_use_background(row, sees):
     model, variables = small(**{"ensembler": False} | row)
     rng = np.random.default_rng(0)
     first, second = ({"embed": jnp.asarray(rng.uniform(0, 0.5, (1, 17, 21, 8)), jnp.float32),
                       "low": jnp.zeros((1, 17, 21, 16))} for _ in range(2))
-    other = {**first, "embed": first["embed"].at[:, 10:, 10:].set(0.3)}  # far from the object
+    other = {**first, "embed": first["embed"].at[:, 10:, 10:].set(0.3)}  # distant from the object
     labels = jnp.asarray(boxes(SIZE, (1, 0.1, 0.1, 0.4, 0.3)), jnp.int32)[None]
     predict = quick_jit(functools.partial(model.apply, variables, method="predict"))
     raw = [np.asarray(predict(model.init_state(x, labels), second)[0]) for x in (first, other)]
@@ -58,9 +58,9 @@ def test_background_matching_and_attention_alone_see_the_background_of_an_object
     assert changed[1] > 1e-3 if sees else changed[1] < 1e-5
 
 
-def test_objects_absent_from_the_reference_become_void():
+def test_objects_absent_from_reference_become_void():
     seen = clip()
-    seen["labels"][1, 0][seen["labels"][1, 0] == 2] = 0  # the second object comes later
+    seen["labels"][1, 0][seen["labels"][1, 0] == 2] = 0  # the second object appears later
     batch = build("cfbi").training_batch(jax.tree.map(jnp.asarray, seen))
     assert batch["reference"].shape == (2, *SIZE, 3) and batch["frames"].shape == (2, 3, *SIZE, 3)
     np.testing.assert_array_equal(batch["reference_labels"], seen["labels"][:, 0])
@@ -72,7 +72,7 @@ def test_objects_absent_from_the_reference_become_void():
 
 @pytest.mark.parametrize(("bootstrap_steps", "step", "share"), [
     (0, 0, 0.15), (100, 0, 1), (100, 50, 0.575), (100, 400, 0.15)])
-def test_the_loss_is_that_of_the_hardest_pixels_of_every_frame(bootstrap_steps, step, share):
+def test_loss_is_mean_of_hardest_pixels_per_frame(bootstrap_steps, step, share):
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (2, 3, 5, 8, 4)).astype(np.float32)
     labels = rng.integers(0, 3, (2, 4, 5, 8))
@@ -92,7 +92,7 @@ def test_the_loss_is_that_of_the_hardest_pixels_of_every_frame(bootstrap_steps, 
 
 @functools.cache
 def _trained():
-    """Returns a network without ensembler, trained on all pixels: variables, batch, loss with logits and gradient."""
+    """Returns variables, batch and jitted loss with gradient of a net without ensembler and bootstrapping."""
     model, variables = small(ensembler=False, use_predicted_masks=False, bootstrap_steps=1000)
     batch = model.training_batch(jax.tree.map(jnp.asarray, clip()))
 
@@ -109,7 +109,7 @@ def _trained():
 
 
 @pytest.mark.slow
-def test_a_step_against_the_gradient_lowers_the_loss_as_the_gradient_says():
+def test_gradient_step_lowers_loss_by_predicted_amount():
     variables, batch, run = _trained()
     (before, _), gradient = run(variables["params"], batch)
     length = np.sqrt(sum(np.square(x).sum() for x in jax.tree.leaves(gradient)))
@@ -119,7 +119,7 @@ def test_a_step_against_the_gradient_lowers_the_loss_as_the_gradient_says():
 
 
 @pytest.mark.slow
-def test_predicted_masks_replace_the_ground_truth():
+def test_predicted_masks_replace_ground_truth():
     variables, batch, run = _trained()
     model = build("cfbi", **SMALL, ensembler=False)
     assert model.use_predicted_masks

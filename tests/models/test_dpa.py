@@ -1,4 +1,4 @@
-"""DPA: its sizes and rules, its memory and its training."""
+"""DPA: model contract, frame sizes, reference memory and training."""
 
 import functools
 import re
@@ -16,7 +16,7 @@ from uvos_jax.weights import backbone_from_torch
 from uvos_jax.weights.convert import expected_variables
 
 TINY = {"width": 2, "embedding": 4, "decoder": 2}
-# Table 1 of the paper: which attention, with or without prototypes, how many references.
+# Table 1 of the paper: attention modules, prototypes and number of references.
 TABLE_1 = {
     "I": {"ima": False, "ifa": False}, "II": {"ifa": False}, "III": {"ima": False}, "IV": {},
     "V": {"references": 1}, "VI": {"references": 2}, "VII": {"references": 3}, "VIII": {"references": 5},
@@ -52,13 +52,13 @@ def _shapes(tree):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("row", "millions"), [("I", 39.5), ("II", 41.5), ("III", 40.5), ("IV", 43.5)])
-def test_parameters_are_those_of_table_2(row, millions):
+def test_parameter_counts_match_table_2(row, millions):
     params = expected_variables(build("dpa", **TABLE_1[row]))["params"]
     assert sum(x.size for x in jax.tree.leaves(params)) == pytest.approx(1e6 * millions, rel=0.02)
 
 
 def check_training_trace(row):
-    """Traces the gradient of a row's loss; it must have the structure of the parameters."""
+    """Traces the loss gradient of a row and checks that it has the structure of the parameters."""
     model = build("dpa", **TINY, **TABLE_1[row])
     variables, clip = expected_variables(model), _shapes(_clip())
 
@@ -74,16 +74,16 @@ def check_training_trace(row):
     assert jax.tree.structure(updated) == jax.tree.structure(variables["batch_stats"])
 
 
-@pytest.mark.parametrize("row", ["I", "X"])  # the others: tests/release
+@pytest.mark.parametrize("row", ["I", "X"])  # other rows: tests/release
 def test_rows_of_table_1_can_be_traced_for_training(row):
     check_training_trace(row)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ["IV", "V", "VI", "VII", "VIII"])
-def test_rows_of_table_1_keep_their_number_of_references(row, video):
+def test_rows_of_table_1_have_their_number_of_references(row, video):
     model, features = build("dpa", **TINY, **TABLE_1[row]), _shapes(video[1][0])
-    variables = expected_variables(video[0])  # no parameter depends on their number
+    variables = expected_variables(video[0])  # no parameter depends on the number of references
     chosen = model.reference_frames(6)
     assert len(chosen) == model.references and max(chosen) <= 5
     references = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(chosen), *x.shape[1:]), x.dtype), features)
@@ -95,7 +95,7 @@ def test_rows_of_table_1_keep_their_number_of_references(row, video):
 
 
 @pytest.mark.slow
-def test_a_step_down_the_gradient_lowers_the_loss_and_reaches_every_parameter():
+def test_gradient_step_lowers_loss_and_reaches_every_parameter():
     model = build("dpa", **TINY, camera=True, remat=True)
     variables, clip = _variables(model), _clip()
     clip["labels"][0, 0, :20] = 255
@@ -117,10 +117,10 @@ def test_a_step_down_the_gradient_lowers_the_loss_and_reaches_every_parameter():
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         name = jax.tree_util.keystr(path)
         assert np.isfinite(leaf).all(), name
-        assert np.asarray(leaf).any() or name.endswith("conv']['bias']"), name  # a norm takes that bias off again
+        assert np.asarray(leaf).any() or name.endswith("conv']['bias']"), name  # the norm cancels this bias
 
 
-def test_void_pixels_do_not_count():
+def test_void_pixels_do_not_affect_loss():
     model, rng = build("dpa", **TINY), np.random.default_rng(0)
     logits = [rng.standard_normal((2, *size, 1)).astype(np.float32) for size in ((8, 12), (16, 24), (32, 48), (64, 96))]
     clip = _clip(t=1)
@@ -153,10 +153,10 @@ def video_without_prototypes():  # row XI
 
 
 def _watched(**fields):
-    """A small model on the frames of a video: features of all, and two ways to an answer for one of them."""
+    """Runs a small model on a video: features, and predictions from states and from encoded references."""
     model = build("dpa", **TINY, **fields)
     variables, rng = _variables(model), np.random.default_rng(1)
-    # Any size will do, and so will what is no multiple of anything.
+    # Any frame size is supported; 70 x 100 is no multiple of the strides.
     frames, flows = (rng.standard_normal((6, 70, 100, 3)).astype(np.float32) for _ in range(2))
 
     @quick_jit
@@ -176,21 +176,21 @@ def _watched(**fields):
 
 
 @pytest.mark.slow
-def test_references_in_the_state_equal_references_encoded_again(video, video_without_prototypes):
+def test_references_in_state_equal_reencoded_references(video, video_without_prototypes):
     for _, (_, _, answers, whole, _) in (video, video_without_prototypes):
         assert [x.shape for x in whole["logits"]] == [(1, 8, 12, 1), (1, 17, 25, 1), (1, 35, 50, 1), (1, 70, 100, 1)]
         scale = np.abs(np.asarray(whole["logits"][-1])).max()
         np.testing.assert_allclose(answers[0], whole["logits"][-1], atol=1e-5 * scale)
 
 
-def test_the_order_of_references_does_not_matter_but_they_do(video, video_without_prototypes):
+def test_result_depends_on_references_but_not_on_their_order(video, video_without_prototypes):
     for _, (_, _, answers, _, _) in (video, video_without_prototypes):
         scale = np.abs(np.asarray(answers[0])).max()
         np.testing.assert_allclose(answers[0], answers[1], atol=1e-5 * scale)
         assert np.abs(np.asarray(answers[0] - answers[2])).max() > 1e-5 * scale
 
 
-def test_intermediates_show_features_before_and_after_attention(video):
+def test_intermediates_have_features_before_and_after_attention(video):
     _, (_, _, _, _, inner) = video
     for stream in ("appearance", "motion"):
         for before, after in (("block4", ("ima4",)), ("block5", ("ima5", "ifa"))):
@@ -199,7 +199,7 @@ def test_intermediates_show_features_before_and_after_attention(video):
 
 
 @pytest.mark.slow
-def test_references_of_a_whole_video_stay(video):
+def test_references_of_whole_video_are_not_replaced(video):
     model, (features, states, _, _, _) = video
     state = states[0]
     for i in range(6):
@@ -208,7 +208,7 @@ def test_references_of_a_whole_video_stay(video):
 
 
 def _kept(count, length):
-    """The rule in plain words: frames in each slot after every frame of a stream."""
+    """Reference implementation: yields the frame number in each slot after every frame of a stream."""
     slots, interval = [0] * count, 1
     for frame in range(length):
         if frame and frame % interval == 0:
@@ -220,7 +220,7 @@ def _kept(count, length):
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5])
-def test_references_of_a_stream_are_spread_over_its_past(count):
+def test_references_of_stream_are_spread_over_past_frames(count):
     first = {"appearance": (jnp.zeros((1, 2, 3)), jnp.zeros((1, 2, 3)))}
     state, update_memory, length = memory.initial_state(first, count), jax.jit(memory.update_memory), 70
     for frame, expected in enumerate(_kept(count, length)):
@@ -230,11 +230,11 @@ def test_references_of_a_stream_are_spread_over_its_past(count):
             np.testing.assert_array_equal(tokens[0, :, 0, 0], expected)
         if frame >= count:
             assert len(set(expected)) == count
-    # The last thing seen lies in the last half of the past, and the first frame is kept.
+    # The newest reference is from the last half of the past, and the first frame is kept.
     assert max(expected) >= length // 2 and 0 in expected
 
 
-def test_one_reference_is_the_first_frame_for_ever():
+def test_single_reference_is_always_first_frame():
     first = {"motion": (jnp.ones((1, 2, 3)), jnp.ones((1, 2, 3)))}
     state = memory.initial_state(first, 1)
     for frame in range(5):
@@ -242,12 +242,12 @@ def test_one_reference_is_the_first_frame_for_ever():
     assert (np.asarray(state.memory["motion"][0]) == 1).all()
 
 
-def test_another_number_of_references_is_refused():
+def test_unexpected_number_of_references_raises():
     with pytest.raises(ValueError, match="must be 1 or 4, not"):
         memory.initial_state({"motion": (jnp.ones((3, 2, 3)), jnp.ones((3, 2, 3)))}, 4)
 
 
-def test_reference_frames_are_those_of_equation_8():
+def test_reference_frames_follow_equation_8():
     def chosen(length, **fields):
         return build("dpa", **fields).reference_frames(length)
 
@@ -267,7 +267,7 @@ def test_frame_sizes():
     assert build("dpa", variant="official", short_side=352).frame_size((480, 854)) == (352, 352)
 
 
-def test_what_it_wants_to_see():
+def test_streams_select_model_inputs():
     assert build("dpa", streams="appearance").inputs == ("frame",)
     assert build("dpa").inputs == build("dpa", streams="motion").inputs == ("frame", "flow")
     clip = _clip()
@@ -278,35 +278,35 @@ def test_what_it_wants_to_see():
         build("dpa").training_batch(clip)
 
 
-def test_the_picture_of_the_flow_is_a_color_wheel():
+def test_flow_input_is_color_wheel_without_camera_motion():
     flow = np.zeros((2, 48, 64, 2), np.float32)
-    flow[0, :, 32:] = [3, 0]  # to the right: red; nothing moves: white
+    flow[0, :, 32:] = [3, 0]  # motion to the right is red, no motion is white
     drawn = {camera: quick_jit(build("dpa", camera=camera).flow_input, static_argnums=1) for camera in (False, True)}
     picture = np.asarray(drawn[False](flow, (96, 128)))
     assert picture.shape == (2, 96, 128, 3) and picture.min() >= 0 and picture.max() <= 1
     np.testing.assert_allclose(picture[0, 10, 100], [1, 0, 0], atol=0.02)
     np.testing.assert_array_equal(picture[0, 10, 10], 1)
     np.testing.assert_array_equal(picture[1], 1)
-    # Without the camera's motion an object alone is left.
+    # Subtracting the camera motion leaves only the object.
     flow[:] = [2, -1]
     flow[:, 10:20, 30:40] = [-4, -1]
     still = np.ones((96, 128), bool)
     still[16:44, 56:84] = False
     with_camera, without = (np.asarray(drawn[camera](flow, (96, 128))) for camera in (False, True))
     assert with_camera[:, still].min() < 0.8 and without[:, still].min() > 0.95
-    np.testing.assert_allclose(without[:, 30, 70], [[0, 9 / 11, 1]] * 2, atol=0.02)  # to the left: from cyan to blue
-    # A vector that is wrong by far leaves it its color.
+    np.testing.assert_allclose(without[:, 30, 70], [[0, 9 / 11, 1]] * 2, atol=0.02)  # to the left: cyan to blue
+    # An outlier does not change the color of the object.
     flow[:, 40, 4:6] = 300
     np.testing.assert_allclose(drawn[True](flow, (96, 128))[:, 30, 70], without[:, 30, 70], atol=0.02)
 
 
-def test_refining_is_done_by_stages_of_the_driver():
+def test_refine_adds_postprocessing_stages():
     assert build("dpa").postprocess == ()
     assert build("dpa", refine=True).postprocess == ("follow_flow", "follow_colors", "follow_edges")
     assert build("dpa", refine=True, streams="appearance").postprocess == ("follow_colors", "follow_edges")
 
 
-def test_the_published_code_stretches_every_map():
+def test_official_variant_normalizes_each_map_to_unit_range():
     logits = np.array([[-1.0, 0.0], [0.5, 1.0]], np.float32).reshape(1, 2, 2, 1)
     logits = np.concatenate([logits, logits - 8])
     paper = build("dpa").to_native(logits, (2, 2))
@@ -317,7 +317,7 @@ def test_the_published_code_stretches_every_map():
         np.testing.assert_allclose(example, expected, atol=1e-4)
 
 
-def test_the_appearance_stream_becomes_both():
+def test_appearance_stream_initializes_motion_stream():
     alone = build("dpa", **TINY, streams="appearance")
     stills, both = _variables(alone), expected_variables(build("dpa", **TINY))
     fresh = jax.tree.map(lambda x: np.full(x.shape, -7, x.dtype), both)
@@ -332,12 +332,12 @@ def test_the_appearance_stream_becomes_both():
         for path, leaf in theirs.items():
             if path in ours:
                 np.testing.assert_array_equal(leaf, ours[path])
-            else:  # what lets the streams meet is new
+            else:  # only the cross-stream modules are new
                 assert re.search("ima|fuse5|query4", path) and (leaf == -7).all()
     jax.tree.map(np.testing.assert_array_equal, params["head"], stills["params"]["head"])
 
 
-def test_a_vgg_classifier_becomes_both_encoders():
+def test_vgg_classifier_initializes_both_encoders():
     shapes, c_in = {}, 3
     for index, c in zip((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), (2, 2, 4, 4, *[8] * 3, *[16] * 6),
                         strict=True):

@@ -1,4 +1,4 @@
-"""DPA's numbers against the published code, and its attention against PyTorch."""
+"""DPA against the published code, and its attention against PyTorch."""
 
 import functools
 import json
@@ -28,12 +28,12 @@ def _manifest(golden):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["official", "official_full"])
-def test_every_published_key_has_its_place(golden, variant):
+def test_every_published_key_is_mapped(golden, variant):
     published = {key: tuple(shape) for key, shape in _manifest(golden)["keys"].items()}
     ours = expected_torch_shapes("dpa", variant=variant)
     rest = published.keys() - ours.keys()
     assert ours == {key: published[key] for key in ours}
-    # Beside batch counters, what nothing in the published network reads: 2 x 2 modules of 8 arrays.
+    # Besides batch counters, arrays that the published network never reads: 2 x 2 modules of 8 arrays.
     unused = {key for key in rest if not key.endswith("num_batches_tracked")}
     assert len(published) == 588 and len(unused) == 4 * (2 + 2 + 4)
     rules = [pattern for pattern, _, layout in dpa_official.torch_rules(build("dpa", variant=variant))
@@ -41,19 +41,19 @@ def test_every_published_key_has_its_place(golden, variant):
     assert all(any(re.fullmatch(pattern, key) for pattern in rules) for key in unused)
 
 
-def test_published_weights_fit_no_other_network(golden):
+def test_published_weights_require_official_variant(golden):
     with pytest.raises(UserError, match="--variant official"):
         from_torch("dpa", {})
 
 
 @pytest.mark.parametrize(("case", "tensors"), [("published", 16), ("full", 20)])
-def test_whole_network_equals_the_published_one(golden, case, tensors):
+def test_network_equals_published_code(golden, case, tensors):
     results = parity.check(golden / f"dpa_a128_{case}.npz")
     assert len(results) == tensors
     assert not [result for result in results if not result.ok]
 
 
-def test_modules_equal_the_published_ones(golden):
+def test_modules_equal_published_code(golden):
     with np.load(golden / "dpa_mod_a.npz") as file:
         expected = dict(file)
     h, w, references, seed = expected.pop("shape").tolist()
@@ -117,7 +117,7 @@ def test_modules_equal_the_published_ones(golden):
 
 
 def _partly_converted(weights):
-    """The modules that some published weights fill."""
+    """Variables of the modules that the given subset of published weights covers."""
     model = build("dpa", variant="official_full")
     part = {path: leaf for path, leaf in flatten_dict(expected_variables(model)).items()
             if path[1] == "mutual5" or path[2] in ("ima5", "ifa")}
@@ -144,7 +144,7 @@ def test_attention_equals_torch(torch, between, train):
 
     ours = PrototypeAttention(c, embedding, *options)
     features, query = (rng.standard_normal((b, h, w, n)).astype(np.float32) for n in (c, embedding))
-    # The other modality is one map, references are several; no gradient is asked for of either one's features.
+    # The other modality is one map; references are several maps.
     count = references if "frames" in between else 1
     others = rng.standard_normal((b, count, h, w, c)).astype(np.float32)
 
@@ -180,7 +180,7 @@ def test_attention_equals_torch(torch, between, train):
         np.testing.assert_allclose(ours_, reference, atol=1e-4 * np.abs(reference).max())
     for ours_, theirs_ in ((of_params["key"], theirs.key), (of_params["value"], theirs.value),
                            (of_params["fuse"]["conv"], theirs.conv)):
-        if theirs_.weight.grad is None:  # the published values, which nothing reads
+        if theirs_.weight.grad is None:  # the published value layer is never used
             assert "published" in between and not np.asarray(ours_["kernel"]).any()
             continue
         reference = theirs_.weight.grad.numpy().transpose(2, 3, 1, 0)

@@ -1,4 +1,4 @@
-"""D-Net: rows of Table 3, guidance, losses of known outputs, simulated previous masks and recipes."""
+"""D-Net: ablations of Table 3, guidance, losses, simulated previous masks and recipes."""
 
 import functools
 import re
@@ -25,7 +25,7 @@ from uvos_jax.weights.convert import expected_variables
 
 CONFIG = CONFIGS / "dtnet.py"
 
-# These programs run for milliseconds; optimizing them would take longer.
+# Compiling with optimizations would take longer than running the tests.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 losses, training_pairs = jax.jit(dnet.losses, static_argnums=2), jax.jit(dnet.training_pairs)
 
@@ -63,7 +63,7 @@ def test_any_size_can_be_traced(row, size):
     assert guided is None or guided.shape == features["salient"].shape
 
 
-def test_the_rows_differ_by_their_parameters():
+def test_ablations_have_expected_parameters():
     params = {name: small(**row)[1]["params"] for name, row in (
         ("full", {}), ("mixed", {"squeeze": "mixed"}), ("without", {"guidance": False}))}
     guide = {"guide_backbone", "guide_aspp", "salient_excitation", "instance_excitation"}
@@ -75,13 +75,13 @@ def test_the_rows_differ_by_their_parameters():
         small(squeeze="both")
 
 
-def test_the_published_size():
+def test_parameter_counts_equal_published_architecture():
     frame, prob = (jax.ShapeDtypeStruct((1, 65, 65, c), jnp.float32) for c in (3, 1))
     shapes = jax.eval_shape(dnet.DNet().init, jax.random.key(0), frame, frame, prob)["params"]
     count = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in shapes.items()}
-    # torchvision's resnet50 without its classifier has 23,508,032; the second stem sees one channel more.
+    # torchvision's resnet50 without its classifier has 23,508,032; the second stem has one more input channel.
     assert count["backbone"] == 23_508_032 and count["guide_backbone"] == 23_508_032 + 64 * 49
-    # DeepLabv3's pyramid: 1x1, three 3x3 and pooling from 2048, the projection from 5 * 256, and six norms.
+    # DeepLabv3 ASPP: 1x1, three 3x3 and pooling from 2048, the projection from 5 * 256, and six norms.
     assert count["salient_aspp"] == 2048 * 256 * (1 + 3 * 9 + 1) + 1280 * 256 + 6 * 512
     assert count["salient_excitation"] == 512 * 16 + 16 + 16 * 512 + 512
     merged = {"layer2": (256 + 64, 256), "layer1": (256 + 32, 256)}  # channels of 5x5 and 1x1
@@ -92,13 +92,13 @@ def test_the_published_size():
 
 @functools.cache
 def _run():
-    """``(variables, compiled network)``."""
+    """Returns ``(variables, compiled network)``."""
     model, variables = small()
     return variables, quick_jit(model.apply)
 
 
 @pytest.mark.slow
-def test_outputs_depend_on_the_guidance():
+def test_outputs_depend_on_guidance():
     (variables, run), (frames, _) = _run(), pairs(1)
     probs = [np.full((1, *SIZE, 1), p, np.float32) for p in (0, 1)]
     before = run(variables, frames[:, 1], frames[:, 0], probs[0])
@@ -127,7 +127,7 @@ def test_outputs_depend_on_every_parameter():
 
 
 def _excite(kernel, bias, x, guided, squeezed):
-    """An excitation of 2 channels whose hidden units are the first of what is squeezed, with the last layer given."""
+    """Applies a 2-channel excitation whose hidden units equal the squeezed channels; the last layer is given."""
     squeeze = np.zeros((4, 16), np.float32)
     squeeze[:, :4] = np.eye(4)
     params = {"squeeze": {"kernel": squeeze, "bias": np.zeros(16, np.float32)},
@@ -135,13 +135,13 @@ def _excite(kernel, bias, x, guided, squeezed):
     return np.asarray(GuidanceExcitation().apply({"params": params}, x, guided, squeezed))
 
 
-def test_an_excitation_by_hand():
+def test_excitation_equals_hand_computed_values():
     rng = np.random.default_rng(0)
     x, guided, a, b = (rng.standard_normal((1, 2, 3, 2)).astype(np.float32) for _ in range(4))
     zeros = np.zeros((16, 4), np.float32)
-    # Equal weights: the mean of both.
+    # Equal weights give the mean of both.
     np.testing.assert_allclose(_excite(zeros, np.zeros(4, np.float32), x, guided, (a, b)), (x + guided) / 2, rtol=1e-5)
-    # 3 for channel 0 of x; for channel 1 of the guidance 2, the mean of the second squeezed map's first channel.
+    # Logit 3 for channel 0 of x; logit 2 for channel 1 of the guidance: mean of the first channel of the second map.
     kernel = zeros.copy()
     kernel[2, 3] = 1
     b[..., 0] += 2 - b[..., 0].mean()
@@ -153,8 +153,8 @@ def test_an_excitation_by_hand():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("squeeze", ["literal", "mixed"])
-def test_inputs_of_the_excitation(squeeze):
-    """Literal: the weights of both heads follow from both heads; mixed: from a head's features and the guidance."""
+def test_squeeze_option_selects_excitation_inputs(squeeze):
+    """Literal: weights of each head depend on both heads; mixed: on features of that head and the guidance."""
     rng = np.random.default_rng(1)
     model, variables = small(squeeze=squeeze)
     shapes = jax.eval_shape(functools.partial(model.apply, method="encode"), variables, pairs(1)[0][:, 0])
@@ -170,10 +170,10 @@ def test_inputs_of_the_excitation(squeeze):
 # Losses
 
 
-def test_losses_by_hand():
-    # 8 x 10 pixels: a length of one pixel is 80 of a crop of 640.
+def test_losses_equal_hand_computed_values():
+    # 8 x 10 pixels: one pixel corresponds to 80 pixels of a 640 crop.
     labels = np.zeros((2, 8, 10), np.int32)
-    labels[0, 2:4, 2:5] = 1  # center (2.5, 3); the bell stands at (2, 3)
+    labels[0, 2:4, 2:5] = 1  # center (2.5, 3); the Gaussian is at (2, 3)
     labels[0, 6:] = -1
     made = _outputs(8, 10, 2)
     made["salient_logits"][0, 2:4, 2:5] = 2
@@ -182,15 +182,15 @@ def test_losses_by_hand():
     valid, log2 = 60, np.log(2)
     np.testing.assert_allclose(parts["salient"], [(54 * log2 + 6 * np.log1p(np.exp(-2))) / valid, log2], rtol=1e-5)
     y, x = np.mgrid[:6, :10]
-    bell = np.exp(-((y - 2) ** 2 + (x - 3) ** 2) / 32)  # which ends 13 pixels away
+    bell = np.exp(-((y - 2) ** 2 + (x - 3) ** 2) / 32)  # truncated at 13 pixels
     np.testing.assert_allclose(parts["heat"], [200 * (bell**2).mean(), 0], rtol=1e-5)
-    # Vertically half a pixel to the center from either row: rights and wrongs of 0 and 1. Horizontally 1, 0, -1 wanted.
+    # Vertical offsets to the center are 0.5 and -0.5: errors 0 and 1. Horizontal targets are 1, 0 and -1.
     wrong = (0 + 1) / 2 / 2 + (2 + 1 + 0) / 3 / 2
     np.testing.assert_allclose(parts["offsets"], [0.01 * wrong * 640 / 8, 0], rtol=1e-5)
     np.testing.assert_allclose(total, sum(parts.values()))
 
 
-def test_losses_ignore_void_and_the_numbering_of_objects():
+def test_losses_ignore_void_and_object_order():
     rng = np.random.default_rng(2)
     labels = np.kron(rng.integers(-1, 4, (3, 4, 5)), np.ones((1, 4, 4), int)).astype(np.int32)
     made = _outputs(16, 20, 3, seed=3)
@@ -203,7 +203,7 @@ def test_losses_ignore_void_and_the_numbering_of_objects():
     assert not np.asarray(nothing).any()
 
 
-def test_categories_are_those_of_the_objects():
+def test_salient_loss_uses_object_categories():
     labels = np.array([[[0, 1, 2, -1]]], np.int32)
     made = _outputs(1, 4, channels=4)
     made["salient_logits"][0, 0] = [[1, 0, 0, 0], [0, 0, 2, 0], [0, 0, 0, 3], [0, 9, 0, 0]]
@@ -217,7 +217,7 @@ def test_categories_are_those_of_the_objects():
 
 
 @pytest.mark.torch
-def test_losses_equal_pytorchs(torch):
+def test_losses_equal_torch(torch):
     from torch.nn import functional as F
 
     labels = np.kron(np.random.default_rng(4).integers(-1, 3, (2, 3, 4)), np.ones((1, 5, 5), int)).astype(np.int32)
@@ -238,7 +238,7 @@ def test_losses_equal_pytorchs(torch):
 
 
 def _many(b, size=(97, 161)):
-    """Returns the same pair ``b`` times, distinguished by a pixel."""
+    """Returns the same pair ``b`` times, each with different void pixels."""
     frames, labels = pairs(1, size)
     frames, labels = np.repeat(frames, b, 0), np.repeat(labels, b, 0)
     labels[np.arange(b), 0, 0, np.arange(b) % size[1]] = -1
@@ -260,7 +260,7 @@ def test_previous_masks_have_simulated_errors():
     empty = ~masks.any((1, 2))
     kept = [(masks & (labels[0, 0] == n)).sum((1, 2)) / (labels[0, 0] == n).sum() for n in (1, 2)]
     lost = (np.minimum(*kept) < 0.1) & ~empty
-    # Shares of 10%, 19% (no previous frame, or nothing found in it), and 20% of the others, of 160.
+    # Of 160: 10%, 19% (no previous frame or nothing detected in it), and 20% of the others.
     for share, expected in ((first.mean(), 0.1), (empty.mean(), 0.19), (lost.mean(), 0.2 * 0.81)):
         assert abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / b)
     assert (kept[0][lost] < 0.1).any() and (kept[1][lost] < 0.1).any()
@@ -268,21 +268,21 @@ def test_previous_masks_have_simulated_errors():
     overlap = (rest & truth).sum((1, 2)) / (rest | truth).sum((1, 2))
     assert 0.5 < overlap.min() < 0.75 and 0.75 < overlap.mean() < 0.95 and overlap.max() < 1.001
     area = rest.sum((1, 2)) / truth.sum()
-    assert area.min() < 0.85 and area.max() > 1.15  # grown and shrunk
+    assert area.min() < 0.85 and area.max() > 1.15  # eroded and dilated
 
 
-def test_previous_masks_depend_on_the_labels_alone():
+def test_previous_masks_depend_only_on_labels():
     frames, labels = _many(160)
     made = np.asarray(training_pairs(frames, labels)[1])
     again = np.asarray(training_pairs(frames[::-1] + 1, labels[::-1])[1])
     np.testing.assert_array_equal(made, again[::-1])
-    assert len({x.tobytes() for x in made}) > 100  # a pixel of void makes another example of it
+    assert len({x.tobytes() for x in made}) > 100  # one void pixel changes the random seed
 
 
 # Recipes
 
 
-def test_each_phase_of_the_small_recipe_trains_its_own_part():
+def test_phases_of_tiny_recipe_train_separate_parts():
     config = load_config(f"{CONFIG}:tiny")
     fields = {name: value for name, value in config["model"].items() if name != "name"}
     paths = flatten_dict(expected_variables(build("dtnet", **fields))["params"], sep="/")
@@ -292,24 +292,24 @@ def test_each_phase_of_the_small_recipe_trains_its_own_part():
         taught = {path for path in paths
                   if next(group for group in groups if re.fullmatch(group["match"], path)).get("lr", 1) > 0}
         assert taught == {path for path in paths if path.startswith(part)}
-        # Labels must be among those that the losses look at.
+        # The losses only use object ids up to max_tracks.
         assert phase.data["objects"] <= phase.model.get("max_tracks", DTNet.max_tracks)
-    # What is kept finds objects, with room for as many as any video has.
+    # The saved model runs discovery with the default number of tracks.
     assert discovery.model.get("trained_part", "discovery") == "discovery" and "max_tracks" not in discovery.model
     lengths = [RECIPES[name].length(options) for name, options in (
         (phase.data["recipe"]["name"], phase.data["recipe"]) for phase in (embedding, discovery))]
     assert lengths == [3, 2] and set(config["validate"]["phases"]) == {"discovery"}
 
 
-def test_the_recipe_documents_the_options_of_table_3():
+def test_recipe_documents_options_of_table_3():
     options = re.findall(r"--config\.(model\.[\w.]+=\w+)", CONFIG.read_text())
     model = load_config(str(CONFIG), options)["model"]
     assert model["guidance"] is False and model["squeeze"] == "mixed" and len(options) == 2
 
 
 @pytest.mark.slow
-def test_the_youtube_vis_preset_trains_categories(tmp_path):
-    """Shapes only: from its data's names to the loss; and both must count the same."""
+def test_youtube_vis_preset_trains_categories(tmp_path):
+    """Checks shapes from the data to the loss, and that model and data must agree on the categories."""
     config = load_config(f"{CONFIG}:youtube_vis")
     assert config["model"]["categories"] == len(config["data"]["categories"]) == 40
     clip = {"frames": jax.ShapeDtypeStruct((2, 2, 33, 49, 3), np.uint8),

@@ -1,4 +1,4 @@
-"""Re-identification: the triplet loss against brute force and PyTorch, crops of tracks by hand, the network."""
+"""Re-identification: triplet loss against brute force and PyTorch, training crops, and the network."""
 
 import functools
 
@@ -31,7 +31,7 @@ def _noise(*shape, seed=0):
 
 
 def _batch(seed=0, n=24, d=5):
-    """Vectors of six identities, one of which is there only once; some are not valid."""
+    """Embeddings of six identities, one of them with a single vector; some are invalid."""
     rng = np.random.default_rng(seed)
     identities = rng.integers(0, 5, n).astype(np.int32)
     identities[3] = 9
@@ -58,7 +58,7 @@ def _by_definition(embeddings, identities, valid, margin):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_triplet_loss_equals_brute_force(seed, margin):
     batch = _batch(seed)
-    batch[2][3] = True  # the only one of its identity
+    batch[2][3] = True  # the only vector of its identity
     losses, anchors = _triplet(*batch, margin)
     expected, expected_anchors = _by_definition(*batch, margin)
     assert 0 < expected_anchors.sum() < batch[2].sum()
@@ -66,16 +66,16 @@ def test_triplet_loss_equals_brute_force(seed, margin):
     np.testing.assert_allclose(losses, expected, atol=1e-5)
 
 
-def test_triplet_loss_by_hand():
+def test_triplet_loss_equals_hand_computed_values():
     embeddings = np.array([[0, 0], [3, 4], [0, 1], [0, 6]], np.float32)
     losses, anchors = _triplet(embeddings, np.array([7, 7, 2, 7]), np.array([True, True, True, False]), 0.5)
-    # From (0, 0): 5 to its own, 1 to the other. From (3, 4): 5, and sqrt(18). (0, 1) has none of its own.
+    # From (0, 0): positive at 5, negative at 1. From (3, 4): 5 and sqrt(18). (0, 1) has no positive.
     np.testing.assert_allclose(losses, [4.5, 5.5 - 18**0.5, 0, 0], atol=1e-6)
     assert anchors.tolist() == [True, True, False, False]
 
 
 @pytest.mark.parametrize(("identities", "valid"), [([1, 1, 1], 1), ([1, 2, 3], 1), ([1, 1, 2], 0)])
-def test_without_a_pair_there_is_no_loss(identities, valid):
+def test_triplet_loss_without_pair_is_zero(identities, valid):
     def total(x):
         return _triplet(x, np.array(identities), np.full(3, bool(valid)))[0].sum()
 
@@ -83,7 +83,7 @@ def test_without_a_pair_there_is_no_loss(identities, valid):
     assert value == 0 and (np.asarray(gradient) == 0).all()
 
 
-def test_permuted_vectors_have_permuted_losses():
+def test_triplet_loss_is_permutation_equivariant():
     batch, order = _batch(2), np.random.default_rng(5).permutation(24)
     losses, anchors = _triplet(*batch)
     again, anchors_again = _triplet(*(x[order] for x in batch))
@@ -91,7 +91,7 @@ def test_permuted_vectors_have_permuted_losses():
     assert anchors_again.tolist() == anchors[order].tolist()
 
 
-def test_invalid_vectors_are_ignored():
+def test_triplet_loss_ignores_invalid_vectors():
     embeddings, identities, valid = _batch(3)
     gradient = jax.jit(jax.grad(lambda x: _triplet(x, identities, valid)[0].sum()))(embeddings)
     assert not np.asarray(gradient)[~valid].any() and np.asarray(gradient)[valid].any()
@@ -101,7 +101,7 @@ def test_invalid_vectors_are_ignored():
 
 
 @pytest.mark.parametrize("margin", [0.2, None])
-def test_equal_vectors_have_a_finite_gradient(margin):
+def test_triplet_loss_gradient_of_equal_vectors_is_finite(margin):
     embeddings = np.array([[1, 0], [1, 0], [1, 0], [0, 1]], np.float32)
     identities, valid = np.array([0, 0, 1, 1]), np.ones(4, bool)
     gradient = jax.jit(jax.grad(lambda x: _triplet(x, identities, valid, margin)[0].sum()))(embeddings)
@@ -132,13 +132,13 @@ def test_triplet_loss_and_gradient_equal_torch(torch, margin):
     np.testing.assert_allclose(gradient, theirs_x.grad.numpy(), atol=1e-5)
 
 
-def test_the_loss_of_a_clip_is_the_mean_of_its_anchors():
+def test_embedding_loss_is_mean_over_anchors_of_clip():
     embeddings = _noise(12, 4)
     identities = np.array([[0, 1, 0, 1], [2, 3, 2, 3], [4, 5, 4, 5]], np.int32)
     valid = np.array([[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]], bool)
     loss, parts = jax.jit(embedding_loss)(embeddings, identities, valid)
     each, _ = _by_definition(embeddings, identities.reshape(-1), valid.reshape(-1), 0.2)
-    # Of the first clip the second object is seen once, of the last one nothing twice.
+    # The second object of the first clip is visible once; no object of the last clip is visible twice.
     np.testing.assert_allclose(loss, [each[[0, 2]].mean(), each[4:8].mean(), 0], rtol=1e-5)
     assert loss.dtype == jnp.float32 and parts.keys() == {"triplet"}
 
@@ -147,7 +147,7 @@ def test_negatives_are_shared_between_devices():
     embeddings = _noise(4 * 6, 5)
     identities = np.tile(np.array([0, 1, 0, 1, 0, 1], np.int32), (4, 1)) + 2 * np.arange(4)[:, None]
     valid = np.random.default_rng(7).random((4, 6)) > 0.2
-    # As two devices would number them: each begins with 0.
+    # Each device numbers its identities from 0.
     parts = [identities[:2].reshape(1, 2, 6), identities[:2].reshape(1, 2, 6)]
 
     def whole(x):
@@ -168,12 +168,12 @@ def test_negatives_are_shared_between_devices():
 # Crops of tracks
 
 
-def test_crops_of_tracks_by_hand():
+def test_training_crops_equal_opencv():
     frames = _noise(2, 2, 60, 80, 3)
     labels = np.zeros((2, 2, 60, 80), np.int32)
     labels[0, 0, 10:30, 20:40] = 1
     labels[0, 1, 20:50, 30:60] = 1
-    labels[0, 1, :9, :30] = 2  # too low to be of use
+    labels[0, 1, :9, :30] = 2  # height of 9 pixels, below the minimum of 10
     labels[1, 0, 30:50, 10:70] = 3
     labels[1, 1] = -1  # void
     crops, identities, valid = _tracks(frames, labels, 3)
@@ -184,7 +184,7 @@ def test_crops_of_tracks_by_hand():
     there = {i: cv2.resize(cut, (128, 128), interpolation=cv2.INTER_LINEAR) for i, cut in there.items()}
     for i, crop in there.items():
         np.testing.assert_allclose(crops[i], crop, atol=1e-4)
-    # The other places hold each of these crops three times.
+    # The other slots hold each of these crops three times.
     held = [next(i for i, crop in there.items() if np.allclose(crops[k], crop, atol=1e-4)) for k in range(12)]
     assert [held.count(i) for i in there] == [4, 4, 4]
 
@@ -197,10 +197,10 @@ def test_clips_without_objects_give_finite_crops():
 # The network
 
 
-def test_the_full_network_is_the_published_one():
+def test_kernel_count_equals_published_network():
     shapes = jax.eval_shape(ReIDNet().init, jax.random.key(0), jnp.zeros((1, 128, 128, 3)))["params"]
     kernels = sum(x.size for path, x in jax.tree.leaves_with_path(shapes) if path[-1].key == "kernel")
-    # Every convolution and layer of PReMVOS's configuration: taps, channels before and behind, how often.
+    # All layers of the PReMVOS configuration: taps, input channels, output channels, count.
     table = [(9, 3, 64, 1), (9, 64, 128, 1), (1, 64, 128, 1), (9, 128, 128, 5), (9, 128, 256, 1), (1, 128, 256, 1),
              (9, 256, 256, 5), (9, 256, 512, 1), (1, 256, 512, 1), (9, 512, 512, 11), (9, 512, 512, 1),
              (1, 512, 1024, 1), (9, 512, 1024, 3), (9, 1024, 512, 2), (1, 1024, 512, 1), (9, 512, 1024, 1),
@@ -211,7 +211,7 @@ def test_the_full_network_is_the_published_one():
 
 @pytest.mark.torch
 @pytest.mark.parametrize(("widths", "stride"), [((6, 6), 2), ((6, 6), 1), ((6, 10), 2), ((4, 6, 10), 2)])
-def test_a_block_equals_torch(torch, widths, stride):
+def test_pre_activation_block_equals_torch(torch, widths, stride):
     x = _noise(2, 8, 8, 6)
     model = PreActivationBlock(widths, stride)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
@@ -253,19 +253,19 @@ def small():
     return jax.tree.map_with_path(start, shapes)
 
 
-def test_embeddings_have_length_one_and_are_independent(small):
+def test_embeddings_have_unit_norm_and_are_independent(small):
     crops = _noise(3, 128, 128, 3)
     apply = jax.jit(SMALL.apply)
     vectors = apply(small, crops)
     assert vectors.shape == (3, 8) and vectors.dtype == jnp.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    # The other two changed, and in another place.
+    # The same crop at another position, with two other crops.
     others = np.concatenate([_noise(2, 128, 128, 3, seed=4), crops[:1]])
     np.testing.assert_allclose(apply(small, others)[2], vectors[0], atol=1e-5)
 
 
 @pytest.mark.slow
-def test_training_reaches_every_parameter_and_survives_equal_crops(small):
+def test_gradient_reaches_every_parameter_with_equal_crops(small):
     crops = _noise(4, 128, 128, 3)
     crops[1] = crops[0]
     identities, valid = np.array([[0, 1], [0, 1]]), np.ones((2, 2), bool)
@@ -304,7 +304,7 @@ def test_only_present_crops_are_embedded(count):
 
 
 @pytest.mark.slow
-def test_the_model_embeds_the_proposals_of_every_frame(small):
+def test_model_embeds_proposals_of_every_frame(small):
     model = DTNet(max_proposals=5, reid_depths=SMALL.depths, reid_width=SMALL.width, embedding=SMALL.features,
                   reid_hidden=SMALL.hidden)
     variables = {kind: {"reid": values} for kind, values in small.items()}
@@ -319,7 +319,7 @@ def test_the_model_embeds_the_proposals_of_every_frame(small):
         np.testing.assert_allclose(found[frame, place], expected, atol=1e-5)
 
 
-def test_normalized_zeros_stay_zero_with_a_finite_gradient():
+def test_l2_normalize_of_zeros_is_zero_with_finite_gradient():
     zeros = jnp.zeros((1, 3))
     vectors, gradient = l2_normalize(zeros), jax.jit(jax.grad(lambda x: l2_normalize(x).sum()))(zeros)
     assert (np.asarray(vectors) == 0).all() and np.isfinite(np.asarray(gradient)).all()

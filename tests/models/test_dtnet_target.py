@@ -1,4 +1,4 @@
-"""Target models: the published code's tensors, dense float64 oracles, and the lifetime of targets in their slots."""
+"""Target models against the published code and dense float64 solutions; slots, memory and merging."""
 
 import functools
 
@@ -14,7 +14,7 @@ from tests.helpers.paths import GOLDEN
 from uvos_jax.models.dtnet import target_model as ops
 from uvos_jax.ops.resize import resize_bilinear
 
-# Compiled, as in use. All tests share the sizes of the published code's tensors.
+# Compiled, as in the package. All tests share the sizes of the published tensors.
 normal_equations = jax.jit(ops.normal_equations, static_argnums=1)
 fit_layers, fit_filter = jax.jit(ops.fit_layers), jax.jit(ops.fit_filter)
 start_target, score_targets = jax.jit(ops.start_target), jax.jit(ops.score_targets)
@@ -23,12 +23,12 @@ merge_scores = jax.jit(ops.merge_scores)
 
 SLOTS, MEMORY, SIZE, CHANNELS, LABEL = 3, 20, (12, 16, 24), 8, (96, 128)
 OFF = jnp.zeros(SLOTS, bool)
-COUNTS = jnp.array([2, 1, 1, 1, 1]) / 6  # weights of five samples of which the first counts twice
+COUNTS = jnp.array([2, 1, 1, 1, 1]) / 6  # weights of five samples, the first counted twice
 
 
 @pytest.fixture(scope="module")
 def frtm():
-    """The published code's tensors, in our order of axes."""
+    """Tensors of the published code in our axis order."""
     with np.load(GOLDEN / "frtm_gn_a.npz") as file:
         found = dict(file)
     for name in ("x", "frames"):
@@ -38,7 +38,7 @@ def frtm():
     for name in ("init_filter", "filter_after_init"):
         found[name] = jnp.asarray(found[name].transpose(2, 3, 1, 0))
     found["y"] = jnp.asarray(found["y"][:, 0] * 255)
-    # Soft labels, of a certainty that uint8 does not have.
+    # Soft labels that uint8 cannot represent.
     found["labels"] = jnp.asarray(found["labels"][:, 0] * found["label_scale"], jnp.float32)
     found["filters"] = jnp.asarray(found["filter_after_each_update"].transpose(0, 3, 4, 2, 1))
     return found
@@ -53,7 +53,7 @@ def _only(slot):
 
 
 def _scene(*colors, place=(32, 48)):
-    """A picture's features, a ground of one feature and 24 x 32 label pixels of each color; and their labels."""
+    """Features of an image with a constant background and a 24 x 32 object per color, and the labels."""
     rng = np.random.default_rng(5)
     labels = np.zeros((SLOTS, *LABEL), np.uint8)
     features = np.abs(rng.standard_normal(SIZE)) * 0.1
@@ -67,7 +67,7 @@ def _scene(*colors, place=(32, 48)):
 
 @functools.cache
 def _started(*colors):
-    """Targets of one scene, in places 0, 1, ..., and the scene; the rest of the places is free."""
+    """Targets of one scene in slots 0, 1, ... (the rest are empty), its features and its labels."""
     targets = ops.empty_targets(SLOTS, MEMORY, SIZE, CHANNELS)
     features, labels = _scene(*colors)
     for slot in range(len(colors)):
@@ -76,19 +76,19 @@ def _started(*colors):
     return targets, features, labels
 
 
-# What is minimized
+# Objective
 
 
-def test_pixel_weights_equal_the_published_codes(frtm):
+def test_pixel_weights_equal_published_code(frtm):
     np.testing.assert_array_equal(ops.pixel_weights(frtm["y"])[:, ::4, ::4], frtm["pixel_weights_s4"][:, 0])
 
 
 @pytest.mark.parametrize(("pixels", "foreground", "background"), [
-    (9, 1, 1),  # too few to count
-    (16, np.sqrt(0.1 / 0.01), np.sqrt(0.9 / 0.99)),  # a hundredth counts as a tenth
-    (160, 1, 1), (400, 1, 1),  # from there on as it is
+    (9, 1, 1),  # too few foreground pixels
+    (16, np.sqrt(0.1 / 0.01), np.sqrt(0.9 / 0.99)),  # a share of 0.01 is clamped to 0.1
+    (160, 1, 1), (400, 1, 1),  # larger shares are not clamped
 ])
-def test_pixel_weights_by_hand(pixels, foreground, background):
+def test_pixel_weights_equal_hand_computed_values(pixels, foreground, background):
     label = np.zeros(1600, np.uint8)
     label[:pixels] = 200
     weights = ops.pixel_weights(jnp.asarray(label.reshape(1, 40, 40))).ravel()
@@ -96,12 +96,12 @@ def test_pixel_weights_by_hand(pixels, foreground, background):
     np.testing.assert_allclose(weights[pixels:], background, rtol=1e-6)
 
 
-def test_a_label_that_fills_the_frame_has_finite_weights():
+def test_label_that_fills_frame_has_finite_weights():
     np.testing.assert_array_equal(ops.pixel_weights(jnp.full((1, 6, 8), 255, jnp.uint8)), np.ones((1, 6, 8)))
 
 
 @pytest.mark.parametrize(("size", "full"), [((4, 5), (33, 41)), ((1, 6), (1, 96))])
-def test_normal_equations_equal_dense_ones_through_opencvs_resizing(size, full):
+def test_normal_equations_equal_dense_ones_with_opencv_resize(size, full):
     rng = np.random.default_rng(1)
     label = rng.integers(0, 256, full, np.uint8)
     h, w = size
@@ -118,9 +118,9 @@ def test_normal_equations_equal_dense_ones_through_opencvs_resizing(size, full):
 
 @pytest.fixture(scope="module", params=[1, 1e-6], ids=["features", "faint features, that regularisation outweighs"])
 def dense(frtm, request):
-    """Features; both layers of the published start, flat, and the normal equations of the first step there, in float64.
+    """Features, flat parameters of both published initial layers, and normal equations of the first step in float64.
 
-    The Jacobian is one of differences, which are exact: scores are quadratic in the two layers together.
+    The Jacobian uses central differences, which are exact because scores are quadratic in the two layers.
     """
     x = np.asarray(frtm["x"], float) * request.param
     project, kernel = (np.asarray(frtm[name], float) for name in ("init_project", "init_filter"))
@@ -144,19 +144,19 @@ def dense(frtm, request):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("iterations", [1, 2, 3])
-def test_the_first_gradients_of_both_layers_equal_dense_ones(frtm, dense, iterations):
+def test_first_step_of_both_layers_equals_dense_solution(frtm, dense, iterations):
     x, flat, matrix, target, scales = dense
     found = fit_layers(jnp.asarray(x, jnp.float32), *normal_equations(frtm["y"], SIZE[:2]), COUNTS,
                        frtm["init_project"], frtm["init_filter"], (iterations,))
     wanted = flat + krylov_minimizer(matrix, target, iterations, scales)
     split = found[0].size
-    # float32 loses a digit with every few iterations, see below.
+    # float32 loses a digit every few iterations; see the initial fit below.
     assert _error(found[0].ravel(), wanted[:split]) < 1e-3
     assert _error(found[1].ravel(), wanted[split:]) < 1e-3
 
 
-def test_the_second_layer_by_hand():
-    # Of one pixel v with the label 1 only the middle tap sees anything: it minimizes (v f - 1)^2 + (0.01 f)^2.
+def test_filter_fit_equals_closed_form():
+    # For one pixel v with label 1 only the center tap matters: it minimizes (v f - 1)^2 + (0.01 f)^2.
     v = 0.01
     found = fit_filter(jnp.full((1, 1, 1, 1), v), *normal_equations(jnp.full((1, 1, 1), 255, jnp.uint8), (1, 1)),
                        jnp.ones(1), jnp.arange(9.0).reshape(3, 3, 1, 1))
@@ -165,11 +165,11 @@ def test_the_second_layer_by_hand():
     np.testing.assert_allclose(found[..., 0, 0], wanted, atol=1e-3)
 
 
-# The published code's run
+# Published code
 
 
 def _minimized(frtm, project, kernel):
-    """Twice what is minimized, as it is written in the paper, in float64; and the scores."""
+    """Twice the objective as written in the paper, in float64, and the scores."""
     targets = ops.empty_targets(1, 1, SIZE, CHANNELS)
     targets = targets.replace(project=project[None], filter=kernel[None], alive=jnp.array([True]))
     scores = jnp.concatenate([score_targets(targets, x) for x in frtm["x"]])
@@ -180,11 +180,11 @@ def _minimized(frtm, project, kernel):
 
 
 @pytest.mark.slow
-def test_the_start_reaches_what_the_published_code_reaches(frtm):
-    """As low a value, and nearly the same scores; not the same layers at 1e-4, which float32 does not have.
+def test_initial_fit_reaches_objective_of_published_code(frtm):
+    """The objective is as low and the scores are close; float32 does not determine the layers to 1e-4.
 
-    From chance, conjugate gradients lose their orthogonality after four iterations. A start that differs by one
-    rounding then ends 2% away in both layers, as does another order of summation; float64 ends 12% away.
+    From a random start, conjugate gradients lose orthogonality after four iterations. A start that differs by one
+    rounding error, or another order of summation, ends 2% away in both layers; float64 ends 12% away.
     """
     normal, rhs = normal_equations(frtm["y"], SIZE[:2])
 
@@ -203,13 +203,13 @@ def test_the_start_reaches_what_the_published_code_reaches(frtm):
     rounding = fitted(1 + 1e-7)
     for mine, other, published in zip(layers, rounding, (frtm["project_after_init"], frtm["filter_after_init"]),
                                       strict=True):
-        assert _error(mine, other) > 1e-4  # if this fails, arithmetic has become exact enough to ask for more
+        assert _error(mine, other) > 1e-4  # if this fails, the tolerance below can be tightened
         assert _error(mine, published) < 0.1
 
 
 @pytest.mark.slow
-def test_all_updates_equal_the_published_codes(frtm):
-    """From its layers after the start on: every frame is remembered, every eighth one is learned from."""
+def test_updates_equal_published_code(frtm):
+    """Starts from the published initial fit; stores every frame and updates on every eighth."""
     x, project = frtm["x"], frtm["project_after_init"]
     normal, rhs = normal_equations(frtm["y"], SIZE[:2])
     samples = jnp.einsum("khwc,cd->khwd", x, project, precision="highest")
@@ -226,13 +226,13 @@ def test_all_updates_equal_the_published_codes(frtm):
             targets = update_targets(targets, jnp.array([1, 0]), jnp.array([True, False]))
         assert _error(targets.filter[1], frtm["filters"][number - 1]) < 1e-4
     np.testing.assert_allclose(targets.weights[1], frtm["memory_weights"], rtol=1e-5)
-    assert _error(frtm["filters"][8], frtm["filter_after_init"]) > 0.1  # there was something to learn
+    assert _error(frtm["filters"][8], frtm["filter_after_init"]) > 0.1  # the updates changed the filter
 
 
 # Targets in their slots
 
 
-def test_a_moved_target_is_found_and_nothing_else():
+def test_only_moved_target_scores_above_half():
     targets, _, _ = _started(3, 4)
     moved, where = _scene(3, 4, place=(64, 56))
     scores = np.asarray(score_targets(targets, moved))
@@ -242,7 +242,7 @@ def test_a_moved_target_is_found_and_nothing_else():
     np.testing.assert_array_equal(scores[2], np.zeros(SIZE[:2]))
 
 
-def test_an_update_learns_the_new_appearance():
+def test_update_learns_new_appearance():
     targets, _, _ = _started(3)
     changed, labels = _scene(7)
     inside = np.asarray(labels[0, ::8, ::8]) > 0
@@ -253,7 +253,7 @@ def test_an_update_learns_the_new_appearance():
     assert means[0] < means[1] - 0.1 < means[2] - 0.1
 
 
-def test_other_slots_do_not_change():
+def test_operations_change_only_their_slot():
     targets, features, labels = _started(3, 4)
     begun = start_target(targets, jnp.int32(2), jnp.stack([features] * 5), jnp.stack([labels[0]] * 5),
                          jax.random.key(9))
@@ -265,7 +265,7 @@ def test_other_slots_do_not_change():
     assert np.abs(fitted.filter[0] - known.filter[0]).max() > 0
 
 
-def test_a_reused_slot_starts_empty():
+def test_reused_slot_starts_empty():
     targets, features, labels = _started(3)
     samples = jnp.stack([features] * 5), jnp.stack([labels[0]] * 5)
     used = add_sample(targets, features, labels, _only(0), OFF)
@@ -275,7 +275,7 @@ def test_a_reused_slot_starts_empty():
     np.testing.assert_array_equal(again.newest, targets.newest)
 
 
-def test_slots_can_be_permuted():
+def test_updates_are_equivariant_to_slot_order():
     targets, features, labels = _started(3, 4, 5)
     order = np.array([2, 0, 1])
     due, doubled = jnp.array([True, False, True]), _only(2)
@@ -291,12 +291,12 @@ def test_slots_can_be_permuted():
         np.testing.assert_allclose(one[order], other, atol=1e-5)
 
 
-def test_a_joint_update_equals_single_updates():
+def test_joint_update_equals_single_updates():
     targets, features, labels = _started(3, 4)
     targets = add_sample(targets, features, labels, ~OFF, OFF)
     together = update_targets(targets, jnp.array([1, 0]), jnp.array([True, True]))
     alone = targets
-    for slot in (0, 1):  # the invalid entry names the same place
+    for slot in (0, 1):  # the invalid entry refers to the same slot
         alone = update_targets(alone, jnp.array([slot, slot]), jnp.array([True, False]))
     assert _error(together.filter, alone.filter) < 1e-4
     assert _error(together.filter, targets.filter) > 1e-4
@@ -314,25 +314,25 @@ def test_empty_slots_are_never_updated():
 # Memory
 
 
-def test_weights_by_hand():
+def test_sample_weights_equal_hand_computed_values():
     targets, features, labels = _started(3, 4)
     np.testing.assert_allclose(targets.weights[0, :6], [2 / 6, *[1 / 6] * 4, 0], rtol=1e-6)
     doubled = OFF
     for number in range(2):
         targets = add_sample(targets, features, labels, _only(0) | _only(1), doubled)
-        doubled = _only(1)  # of the second sample, in the second place
+        doubled = _only(1)  # for the second sample of slot 1
         np.testing.assert_allclose(targets.weights.sum(1), [1, 1, 0], rtol=1e-6)
         assert np.count_nonzero(targets.weights[0]) == 6 + number
-    # The first sample weighs a tenth beside 1/0.9 for all before it, each further one a ninth more than the last.
+    # Relative weights: 0.1 for the first new sample, 1/0.9 for earlier ones; each further sample 1/0.9 of the last.
     weights = np.array(targets.weights)
     np.testing.assert_allclose(weights[0, [0, 5, 6]] / weights[0, 5], [2 / 6 / 0.9 / 0.1, 1, 1 / 0.9], rtol=1e-5)
     np.testing.assert_allclose(weights[1, [0, 5, 6]] / weights[1, 5], [2 / 6 / 0.9 / 0.1, 1, 2 / 0.9], rtol=1e-5)
-    # What was doubled is not what the next weight is reckoned from.
+    # The next weight is computed from the weight before doubling.
     weights = np.array(add_sample(targets, features, labels, _only(1), OFF).weights[1])
     np.testing.assert_allclose(weights[7] / weights[5], 1 / 0.9**2, rtol=1e-5)
 
 
-def test_the_least_weighted_sample_is_replaced():
+def test_sample_with_smallest_weight_is_replaced():
     targets, features, labels = _started(3)
     weights = np.random.default_rng(2).permutation(np.arange(1, MEMORY + 1)) / (MEMORY * (MEMORY + 1) / 2)
     full = targets.replace(weights=targets.weights.at[0].set(jnp.asarray(weights, jnp.float32)),
@@ -356,13 +356,13 @@ def test_labels_with_few_pixels_are_ignored(pixels, counts):
     assert bool((after.samples != targets.samples).any()) == counts
 
 
-def test_more_samples_than_memory_are_refused():
+def test_more_samples_than_memory_raises():
     targets = ops.empty_targets(1, 2, SIZE, CHANNELS)
     with pytest.raises(ValueError, match="3 samples do not fit into a memory of 2. Increase memory."):
         ops.start_target(targets, 0, jnp.zeros((3, *SIZE)), jnp.zeros((3, *LABEL), jnp.uint8), jax.random.key(0))
 
 
-def test_starting_and_removing_targets_does_not_recompile():
+def test_starting_and_removing_targets_do_not_recompile():
     _started(3)
     sizes = [f._cache_size() for f in (start_target, score_targets, add_sample, update_targets)]
     targets, features, labels = _started(3, 4, 5)
@@ -377,7 +377,7 @@ def test_starting_and_removing_targets_does_not_recompile():
 # Merging
 
 
-def test_merged_scores_by_hand():
+def test_merged_scores_equal_hand_computed_values():
     scores = jnp.array([[[0.8, 0.3, 0.2, 1.7]], [[0.6, 0.4, -0.5, 0.9]], [[5.0, 5.0, 5.0, 5.0]]])
     merged = np.asarray(merge_scores(scores, jnp.array([True, True, False])))
     # Odds of the first pixel: background 0.2 to 0.8, targets 0.8 to 0.2 and 0.6 to 0.4.
@@ -388,12 +388,12 @@ def test_merged_scores_by_hand():
     np.testing.assert_array_equal(merged[3], 0)
 
 
-def test_without_targets_all_is_background():
+def test_no_targets_gives_background():
     merged = merge_scores(jnp.full((2, 3, 4), 0.9), jnp.zeros(2, bool))
     np.testing.assert_array_equal(merged[0], 1)
 
 
-def test_a_pixel_belongs_to_a_target_where_one_scores_above_half():
+def test_pixel_is_foreground_if_any_score_exceeds_half():
     rng = np.random.default_rng(3)
     scores = rng.uniform(-0.5, 1.5, (3, 20, 30)).astype(np.float32)
     labels = np.asarray(merge_scores(jnp.asarray(scores), jnp.ones(3, bool)).argmax(0))

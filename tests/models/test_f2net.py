@@ -1,4 +1,4 @@
-"""F2Net: contract, the nets of Table 1, and recurrent steps."""
+"""F2Net: model contract, the nets of Table 1, and recurrent steps."""
 
 import functools
 
@@ -13,7 +13,7 @@ from uvos_jax.models.f2net import model as f2net
 from uvos_jax.ops.center_heatmaps import Track
 from uvos_jax.weights.convert import expected_variables
 
-# Rows of Table 1: modules of a net beside backbone, ASPP and classifier.
+# Rows of Table 1: modules of a net besides backbone, ASPP and classifier.
 NETS = {"baseline": set(), "ad": set(), "cgad": {"center"}, "sa": {"center", "spatial"},
         "ca": {"center", "squeeze", "expand"},
         "sca": {"center", "spatial", "squeeze", "expand"},
@@ -21,7 +21,7 @@ NETS = {"baseline": set(), "ad": set(), "cgad": {"center"}, "sa": {"center", "sp
 ALWAYS = {"backbone", "aspp", "embed", "embed_prelu", "static", "classifier_hidden", "classifier"}
 SIZE = 65, 81
 
-# These programs run for milliseconds; optimizing them would take longer.
+# Compiling with optimizations would take longer than running the tests.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -39,7 +39,7 @@ def _stepper(**overrides):
 
 
 def _features(b=1, h=9, w=11, seed=0, peak=(12, 8), strength=6.0):
-    """Features of one frame of ``b`` videos whose own heat has one peak, (x, y), on a ground of logits about -9."""
+    """Features of one frame of ``b`` videos; heat logits have one peak at (x, y) and about -9 elsewhere."""
     rng = np.random.default_rng(seed)
     frame_heat = rng.normal(-9, 0.1, (b, 2 * h - 1, 2 * w - 1, 1)).astype(np.float32)
     frame_heat[:, peak[1], peak[0]] = strength
@@ -55,13 +55,13 @@ def _box(b=1, size=SIZE, top=20, left=24, height=20, width=30):
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_rows_of_table_1_have_their_parameters(net):
+def test_rows_of_table_1_have_expected_parameters(net):
     params = dict(expected_variables(build("f2net", net=net, **SMALL))["params"])
     fusion = params.pop("fusion", {})
     assert params.keys() | fusion.keys() == ALWAYS | NETS[net]
 
 
-# The others differ from the last one in the fusion only, whose gradient is compared with PyTorch's.
+# Other rows differ only in the fusion, whose gradient is compared with PyTorch.
 @pytest.mark.parametrize("net", ["baseline", "ad", "cgad"])
 def test_rows_of_table_1_can_be_traced_for_training(net):
     model = build("f2net", net=net, **SMALL)
@@ -83,7 +83,7 @@ def test_rows_of_table_1_can_be_traced_for_training(net):
     assert jax.tree.structure(updated) == jax.tree.structure(variables["batch_stats"])
 
 
-def test_the_initial_state_has_no_center():
+def test_initial_state_has_no_center():
     model, _, _ = _stepper(net="cgad")
     state = model.init_state(_features())
     assert state.previous.shape == (1, 17, 21, 1) and not np.asarray(state.previous).any()
@@ -93,14 +93,14 @@ def test_the_initial_state_has_no_center():
     assert tuple(model.reference_frames(None)) == tuple(model.reference_frames(50)) == (0,)
 
 
-def test_the_prior_is_a_gaussian_around_the_peak_at_least_a_pixel_wide():
+def test_prior_is_gaussian_around_peak_with_minimum_sigma():
     model, _, step = _stepper(net="cgad")
     features = _features(peak=(12, 8))
     _, _, aux = step(model.init_state(features), features, _box())
     np.testing.assert_array_equal(aux["center"], [[12, 8]])
     prior = np.asarray(aux["prior"])[0, ..., 0]
     assert prior.shape == (9, 11) and prior[4, 6] == 1
-    # 15 pixels of an input of 473 would be 0.26 of stride 8 where it is 65 high.
+    # 15 pixels at input height 473 would be a sigma of 0.26 at stride 8 and input height 65.
     for (y, x), squared in {(4, 7): 1, (5, 6): 1, (3, 5): 2}.items():
         assert prior[y, x] == pytest.approx(np.exp(-squared / 2), rel=1e-4)
     np.testing.assert_allclose(aux["heat"][0, 8, 12], 1, atol=0.01)
@@ -108,7 +108,7 @@ def test_the_prior_is_a_gaussian_around_the_peak_at_least_a_pixel_wide():
     np.testing.assert_array_equal(aux["notes"]["center_score"], aux["heat"][0, 8, 12])
 
 
-def test_the_next_map_lies_at_the_center_and_is_as_large_as_the_mask():
+def test_next_map_has_center_of_peak_and_size_of_mask():
     model, _, step = _stepper(net="cgad")
     features = _features(peak=(12, 8))
     begin = model.init_state(features)
@@ -120,23 +120,23 @@ def test_the_next_map_lies_at_the_center_and_is_as_large_as_the_mask():
         assert drawn[8, 12] == 1 and (drawn == 1).sum() == 1
     assert 0 < (maps["small"] > 0).sum() < (maps["large"] > 0).sum()
     state, _, _ = step(begin, features, np.zeros((1, *SIZE), np.uint8))
-    assert state.track.count == 1  # the peak was found nevertheless
+    assert state.track.count == 1  # the peak is found without a mask
 
 
-def test_a_lost_object_is_searched_everywhere_and_noted():
+def test_lost_object_has_uniform_prior_and_note():
     model, variables, step = _stepper(net="cgad", lost_below=0.1)
     seen, dark = _features(), _features(seed=1, strength=-9.0)
     begin = model.init_state(seen)
     state, _, aux = step(begin, seen, _box())
     assert not aux["notes"]["lost"] and aux["prior"].min() < 1
-    # The first frame's map may keep a lost object alive, so it is made to fade here.
+    # The map of the first frame could keep the object from being lost, so it is cleared.
     faded = state.replace(previous=jnp.zeros_like(state.previous))
     after, logits, aux = step(faded, dark, _box())
     assert aux["notes"]["lost"] and not aux["found"] and aux["score"] < 0.1
     np.testing.assert_array_equal(aux["prior"], np.ones((1, 9, 11, 1)))
     assert not np.asarray(after.previous).any()
     assert after.track.lost == 1 and after.track.count == 1
-    # Equals the net without a prior.
+    # A uniform prior equals the net without a prior.
     plain = build("f2net", net="ad", **SMALL)
     wanted = expected_variables(plain)
     bare = {kind: {name: variables[kind][name] for name in wanted[kind]} for kind in wanted}
@@ -145,25 +145,25 @@ def test_a_lost_object_is_searched_everywhere_and_noted():
     assert set(model.notes) == {"lost"} and "0.1" in model.notes["lost"] and plain.notes == {}
 
 
-def test_the_noted_center_of_a_lost_object_lies_within_the_frame():
+def test_noted_center_of_lost_object_is_inside_frame():
     model, _, step = _stepper(net="cgad", lost_below=0.1)
     dark = _features(strength=-9.0)
     centers = np.zeros((1, 10, 2), np.float32)
-    centers[0, -3:] = [[6, 9], [12, 5], [18, 1]]  # it leaves to the upper right
+    centers[0, -3:] = [[6, 9], [12, 5], [18, 1]]  # moves out of the frame at the top right
     state = model.init_state(dark).replace(track=Track(centers, jnp.array([3]), jnp.array([0])))
     state, _, aux = step(state, dark, _box())
     assert aux["notes"]["lost"]
     assert (np.asarray(aux["notes"]["center"]) >= 0).all() and (np.asarray(aux["notes"]["center"]) <= 1).all()
     for _ in range(9):
         state, _, _ = step(state, dark, _box())
-    assert state.track.count == 0  # forgotten
+    assert state.track.count == 0  # the track is reset
 
 
 @pytest.mark.parametrize(("fields", "chosen"), [
     ({"net": "cgad"}, (4, 4)), ({"net": "cgad", "selection": "maximum"}, (16, 12)),
     ({"variant": "official"}, (16, 12)), ({"net": "cgad", "candidates": 1}, (16, 12)),
 ])
-def test_selection_chooses_the_nearest_or_the_highest_peak(fields, chosen):
+def test_selection_chooses_nearest_or_highest_peak(fields, chosen):
     model, _, step = _stepper(lost_below=0.1, **fields)
     features = _features(peak=(16, 12))
     features["frame_heat"][0, 4, 4] = 2
@@ -175,10 +175,10 @@ def test_selection_chooses_the_nearest_or_the_highest_peak(fields, chosen):
 
 
 @pytest.mark.slow
-def test_a_scan_equals_a_loop_and_two_videos_equal_two_alone():
+def test_scan_and_batch_equal_single_video_loop():
     model, variables, step = _stepper(lost_below=0.1)
     frames = [_features(2, seed=t, peak=(5 + t, 4 + t), strength=-9.0 if t == 3 else 6.0) for t in range(5)]
-    for features in frames:  # the two videos are not alike
+    for features in frames:  # makes the two videos differ
         features["frame_heat"][1] = np.roll(features["frame_heat"][1], 3, axis=1)
     labels = [_box(2, top=10 + 4 * t, width=10 + 4 * t) for t in range(5)]
 
@@ -215,7 +215,7 @@ def test_a_scan_equals_a_loop_and_two_videos_equal_two_alone():
 
 @pytest.fixture(scope="module")
 def encoded():
-    """A model with kernels that mirroring leaves alone, and its features of two frames and of their mirrored copies."""
+    """A model with mirror-symmetric kernels, two frames, and features of the frames and mirrored frames."""
     model, variables, _ = _stepper()
     variables = jax.tree_util.tree_map_with_path(
         lambda path, x: (x + x[:, ::-1]) / 2 if path[-1].key == "kernel" else x, variables)
@@ -224,8 +224,8 @@ def encoded():
     return model, variables, frames, encode(variables, frames), encode(variables, frames[:, :, ::-1])
 
 
-def test_a_mirrored_video_gives_mirrored_predictions(encoded):
-    """Sides are 8 k + 1, so that nothing is sampled beside the middle; only the network's kernels have to be even."""
+def test_mirrored_video_gives_mirrored_predictions(encoded):
+    """Sides of 8 k + 1 make strided sampling symmetric, so symmetric kernels suffice."""
     model, variables, _, features, mirrored = encoded
     for name, x in features.items():
         np.testing.assert_allclose(mirrored[name][:, :, ::-1], x, atol=1e-4 * np.abs(np.asarray(x)).max())
@@ -247,7 +247,7 @@ def test_a_mirrored_video_gives_mirrored_predictions(encoded):
         np.testing.assert_array_equal(theirs[4], [[20 - x, y]])
 
 
-def test_single_frames_and_the_training_forward_agree(encoded):
+def test_recurrent_step_equals_training_forward(encoded):
     model, variables, frames, features, _ = encoded
 
     @quick_jit

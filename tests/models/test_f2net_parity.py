@@ -18,10 +18,10 @@ from uvos_jax.ops.center_heatmaps import new_track
 from uvos_jax.weights import from_torch, parity
 from uvos_jax.weights.convert import convert, expected_torch_shapes
 
-# What torch_f2net calls the parts of a net: the order of its attentions, and what the prior multiplies.
+# Arguments of torch_f2net per net: order of the attentions and what the prior multiplies.
 PARTS = {"baseline": (None, "no"), "ad": ("", "no"), "cgad": ("", "keys"), "sa": ("s", "keys"), "ca": ("c", "keys"),
          "sca": ("sc", "keys"), "csa": ("cs", "keys"), "official": ("c", "no"), "official_full": ("cs", "rows")}
-# No two sides alike, and neither divisible by the strides of all layers.
+# Two different sides, neither divisible by the strides of all layers.
 SIZE = 65, 81
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -45,7 +45,7 @@ def test_every_published_key_is_mapped(manifest):
     assert sum(np.prod(shape) for key, shape in ours.items() if "running" not in key) == manifest["n_params"]
 
 
-def test_the_official_variants_have_the_same_parameters_for_every_net():
+def test_official_variants_have_same_parameters_for_every_net():
     full = expected_torch_shapes("f2net", **SMALL)
     for fields in ({"variant": "official"}, {"variant": "official", "net": "baseline"},
                    {"variant": "official_full", "net": "sa"}):
@@ -53,7 +53,7 @@ def test_the_official_variants_have_the_same_parameters_for_every_net():
 
 
 @pytest.mark.parametrize("net", f2net.NETS)
-def test_a_published_file_fits_every_net_of_the_paper(net):
+def test_published_checkpoint_loads_into_every_net(net):
     shapes = expected_torch_shapes("f2net", **SMALL, variant="official")
     published = {key: np.full(shape, i, np.float32) for i, (key, shape) in enumerate(shapes.items())}
     read = flatten_dict(from_torch("f2net", published, **SMALL, net=net), sep="/")
@@ -66,7 +66,7 @@ def test_a_published_file_fits_every_net_of_the_paper(net):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "tensors"), [("published", 16), ("full", 5)])
-def test_whole_network_equals_the_published_one(golden, case, tensors):
+def test_network_equals_published_code(golden, case, tensors):
     results = parity.check(golden / f"f2net_{case}.npz")
     assert len(results) == tensors
     assert not [result for result in results if not result.ok]
@@ -74,7 +74,7 @@ def test_whole_network_equals_the_published_one(golden, case, tensors):
 
 @pytest.mark.slow
 @pytest.mark.torch
-def test_torch_network_makes_the_reference_files(torch, golden, manifest):
+def test_torch_network_reproduces_reference_files(torch, golden, manifest):
     """The second file was made with this network, so it must reproduce the first, published one."""
     from tests.helpers.torch_f2net import TorchF2Net, network_input, published_prior
 
@@ -85,7 +85,7 @@ def test_torch_network_makes_the_reference_files(torch, golden, manifest):
     anchor, _, frame = (network_input(seed, 473, 473) for seed in published["seeds"])
     prior = published_prior(torch.from_numpy(published["ct"]))
     network = TorchF2Net(*PARTS["official"]).eval().load_published(weights)
-    # Both networks encode alike, which takes most of the time.
+    # Both variants share the encoder, which takes most of the time.
     with torch.no_grad():
         encoded = {x.data_ptr(): network.encoder(x) for x in (anchor, frame)}
     for case, name in (("published", "official"), ("full", "official_full")):
@@ -106,7 +106,7 @@ def test_torch_network_makes_the_reference_files(torch, golden, manifest):
 
 
 def _torch_network(torch, name, seed=0):
-    """A network in evaluation with our small random weights, and its arrays."""
+    """Small PyTorch network with random weights in evaluation mode, and its arrays."""
     from tests.helpers.torch_f2net import TorchF2Net
 
     sizes = {key: value for key, value in SMALL.items() if key != "short_side"}
@@ -121,12 +121,12 @@ def _torch_network(torch, name, seed=0):
             array = rng.uniform(low, high, shape)
         arrays[key] = np.asarray(array, np.float32 if value.is_floating_point() else np.int64)
         if key.endswith("bn3.weight"):
-            arrays[key] *= np.float32(0.2)  # residual branches add up, and attention would pick single pixels
+            arrays[key] *= np.float32(0.2)  # keeps residual sums small; attention would otherwise select single pixels
     return network.load_published(arrays), arrays
 
 
 def _ours(name, arrays):
-    """Variables of our network from those arrays; nets of Table 1 leave out what they lack."""
+    """Variables of our network from those arrays, restricted to the keys of the net."""
     wanted = expected_torch_shapes("f2net", **_fields(name))
     return from_torch("f2net", {key: arrays[key] for key in wanted}, **_fields(name))
 
@@ -147,7 +147,7 @@ def _close(ours, theirs, tolerance, name):
 
 
 def _torch_prior(torch, name, center, size):
-    """The prior around ``[b, 2]`` in pixels of the center map."""
+    """Prior around ``center [b, 2]`` in pixels of the center map."""
     from tests.helpers.torch_f2net import gauss, published_prior
 
     center = torch.from_numpy(4 * center)
@@ -155,7 +155,7 @@ def _torch_prior(torch, name, center, size):
 
 
 @pytest.mark.torch
-def test_forward_and_gradients_of_the_whole_network_equal_torch(torch):
+def test_network_forward_and_gradients_equal_torch(torch):
     name = "csa"
     theirs, arrays = _torch_network(torch, name, seed=2)
     model, variables = build("f2net", prior_from="truth", **_fields(name)), _ours(name, arrays)
@@ -188,7 +188,7 @@ def test_forward_and_gradients_of_the_whole_network_equal_torch(torch):
     sum((expected[key] * _nchw(torch, weights[key]).detach()).sum() for key in outputs).backward()
     for key, value in of_inputs.items():
         _close(value, _nhwc(inputs[key].grad), 1e-4, key)
-    # Their gradients go through the rules that converted the weights.
+    # Converts the PyTorch gradients with the rules of the weights.
     moved = {key: np.zeros(value.shape, np.float32) for key, value in arrays.items()}
     moved |= {key: x.grad.numpy() for key, x in theirs.named_parameters() if x.grad is not None}
     for path, value in flatten_dict(_ours(name, moved)["params"]).items():
@@ -198,8 +198,8 @@ def test_forward_and_gradients_of_the_whole_network_equal_torch(torch):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", PARTS)
-def test_matching_of_a_step_equals_torch(torch, name):
-    """Forward and gradient from given features, with a prior around the peak that the step finds."""
+def test_step_matching_and_gradient_equal_torch(torch, name):
+    """Forward pass and gradient from given features, with a prior around the detected peak."""
     theirs, arrays = _torch_network(torch, name, seed=2)
     model, variables, rng = build("f2net", **_fields(name)), _ours(name, arrays), np.random.default_rng(3)
     anchor, embed = (rng.standard_normal((1, 17, 25, SMALL["embedding"])).astype(np.float32) for _ in range(2))
@@ -222,7 +222,7 @@ def test_matching_of_a_step_equals_torch(torch, name):
         return jax.grad(total, (0, 1), has_aux=True)(anchor, embed)
 
     gradients, (logits, aux) = run(anchor, embed)
-    # The published decoder reads every peak one pixel further up and left.
+    # The published decoder places every peak one pixel further up and left.
     center = np.array([[15, 6]], np.float32) - (1 if name.startswith("official") else 0)
     prior = _torch_prior(torch, name, center, (129, 193))
     if name not in ("baseline", "ad"):
@@ -241,7 +241,7 @@ def test_matching_of_a_step_equals_torch(torch, name):
 @pytest.mark.torch
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("net", ["", "sa", "ca", "sca", "csa"])
-def test_fusion_and_its_gradient_equal_torch(torch, net, train):
+def test_fusion_and_gradient_equal_torch(torch, net, train):
     from tests.helpers.torch_f2net import TorchF2Net
 
     c, rng = 80, np.random.default_rng(0)  # a bottleneck of 5 channels
@@ -255,7 +255,7 @@ def test_fusion_and_its_gradient_equal_torch(torch, net, train):
              if pattern.startswith("fusion/")]
 
     def converted(arrays):
-        """The part of their arrays that this order of attentions has."""
+        """Converts the PyTorch arrays that this order of attentions uses."""
         names = ("channel_attention",) * ("c" in net) + ("spatial",) * (net in ("sa", "sca", "csa"))
         return convert(shapes, {key: x for key, x in arrays.items() if key.startswith(names)} if names else {}, rules,
                        what="fusion")

@@ -1,4 +1,4 @@
-"""F2Net: training batches, losses, gradient steps; sizes and dtypes of its outputs."""
+"""F2Net: training batches, losses, gradient steps, frame sizes and output dtypes."""
 
 import functools
 
@@ -13,12 +13,12 @@ from uvos_jax.models import build
 from uvos_jax.models.f2net.modules import center_prior
 from uvos_jax.ops.center_heatmaps import center_map
 
-# These programs run for milliseconds; optimizing them would take longer.
+# Compiling with optimizations would take longer than running the tests.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def test_stills_have_no_previous_map_and_videos_have_one():
-    batch = build("f2net", **SMALL).training_batch(clip())  # a video, then a still
+def test_training_batch_has_previous_map_only_for_videos():
+    batch = build("f2net", **SMALL).training_batch(clip())  # one video and one still image
     assert {name: x.shape[1:] for name, x in batch.items()} == {
         "anchor": (65, 81, 3), "frame": (65, 81, 3), "previous": (17, 21, 1), "heat": (17, 21, 1), "center": (2,),
         "present": (), "mask": (65, 81, 1), "valid": (65, 81, 1), "still": (), "previous_frame": (65, 81, 3),
@@ -27,7 +27,7 @@ def test_stills_have_no_previous_map_and_videos_have_one():
     assert "previous_frame" not in build("f2net", **SMALL, prior_from="truth").training_batch(clip())
     previous, heat = np.asarray(batch["previous"])[..., 0], np.asarray(batch["heat"])[..., 0]
     assert not previous[1].any() and np.asarray(batch["still"]).tolist() == [False, True]
-    # Middles of the boxes in the clip, (x, y) in pixels of the frame: 33, 25 in the last one, 39, 28 and 31, 28 now.
+    # Box centers (x, y) in pixels: (33, 25) in the previous frame, (39, 28) and (31, 28) in the current one.
     for drawn, middle in ((previous[0], (33, 25)), (heat[0], (39, 28)), (heat[1], (31, 28))):
         y, x = np.unravel_index(drawn.argmax(), drawn.shape)
         assert drawn[y, x] == 1 and np.abs(np.array([4 * x, 4 * y]) - middle).max() <= 4
@@ -35,14 +35,14 @@ def test_stills_have_no_previous_map_and_videos_have_one():
     assert np.asarray(batch["present"]).all()
 
 
-def test_the_previous_map_lies_at_the_predicted_center():
+def test_previous_map_is_at_predicted_center():
     model, variables = small(lost_below=0.0)
     center = variables["params"]["center"]
-    center["scale"]["kernel"] *= 0  # a gate half open
-    center["frame_heat"]["kernel"] *= np.float32(0.02)  # or many probabilities were 1
+    center["scale"]["kernel"] *= 0  # gate of 1/2
+    center["frame_heat"]["kernel"] *= np.float32(0.02)  # many probabilities would otherwise be 1
     batch = jax.tree.map(jnp.asarray, model.training_batch(clip()))
     heat = quick_jit(lambda batch: model.apply(variables, batch)[0]["heat_logits"])
-    # By hand: what is found in the last frame with no map before it, as large as its mask.
+    # Expected: peak of the previous frame without an earlier map, with the size of its mask.
     alone = {"anchor": batch["anchor"], "frame": batch["previous_frame"], "previous": jnp.zeros_like(batch["previous"]),
              "center": batch["center"]}
     truth = model.clone(prior_from="truth")
@@ -50,28 +50,28 @@ def test_the_previous_map_lies_at_the_predicted_center():
     found = np.asarray(heat_of_given(alone))[0, ..., 0]
     y, x = np.unravel_index(found.argmax(), found.shape)
     drawn = center_map(batch["previous_mask"], jnp.array([[x, y], [0, 0]], jnp.float32))[0]
-    assert drawn[0].max() == 1 and not np.asarray(drawn[1]).any()  # a still has no last frame
+    assert drawn[0].max() == 1 and not np.asarray(drawn[1]).any()  # a still image has no previous frame
     made = heat(batch)
     now = {name: batch[name] for name in ("anchor", "frame", "center")}
     wanted, copied = (heat_of_given(now | {"previous": x}) for x in (drawn, batch["previous"]))
     np.testing.assert_allclose(made, wanted, atol=1e-4 * np.abs(wanted).max())
-    assert np.abs(np.asarray(made - copied)).max() > 0.1  # the true map would have led elsewhere
+    assert np.abs(np.asarray(made - copied)).max() > 0.1  # the ground truth map gives another result
 
 
 @pytest.mark.parametrize("center", [(8, 8), (9, 8), (9, 9)])
 @pytest.mark.parametrize("side", [17, 21, 119])
-def test_a_prior_is_visible_wherever_its_center_lies_between_pixels(side, center):
+def test_prior_of_subpixel_center_keeps_its_peak(side, center):
     size = (side + 1) // 2, (side + 3) // 2
     drawn = np.asarray(center_prior(jnp.array([center], jnp.float32), (side, side + 2), size))
     assert drawn.shape == (1, (side + 1) // 2, (side + 3) // 2, 1) and drawn.max() > 0.75
     y, x = np.unravel_index(drawn[0, ..., 0].argmax(), drawn.shape[1:3])
     assert abs(2 * x - center[0]) <= 1 and abs(2 * y - center[1]) <= 1
-    # At the paper's size: 15 pixels of the input are 1.875 of the map.
+    # At the size of the paper, 15 input pixels are 1.875 pixels of the map.
     if side == 119 and center == (8, 8):
         np.testing.assert_allclose(drawn[0, 4, 4:8, 0], np.exp(-np.arange(4) ** 2 / (2 * (15 / 8) ** 2)), rtol=1e-5)
 
 
-def test_objects_are_one_foreground_without_void():
+def test_objects_form_one_foreground_without_void():
     given = clip()
     given["labels"][0, 2] = 0
     given["labels"][0, 2, :30, 40:] = 255
@@ -81,7 +81,7 @@ def test_objects_are_one_foreground_without_void():
     assert not np.asarray(batch["mask"])[0].any() and (~np.asarray(batch["valid"]))[0].sum() == 30 * 41
     assert not np.asarray(batch["heat"])[0].any() and np.asarray(batch["present"]).tolist() == [False, True]
     assert not np.asarray(batch["still"]).any()
-    # One box around both objects: from 16 to the end of each side.
+    # One box around both objects, from 16 to the end of each side.
     np.testing.assert_allclose(4 * batch["center"][1], [48, 40], atol=4)
 
 
@@ -101,9 +101,9 @@ CROSS = {"logits": 4 / 17 * np.log1p(np.exp(-2)) + 13 / 17 * (2 + np.log1p(np.ex
 
 
 @pytest.mark.parametrize("still", [False, True])
-def test_losses_of_known_logits(still):
+def test_losses_equal_hand_computed_values(still):
     total, parts = build("f2net", **SMALL).loss(OUTPUTS, _batch(still), 0)
-    # Every one of 25 pixels is undecided: a quarter of log 2 each, one of them being the only center.
+    # All 25 pixels have p = 1/2 and cost log(2) / 4; one of them is the only center.
     heat = 25 / 4 * np.log(2)
     mask = 0.1 * CROSS["static_logits"] if still else CROSS["logits"]
     np.testing.assert_allclose(parts["heat"], [heat], rtol=1e-5)
@@ -111,14 +111,14 @@ def test_losses_of_known_logits(still):
     assert parts["mask" if still else "static"] == 0
 
 
-def test_official_losses_are_weighted_by_the_share_of_foreground_and_add_the_mean_error():
+def test_official_mask_loss_is_weighted_bce_plus_l1():
     _, parts = build("f2net", variant="official", **SMALL).loss(OUTPUTS, _batch(False), 0)
     high = 1 / (1 + np.exp(-2))
     expected = CROSS["logits"] * 17 / 4 + 0.8 * (4 / 17 * (1 - high) + 13 / 17 * high)
     np.testing.assert_allclose(parts["mask"], [expected], rtol=1e-5)
 
 
-def test_void_pixels_do_not_count_in_the_mask():
+def test_void_pixels_do_not_affect_mask_loss():
     model, rng = build("f2net", **SMALL), np.random.default_rng(0)
     batch = _batch(False)
     batch["valid"][:, :8] = False
@@ -131,7 +131,7 @@ def test_void_pixels_do_not_count_in_the_mask():
 
 
 @pytest.mark.slow
-def test_steps_lower_the_loss_and_reach_the_right_modules():
+def test_gradient_steps_lower_loss_and_reach_expected_modules():
     model, variables = small()
     given = clip(3)
 
@@ -160,7 +160,7 @@ def test_steps_lower_the_loss_and_reach_the_right_modules():
         return {name for name, tree in gradient.items() if any(np.asarray(x).any() for x in jax.tree.leaves(tree))}
 
     embedding = {"backbone", "aspp", "embed", "embed_prelu"}
-    # The prior around a predicted center carries no gradient, or the center branch would be among these.
+    # The prior around a predicted center has no gradient, so the center branch is not reached.
     assert reached(False, "mask") == embedding | {"fusion", "classifier_hidden", "classifier"}
     assert reached(True, "mask") == reached(False, "static") == set()
     assert reached(True, "static") == embedding | {"static"}
@@ -168,7 +168,7 @@ def test_steps_lower_the_loss_and_reach_the_right_modules():
 
 
 @pytest.mark.slow
-def test_prior_from_truth_uses_the_true_center():
+def test_prior_from_truth_uses_ground_truth_center():
     inputs = build("f2net", **SMALL).training_batch(clip())
     logits = {}
     for source in ("predicted", "truth"):
@@ -194,7 +194,7 @@ def test_frame_sizes(native, scale, paper, official):
 
 @pytest.mark.parametrize("size", [(9, 9), (9, 33), (97, 41), (50, 70), (5, 5)])
 def test_any_size_can_be_traced(size):
-    """The network's own sizes, and others that it would not choose."""
+    """Covers sizes that ``frame_size`` returns and others."""
     model = build("f2net", **SMALL)
     variables = jax.eval_shape(lambda: small()[1])
     low, high = (tuple((n - 1) // stride + 1 for n in size) for stride in (8, 4))
@@ -213,12 +213,12 @@ def test_any_size_can_be_traced(size):
     assert native.shape == (1, 7, 5, 1) and native.dtype == jnp.float32
 
 
-def test_probabilities_at_native_size():
+def test_native_probabilities_equal_bilinear_interpolation():
     logits = jnp.array([-3.0, 0.2, 0.6, 4.0]).reshape(1, 2, 2, 1)
     paper = np.asarray(build("f2net").to_native(logits, (5, 7)))[0, ..., 0]
     np.testing.assert_allclose(paper[[0, 0, -1, -1], [0, -1, 0, -1]], 1 / (1 + np.exp([3, -0.2, -0.6, -4])), rtol=1e-5)
     np.testing.assert_allclose(paper[0], 1 / (1 + np.exp(-np.linspace(-3, 0.2, 7))), rtol=1e-5)
-    # The published code has 473 pixels in between: no pixel of the frame sees less than the nearest logit or more.
+    # The published code interpolates to 473 pixels first; the corners keep their nearest logit.
     official = np.asarray(build("f2net", variant="official").to_native(logits, (9, 9)))[0, ..., 0]
     np.testing.assert_allclose(official[[0, 0, -1, -1], [0, -1, 0, -1]], paper[[0, 0, -1, -1], [0, -1, 0, -1]],
                                rtol=1e-5)
@@ -227,7 +227,7 @@ def test_probabilities_at_native_size():
 
 
 @pytest.mark.slow
-def test_bfloat16_stays_near_float32_and_keeps_the_heat_precise():
+def test_bfloat16_is_close_to_float32_and_keeps_float32_heat():
     batch = build("f2net", **SMALL).training_batch(clip())
     made = {}
     for dtype in ("float32", "bfloat16"):
@@ -239,7 +239,7 @@ def test_bfloat16_stays_near_float32_and_keeps_the_heat_precise():
         assert error.mean() < 0.05 * np.abs(np.asarray(exact)).max(), name
 
 
-def test_mistyped_choices_are_named():
+def test_build_error_names_invalid_choice():
     for field, wrong in (("net", "cgda"), ("selection", "motoin"), ("prior_from", "true")):
         with pytest.raises(UserError, match=wrong):
             build("f2net", **{field: wrong})

@@ -1,4 +1,4 @@
-"""RAFT: padding, upsampling, warm start and loss by hand, its numbers against the published code and live PyTorch."""
+"""RAFT: padding, upsampling, warm start, loss, and parity with the published code and PyTorch."""
 
 import contextlib
 import functools
@@ -20,7 +20,7 @@ from uvos_jax.weights import from_torch, parity
 from uvos_jax.weights.convert import convert
 
 NETS = ("large", "small")
-# Compiling these programs well would take longer than running them.
+# Compiling with optimizations would take longer than running the tests.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -41,7 +41,7 @@ def _pair(b, h, w, seed=0):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("net", NETS)
-def test_parity_command_holds_the_published_code(golden, net):
+def test_parity_command_accepts_published_tensors(golden, net):
     code, out, _ = uvos("parity", golden / f"raft_{net}_a.npz")
     errors = {line.split()[0]: float(line.split()[1]) for line in out.splitlines()[:-1]}
     assert code == 0 and list(errors) == [
@@ -51,7 +51,7 @@ def test_parity_command_holds_the_published_code(golden, net):
 
 
 @pytest.mark.parametrize(("net", "keys", "parameters"), [("large", 179, 5_257_536), ("small", 106, 990_162)])
-def test_published_keys_are_all_there_is(golden, net, keys, parameters):
+def test_published_checkpoint_converts_completely(golden, net, keys, parameters):
     manifest = _manifest(golden, net)
     assert len(manifest["keys"]) == keys
     weights = parity.weights_of(manifest)
@@ -62,7 +62,7 @@ def test_published_keys_are_all_there_is(golden, net, keys, parameters):
         from_torch("raft", weights, net="small" if net == "large" else "large")
 
 
-def test_a_norm_that_is_saved_twice_may_come_once_but_not_differ(golden):
+def test_duplicate_norm_may_be_missing_but_not_differ(golden):
     weights = parity.weights_of(_manifest(golden, "large"))
     expected = from_torch("raft", weights)
     for dropped in ("norm3", "downsample.1"):
@@ -83,7 +83,7 @@ def test_a_norm_that_is_saved_twice_may_come_once_but_not_differ(golden):
     ((17, 25), "kitti", (0, 7, 3, 4)),
     ((16, 24), "kitti", (0, 0, 0, 0)),
 ])
-def test_padding_repeats_the_border_and_comes_off_again(size, mode, padding):
+def test_padding_replicates_border_and_is_invertible(size, mode, padding):
     images = np.random.default_rng(0).integers(0, 255, (2, *size, 3))
     padded, added = pad_to_eight(images, mode)
     assert added == padding
@@ -95,18 +95,18 @@ def test_padding_repeats_the_border_and_comes_off_again(size, mode, padding):
     np.testing.assert_array_equal(unpad(padded, added), images)
 
 
-def test_sides_that_are_no_multiples_of_eight_are_refused(small):
+def test_size_not_divisible_by_eight_raises(small):
     model, variables = small
     with pytest.raises(ValueError, match="20x24"):
         model.apply(variables, _pair(1, 20, 24))
 
 
-def test_upsampling_takes_the_neighbor_that_its_weights_name():
+def test_convex_upsampling_selects_weighted_neighbor():
     flow = np.random.default_rng(0).standard_normal((1, 3, 4, 2)).astype(np.float32)
     logits = np.full((1, 3, 4, 9, 8, 8), -100, np.float32)
     logits[:, :, :, 5] = 0  # the neighbor to the right
     logits[0, 1, 2, :, 6, 3] = -100
-    logits[0, 1, 2, 0, 6, 3] = logits[0, 1, 2, 7, 6, 3] = 50  # one pixel: upper left and below, half each
+    logits[0, 1, 2, 0, 6, 3] = logits[0, 1, 2, 7, 6, 3] = 50  # one pixel: half upper left, half below
     fine = np.array(convex_upsample(flow, logits.reshape(1, 3, 4, -1))).reshape(3, 8, 4, 8, 2)
     np.testing.assert_allclose(fine[1, 6, 2, 3], 4 * (flow[0, 0, 1] + flow[0, 2, 2]), rtol=1e-5)
     fine[1, 6, 2, 3] = fine[1, 6, 2, 4]
@@ -114,8 +114,8 @@ def test_upsampling_takes_the_neighbor_that_its_weights_name():
     np.testing.assert_allclose(fine, np.broadcast_to(right[:, None, :, None], fine.shape), rtol=1e-5)
 
 
-def test_warm_start_takes_the_nearest_tip():
-    from scipy.interpolate import griddata  # what the published code carries flow forward with
+def test_warm_start_equals_nearest_griddata():
+    from scipy.interpolate import griddata  # the published code forwards flow with griddata
 
     flow = (4 * np.random.default_rng(0).standard_normal((2, 11, 17, 2))).astype(np.float32)
     made = np.asarray(warm_start(flow))
@@ -127,17 +127,17 @@ def test_warm_start_takes_the_nearest_tip():
         np.testing.assert_array_equal(ours, griddata(tips[inside], one[inside], (x, y), method="nearest"))
 
 
-def test_warm_start_of_one_motion_and_of_none():
+def test_warm_start_of_single_vector_and_of_flow_out_of_frame():
     flow = np.zeros((2, 6, 8, 2), np.float32)
     flow[0, 2, 3] = (2.0, 1.0)
     flow[1] = 100
     made = np.asarray(warm_start(jnp.asarray(flow)))
-    assert made[0, 3, 5].tolist() in ([2, 1], [0, 0])  # two tips on one pixel
+    assert made[0, 3, 5].tolist() in ([2, 1], [0, 0])  # two vectors end at the same pixel
     assert not made[0, :2].any() and not made[1].any()
 
 
 @pytest.mark.slow
-def test_an_iteration_more_goes_on_from_the_last_one(small):
+def test_iterations_continue_from_previous_estimate(small):
     model, variables = small
     pair = _pair(1, 32, 48)
 
@@ -156,12 +156,12 @@ def test_an_iteration_more_goes_on_from_the_last_one(small):
     np.testing.assert_array_equal(outputs["flows"][-1], outputs["flow"])
     np.testing.assert_allclose(outputs["flows"][0], once["flow"], atol=1e-5 * scale)
     assert np.abs(np.asarray(outputs["flows"][1] - outputs["flows"][0])).max() > 1e-3 * scale
-    np.testing.assert_array_equal(none["low"], start)  # where the estimate begins
+    np.testing.assert_array_equal(none["low"], start)  # the initial estimate
     np.testing.assert_allclose(none["flow"][0, ::31, ::47], 8 * start[0, ::3, ::5], rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_on_demand_correlation_and_a_bfloat16_network_agree(small):
+def test_on_demand_and_bfloat16_agree_with_default(small):
     model, variables = small
     pair = _pair(2, 40, 56)
     flows = {}
@@ -175,7 +175,7 @@ def test_on_demand_correlation_and_a_bfloat16_network_agree(small):
     assert np.abs(flows["bfloat16"] - flows["float32"]).mean() < 0.05 * scale
 
 
-def test_training_batch_is_a_pair_and_the_first_frames_flow():
+def test_training_batch_has_frame_pair_and_forward_flow():
     rng = np.random.default_rng(0)
     clip = {"frames": rng.integers(0, 255, (2, 2, 16, 24, 3), dtype=np.uint8),
             "flow": rng.standard_normal((2, 2, 16, 24, 2)).astype(np.float32)}
@@ -189,9 +189,9 @@ def test_training_batch_is_a_pair_and_the_first_frames_flow():
     np.testing.assert_array_equal(batch["flow"][0, 5:], clip["flow"][0, 0, 5:])
 
 
-def test_loss_of_known_flows():
+def test_loss_equals_hand_computed_values():
     truth = np.zeros((2, 8, 8, 2), np.float32)
-    truth[0, 0, 0] = (390, 100)  # beyond 400 pixels
+    truth[0, 0, 0] = (390, 100)  # magnitude above 400 pixels
     truth[1, :, :4] = 7  # unknown
     valid = np.ones((2, 8, 8), bool)
     valid[1, :, :4] = False
@@ -210,7 +210,7 @@ def test_loss_of_known_flows():
 
 
 @pytest.mark.slow
-def test_a_step_lowers_the_loss_and_reaches_every_parameter(small):
+def test_gradient_step_lowers_loss_and_reaches_every_parameter(small):
     rng = np.random.default_rng(0)
     clip = {"frames": rng.integers(0, 255, (2, 2, 24, 32, 3), dtype=np.uint8),
             "flow": np.full((2, 2, 24, 32, 2), (2, -1), np.float32)}
@@ -223,13 +223,13 @@ def test_a_step_lowers_the_loss_and_reaches_every_parameter(small):
     step = quick_jit(jax.value_and_grad(loss))
     value, gradient = step(variables["params"])
     assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
-    params, gradient = jax.device_get((variables["params"], gradient))  # each shape would be compiled for a sum
+    params, gradient = jax.device_get((variables["params"], gradient))  # avoids compiling a sum per shape
     length = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(gradient)))
     moved = jax.tree.map(lambda p, g: p - 0.01 * g / length, params, gradient)
     assert step(moved)[0] < value
 
 
-def test_fields_survive_json_and_wrong_ones_are_named():
+def test_fields_round_trip_through_json_and_errors_name_them():
     model = build("raft", net="small", correlation="on_demand", iterations=7)
     assert build("raft", **json.loads(json.dumps(hyper_parameters(model)))) == model
     for options, word in (({"net": "smal"}, "'small'"), ({"correlation": "store"}, "'stored'"),
@@ -239,7 +239,7 @@ def test_fields_survive_json_and_wrong_ones_are_named():
 
 
 def _torch_raft(torch, golden, net):
-    """The comparison network and ours with the weights of the reference file."""
+    """The PyTorch network and our variables with the weights of the reference file."""
     from tests.helpers.torch_raft import TorchRAFT
 
     weights = parity.weights_of(_manifest(golden, net))
@@ -254,7 +254,7 @@ def _nchw(torch, x):
 
 @pytest.mark.torch
 @pytest.mark.slow
-def test_files_of_other_sizes_iterations_and_batches_hold(torch, golden, tmp_path):
+def test_parity_of_torch_file_with_other_size_and_iterations(torch, golden, tmp_path):
     net = "small"
     theirs, _ = _torch_raft(torch, golden, net)
     images = torch.from_numpy(np.random.default_rng(3).uniform(0, 255, (2, 2, 3, 133, 142)).astype(np.float32))
@@ -276,7 +276,7 @@ def test_files_of_other_sizes_iterations_and_batches_hold(torch, golden, tmp_pat
 
 @pytest.mark.torch
 @pytest.mark.parametrize("net", NETS)
-def test_update_block_equals_torch_with_its_gradients(torch, golden, net):
+def test_update_block_and_gradients_equal_torch(torch, golden, net):
     theirs, variables = _torch_raft(torch, golden, net)
     model, block = build("raft", net=net), theirs.update_block
     rng = np.random.default_rng(0)
@@ -306,8 +306,8 @@ def test_update_block_equals_torch_with_its_gradients(torch, golden, net):
 
 @pytest.mark.torch
 @pytest.mark.slow
-def test_gradients_of_the_loss_equal_torch(torch, golden):
-    """Rounding may decide which way a ReLU near zero sends its gradient: one batch in four has to agree closely."""
+def test_loss_gradients_equal_torch(torch, golden):
+    """One batch in four must agree closely, since rounding decides the gradient of a ReLU near zero."""
     theirs, variables = _torch_raft(torch, golden, "large")
     theirs.train()
     model = build("raft", iterations=2, remat=True)
@@ -341,7 +341,7 @@ def test_gradients_of_the_loss_equal_torch(torch, golden):
 
 
 def _compare_gradients(theirs, model, variables, gradients, at_least="", tolerance=1e-4):
-    """Their gradients go through the rules that converted the weights."""
+    """Compares our gradients with PyTorch gradients converted by the rules of the weights."""
     moved = {key: np.zeros_like(value.numpy()) for key, value in theirs.state_dict().items()}
     for key, parameter in theirs.named_parameters(remove_duplicate=False):
         if parameter.grad is not None:
@@ -351,7 +351,7 @@ def _compare_gradients(theirs, model, variables, gradients, at_least="", toleran
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(expected), strict=True):
         name = jax.tree_util.keystr(path)
         scale = np.abs(b).max()
-        # Before an instance norm a bias changes nothing: both gradients are rounding.
+        # A bias before an instance norm has no effect: both gradients are rounding errors.
         assert np.abs(np.asarray(a) - b).max() <= tolerance * scale + 1e-5 * largest, name
     reached = [np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(expected[at_least] if at_least else expected)]
     assert np.mean(reached) > 0.8

@@ -1,4 +1,4 @@
-"""A model is added by one module, one row and one recipe; everything else works without a change."""
+"""Adding a model takes one module, one registry row and one recipe; all other code is unchanged."""
 
 import json
 
@@ -30,7 +30,7 @@ def lumanet(monkeypatch):
 
 
 def clip(length: int) -> np.ndarray:
-    """uint8 ``[t, h, w, 3]``: a bright square that moves on noise."""
+    """Frames uint8 ``[t, h, w, 3]`` of a bright square moving over noise."""
     frames = np.random.default_rng(0).integers(0, 40, (length, *SIZE, 3), np.uint8)
     for t in range(length):
         frames[t, 8:16, 2 + 3 * t:10 + 3 * t] = 230
@@ -38,7 +38,7 @@ def clip(length: int) -> np.ndarray:
 
 
 def torch_forward(weights: dict, first: np.ndarray, frame: np.ndarray) -> dict[str, np.ndarray]:
-    """The network in NumPy and NCHW, from its definition."""
+    """Reference implementation of LumaNet in NumPy, NCHW."""
     def features(x):
         padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
         windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
@@ -52,12 +52,12 @@ def torch_forward(weights: dict, first: np.ndarray, frame: np.ndarray) -> dict[s
     return {"features": features(frame), "logits": logits + weights["head.bias"][None, :, None, None]}
 
 
-def test_it_streams():
+def test_new_model_streams_like_contract_functions():
     model = build("lumanet")
     segmenter = Segmenter("lumanet", model, random_variables(model))
     labels = np.stack([labels for _, labels in segmenter.stream(iter(clip(4)))])
     assert labels.shape == (4, *SIZE) and set(np.unique(labels)) <= {0, 1}
-    # By the contract's functions alone: features and state of the first frame, logits, sigmoid, threshold.
+    # Expected labels from the contract functions: encode, init_state, predict, to_native, threshold.
     features = [model.apply(segmenter.variables, {"frame": _network_input(model, frame)}, method="encode")
                 for frame in clip(4)]
     state = model.init_state(features[0])
@@ -72,7 +72,7 @@ def _network_input(model, frame):
     return preprocess(frame[None], model.frame_size(SIZE), model.preprocess)
 
 
-def test_it_trains_two_steps_and_its_weights_load(tmp_path):
+def test_new_model_trains_and_its_checkpoint_segments(tmp_path):
     pytest.importorskip("tensorflow")
     train(load_config(CONFIG), tmp_path / "run")
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()
@@ -93,7 +93,7 @@ def _folder(tmp_path):
     return folder
 
 
-def test_it_converts_a_state_dict_and_agrees_with_reference_tensors(tmp_path):
+def test_new_model_converts_state_dict_and_passes_parity(tmp_path):
     weights = weights_of(MANIFEST)
     variables = from_torch("lumanet", weights)
     np.testing.assert_array_equal(variables["params"]["stem"]["conv"]["kernel"],
@@ -110,7 +110,7 @@ def test_it_converts_a_state_dict_and_agrees_with_reference_tensors(tmp_path):
     assert [result.name for result in check(tmp_path / "lumanet.npz") if not result.ok] == ["logits"]
 
 
-def test_it_is_benchmarked_and_listed():
+def test_new_model_is_benchmarked_and_listed():
     model = build("lumanet")
     result = benchmark(Segmenter("lumanet", model, random_variables(model)), SIZE, report=lambda what: None)
     h, w = model.frame_size(SIZE)

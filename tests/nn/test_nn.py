@@ -332,7 +332,7 @@ def test_conv_norm_equals_separate_layers(norm, parameters):
     np.testing.assert_allclose(out, jax.nn.relu(expected), atol=1e-6)
 
 
-def test_conv_norm_follows_its_policy():
+def test_conv_norm_follows_policy():
     model = ConvNorm(4, policy=Policy(jnp.bfloat16), activation=None)
     out, _, variables = _run(model, _noise(1, 5, 5, 3))
     assert out.dtype == jnp.bfloat16 and (np.asarray(out, np.float32) < 0).any()

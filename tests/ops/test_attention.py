@@ -156,7 +156,7 @@ def test_tiled_attention_never_stores_full_affinity():
 @pytest.mark.torch
 @pytest.mark.parametrize("form", [attention, functools.partial(tiled_attention, query_tile=16, key_tile=7)],
                          ids=["plain", "tiled"])
-def test_values_and_gradients_equal_torch(torch, form):
+def test_attention_and_gradients_equal_torch(torch, form):
     inputs = _inputs(35, 24, c=8, d=5)
     seed = np.random.default_rng(5).standard_normal((2, 35, 5)).astype(np.float32)
     q, k, v = leaves = [torch.from_numpy(x).requires_grad_() for x in inputs]

@@ -172,7 +172,7 @@ def _torch_matching(torch, query, keys, allowed, bias):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("kind", ["global", "local"])
-def test_values_and_gradients_equal_pytorch(torch, kind):
+def test_matching_and_gradients_equal_torch(torch, kind):
     size, objects, window = (6, 7), 3, 2
     query, keys, upstream = _noise(*size, 4), _noise(*size, 4, seed=1), _noise(*size, objects, seed=2)
     bias, labels = np.array([0.1, -0.2, 0.3], np.float32), np.random.default_rng(3).integers(0, 2, size)

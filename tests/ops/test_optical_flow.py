@@ -22,7 +22,7 @@ def test_color_wheel_equals_published_code(wheel_file, number):
     np.testing.assert_array_equal(np.asarray(drawn), wheel_file[f"rgb{number}"])
 
 
-def test_vectors_beyond_the_radius_are_darker(wheel_file):
+def test_vectors_beyond_radius_are_darker(wheel_file):
     np.testing.assert_array_equal(np.asarray(flow_to_rgb(wheel_file["unnorm_uv"], 4.0)), wheel_file["unnorm_rgb"])
 
 
