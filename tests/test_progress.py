@@ -64,6 +64,23 @@ def test_pipes_get_a_line_every_few_seconds(capsys, monkeypatch):
     assert re.fullmatch(r"clip: 2 frames in 0 s, \S+ frames/s", lines[3]) and len(lines) == 4
 
 
+@pytest.mark.parametrize(("total", "last"), [(2, "clip: 2 frames in"), (None, "clip: 2 frames in"),
+                                             (1, "clip: 2 frames in"), (3, "clip: 2 frames in")])
+def test_pipes_get_the_final_count_once(capsys, monkeypatch, total, last):
+    monkeypatch.setattr(module, "_LINE_EVERY", 0.0)
+    with progress("clip", total) as advance:
+        advance()
+        advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith(last) and sum(line.startswith(last) for line in lines) == 1
+
+
+def test_one_step_is_counted_in_the_singular(capsys):
+    with progress("clip", 1, "sequences") as advance:
+        advance()
+    assert capsys.readouterr().err == "clip: 1 sequence in 0 s\n"
+
+
 def test_terminals_get_one_bar(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "100")

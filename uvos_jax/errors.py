@@ -19,6 +19,11 @@ def nearest_hint(wrong: str, known: Iterable[str]) -> str:
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
+def pluralize(count: int, noun: str) -> str:
+    """Returns ``"1 frame"``, ``"2 frames"``: a count with a noun whose plural ends in ``s``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def quoted(path: str | os.PathLike) -> str:
     """Returns ``path`` in quotes, with unprintable characters escaped so that a message stays on one line."""
     return repr(os.fspath(path))

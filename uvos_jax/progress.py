@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from uvos_jax.errors import pluralize
+
 _LINE_EVERY = 10.0  # seconds
 # Frames of one chunk finish together. Steps this close to the first belong to it, so that they do not count as fast.
 _BURST = 0.5  # seconds
@@ -120,23 +122,32 @@ def _lines(meter: Meter, what: str, unit: str) -> Iterator[_Display]:
     """Lines for logs and pipes, where a bar cannot be redrawn."""
     next_line = time.monotonic() + _LINE_EVERY
 
-    def write(of: str = "", remaining: str = "") -> None:
+    last_count = ""
+
+    def write(count: str, remaining: str = "") -> None:
+        nonlocal last_count
+        last_count = count
         rate = f", {meter.rate:.3g} {unit}/s" if meter.rate else ""
-        print(f"{what}: {meter.done}{of} {unit} in {meter.seconds:.0f} s{rate}{remaining}", file=sys.stderr, flush=True)
+        print(f"{what}: {count} in {meter.seconds:.0f} s{rate}{remaining}", file=sys.stderr, flush=True)
+
+    def count() -> str:
+        return pluralize(meter.done, unit.removesuffix("s"))
 
     def update() -> None:
         nonlocal next_line
-        if time.monotonic() >= next_line:
+        if time.monotonic() >= next_line and meter.done != meter.total:  # the last line follows below
             next_line = time.monotonic() + _LINE_EVERY
             remaining = meter.remaining
-            write(f"/{meter.total}" if meter.total else "", "" if remaining is None else f", {remaining:.0f} s left")
+            # The number of frames that a file states may be too small.
+            write(f"{meter.done}/{meter.total} {unit}" if meter.total and meter.done < meter.total else count(),
+                  "" if remaining is None else f", {remaining:.0f} s left")
 
     def status(text: str) -> None:
         print(f"{what}: {text} ...", file=sys.stderr, flush=True)
 
     yield update, status
-    if meter.done:
-        write()
+    if meter.done and last_count != count():
+        write(count())
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ def test_all_faults_are_reported_together(tmp_path):
                   "without a folder", "absent", "blur 00000: the image", "truncated", "blur/00001.png",
                   "is not an image file",
                   "size 00001, 00002: the mask is 20x32, but the image 24x32",
-                  "odd has frames of several sizes: 24x32 (2 frames, first 00000), 30x32 (1 frames, first 00001)",
+                  "odd has frames of several sizes: 24x32 (2 frames, first 00000), 30x32 (1 frame, first 00001)",
                   "color/00000.png' is an RGB image", "color/00001.png' has too many gray levels"):
         assert fault in text, (fault, text)
 
@@ -117,7 +117,7 @@ def test_youtube_vis_malformed_masks_are_faults(tmp_path):
     assert text.count("not a compressed RLE") == 1 and text.count("do not sum to the 768 pixels") == 1
     entries[1]["segmentations"].pop()
     path.write_text(json.dumps(content))
-    assert "objects 2 do not have one mask for each of the 3 frames" in conversion_error("youtube_vis", tmp_path)
+    assert "objects 2 need one mask per frame (3 frames)" in conversion_error("youtube_vis", tmp_path)
 
 
 def test_youtube_vis_inconsistent_annotations_are_faults(tmp_path):
@@ -296,7 +296,7 @@ def test_convert_data_command_on_real_videos(real_data, tmp_path):
     archives.lines(source / "ImageSets/2016/train.txt", "bear", "bus")
     code, out, err = uvos("convert-data", "davis2016", "--source", source, "--data-dir", tmp_path / "data")
     assert code == 0, err
-    assert out.splitlines() == ["davis2016 train: 2 videos, 12 frames, 12 of them with ground truth",
+    assert out.splitlines() == ["davis2016 train: 2 videos, 12 frames, 12 with ground truth",
                                 str(tmp_path / "data/uvos_davis2016/1.0.0")]
     store = open_store(tmp_path / "data", "davis2016", "train")
     path = root / "Annotations/480p/bus/00005.png"

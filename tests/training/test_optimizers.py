@@ -223,7 +223,7 @@ def test_schedule_values_by_hand():
                      {"warmup": "x"}, {"warmup": -1}, {"end": "x"}, {"pct_start": "x"}, {"div_factor": 0},
                      {"final_div_factor": 0}, {"name": 3}, {"name": ["poly"]})),
     (3, "must be a dict"),
-    ({"name": "poly", "lr": 1.0, "warmup": 10}, "shorten the warm-up"),
+    ({"name": "poly", "lr": 1.0, "warmup": 10}, "Shorten the warm-up"),
     ({"name": "one_cycle", "lr": 1.0, "warmup": 2}, "its own warm-up"),
     ({"name": "one_cycle", "lr": 1.0, "pct_start": 0.05}, "no room"),
 ])

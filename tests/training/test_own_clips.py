@@ -59,7 +59,7 @@ def test_one_command_converts_trains_and_resumes(file, clips, tmp_path):
     command = ("train", "--config", file, "--workdir", run, f"--config.data=folder:{clips}")
     code, out, err = uvos(*command)
     assert code == 0, err
-    assert f"{clips}, train: 1 videos, 4 frames, 2 of them with masks" in out
+    assert f"{clips}, train: 1 video, 4 frames, 2 with masks" in out
     assert (run / "last").exists() and (run / "data/uvos_folder/own").is_dir()
     # A second call reuses the converted clips and resumes, although the folder has changed.
     (clips / "Annotations/mine/00000.png").unlink()
@@ -81,7 +81,7 @@ def test_overrides_apply_to_the_fine_tuning(file):
     ("{other}", "{clips}", [], "'other.py' cannot train on a folder of clips"),
     ("{file}", "{clips}", ["--data-dir", "{tmp}"], "Leave out --data-dir"),
     ("{file}", "{clips}", ["--config.schedule.warmup=9"],
-     "Phase 'own': schedule.warmup=9 does not end within the 2 steps"),
+     "Phase 'own': schedule.warmup=9 does not end within 2 steps"),
 ])
 def test_errors_are_one_line_and_write_nothing(file, clips, tmp_path, config, source, more, message):
     other = tmp_path / "other.py"

@@ -10,7 +10,7 @@ import typer
 from uvos_jax.cli import options
 from uvos_jax.cli.app import app
 from uvos_jax.cli.console import Console, console
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, pluralize
 from uvos_jax.interrupts import graceful_stop
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _demo(videos: list[str] | None, output: Path, seed: int, resume: bool, overw
                 run = segment_to_folder(segmenter, source, folder, overwrite=overwrite, resume=resume, stop=stop,
                                         on_start=lambda: advance.status("compiling, first frame"), on_frame=advance,
                                         options=about_run)
-            out.result(f"{folder}: {run['source']['frames']} masks, overlay.mp4, run.json")
+            out.result(f"{folder}: {pluralize(run['source']['frames'], 'mask')}, overlay.mp4, run.json")
 
         write_clip(folder, frames, truth)
         segment(open_source(folder / "frames"), folder, {"seed": seed})

@@ -8,7 +8,7 @@ import typer
 from uvos_jax.cli import options
 from uvos_jax.cli.app import app
 from uvos_jax.cli.console import console
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, pluralize
 
 _Dataset = Annotated[Path, typer.Option(
     "--dataset", metavar="DIR", rich_help_panel=options.INPUT, help="Dataset as published, unpacked.")]
@@ -56,7 +56,7 @@ def evaluate(
                 raise UserError("--pack packs the whole split and writes no scores. Leave out --sequences and"
                                 " --output.")
             count = pack_results(protocol, predictions, dataset, split, pack, **shared)
-            out.result(f"{pack}: {count} masks, {protocol} {split}")
+            out.result(f"{pack}: {pluralize(count, 'mask')}, {protocol} {split}")
             return
         out.result(f"{protocol}, {split}{f', only {sequences}' if sequences else ''}: {rule}.")
         results = predictions.resolve()

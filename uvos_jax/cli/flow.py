@@ -9,7 +9,7 @@ from uvos_jax.cli import options
 from uvos_jax.cli.app import app
 from uvos_jax.cli.console import console
 from uvos_jax.cli.groups import grouped
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, pluralize
 from uvos_jax.interrupts import Interrupted, exit_immediately, graceful_stop
 
 
@@ -58,7 +58,7 @@ def flow(
             about = flow_to_folder(estimator, video, output, form=form, backward=backward, overwrite=overwrite,
                                    options=asked, on_frame=advance, stop=stop)
         count = about["frames"]
-        files = f"{count} file{'s' if count > 1 else ''}"
+        files = pluralize(count, "file")
         if not about["finished"]:
             raise Interrupted(stop() or 0, f"Interrupted. {files} {'are' if count > 1 else 'is'} kept in '{output}'.")
         if about["broken"]:

@@ -13,7 +13,7 @@ from uvos_jax.cli import options
 from uvos_jax.cli.app import app
 from uvos_jax.cli.console import Console, console
 from uvos_jax.cli.groups import Group, grouped
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, pluralize
 from uvos_jax.interrupts import exit_immediately, graceful_stop
 from uvos_jax.progress import Meter
 
@@ -171,7 +171,7 @@ class _Job:
         if not meter.done:
             return run  # finished earlier, as a message has said
         frames = run["source"]["frames"]
-        made = [f"{frames} mask{'s' if frames > 1 else ''}", *(name for name in run["results"] if name != "masks")]
+        made = [pluralize(frames, "mask"), *(name for name in run["results"] if name != "masks")]
         if self.run.debug:
             made += [str(path.relative_to(output)) for path in write_figures(segmenter, video, output, frames)]
         if run["skipped"]:

@@ -8,7 +8,7 @@ import typer
 from uvos_jax.cli import options
 from uvos_jax.cli.app import app
 from uvos_jax.cli.console import Console, console
-from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.errors import UserError, nearest_hint, pluralize
 
 if TYPE_CHECKING:
     from uvos_jax.inference.flow.estimators import FlowEstimator
@@ -47,7 +47,8 @@ def convert_data(
             for note in row.notes:
                 out.result(f"{row.name}: {note}")
             for split, (videos, frames, labeled) in row.splits.items():
-                out.result(f"{row.name} {split}: {videos} videos, {frames} frames, {labeled} of them with ground truth")
+                out.result(f"{row.name} {split}: {pluralize(videos, 'video')}, {pluralize(frames, 'frame')}, {labeled}"
+                           " with ground truth")
             out.result(f"{row.folder}")
 
 
@@ -78,7 +79,8 @@ def _convert_clips(source: str, data_dir: Path, settings: dict[str, Any], out: C
         for row in convert(OWN_DATASET, source, data_dir, workers=options.default_workers(), progress=out.progress,
                            flow=dis_estimator):
             for split, (videos, frames, labeled) in row.splits.items():
-                out.result(f"{source}, {split}: {videos} videos, {frames} frames, {labeled} of them with masks")
+                out.result(f"{source}, {split}: {pluralize(videos, 'video')}, {pluralize(frames, 'frame')}, {labeled}"
+                           " with masks")
     return data_dir
 
 

@@ -10,7 +10,7 @@ from uvos_jax.cli import options
 from uvos_jax.cli.app import app
 from uvos_jax.cli.console import Console, console
 from uvos_jax.cli.groups import Group, grouped
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, pluralize
 
 
 @app.command("convert-weights", epilog="Example: uvos convert-weights --model adnet --variant official --from ad.pth"
@@ -210,11 +210,12 @@ def _benchmark_data(data: _DataOptions, out: Console) -> None:
     if data.data_dir is None:
         raise UserError("--data needs --data-dir, the folder that 'uvos convert-data' wrote to.")
     store, workers = open_store(data.data_dir, data.name, data.split), data.workers or default_workers()
-    out.result(f"{data.name} {data.split}: {len(store.videos)} sequences,"
-               f" {sum(video.length for video in store.videos)} frames; {workers} workers, median batch")
+    out.result(f"{data.name} {data.split}: {pluralize(len(store.videos), 'sequence')},"
+               f" {pluralize(sum(video.length for video in store.videos), 'frame')};"
+               f" {pluralize(workers, 'worker')}, median batch")
     for rate in measure_throughput(store, workers):
         height, width = rate.size
-        out.result(f"{rate.recipe:<10} {rate.examples_per_second:6.1f} examples/s of {rate.frames} frames"
+        out.result(f"{rate.recipe:<10} {rate.examples_per_second:6.1f} examples/s of {pluralize(rate.frames, 'frame')}"
                    f" {height}x{width}")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from uvos_jax.atomic_io import atomic_write, make_folder
+from uvos_jax.errors import pluralize
 from uvos_jax.evaluation.region_boundary import Statistics, nan_mean
 from uvos_jax.video import write_json
 
@@ -163,7 +164,7 @@ def _precision_recall_png(result):
     best, threshold = result.scores["max_f"], result.scores["max_f_threshold"]
     figure = Figure(figsize=(5, 4.7), dpi=150, layout="constrained")
     axes = figure.add_subplot(xlim=(0, 1.01), ylim=(0, 1.01), xlabel="recall", ylabel="precision", aspect="equal",
-                              title=f"mean over {len(result.sequences)} sequences")
+                              title=f"mean over {pluralize(len(result.sequences), 'sequence')}")
     for f in (0.2, 0.4, 0.6, 0.8, 0.9):
         # F = 1.3 P R / (0.3 P + R) solved for R, at the precisions for which R is at most 1.
         lowest = f / (1.3 - 0.3 * f)

@@ -6,7 +6,7 @@ import numpy as np
 
 from uvos_jax.data.datasets import ground_truth as truth
 from uvos_jax.data.datasets import layouts
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, pluralize
 from uvos_jax.evaluation import predictions
 from uvos_jax.evaluation.predictions import FrameProblems
 from uvos_jax.evaluation.region_boundary import nan_mean, score_labels
@@ -32,8 +32,9 @@ def evaluate(request: EvaluationRequest) -> Result:
     sequences = request.select(available)
     first_only = [item.name for item in sequences if not item.truths]
     if first_only:
-        raise UserError(f"The {request.split} split has masks of first frames only (in {len(first_only)} videos, such"
-                        f" as {first_only[0]}). Pack the predictions for the server with --pack FILE.zip.")
+        raise UserError(f"The {request.split} split has masks of first frames only"
+                        f" (in {pluralize(len(first_only), 'video')}, such as {first_only[0]}). Pack the predictions"
+                        " for the server with --pack FILE.zip.")
     paths = predictions.find_predictions(request.predictions, {item.name: _scored_frames(item, videos[item.name])
                                                                for item in sequences})
     if not any(_scored_frames(item, videos[item.name]) for item in sequences):

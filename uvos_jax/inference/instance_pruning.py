@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, pluralize
 from uvos_jax.video import Frame, Source
 from uvos_jax.video.coco_rle import to_rle
 from uvos_jax.video.detections import (
@@ -206,8 +206,8 @@ class InstancePruner:
         if not unused:
             return None
         more = f" and {len(unused) - _MAX_LISTED} more" if len(unused) > _MAX_LISTED else ""
-        frames = f"{len(unused)} frame{'s' * (len(unused) > 1)}"
-        return (f"{self._detections.where} has detections of {frames} that were not processed:"
+        return (f"{self._detections.where} has detections of {pluralize(len(unused), 'frame')} that were not"
+                " processed:"
                 f" {', '.join(map(str, unused[:_MAX_LISTED]))}{more}.")
 
     def prepare(self) -> None:

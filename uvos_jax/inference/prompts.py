@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from uvos_jax.errors import UserError, nearest_hint, quoted
+from uvos_jax.errors import UserError, nearest_hint, pluralize, quoted
 from uvos_jax.labels import VOID
 from uvos_jax.video import Frame, Source, read_mask
 from uvos_jax.video.image_io import list_images
@@ -216,7 +216,7 @@ def _frame_key(key, source):
     length = source.length if source.kind != "file" else None
     if (isinstance(key, bool) or not isinstance(key, (int, np.integer)) or key < 0
             or (length is not None and key >= length)):
-        frames = f"; the video has {length} frames" if length is not None else ""
+        frames = f"; the video has {pluralize(length, 'frame')}" if length is not None else ""
         raise UserError(f"Key {key!r} of a mask is not a frame{frames}. Use the name of a frame or its index from 0.")
     return int(key)
 

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from uvos_jax.atomic_io import atomic_write, exclusive_lock, make_folder
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, pluralize
 from uvos_jax.interrupts import Interrupted, graceful_stop
 from uvos_jax.models import build
 from uvos_jax.progress import no_progress
@@ -325,7 +325,7 @@ class _Profiler:
         """Writes the trace, if one is running."""
         if self.running:
             jax.profiler.stop_trace()
-            self.say(f"Trace of {self.steps} steps in '{self.folder}'; open it with TensorBoard or xprof.")
+            self.say(f"Trace of {pluralize(self.steps, 'step')} in '{self.folder}'; open it with TensorBoard or xprof.")
             self.running = False
 
 

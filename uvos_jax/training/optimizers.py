@@ -30,7 +30,7 @@ from uvos_jax.config_schema import (
     positive,
     regex,
 )
-from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.errors import UserError, nearest_hint, pluralize
 
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -84,8 +84,8 @@ def make_schedule(config: Mapping, total_steps: int) -> Schedule:
         raise UserError(f"schedule.end ({end}) must not be above the learning rate ({peak}).")
     steps, warmup = config["steps"] or total_steps, config["warmup"] or 0
     if steps <= warmup:
-        raise UserError(f"schedule.warmup={warmup} does not end within the {steps} steps: shorten the warm-up, or train"
-                        " longer.")
+        raise UserError(f"schedule.warmup={warmup} does not end within {pluralize(steps, 'step')}. Shorten the warm-up"
+                        " or train longer.")
     if name == "one_cycle":
         if warmup:
             raise UserError("The one_cycle schedule has its own warm-up; set schedule.warmup to 0 and use"
@@ -115,8 +115,8 @@ def _one_cycle(peak, steps, pct_start, div_factor, final_div_factor, anneal):
     start, end = peak / div_factor, peak / div_factor / final_div_factor
     top = pct_start * steps - 1
     if not (0 < top < steps - 1):
-        raise UserError(f"schedule.pct_start {pct_start} leaves no room to rise and to fall in {steps} steps; change"
-                        " pct_start, or train longer.")
+        raise UserError(f"schedule.pct_start {pct_start} leaves no room to rise and to fall in"
+                        f" {pluralize(steps, 'step')}. Change pct_start, or train longer.")
 
     def between(a, b, t):
         t = jnp.clip(t, 0.0, 1.0)

@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, pluralize
 
 DEFAULT_FPS = 24.0
 # Pixels of the largest frame, room for 8K. The header of a broken file may ask for more than the memory holds.
@@ -168,12 +168,13 @@ class FrameRange:
             if index and not inside:
                 raise UserError(
                     f"The start ({_position_text(self.start)}) is after the end of the video, which has "
-                    f"{_frame_count(index)}, the last one at {time:.3f} s. Give an earlier start."
+                    f"{pluralize(index, 'frame')}, the last one at {time:.3f} s. Give an earlier start."
                 )
         if not inside and index:
             raise UserError(
                 f"There is no frame between the start ({_position_text(self.start)}) and the end "
-                f"({_position_text(self.end)}); the video has {_frame_count(index)} up to the end. Widen the range."
+                f"({_position_text(self.end)}); the video has {pluralize(index, 'frame')} up to the end. "
+                "Widen the range."
             )
 
     def count(self, length: int, fps: float) -> int:
@@ -289,10 +290,6 @@ def _first_index(position: int | float, fps: float) -> int:
 
 def _position_text(position: int | float) -> str:
     return f"{position:g} s" if isinstance(position, float) else f"frame {position}"
-
-
-def _frame_count(count: int) -> str:
-    return "1 frame" if count == 1 else f"{count} frames"
 
 
 def _size_error(name: str, image: np.ndarray, first_name: str, first: np.ndarray) -> FrameError:

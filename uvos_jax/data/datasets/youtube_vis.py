@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from uvos_jax.data.datasets.index import DatasetIndex, VideoFiles, join_names, make_index, make_video, stack_masks
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, pluralize
 from uvos_jax.labels import VOID
 from uvos_jax.video.coco_rle import LARGEST_SIDE, to_rle
 
@@ -121,7 +121,8 @@ def _video(path, images, files, size, tracks, faults):
     wrong = [at for at, (_, masks, _) in enumerate(tracks, 1)
              if not isinstance(masks, list) or len(masks) != len(files)]
     if wrong:
-        faults.append(f"{where}: objects {join_names(wrong)} do not have one mask for each of the {len(files)} frames")
+        faults.append(f"{where}: objects {join_names(wrong)} need one mask per frame"
+                      f" ({pluralize(len(files), 'frame')})")
         return None
     number, numbers, categories = 0, [], {}
     for category, _, crowd in tracks:

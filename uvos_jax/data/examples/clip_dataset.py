@@ -44,7 +44,7 @@ from uvos_jax.data.examples.sampling import (
     epoch_item,
     generator,
 )
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, pluralize
 from uvos_jax.labels import VOID
 
 Batch = dict[str, np.ndarray]
@@ -344,7 +344,7 @@ def make_clip_dataset(mixture: Sequence[MixtureEntry], size: tuple[int, int] | S
     lengths = [RECIPES[entry.recipe].length(entry.options) for entry in mixture]
     if len(set(lengths)) > 1:
         raise UserError("The recipes of a mixture must give clips of equal length: " + ", ".join(
-            f"{entry.recipe} of {entry.title} gives {length} frames"
+            f"{entry.recipe} of {entry.title} gives {pluralize(length, 'frame')}"
             for entry, length in zip(mixture, lengths, strict=True)) + ".")
     cycle = sum(entry.share for entry in mixture)
     if cycle > _MAX_CYCLE:

@@ -20,7 +20,7 @@ from uvos_jax.atomic_io import (
 from uvos_jax.data.datasets.dataset_indexes import DATASET_SPECS, davis2017_configs
 from uvos_jax.data.datasets.index import DatasetIndex, FrameFiles, join_names
 from uvos_jax.data.storage.records import PREFIX, VERSION, FlowMethod, check_record
-from uvos_jax.errors import UserError, nearest_hint
+from uvos_jax.errors import UserError, nearest_hint, pluralize
 from uvos_jax.extras import require
 
 DATASETS = (*DATASET_SPECS, "synthetic")
@@ -153,7 +153,7 @@ def check(name: str, root: Path, dataset_index: DatasetIndex, workers: int = 1,
                 first.setdefault((at, size), frame.name)
     for at, found in sizes.items():
         if len(found) > 1:
-            each = ", ".join(f"{size[0]}x{size[1]} ({count} frames, first {first[at, size]})"
+            each = ", ".join(f"{size[0]}x{size[1]} ({pluralize(count, 'frame')}, first {first[at, size]})"
                              for size, count in found.most_common())
             faults.append(f"{videos[at].name} has frames of several sizes: {each}")
     faults += [f"{videos[at].name} {join_names(frames)}: {alike if len(frames) > 1 else first_fault[at, alike]}"

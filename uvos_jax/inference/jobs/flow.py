@@ -17,7 +17,7 @@ import numpy as np
 
 import uvos_jax
 from uvos_jax.atomic_io import check_output_folder, exclusive_lock, make_folder
-from uvos_jax.errors import UserError, error_reason
+from uvos_jax.errors import UserError, error_reason, pluralize
 from uvos_jax.inference.flow.estimators import FlowEstimator, estimate_flow, flow_direction
 from uvos_jax.video import Source, write_json
 from uvos_jax.video.flow_io import resize_flow, write_flow, write_flow_picture
@@ -102,7 +102,7 @@ def flow_to_folder(estimator: FlowEstimator, source: Source, output: str | Path,
                              "seconds": round(time.perf_counter() - started, 3)}
             except UserError as error:
                 kept = [name for name in files if (output / name).exists()]
-                raise UserError(f"{error} {len(kept)} {'file is' if len(kept) == 1 else 'files are'} kept in"
+                raise UserError(f"{error} {pluralize(len(kept), 'file')} {'is' if len(kept) == 1 else 'are'} kept in"
                                 f" '{output}'.") from error
             finally:
                 with contextlib.suppress(UserError):  # the disk may be full

@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 
 from uvos_jax.atomic_io import PartialFile, check_output_folder, exclusive_lock, folder_unless_empty
-from uvos_jax.errors import UserError, error_reason, quoted
+from uvos_jax.errors import UserError, error_reason, pluralize, quoted
 from uvos_jax.inference.flow.estimators import FlowEstimator
 from uvos_jax.inference.flow.folder import check_flow_folder
 from uvos_jax.inference.instance_pruning import extra_stages, make_pruner
@@ -225,7 +225,7 @@ def segment_to_folder(segmenter: Segmenter, source: Any, output: str | Path, *, 
             count = sum(progress.notes[name])
             run.setdefault("notes", {})[name] = count
             if count:
-                say(f"In {count} of {progress.frames} frames {sentence}.")
+                say(f"In {count} of {pluralize(progress.frames, 'frame')} {sentence}.")
         write_json(output / "run.json", run)
         _remove_state(output)
     return run
@@ -258,7 +258,7 @@ def _earlier(segmenter, source, output, facts_from, overwrite, say):
                             " another --output, or replace them with --overwrite.")
         return None, None
     point, why = resuming.load(output, segmenter, first, facts)
-    say(f"'{output}': resuming after {point.frames} frames." if point else
+    say(f"'{output}': resuming after {pluralize(point.frames, 'frame')}." if point else
         f"'{output}': starting over, because {why}.")
     return None, point
 
@@ -315,7 +315,7 @@ def _count(frame, confidence, notes, progress):
 def _with_kept(error: BaseException, output: Path, source: Source) -> Exception | None:
     """Returns the error with what is kept and how to continue; None if it is a bug."""
     count = _count_masks(output)
-    kept = f"{count} {'mask is' if count == 1 else 'masks are'} kept in '{output}'"
+    kept = f"{pluralize(count, 'mask')} {'is' if count == 1 else 'are'} kept in '{output}'"
     if not source.rereadable:
         kept += "."
     elif isinstance(error, Interrupted):
