@@ -69,7 +69,7 @@ def test_features_depend_on_references_and_other_stream():
     assert jax.tree.all(jax.tree.map(lambda x: bool(np.isfinite(x).all()), maps))
 
 
-def test_debug_is_rejected_without_attention_or_second_pass():
+def test_debug_is_rejected_without_ima_and_ifa_or_second_pass():
     with pytest.raises(UserError, match="has neither"):
         check_figures(_segmenter(streams="appearance", ifa=False), open_source(clip(1)))
     with pytest.raises(UserError, match="reads the video twice"):

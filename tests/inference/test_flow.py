@@ -54,7 +54,7 @@ def _said(answers):
 
 @pytest.mark.parametrize(("size", "expected"), [((480, 854), (480, 854)), ((24, 32), (24, 32)), ((4, 40), (16, 40)),
                                                 ((1080, 1920), (480, 853)), ((960, 720), (640, 480))])
-def test_flow_size_equals_frame_size_up_to_480_rows(size, expected):
+def test_flow_size_limits_shorter_side_to_480(size, expected):
     assert flow_size(size) == expected
 
 

@@ -148,8 +148,8 @@ def test_detection_order_does_not_matter(rule):
 
 def test_detections_file_gives_keep_masks(tmp_path):
     keep, said, pruning = pruned(save(tmp_path / "a.json", coco(golden_frames())), video(12), "official")
-    # Nothing is static: 12 frames are below the 27 of the training videos. From frame 1 the large person is the main
-    # object and both small persons are dropped; the car is kept.
+    # Nothing is static: the video has 12 frames, and static means more than 0.4 * 69.3. From frame 1 the large person
+    # is the main object and both small persons are dropped; the car is kept.
     assert [(~mask).sum() for mask in keep] == [0] + [60 * 80 + 60 * 60] * 11
     assert not keep[1, 200:280, 600:660].any() and keep[1, 60:120, 40:101].all() and said == []
     assert (pruning.removed_instances, pruning.pruned_frames, pruning.unused_note) == (22, 11, None)

@@ -1,4 +1,4 @@
-"""Objects cut out: pictures with transparency, and videos whose transparency survives the encoder."""
+"""Cutouts of objects: images and videos with an alpha channel."""
 
 import cv2
 import numpy as np
@@ -16,14 +16,14 @@ def picture() -> np.ndarray:
 
 
 def some_labels(t: int = 0) -> np.ndarray:
-    """Two objects, of which one moves, and void."""
+    """Returns labels of a moving object, a static object and void."""
     labels = np.zeros((35, 47), np.uint8)
     cv2.ellipse(labels, (15 + 2 * t, 17), (9, 13), 0, 0, 360, 4, -1)
     labels[5:15, 30:47], labels[:, :3] = 200, 255
     return labels
 
 
-def test_opaque_in_any_object_and_black_elsewhere():
+def test_cutout_is_opaque_in_objects_and_black_elsewhere():
     labels, image = some_labels(), picture()
     objects = (labels == 4) | (labels == 200)
     cut = cut_out(image, labels)
@@ -31,7 +31,7 @@ def test_opaque_in_any_object_and_black_elsewhere():
     np.testing.assert_array_equal(cut[..., :3], image * objects[..., None])
 
 
-def test_probability_is_the_opacity():
+def test_alpha_equals_probability():
     probability = np.random.default_rng(1).integers(0, 256, (35, 47), np.uint8)
     probability[:9] = 0
     cut = cut_out(picture(), some_labels(), probability)
@@ -39,7 +39,7 @@ def test_probability_is_the_opacity():
     np.testing.assert_array_equal(cut[..., :3], picture() * (probability > 0)[..., None])
 
 
-def test_a_margin_keeps_colors_around_the_objects():
+def test_margin_keeps_colors_around_objects():
     labels = np.zeros((1, 20), bool)
     labels[0, 8:10] = True
     cut = cut_out(np.full((1, 20, 3), 7, np.uint8), labels, margin=3)
@@ -47,13 +47,13 @@ def test_a_margin_keeps_colors_around_the_objects():
     assert cut[0, :, 3].nonzero()[0].tolist() == [8, 9]
 
 
-def test_a_single_pixel():
+def test_cutout_of_a_single_pixel():
     for label, opacity in [(0, 0), (1, 255), (255, 0)]:
         cut = cut_out(np.full((1, 1, 3), 9, np.uint8), np.full((1, 1), label, np.uint8), margin=8)
         assert cut.tolist() == [[[9 * (opacity > 0)] * 3 + [opacity]]]
 
 
-def test_arrays_that_do_not_fit():
+def test_mismatched_shapes_are_rejected():
     with pytest.raises(ValueError, match="labels .* do not fit"):
         cut_out(picture(), some_labels().T)
     with pytest.raises(ValueError, match="probability .* does not fit"):
@@ -67,7 +67,7 @@ def write(folder, cutout, images, probabilities=None, json=False, overlay=False)
             writer.add(Frame(f"{t:05d}", image, t / 25), some_labels(t), probabilities[t] if soft else None, 0.5)
 
 
-def test_pictures(tmp_path):
+def test_png_cutouts_equal_cut_out(tmp_path):
     from PIL import Image
 
     write(tmp_path, "png", [picture()] * 3)
@@ -79,10 +79,10 @@ def test_pictures(tmp_path):
 
 
 def decoded(path) -> tuple[list[np.ndarray], object]:
-    """Frames as RGB and opacity, and the stream."""
+    """Returns the RGBA frames and the stream of a video."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        # FFmpeg's own decoder of VP9 leaves the opacity out.
+        # FFmpeg's native VP9 decoder drops the alpha channel.
         decoder = av.CodecContext.create("libvpx-vp9", "r") if path.suffix == ".webm" else stream.codec_context
         packets = [packet for packet in container.demux(stream) if packet.size]
         frames = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
@@ -90,8 +90,8 @@ def decoded(path) -> tuple[list[np.ndarray], object]:
 
 
 @pytest.mark.parametrize("kind", ["mov", "webm"])
-def test_videos_keep_the_opacity_and_the_colors_of_objects(tmp_path, kind):
-    # The object has the color of its background: where the rim mixed with black, it would be darker.
+def test_videos_keep_alpha_and_object_colors(tmp_path, kind):
+    # Objects have the background color, so a black background bleeding into their edges would darken them.
     images = [np.full((35, 47, 3), (200, 120, 60), np.uint8)] * 6
     write(tmp_path, kind, images)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"cutout.{kind}", "masks"]
@@ -100,7 +100,7 @@ def test_videos_keep_the_opacity_and_the_colors_of_objects(tmp_path, kind):
     assert (stream.metadata.get("ALPHA_MODE") == "1") == (kind == "webm")
     for t, frame in enumerate(frames):
         objects = np.isin(some_labels(t), [4, 200])
-        assert frame.shape == (35, 47, 4)  # sides stay odd
+        assert frame.shape == (35, 47, 4)  # odd sizes are kept
         np.testing.assert_array_equal(frame[..., 3] >= 128, objects)
         np.testing.assert_allclose(frame[..., 3], objects * 255, atol=0 if kind == "mov" else 40)
         np.testing.assert_allclose(frame[objects][:, :3], np.full((objects.sum(), 3), (200, 120, 60)), atol=8)
@@ -115,7 +115,7 @@ def test_videos_keep_probabilities(tmp_path, kind, error):
     np.testing.assert_allclose([frame[..., 3] for frame in frames], ramps, atol=error)
 
 
-def test_forms_of_cut_outs_that_there_are_not(tmp_path):
+def test_unknown_cutout_formats_are_rejected(tmp_path):
     with pytest.raises(UserError, match="Unknown cutout format 'gif'"):
         ResultWriter(tmp_path / "out", 25, outputs=OutputOptions(cutout="gif"))
     with pytest.raises(UserError, match="Did you mean 'webm'"):
@@ -123,7 +123,7 @@ def test_forms_of_cut_outs_that_there_are_not(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_without_the_encoder_nothing_is_written(tmp_path, monkeypatch):
+def test_missing_encoder_is_reported_before_any_output(tmp_path, monkeypatch):
     def no_such_codec(name, mode):
         raise av.codec.codec.UnknownCodecError(name)
 

@@ -1,4 +1,4 @@
-"""Frames that do not decode, and files that break off, by default and with on_error="skip"."""
+"""Broken frames and truncated files, by default and with on_error="skip"."""
 
 import cv2
 import numpy as np
@@ -25,7 +25,7 @@ FORMATS = [
 
 
 def read_until_error(source) -> tuple[list, str]:
-    """The frames that come before an error, and its text."""
+    """Returns the frames before an error, and its message."""
     frames = []
     with pytest.raises(UserError) as caught:
         for frame in source:
@@ -35,7 +35,7 @@ def read_until_error(source) -> tuple[list, str]:
 
 
 def decoded_before(path, packet) -> set[int]:
-    """Numbers of the frames that come ahead of a packet's, whatever the order of showing."""
+    """Returns the indices of the frames that precede a packet in decoding order."""
     return {number for _, _, number in packets(path)[:packet]}
 
 
@@ -47,7 +47,7 @@ def assert_same(frames, expected) -> None:
 
 @pytest.mark.parametrize(("name", "codec", "pix_fmt", "options"), FORMATS)
 @pytest.mark.parametrize("packet", [7, 8, 19])
-def test_frame_whose_data_are_lost(tmp_path, name, codec, pix_fmt, options, packet):
+def test_frame_with_lost_data_is_broken(tmp_path, name, codec, pix_fmt, options, packet):
     path = make_video(tmp_path / name, codec, moving(20), pix_fmt=pix_fmt, options=options)
     whole = list(open_source(path))
     untouched = decoded_before(path, packet)
@@ -58,7 +58,7 @@ def test_frame_whose_data_are_lost(tmp_path, name, codec, pix_fmt, options, pack
     for frame, last in zip(frames[1:], frames, strict=False):
         if frame.broken:
             np.testing.assert_array_equal(frame.image, last.image)
-    # Where a key frame with B-frames before it is lost, the decoder keeps one of these for too long.
+    # If a key frame preceded by B-frames is lost, the decoder withholds one of these frames.
     good = [index for index in sorted(untouched) if not frames[index].broken]
     assert len(good) >= len(untouched) - ("bf" in options)
     assert_same([frames[index] for index in good], [whole[index] for index in good])
@@ -72,7 +72,7 @@ def test_frame_whose_data_are_lost(tmp_path, name, codec, pix_fmt, options, pack
 
 
 @pytest.mark.parametrize(("name", "codec", "pix_fmt", "options"), [*FORMATS[:3], FORMATS[4]])
-def test_bits_turned_over_are_noticed_though_the_decoder_paints_over_them(tmp_path, name, codec, pix_fmt, options):
+def test_flipped_bits_are_detected_despite_error_concealment(tmp_path, name, codec, pix_fmt, options):
     path = make_video(tmp_path / name, codec, moving(20), pix_fmt=pix_fmt, options=options)
     whole = list(open_source(path))
     untouched = sorted(decoded_before(path, 4))
@@ -84,7 +84,7 @@ def test_bits_turned_over_are_noticed_though_the_decoder_paints_over_them(tmp_pa
     assert len(read_until_error(open_source(path))[0]) == number
 
 
-def test_frames_ahead_of_the_first_good_one_show_it(tmp_path):
+def test_leading_broken_frames_show_the_first_good_one(tmp_path):
     path = make_video(tmp_path / "a.mp4", images=moving(20), options={"g": "6", "bf": "0", "sc_threshold": "0"})
     whole = list(open_source(path))
     damage(path, 0, "fill")
@@ -99,7 +99,7 @@ def test_frames_ahead_of_the_first_good_one_show_it(tmp_path):
     assert_same(frames[6:], whole[6:])
 
 
-def test_video_of_which_nothing_decodes(tmp_path):
+def test_video_without_decodable_frames_is_rejected(tmp_path):
     path = make_video(tmp_path / "a.avi", "mjpeg", moving(3), pix_fmt="yuvj420p")
     for packet in range(3):
         damage(path, packet, "fill")
@@ -108,12 +108,12 @@ def test_video_of_which_nothing_decodes(tmp_path):
             open_source(path, ClipOptions(on_error=on_error))
 
 
-def test_damage_outside_of_what_is_asked_for_does_no_harm(tmp_path):
+def test_damage_outside_the_range_is_ignored(tmp_path):
     path = make_video(tmp_path / "a.avi", "mjpeg", moving(10), pix_fmt="yuvj420p")
     damage(path, 5, "fill")
     assert len(list(open_source(path, ClipOptions(end=5)))) == 5
     assert [frame.name for frame in open_source(path, ClipOptions(start=6))] == ["00006", "00007", "00008", "00009"]
-    # It may be what a later frame builds on, so it counts though it would have been dropped.
+    # Later frames may depend on the damaged one, so it is an error although ``every`` drops it.
     with pytest.raises(UserError, match="00005"):
         list(open_source(path, ClipOptions(every=2)))
     frames = list(open_source(path, ClipOptions(every=2, on_error="skip")))
@@ -131,7 +131,7 @@ def test_damage_outside_of_what_is_asked_for_does_no_harm(tmp_path):
         ("jpegs.avi", "mjpeg", "yuvj420p", {}),
     ],
 )
-def test_file_that_breaks_off(tmp_path, name, codec, pix_fmt, container):
+def test_truncated_file_keeps_frames_before_the_cut(tmp_path, name, codec, pix_fmt, container):
     rng = np.random.default_rng(1)
     images = list(rng.integers(0, 255, (20, 48, 64, 3), np.uint8))
     path = make_video(tmp_path / name, codec, images, pix_fmt=pix_fmt, container_options=container)
@@ -149,14 +149,14 @@ def test_file_that_breaks_off(tmp_path, name, codec, pix_fmt, container):
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.avi"])
-def test_file_that_only_lost_its_index_is_whole(tmp_path, name):
+def test_file_without_index_is_complete(tmp_path, name):
     path = make_video(tmp_path / name, "mpeg4", moving(20))
     whole = list(open_source(path))
     path.write_bytes(path.read_bytes()[:-30])
     assert_same(list(open_source(path)), whole)
 
 
-def test_index_that_did_not_get_written(tmp_path):
+def test_mp4_without_index_is_rejected(tmp_path):
     path = make_video(tmp_path / "a.mp4", images=moving(5))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="Cannot read '.*a.mp4' as a video"):
@@ -170,7 +170,7 @@ def save_grays(folder, levels, broken=(), small=()) -> None:
             (folder / f"{index}.png").write_bytes(b"not a picture")
 
 
-def test_folder_with_frames_that_cannot_be_used(tmp_path):
+def test_broken_frames_of_a_folder_are_skipped(tmp_path):
     save_grays(tmp_path, range(0, 60, 10), broken=(0, 1, 3), small=(4,))
     with pytest.raises(UserError, match=r"Cannot decode the frame '.*0\.png'.*--on-error skip"):
         open_source(tmp_path)
@@ -186,13 +186,13 @@ def test_folder_with_frames_that_cannot_be_used(tmp_path):
     assert {frame.image[0, 0, 0] for frame in frames} == {20}
 
 
-def test_folder_of_which_nothing_decodes(tmp_path):
+def test_folder_without_decodable_frames_is_rejected(tmp_path):
     save_grays(tmp_path, (1, 2), broken=(0, 1))
     with pytest.raises(UserError, match=r"No frame can be decoded. Cannot decode the frame '.*0\.png'"):
         open_source(tmp_path, ClipOptions(on_error="skip"))
 
 
-def test_page_that_does_not_decode(tmp_path):
+def test_broken_tiff_page_is_skipped(tmp_path):
     from PIL import Image
 
     path = tmp_path / "a.tif"
@@ -211,8 +211,8 @@ def test_page_that_does_not_decode(tmp_path):
     np.testing.assert_array_equal(frames[3].image, np.asarray(images[3]))
 
 
-@pytest.mark.parametrize("name", ["a.gif", "a.mp4"])  # it is known by what is in it
-def test_gif_that_is_damaged_or_breaks_off(tmp_path, name):
+@pytest.mark.parametrize("name", ["a.gif", "a.mp4"])  # the format is detected from the content
+def test_damaged_gif_keeps_frames_before_the_damage(tmp_path, name):
     noise = np.random.default_rng(0).integers(0, 256, (12, 48, 64), np.uint8)
     images = [Image.fromarray(image) for image in noise]
     path, times = tmp_path / name, [40, 200, 80] * 4
@@ -236,13 +236,13 @@ def test_gif_that_is_damaged_or_breaks_off(tmp_path, name):
         assert (skipped[-1].image == frames[-1].image).all()
 
 
-def test_arrays_of_another_size_can_be_skipped():
+def test_arrays_of_another_size_are_skipped():
     images = [*grays((10, 20), 8, 8), *grays((30,), 4, 4), *grays((40,), 8, 8)]
     frames = list(open_source(images, ClipOptions(on_error="skip")))
     assert [frame.broken for frame in frames] == [None, None, "its size is 4x4, not 8x8", None]
     assert [frame.image[0, 0, 0] for frame in frames] == [10, 20, 20, 40]
 
 
-def test_on_error_is_one_of_two():
+def test_unknown_on_error_is_rejected():
     with pytest.raises(UserError, match="must be 'stop' or 'skip'"):
         open_source(grays((1,)), ClipOptions(on_error="ignore"))

@@ -1,4 +1,4 @@
-"""Results that cannot be written: one sentence, nothing half-written, and all that was finished is kept."""
+"""Write errors of results: a one-line error, no partial files, and finished results are kept."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ from uvos_jax.video import result_writer as output
 pytest.importorskip("av")
 
 
-def test_output_below_a_file(tmp_path):
+def test_output_below_a_file_is_rejected(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(UserError, match=r"Cannot write .*Not a directory") as caught,
@@ -39,7 +39,7 @@ def test_output_below_a_file(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_failure_shows_at_a_later_add(tmp_path):
+def test_write_error_is_raised_by_a_later_add(tmp_path):
     with (
         pytest.raises(UserError, match=r"Cannot write '.*0000\d\.png': Not a directory"),
         ResultWriter(tmp_path / "out", fps=10) as writer,
@@ -52,7 +52,7 @@ def test_failure_shows_at_a_later_add(tmp_path):
     assert names_in(tmp_path / "out") == ["masks", "overlay.mp4"] and frames_of(tmp_path / "out/overlay.mp4") >= 1
 
 
-def test_failure_shows_although_an_older_frame_is_unfinished(tmp_path, monkeypatch):
+def test_write_error_is_raised_while_an_earlier_frame_is_pending(tmp_path, monkeypatch):
     gate = threading.Event()
     draw_overlay = output.draw_overlay
     monkeypatch.setattr(output, "draw_overlay", lambda *args: gate.wait(10) and draw_overlay(*args))
@@ -62,14 +62,14 @@ def test_failure_shows_although_an_older_frame_is_unfinished(tmp_path, monkeypat
         replace_by_file(tmp_path / "masks")
         try:
             with pytest.raises(UserError, match=r"00001\.png"):
-                for index in range(1, 12):  # too few to have to wait for the first frame
+                for index in range(1, 12):  # fewer than the queue size, so add does not wait for the first frame
                     writer.add(frame(f"{index:05d}"), labels())
                     time.sleep(0.02)
         finally:
             gate.set()
 
 
-def test_failure_of_the_last_frame_shows_at_the_exit(tmp_path):
+def test_write_error_of_the_last_frame_is_raised_on_exit(tmp_path):
     with (
         pytest.raises(UserError, match=r"Cannot write '.*a\.png'"),
         ResultWriter(tmp_path, fps=10) as writer,
@@ -79,7 +79,7 @@ def test_failure_of_the_last_frame_shows_at_the_exit(tmp_path):
     assert names_in(tmp_path) == ["masks", "overlay.mp4"] and frames_of(tmp_path / "overlay.mp4") == 1
 
 
-def test_failure_of_the_overlay_shows(tmp_path):
+def test_write_error_of_the_overlay_is_raised(tmp_path):
     (tmp_path / "overlay.mp4").mkdir()
     with (
         pytest.raises(UserError, match=r"Cannot write '.*overlay\.mp4': Is a directory"),
@@ -89,7 +89,7 @@ def test_failure_of_the_overlay_shows(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.png", "masks", "overlay.mp4"]
 
 
-def test_the_first_error_is_told(tmp_path):
+def test_first_error_is_raised(tmp_path):
     (tmp_path / "overlay.mp4").mkdir()
     with pytest.raises(ZeroDivisionError), ResultWriter(tmp_path, fps=10) as writer:
         writer.add(frame("a"), labels())
@@ -98,19 +98,19 @@ def test_the_first_error_is_told(tmp_path):
     assert writer.names == ("masks",)
 
 
-def test_labels_that_are_a_defect_of_the_caller_show(tmp_path):
+def test_invalid_labels_raise_value_error(tmp_path):
     with pytest.raises(ValueError, match=r"0\.\.255"), ResultWriter(tmp_path, fps=10) as writer:
         writer.add(frame("a"), labels() + 255 * np.eye(32, 48, dtype=int))
         writer.flush()
 
 
-# The system's words for a full disk, without a disk to fill.
+# /dev/full simulates a full disk.
 full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full on this system")
 
 
 @full_disk
 @pytest.mark.parametrize("name", ["masks/00002.png", "soft/00002.png", *SPANNING])
-def test_full_disk(tmp_path, name):
+def test_full_disk_keeps_finished_results(tmp_path, name):
     noisy = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     rest = noisy[..., 0], noisy[..., 1], 0.5
     with (
@@ -123,7 +123,7 @@ def test_full_disk(tmp_path, name):
     assert "\n" not in str(caught.value)
     present = names_in(tmp_path)
     assert name not in present and not [path for path in present if "partial" in path]
-    # Everything else is whole.
+    # All other results are complete.
     assert [path for path in present if path in SPANNING] == [path for path in SPANNING if path != name]
     count = sum(path.startswith("masks/") for path in present) + (name == "masks/00002.png")
     assert frames_of(tmp_path / next(path for path in ("overlay.mp4", "cutout.webm") if path in present)) == count
@@ -153,7 +153,7 @@ except UserError as error:
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no limits to the size of files on Windows")
 @pytest.mark.parametrize(("limit", "cutout", "kept"), [
     (40_000, "mov", []), (40_000, "webm", []), (300_000, "mov", ["objects.json"]), (500, "png", [])])
-def test_files_that_grow_too_large(tmp_path, limit, cutout, kept):
+def test_file_size_limit_is_reported(tmp_path, limit, cutout, kept):
     done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path / "out"), str(limit), cutout],
                           capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr == ""
@@ -167,7 +167,7 @@ def test_files_that_grow_too_large(tmp_path, limit, cutout, kept):
         np.testing.assert_array_equal(read_mask(tmp_path / "out/masks/00000.png").shape, (64, 96))
 
 
-def test_the_folder_goes_while_it_is_written(tmp_path):
+def test_deleted_output_folder_is_reported(tmp_path):
     with (
         pytest.raises(UserError, match=r"Cannot write '.*': No such file or directory\.") as caught,
         ResultWriter(tmp_path / "out", fps=10, outputs=EVERYTHING) as writer,
@@ -183,14 +183,14 @@ def test_the_folder_goes_while_it_is_written(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write into read-only folders")
-def test_read_only_folder(tmp_path):
+def test_read_only_folder_is_rejected(tmp_path):
     tmp_path.chmod(0o555)
     with pytest.raises(UserError, match=r"Cannot write '.*masks': Permission denied"), ResultWriter(tmp_path, fps=10):
         pass
     tmp_path.chmod(0o755)
 
 
-def test_flush_tells_what_went_wrong(tmp_path):
+def test_flush_raises_the_write_error(tmp_path):
     with (
         pytest.raises(UserError, match=r"Cannot write '.*a\.png': Not a directory"),
         ResultWriter(tmp_path, fps=10) as writer,

@@ -1,4 +1,4 @@
-"""What stands for many videos, and what cannot be told."""
+"""Discovery of videos in folders and patterns, and rejected input."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from uvos_jax.video import list_sources, open_source
 
 
 def touch(folder: Path, *names: str) -> Path:
-    """Makes empty files: listing goes by names alone."""
+    """Creates empty files; listing depends on names only."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"")
@@ -20,7 +20,7 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def listed(folder: Path, *inputs: str) -> list[str]:
-    """What is listed for inputs in a folder, relative to it."""
+    """Lists the sources of inputs in a folder; paths are relative to it."""
     return [os.path.relpath(source, folder) for source in list_sources([str(folder / given) for given in inputs])]
 
 
@@ -30,11 +30,11 @@ def assert_refused(inputs, match: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_one_video_stands_for_itself(tmp_path):
+def test_single_video_is_listed_as_given(tmp_path):
     touch(tmp_path, "clip.mp4", "still.png", "song.xyz", "frames/0.jpg", "frames/1.jpg", "frames/notes.txt")
     for given in ("clip.mp4", "still.png", "song.xyz", "frames", "frames/*.jpg"):
         assert listed(tmp_path, given) == [given]
-    # What is not there, and what is no path: open_source says what it thinks of it.
+    # Missing files and non-paths are passed on; open_source reports errors.
     for given in ("gone.mp4", "0", "-", "rtsp://cam.local/live"):
         assert list_sources([given]) == [given]
 
@@ -44,12 +44,12 @@ def test_folder_of_videos(tmp_path):
     assert listed(tmp_path, ".") == ["a.gif", "clip9.MOV", "clip10.mp4"]
 
 
-def test_folder_of_folders_of_frames(tmp_path):
+def test_folder_of_frame_folders(tmp_path):
     touch(tmp_path, "bear10/0.png", "bear9/0.jpg", ".git/0.png", "notes/a.txt", "readme.txt", "x/a.mp4", "x/a.png")
     assert listed(tmp_path, ".") == ["bear9", "bear10"]
 
 
-def test_patterns(tmp_path):
+def test_glob_patterns(tmp_path):
     touch(tmp_path, "a1.mp4", "a10.mp4", "a2.mkv", "b.mp4", "a.txt", "bear/0.png", "boat/0.png", "empty/x.txt")
     touch(tmp_path, "deep/one/a.mp4", "deep/two/a.mp4")
     assert listed(tmp_path, "a*") == ["a1.mp4", "a2.mkv", "a10.mp4"]
@@ -59,17 +59,17 @@ def test_patterns(tmp_path):
     assert listed(tmp_path, "bear/*") == ["bear/*"]
 
 
-def test_many_inputs_keep_their_order_and_none_comes_twice(tmp_path):
+def test_inputs_keep_their_order_without_duplicates(tmp_path):
     touch(tmp_path, "b/2.mp4", "b/1.mp4", "a.mp4", "frames/0.png")
     assert listed(tmp_path, "b", "a.mp4", "frames", "b/1.mp4", "*.mp4") == ["b/1.mp4", "b/2.mp4", "a.mp4", "frames"]
 
 
-def test_name_with_wildcards_is_taken_literally_if_it_exists(tmp_path):
+def test_existing_name_with_wildcards_is_literal(tmp_path):
     touch(tmp_path, "clip [1].mp4", "clip 1.mp4")
     assert listed(tmp_path, "clip [1].mp4") == ["clip [1].mp4"]
 
 
-def test_images_beside_videos_are_asked_about(tmp_path):
+def test_mix_of_images_and_videos_is_rejected(tmp_path):
     touch(tmp_path, "a.mp4", "b.png", "notes.txt")
     question = r"images \('b.png'\) and videos \('a.mp4'\). Give one kind.*\*\.png' or '.*\*\.mp4'"
     for expand in (lambda: list_sources([str(tmp_path)]), lambda: open_source(tmp_path)):
@@ -80,7 +80,7 @@ def test_images_beside_videos_are_asked_about(tmp_path):
     assert listed(tmp_path, "*.png") == ["*.png"]
 
 
-def test_nothing_usable(tmp_path):
+def test_inputs_without_videos_are_rejected(tmp_path):
     assert_refused([], "No input given")
     assert_refused([tmp_path], "has neither videos, nor frames")
     assert_refused([tmp_path / "*.mp4"], "matches nothing")
@@ -96,13 +96,13 @@ def test_nothing_usable(tmp_path):
         open_source(tmp_path / "season" / "one" / "*")
 
 
-def test_pattern_that_the_shell_has_expanded(tmp_path):
+def test_shell_expanded_pattern_of_images_is_rejected(tmp_path):
     touch(tmp_path, "f/0.png", "f/1.png")
     assert_refused(sorted((tmp_path / "f").iterdir()), r"2 single images given.*their folder, '.*f'")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_folder_that_may_not_be_listed(tmp_path):
+def test_unreadable_folder_is_skipped_or_rejected(tmp_path):
     touch(tmp_path, "a/0.png", "b/0.png")
     (tmp_path / "a").chmod(0)
     try:
@@ -112,7 +112,7 @@ def test_folder_that_may_not_be_listed(tmp_path):
         (tmp_path / "a").chmod(0o700)
 
 
-def test_all_that_is_listed_can_be_opened(tmp_path):
+def test_listed_sources_can_be_opened(tmp_path):
     pytest.importorskip("av")
     (tmp_path / "videos").mkdir()
     for name in ("a.mp4", "b.mkv"):

@@ -1,4 +1,4 @@
-"""What a video file can be: containers, pixel formats, sizes, time stamps, rotation, several pictures in an image."""
+"""Video formats: containers, pixel formats, sizes, timestamps, rotation, and images with several frames."""
 
 import struct
 from fractions import Fraction
@@ -18,7 +18,7 @@ LEVELS = (10, 60, 110, 160, 210)
 
 
 def levels_of(frames) -> list[int]:
-    """The level of ``grays`` that each frame shows."""
+    """Returns the level of ``grays`` nearest to the mean of each frame."""
     means = [frame.image.mean() for frame in frames]
     return [min(LEVELS, key=lambda level: abs(level - mean)) for mean in means]
 
@@ -45,7 +45,7 @@ def levels_of(frames) -> list[int]:
     ],
 )
 @pytest.mark.parametrize("count", [1, 2, 9])
-def test_every_format_gives_its_frames(tmp_path, name, codec, pix_fmt, size, options, count):
+def test_every_format_decodes_to_its_frames(tmp_path, name, codec, pix_fmt, size, options, count):
     try:
         av.codec.Codec(codec, "w")
     except av.codec.codec.UnknownCodecError:
@@ -69,14 +69,14 @@ def test_gray_video(tmp_path, codec, pix_fmt):
         assert frame.image.shape == (48, 64, 3) and (np.ptp(frame.image, axis=2) <= 2).all()
 
 
-def test_4k(tmp_path):
+def test_4k_video(tmp_path):
     images = [quarter_red(2160, 3840)] * 2
     path = make_video(tmp_path / "a.mp4", images=images, options={"preset": "ultrafast"})
     shapes = [frame.image.shape for frame in open_source(path)]
     assert shapes == [(2160, 3840, 3)] * 2
 
 
-def test_transparency_is_dropped_and_the_color_beneath_is_kept(tmp_path):
+def test_alpha_is_dropped_and_colors_are_kept(tmp_path):
     see_through = np.dstack([quarter_red(48, 64), np.full((48, 64), 128, np.uint8)])
     see_through[:, 32:, 3] = 0
     path = make_video(tmp_path / "a.mov", "qtrle", [see_through], pix_fmt="argb")
@@ -84,8 +84,8 @@ def test_transparency_is_dropped_and_the_color_beneath_is_kept(tmp_path):
     np.testing.assert_array_equal(frame.image, quarter_red(48, 64))
 
 
-def test_frames_of_an_animated_gif_build_on_each_other_and_keep_their_times(tmp_path):
-    # Pillow writes only what changed, and frames of different duration.
+def test_animated_gif_composes_frames_and_keeps_times(tmp_path):
+    # Pillow writes only the changed region of a frame; the frames differ in duration.
     images = [Image.fromarray(image) for image in (quarter_red(16, 16), quarter_red(16, 16)[::-1].copy())]
     images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:], duration=[300, 70], loop=0)
     frames = list(open_source(tmp_path / "a.gif"))
@@ -114,7 +114,7 @@ def test_transparent_gif(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.mov"])
-def test_variable_rate_gives_every_frame_once_with_its_time(tmp_path, name):
+def test_variable_frame_rate_gives_each_frame_once_with_its_time(tmp_path, name):
     times = [0, 40, 50, 700, 2000]
     codec = "ffv1" if name.endswith("mkv") else "libx264"
     frames = list(open_source(make_video(tmp_path / name, codec, grays(LEVELS), pix_fmt="yuv420p", times=times)))
@@ -123,17 +123,17 @@ def test_variable_rate_gives_every_frame_once_with_its_time(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.nut"])
-def test_time_counts_from_the_first_frame(tmp_path, name):
+def test_time_is_relative_to_the_first_frame(tmp_path, name):
     path = make_video(tmp_path / name, "ffv1", grays(LEVELS[:3]), times=[5000, 5040, 5080])
     with av.open(str(path)) as container:
         assert next(container.decode(video=0)).time == pytest.approx(5)
     np.testing.assert_allclose([frame.time for frame in open_source(path)], [0, 0.04, 0.08], atol=1e-3)
 
 
-def test_frames_cut_off_by_an_edit_list_are_not_shown(tmp_path):
+def test_frames_removed_by_an_edit_list_are_skipped(tmp_path):
     path = make_video(tmp_path / "a.mp4", images=grays(LEVELS), options={"bf": "0"})
     data = bytearray(path.read_bytes())
-    # version and flags, one entry: duration, where it begins in the track, rate
+    # Fields after the name: version and flags, entry count, duration, media time, rate.
     start = data.index(b"elst") + 16
     with av.open(str(path)) as container:
         step = int(1 / (12 * container.streams.video[0].time_base))
@@ -144,7 +144,7 @@ def test_frames_cut_off_by_an_edit_list_are_not_shown(tmp_path):
     np.testing.assert_allclose([frame.time for frame in frames], [0, 1 / 12, 2 / 12], atol=1e-3)
 
 
-def test_b_frames_come_in_the_order_of_showing(tmp_path):
+def test_b_frames_are_in_presentation_order(tmp_path):
     images = grays(LEVELS * 3)
     path = make_video(tmp_path / "a.mp4", images=images, options={"bf": "3", "b_strategy": "0", "g": "15"})
     with av.open(str(path)) as container:
@@ -154,7 +154,7 @@ def test_b_frames_come_in_the_order_of_showing(tmp_path):
 
 
 @pytest.mark.parametrize(("degrees", "turns"), [(90, 1), (180, 2), (270, 3)])
-def test_rotation_told_by_the_frames_is_honoured(tmp_path, degrees, turns):
+def test_rotation_in_frame_metadata_is_applied(tmp_path, degrees, turns):
     plain = make_video(tmp_path / "plain.h264", images=[quarter_red(48, 64)] * 3)
     with av.open(str(plain)) as container:
         note = f"h264_metadata=display_orientation=insert:rotate={degrees}"
@@ -173,14 +173,14 @@ def test_rotation_told_by_the_frames_is_honoured(tmp_path, degrees, turns):
 
 
 def two_sizes(folder):
-    """A stream whose frames change from 64x48 to 48x64 after the third."""
+    """Writes a stream whose frames change from 64x48 to 48x64 after the third."""
     parts = [make_video(folder / f"{size[0]}.h264", images=[quarter_red(*size)] * 3) for size in ((48, 64), (64, 48))]
     path = folder / "two.h264"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     return path
 
 
-def test_size_that_changes_in_the_middle(tmp_path):
+def test_frames_after_a_size_change_are_broken(tmp_path):
     frames = iter(open_source(two_sizes(tmp_path)))
     assert [next(frames).image.shape for _ in range(3)] == [(48, 64, 3)] * 3
     with pytest.raises(UserError, match=r"'00003' is 48x64 but the first frame, '00000', is 64x48"):
@@ -191,7 +191,7 @@ def test_size_that_changes_in_the_middle(tmp_path):
         np.testing.assert_array_equal(frame.image, skipped[2].image)
 
 
-def test_recording_that_begins_between_key_frames_is_healthy(tmp_path):
+def test_stream_that_starts_between_key_frames_has_no_broken_frames(tmp_path):
     path = make_video(tmp_path / "a.ts", images=moving(40), rate=25, options={"g": "10", "bf": "2"})
     whole = list(open_source(path))
     assert len(whole) == 40
@@ -205,7 +205,7 @@ def test_recording_that_begins_between_key_frames_is_healthy(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["webp", "png", "tif"])
-def test_image_file_with_several_pictures_is_a_video(tmp_path, suffix):
+def test_multi_image_file_is_a_video(tmp_path, suffix):
     path = tmp_path / f"clip.{suffix}"
     images = [Image.fromarray(image) for image in grays(LEVELS, 16, 24)]
     timing = {} if suffix == "tif" else {"duration": [100, 50, 200, 40, 40]}
@@ -221,7 +221,7 @@ def test_image_file_with_several_pictures_is_a_video(tmp_path, suffix):
     assert [frame.name for frame in open_source(path, ClipOptions(start=1, every=2))] == ["00001", "00003"]
 
 
-def test_animated_image_shows_what_pillow_shows(tmp_path):
+def test_animated_png_is_blended(tmp_path):
     first = np.dstack([quarter_red(16, 16), np.full((16, 16), 255, np.uint8)])
     second = np.zeros((16, 16, 4), np.uint8)
     second[4:8, 4:8] = 255
@@ -233,19 +233,19 @@ def test_animated_image_shows_what_pillow_shows(tmp_path):
     np.testing.assert_array_equal(frames[1], expected)
 
 
-def test_pages_of_16_bits_become_8(tmp_path):
+def test_16_bit_pages_become_8_bit(tmp_path):
     pages = [np.full((8, 8), level * 257, np.uint16) for level in LEVELS]
     assert cv2.imwritemulti(str(tmp_path / "a.tif"), pages)
     assert [frame.image[0, 0].tolist() for frame in open_source(tmp_path / "a.tif")] == [[v] * 3 for v in LEVELS]
 
 
-def test_thumbnail_in_a_photograph_is_no_second_frame(tmp_path):
+def test_embedded_thumbnail_is_not_a_frame(tmp_path):
     page, thumbnail = Image.fromarray(quarter_red(32, 32)), Image.fromarray(quarter_red(8, 8))
     page.save(tmp_path / "photo.tif", save_all=True, append_images=[thumbnail])
     (frame,) = open_source(tmp_path / "photo.tif")
     assert (frame.name, frame.image.shape) == ("photo", (32, 32, 3))
 
 
-def test_rate_is_the_average(tmp_path):
+def test_fps_is_the_average_rate(tmp_path):
     path = make_video(tmp_path / "a.mp4", images=grays(LEVELS), rate=Fraction(30000, 1001))
     assert open_source(path).fps == pytest.approx(30000 / 1001)

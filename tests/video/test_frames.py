@@ -1,4 +1,4 @@
-"""Start, end and every, of every kind of source; and times."""
+"""Frame ranges (start, end, every) for all kinds of sources, and times."""
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ av = pytest.importorskip("av")
 
 @pytest.fixture(params=["video", "folder", "glob", "pages", "array", "list", "generator"])
 def opener(request, tmp_path):
-    """Opens a source of 30 frames at 24 a second; frame 7 is of level 7."""
+    """Returns a function that opens a source of 30 frames at 24 fps; frame i has level i."""
     images = grays(range(30))
     kind = request.param
     if kind == "video":
@@ -38,7 +38,7 @@ def opener(request, tmp_path):
 
 
 def indices(source) -> list[int]:
-    """Numbers of the frames that are given; their names and their images must agree."""
+    """Returns the indices of the frames, and checks that names and images agree."""
     frames = list(source)
     numbers = [int(frame.name) for frame in frames]
     assert [int(frame.image[0, 0, 0]) for frame in frames] == numbers
@@ -65,7 +65,7 @@ def indices(source) -> list[int]:
         ({"start": 20, "end": "1s", "every": 2}, [20, 22]),
     ],
 )
-def test_what_is_given(opener, options, expected):
+def test_range_selects_expected_frames(opener, options, expected):
     source = opener(**options)
     assert indices(source) == list(expected)
     if source.length is not None:
@@ -83,7 +83,7 @@ def test_what_is_given(opener, options, expected):
         ({"start": 20, "end": "0.5s"}, r"no frame between the start \(frame 20\) and the end \(0.5 s\)"),
     ],
 )
-def test_span_without_frames_says_how_many_there_are(opener, options, match):
+def test_empty_range_error_names_the_frame_count(opener, options, match):
     with pytest.raises(UserError, match=match):
         list(opener(**options))
 
@@ -107,7 +107,7 @@ def test_span_without_frames_says_how_many_there_are(opener, options, match):
         ({"every": "2"}, "'every' must be .*; got '2'"),
     ],
 )
-def test_options_that_make_no_sense_are_refused_at_once(options, match):
+def test_invalid_range_options_are_rejected_on_open(options, match):
     with pytest.raises(UserError, match=match):
         open_source(iter([]), ClipOptions(**options))
 
@@ -116,11 +116,11 @@ def test_options_that_make_no_sense_are_refused_at_once(options, match):
     ("text", "seconds"),
     [("90", 90), ("12.5s", 12.5), (" 1:05 ", 65), ("1:02:03.5", 3723.5), (".5", 0.5), ("0:90", 90), ("7.", 7)],
 )
-def test_times(text, seconds):
+def test_time_strings_are_parsed(text, seconds):
     assert parse_frame_range(text) == FrameRange(start=float(seconds))
 
 
-def test_count_agrees_with_select_and_takes_no_longer_for_more():
+def test_count_equals_select_and_takes_constant_time():
     class Item:
         time = None
 
@@ -133,21 +133,21 @@ def test_count_agrees_with_select_and_takes_no_longer_for_more():
     assert parse_frame_range("9" * 400).count(2**60, 24) > 0
 
 
-def test_time_of_a_video_with_a_variable_rate_is_its_own(tmp_path):
+def test_range_uses_timestamps_at_variable_frame_rate(tmp_path):
     times = [0, 40, 50, 700, 2000, 2040]
     path = make_video(tmp_path / "a.mkv", "ffv1", grays(range(6)), 24, "bgr0", times=times)
     assert indices(open_source(path, ClipOptions(start="0.05", end="2"))) == [2, 3]
     assert [frame.time for frame in open_source(path, ClipOptions(start="0.6s"))] == pytest.approx([0.7, 2.0, 2.04])
 
 
-def test_frames_without_time_stamps_have_no_time(tmp_path):
+def test_frames_without_timestamps_have_no_time(tmp_path):
     assert [frame.time for frame in open_source(grays((1, 2)))] == [None, None]
     for index, image in enumerate(grays((1, 2))):
         cv2.imwrite(str(tmp_path / f"{index}.png"), image)
     assert [frame.time for frame in open_source(tmp_path)] == [None, None]
 
 
-def test_only_what_is_given_is_turned_into_an_array(tmp_path, monkeypatch):
+def test_only_selected_frames_are_converted(tmp_path, monkeypatch):
     path = make_video(tmp_path / "a.mkv", "ffv1", grays(range(30)), 24, "bgr0")
     source = open_source(path, ClipOptions(start=5, end=20, every=4))
     turned = []
@@ -157,7 +157,7 @@ def test_only_what_is_given_is_turned_into_an_array(tmp_path, monkeypatch):
     assert len(turned) == 4
 
 
-def test_images_beside_the_span_are_not_read(tmp_path, monkeypatch):
+def test_images_outside_the_range_are_not_read(tmp_path, monkeypatch):
     for index, image in enumerate(grays(range(12))):
         cv2.imwrite(str(tmp_path / f"{index}.png"), image)
     read, read_image = [], reader.read_image
@@ -168,19 +168,19 @@ def test_images_beside_the_span_are_not_read(tmp_path, monkeypatch):
     assert read == ["2", "5", "8"]
 
 
-def test_iterator_is_not_read_behind_the_end():
+def test_iterator_is_not_read_past_the_end():
     taken = []
     frames = open_source((taken.append(level) or grays((level,))[0] for level in range(100)), ClipOptions(end=3))
     assert indices(frames) == [0, 1, 2]
     assert len(taken) <= 4
 
 
-def test_open_source_cannot_be_cut_again():
+def test_clip_options_are_rejected_for_an_open_source():
     with pytest.raises(UserError, match="already open"):
         open_source(open_source(grays((1, 2))), ClipOptions(start=1))
 
 
-def test_frames_of_takes_pictures_one_by_one():
+def test_decode_range_is_lazy():
     taken = []
 
     def come():

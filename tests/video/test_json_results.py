@@ -1,4 +1,4 @@
-"""objects.json: what pycocotools reads of it is what the masks hold."""
+"""objects.json: content, and agreement of its RLE with pycocotools."""
 
 import json
 import tracemalloc
@@ -23,7 +23,7 @@ def read(folder) -> dict:
 
 
 def blobs(seed: int) -> np.ndarray:
-    """Labels of uneven patches, among them void; on some seeds few, on others many."""
+    """Returns random blocky labels that include void; size and number of blocks depend on the seed."""
     rng = np.random.default_rng(seed)
     numbers = rng.choice([0, 0, 0, 1, 2, 9, 254, 255], (int(rng.integers(1, 9)), int(rng.integers(1, 12))))
     return np.kron(numbers, np.ones((int(rng.integers(1, 5)), 3), int)).astype(np.uint8)
@@ -43,7 +43,7 @@ def test_objects_decode_to_the_mask(seed):
         assert [x, y, x + width - 1, y + height - 1] == [columns.min(), rows.min(), columns.max(), rows.max()]
 
 
-def test_the_file_holds_size_rate_names_times_and_empty_frames(tmp_path):
+def test_file_contains_size_fps_names_times_and_empty_frames(tmp_path):
     empty, void, one = (np.full((3, 4), label, np.uint8) for label in (0, 255, 1))
     write(tmp_path, [empty, void, one, one.astype(bool)], [0.0, 0.08, 0.24, None])
     content = read(tmp_path)
@@ -53,17 +53,17 @@ def test_the_file_holds_size_rate_names_times_and_empty_frames(tmp_path):
     counts = mask_utils.encode(np.asfortranarray(one))["counts"].decode()
     full = {"id": 1, "segmentation": {"size": [3, 4], "counts": counts}, "bbox": [0, 0, 4, 3], "area": 12}
     assert content["frames"][2]["objects"] == content["frames"][3]["objects"] == [full]
-    assert len((tmp_path / "objects.json").read_text().splitlines()) == 4 + 2  # a frame a line
+    assert len((tmp_path / "objects.json").read_text().splitlines()) == 4 + 2  # one line per frame
 
 
-def test_names_that_need_quotes(tmp_path):
+def test_names_are_escaped(tmp_path):
     name = 'a "b", \\ ü'
     with ResultWriter(tmp_path, 25, outputs=OutputOptions(overlay=False, json=True, soft=True)) as writer:
         writer.add(Frame(name, np.zeros((2, 2, 3), np.uint8)), np.eye(2, dtype=bool), np.eye(2, dtype=np.uint8), 0.5)
     assert read(tmp_path)["frames"][0]["name"] == name
 
 
-def test_it_is_valid_after_an_interruption(tmp_path):
+def test_file_is_valid_after_an_interrupt(tmp_path):
     with pytest.raises(KeyboardInterrupt), ResultWriter(tmp_path, 25,
                                                         outputs=OutputOptions(overlay=False, json=True)) as writer:
         for t in range(3):
@@ -72,7 +72,7 @@ def test_it_is_valid_after_an_interruption(tmp_path):
     assert [frame["name"] for frame in read(tmp_path)["frames"]] == ["f0", "f1", "f2"]
 
 
-def test_memory_does_not_grow_with_the_video(tmp_path):
+def test_memory_is_independent_of_video_length(tmp_path):
     labels = np.random.default_rng(0).integers(0, 3, (200, 200), np.uint8)
     write(tmp_path / "warm", [labels] * 3)
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""Label masks: what each way of storing them means, what is refused, and the round trip."""
+"""Label masks: accepted encodings, rejected files, and the round trip."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from uvos_jax.video.mask_io import read_palette
 
 
 def tiled(*values: int) -> np.ndarray:
-    """An image of 12 rows in which each value fills some columns."""
+    """Returns an image of 12 rows in which each value fills five columns."""
     return np.tile(np.repeat(np.array(values, np.uint8), 5), (12, 1))
 
 
@@ -32,7 +32,7 @@ def assert_refused(path: Path, match: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_palette_is_that_of_voc():
+def test_palette_equals_voc():
     assert PALETTE.dtype == np.uint8 and PALETTE.shape == (256, 3)
     known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 4: (0, 0, 128), 8: (64, 0, 0)}
     known |= {15: (192, 128, 128), 20: (0, 64, 128), 255: (224, 224, 192)}
@@ -67,35 +67,35 @@ def test_one_bit_png_gives_0_and_1(tmp_path):
         ((0, 1, 255), (0, 1, 255)),
     ],
 )
-def test_gray_png(tmp_path, values, expected):
+def test_gray_levels_map_to_labels(tmp_path, values, expected):
     labels = read_mask(save(tmp_path / "x.png", tiled(*values)))
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, tiled(*expected))
 
 
 @pytest.mark.parametrize("values", [(1, 255), (0, 1, 21), (0, 128, 255), (128, 255)])
-def test_few_gray_levels_that_are_no_numbers_are_named(tmp_path, values):
+def test_ambiguous_gray_levels_are_listed(tmp_path, values):
     path = save(tmp_path / "x.png", tiled(*values))
     assert_refused(path, f"has the gray levels {', '.join(map(str, values))}, which are neither")
 
 
-def test_antialiased_mask_is_refused(tmp_path):
+def test_antialiased_mask_is_rejected(tmp_path):
     blurred = np.asarray(Image.fromarray(tiled(0, 255, 0)).resize((100, 36), Image.Resampling.BICUBIC))
     assert len(np.unique(blurred)) > 8
     path = save(tmp_path / "x.png", blurred)
     assert_refused(path, r"x\.png' has too many gray levels, so it was antialiased .* Threshold it at 128")
 
 
-def test_jpeg_passes_only_where_nothing_was_lost(tmp_path):
+def test_jpeg_is_accepted_only_without_artifacts(tmp_path):
     np.testing.assert_array_equal(read_mask(save(tmp_path / "flat.jpg", tiled(0, 0))), tiled(0, 0))
     assert_refused(save(tmp_path / "a.jpg", tiled(0, 255)), r"has too many gray levels, so .* saved as JPEG")
-    # The blur of small numbers stays among small numbers, and must not pass for objects.
+    # Compression artifacts of small ids are small values too, and must not be read as ids.
     path = save(tmp_path / "b.jpg", tiled(0, 9, 2, 5), quality=50)
     assert np.asarray(Image.open(path)).max() <= 20
     assert_refused(path, "saved as JPEG")
 
 
-def test_gray_with_alpha(tmp_path):
+def test_gray_with_alpha_must_be_opaque_and_binary(tmp_path):
     gray = tiled(0, 255)
     opaque = np.dstack([gray, np.full_like(gray, 255)])
     np.testing.assert_array_equal(read_mask(save(tmp_path / "x.png", opaque)), tiled(0, 1))
@@ -108,11 +108,11 @@ def test_gray_with_alpha(tmp_path):
     ("mode", "match"),
     [("RGB", "an RGB image, not a label image"), ("RGBA", "an RGBA image"), ("I;16", "16 bits or more")],
 )
-def test_pictures_are_refused(tmp_path, mode, match):
+def test_color_and_16_bit_images_are_rejected(tmp_path, mode, match):
     assert_refused(save(tmp_path / "x.png", tiled(0, 255), mode), match)
 
 
-def test_files_that_are_no_masks(tmp_path):
+def test_missing_and_invalid_files_are_rejected(tmp_path):
     whole = save(tmp_path / "00000.png", tiled(0, 255)).read_bytes()
     assert_refused(tmp_path / "0000.png", r"0000\.png' does not exist\. Did you mean '00000\.png'\?")
     assert_refused(tmp_path / "no_folder" / "0.png", "does not exist")
@@ -126,7 +126,7 @@ def test_files_that_are_no_masks(tmp_path):
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int32, np.int64])
 def test_round_trip(tmp_path, dtype):
     labels = np.random.default_rng(0).integers(0, 2 if dtype is bool else 256, (47, 63)).astype(dtype)
-    write_mask(tmp_path / "x.png", labels.T[::-1])  # the memory of this view is not in order
+    write_mask(tmp_path / "x.png", labels.T[::-1])  # a non-contiguous view
     np.testing.assert_array_equal(read_mask(tmp_path / "x.png"), labels.T[::-1])
     with Image.open(tmp_path / "x.png") as image:
         assert (image.mode, image.size) == ("P", (47, 63))
@@ -144,13 +144,13 @@ def test_round_trip(tmp_path, dtype):
         np.full((4, 5), -1, np.int8),
     ],
 )
-def test_labels_that_cannot_be_written(tmp_path, labels):
+def test_invalid_labels_are_rejected(tmp_path, labels):
     with pytest.raises(ValueError, match="labels must be"):
         write_mask(tmp_path / "x.png", labels)
     assert not list(tmp_path.iterdir())
 
 
-def test_refusal_to_write_keeps_nothing(tmp_path):
+def test_write_error_leaves_no_file(tmp_path):
     (tmp_path / "x.png").mkdir()
     with pytest.raises(UserError, match=r"Cannot write '.*x\.png': Is a directory"):
         write_mask(tmp_path / "x.png", tiled(0, 1))
@@ -173,25 +173,25 @@ def test_indexed_mask_of_five_objects(real_data):
 
 
 @pytest.mark.parametrize("palette", [
-    [192, 0, 0, 0, 0, 0, 0, 128, 0],  # as a program that reduces colors may number them
+    [192, 0, 0, 0, 0, 0, 0, 128, 0],  # as written by color quantization
     [255, 255, 255, 0, 0, 0, 128, 0, 0],
     bytes(reversed(range(256))) * 3,
 ])
-def test_indices_that_number_colors_are_refused(tmp_path, palette):
+def test_palette_without_dark_background_is_rejected(tmp_path, palette):
     image = Image.fromarray(tiled(0, 1, 2))
     image.putpalette(palette)
     image.save(tmp_path / "x.png")
     assert_refused(tmp_path / "x.png", r"x\.png' has a palette whose entry 0 is not the dark background")
 
 
-def test_other_colors_than_ours_are_fine(tmp_path):
+def test_other_palettes_with_dark_background_are_accepted(tmp_path):
     image = Image.fromarray(tiled(0, 1, 2))
     image.putpalette([0, 0, 0, 200, 50, 50, 10, 10, 90])
     image.save(tmp_path / "x.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "x.png"), tiled(0, 1, 2))
 
 
-def test_numbered_gray_levels_stand_for_themselves(tmp_path):
+def test_numbered_gray_levels_are_labels(tmp_path):
     for values in ((0, 2), (0, 255), (3, 3), (0, 1, 20, 255)):
         path = save(tmp_path / "x.png", tiled(*values))
         np.testing.assert_array_equal(read_mask(path, numbered=True), tiled(*values))
@@ -199,7 +199,7 @@ def test_numbered_gray_levels_stand_for_themselves(tmp_path):
         read_mask(save(tmp_path / "y.png", tiled(0, 100)), numbered=True)
 
 
-def test_a_palette_goes_from_one_mask_to_another(tmp_path):
+def test_palette_round_trip(tmp_path):
     palette = np.random.default_rng(0).integers(1, 256, (256, 3)).astype(np.uint8)
     palette[0] = 0
     write_mask(tmp_path / "own.png", tiled(0, 1, 200), palette)
@@ -208,7 +208,7 @@ def test_a_palette_goes_from_one_mask_to_another(tmp_path):
     short = Image.fromarray(tiled(0, 1))
     short.putpalette([60, 60, 60, 250, 0, 0])
     short.save(tmp_path / "short.png")
-    assert read_palette(tmp_path / "short.png") is None  # object 8 has a darker color than this background
+    assert read_palette(tmp_path / "short.png") is None  # the color of object 8 is darker than this background
     short.putpalette([0, 0, 0, 250, 0, 0])
     short.save(tmp_path / "short.png")
     found = read_palette(tmp_path / "short.png")

@@ -1,4 +1,4 @@
-"""The overlay picture and how its look is said."""
+"""Rendering of overlays and parsing of overlay styles."""
 
 import cv2
 import numpy as np
@@ -26,7 +26,7 @@ def test_overlay_tints_and_outlines_the_object_only():
     np.testing.assert_array_equal(overlay[11:29, 11:29], np.tile(inner, (18, 18, 1)))
 
 
-def test_overlay_separates_objects_that_touch():
+def test_overlay_outlines_touching_objects():
     labels = square()
     labels[10:30, 20:30] = 2
     overlay = draw_overlay(np.full((40, 50, 3), 100, np.uint8), labels, style=OverlayStyle(alpha=0))
@@ -34,7 +34,7 @@ def test_overlay_separates_objects_that_touch():
     assert changed[20].nonzero()[0].tolist() == [10, 19, 20, 29]
 
 
-def test_overlay_has_no_outline_along_the_border_of_the_image():
+def test_overlay_has_no_outline_at_the_image_border():
     overlay = draw_overlay(np.full((40, 50, 3), 100, np.uint8), np.ones((40, 50), bool), style=OverlayStyle(alpha=0))
     np.testing.assert_array_equal(overlay, 100)
 
@@ -47,7 +47,7 @@ def test_overlay_outline_is_wider_on_large_frames():
 
 
 @pytest.mark.parametrize("label", [0, 255])
-def test_overlay_leaves_background_and_void(label):
+def test_overlay_keeps_background_and_void(label):
     image = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
     overlay = draw_overlay(image, square(label=label).astype(np.int32))
     np.testing.assert_array_equal(overlay, image)
@@ -62,7 +62,7 @@ def test_overlay_colors_are_visible_and_distinct():
     assert colors.max(1).min() >= 110
 
 
-def test_overlay_has_the_colors_of_another_palette():
+def test_overlay_uses_the_given_palette():
     palette = PALETTE.copy()
     palette[1] = (0, 0, 255)
     overlay = draw_overlay(np.zeros((40, 50, 3), np.uint8), square(), OverlayStyle(alpha=1), palette)
@@ -72,13 +72,13 @@ def test_overlay_has_the_colors_of_another_palette():
     assert not draw_overlay(np.zeros((40, 50, 3), np.uint8), square(), OverlayStyle(alpha=1), black).any()
 
 
-def test_overlay_of_another_size():
+def test_overlay_rejects_labels_of_another_size():
     with pytest.raises(ValueError, match="do not fit"):
         draw_overlay(np.zeros((40, 50, 3), np.uint8), square(50, 40))
 
 
 @pytest.mark.parametrize("width", [0, 1, 5])
-def test_contour_has_the_width_asked_for(width):
+def test_contour_has_the_given_width(width):
     labels = np.zeros((40, 60), np.uint8)
     labels[:, 20:40] = 1
     overlay = draw_overlay(np.zeros((40, 60, 3), np.uint8), labels, OverlayStyle(alpha=0, contour=width))
@@ -86,20 +86,20 @@ def test_contour_has_the_width_asked_for(width):
 
 
 def picture_and_labels():
-    """A noisy picture with two objects that touch, and void."""
+    """Returns a noise image and labels with two touching objects and void."""
     labels = square(label=3)
     labels[15:35, 30:45], labels[:5] = 7, 255
     return np.random.default_rng(1).integers(0, 256, (40, 50, 3), np.uint8), labels
 
 
-def test_background_of_a_color_leaves_the_objects_and_nothing_else():
+def test_background_color_replaces_all_but_objects():
     image, labels = picture_and_labels()
     cut = draw_overlay(image, labels, OverlayStyle(alpha=0, contour=0, background=(0, 255, 7)))
     np.testing.assert_array_equal(cut, np.where(((labels == 3) | (labels == 7))[..., None], image, (0, 255, 7)))
 
 
 @pytest.mark.parametrize("background", ["gray", "blur"])
-def test_effects_change_the_background_only(background):
+def test_effects_change_only_the_background(background):
     image, labels = picture_and_labels()
     objects = (labels == 3) | (labels == 7)
     seen = draw_overlay(image, labels, OverlayStyle(alpha=0, contour=0, background=background))
@@ -107,7 +107,7 @@ def test_effects_change_the_background_only(background):
     outside = seen[~objects].astype(int)
     if background == "gray":
         np.testing.assert_array_equal(outside, outside[:, :1].repeat(3, axis=1))
-        # Brightness as television has weighed the colors since 1953.
+        # Luma weights of BT.601.
         np.testing.assert_allclose(outside[:, 0], image[~objects] @ [0.299, 0.587, 0.114], atol=1)
     else:
         assert outside.std(0).max() < image[~objects].std(0).min() / 2
@@ -116,7 +116,7 @@ def test_effects_change_the_background_only(background):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 30), (3, 2), (90, 1)])
 @pytest.mark.parametrize("background", [None, "gray", "blur", (0, 255, 0)])
-def test_frames_of_few_pixels(size, background):
+def test_overlay_of_tiny_frames(size, background):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     for labels in (np.zeros(size, np.uint8), np.ones(size, bool)):
         seen = draw_overlay(image, labels, OverlayStyle(alpha=0, contour=0, background=background))
@@ -124,7 +124,7 @@ def test_frames_of_few_pixels(size, background):
     np.testing.assert_array_equal(seen, image)
 
 
-def test_blur_keeps_a_plain_frame_and_takes_any_size():
+def test_blur_keeps_uniform_frames_of_any_size():
     for height, width in [(1, 1), (1, 30), (3, 2), (300, 5)]:
         plain = np.full((height, width, 3), (9, 90, 200), np.uint8)
         seen = draw_overlay(plain, np.zeros((height, width), np.uint8), OverlayStyle(background="blur"))
@@ -132,7 +132,7 @@ def test_blur_keeps_a_plain_frame_and_takes_any_size():
 
 
 @pytest.mark.parametrize("size", [(40, 60), (700, 1100)])
-def test_objects_do_not_glow_in_a_blurred_background(size):
+def test_objects_do_not_bleed_into_blurred_background(size):
     labels = np.zeros(size, np.uint8)
     labels[10:30, 5:50] = 1
     labels[15:17, 20:22] = 0  # a hole
@@ -141,7 +141,7 @@ def test_objects_do_not_glow_in_a_blurred_background(size):
     np.testing.assert_allclose(seen[labels == 0], np.tile((10, 60, 110), ((labels == 0).sum(), 1)), atol=1)
 
 
-def test_blur_hides_more_than_a_pixel_on_a_large_frame():
+def test_blur_radius_grows_with_frame_size():
     stripes = np.tile(np.arange(1920) // 20 % 2 * 255, (1080, 1)).astype(np.uint8)
     seen = draw_overlay(cv2.merge([stripes] * 3), np.zeros((1080, 1920), np.uint8), OverlayStyle(background="blur"))
     assert seen[500, 400:1500].std() < 20 < stripes.std()
@@ -152,7 +152,7 @@ def test_blur_hides_more_than_a_pixel_on_a_large_frame():
     ("#00ff00", (0, 255, 0)), ("#0F0", (0, 255, 0)), ("0,255, 7", (0, 255, 7)), ("rgb(1,2,3)", (1, 2, 3)),
     ("hsl(0,100%,50%)", (255, 0, 0)),
 ])
-def test_backgrounds_as_written_on_a_command_line(text, background):
+def test_overlay_style_is_parsed(text, background):
     assert parse_overlay_style(0.25, 3, text) == OverlayStyle(alpha=0.25, contour=3, background=background)
 
 
@@ -165,7 +165,7 @@ def test_backgrounds_as_written_on_a_command_line(text, background):
     ((0.5, 1, "0,300,0"), "not a color of three values"), ((0.5, 1, "#00ff0080"), "--cutout"),
     ((0.5, 1, "1,2,3,4"), "Unknown background"), ((0.5, 1, "new\nline"), "Unknown background"),
 ])
-def test_looks_that_mean_nothing(values, message):
+def test_invalid_overlay_styles_are_rejected(values, message):
     with pytest.raises(UserError, match=message) as caught:
         parse_overlay_style(*values)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Results written in the background."""
+"""Background writing of results."""
 
 import _thread
 import csv
@@ -30,7 +30,7 @@ from uvos_jax.video import result_writer as output
 pytest.importorskip("av")
 
 
-def test_masks_and_overlay_in_order(tmp_path):
+def test_masks_and_overlay_are_in_order(tmp_path):
     count = 60
     with ResultWriter(tmp_path / "deep" / "out", fps=10) as writer:
         for index in range(count):
@@ -45,13 +45,13 @@ def test_masks_and_overlay_in_order(tmp_path):
     np.testing.assert_allclose(levels, 4 * np.arange(count), atol=6)
 
 
-def test_without_overlay(tmp_path):
+def test_overlay_can_be_disabled(tmp_path):
     with ResultWriter(tmp_path, fps=10, outputs=OutputOptions(overlay=False)) as writer:
         writer.add(frame("a"), labels())
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.png", "masks"]
 
 
-def test_no_frames(tmp_path):
+def test_run_without_frames_writes_no_files(tmp_path):
     with ResultWriter(tmp_path, fps=10):
         pass
     assert [path.name for path in tmp_path.rglob("*")] == ["masks"]
@@ -72,17 +72,17 @@ def test_add_waits_while_16_frames_are_queued(tmp_path, monkeypatch):
     producer = threading.Thread(target=produce)
     producer.start()
     wait_until(lambda: len(added) == 16)
-    time.sleep(0.05)  # room for a seventeenth to slip through
+    time.sleep(0.05)  # gives a wrongly accepted 17th frame time to appear
     assert len(added) == 16
     gate.set()
     producer.join(10)
     assert len(added) == len(list((tmp_path / "masks").iterdir())) == 30
 
 
-def test_memory_is_bounded_in_bytes_too(tmp_path, monkeypatch):
+def test_queue_is_bounded_in_bytes(tmp_path, monkeypatch):
     gate = threading.Event()
     monkeypatch.setattr(output, "write_mask", lambda *args: gate.wait(10))
-    large = np.broadcast_to(np.uint8(0), (2160, 3840, 3))  # 25 MB to the writer, next to nothing here
+    large = np.broadcast_to(np.uint8(0), (2160, 3840, 3))  # counted as 25 MB; broadcasting allocates a single byte
     added = []
 
     def produce():
@@ -95,13 +95,13 @@ def test_memory_is_bounded_in_bytes_too(tmp_path, monkeypatch):
     producer.start()
     wait_until(lambda: len(added) == 4)
     time.sleep(0.05)
-    assert len(added) == 4  # 33 MB each with their labels
+    assert len(added) == 4  # 33 MB per frame with its labels
     gate.set()
     producer.join(10)
     assert len(added) == 8
 
 
-def test_a_single_frame_beyond_the_bound_is_taken(tmp_path, monkeypatch):
+def test_single_frame_above_the_byte_bound_is_accepted(tmp_path, monkeypatch):
     monkeypatch.setattr(output, "_MAX_QUEUED_BYTES", 1)
     with ResultWriter(tmp_path, fps=10) as writer:
         for index in range(3):
@@ -109,7 +109,7 @@ def test_a_single_frame_beyond_the_bound_is_taken(tmp_path, monkeypatch):
     assert frames_of(tmp_path / "overlay.mp4") == len(list((tmp_path / "masks").iterdir())) == 3
 
 
-def test_everything_at_once(tmp_path):
+def test_all_outputs_together(tmp_path):
     with ResultWriter(tmp_path, fps=25, outputs=EVERYTHING) as writer:
         assert writer.names == ("masks", "soft")
         for index in range(20):
@@ -130,7 +130,7 @@ def test_everything_at_once(tmp_path):
         np.testing.assert_allclose(times, [index**1.5 / 25 for index in range(20)], atol=1e-3)
 
 
-def test_the_overlay_looks_as_asked(tmp_path):
+def test_overlay_style_is_applied(tmp_path):
     style = OverlayStyle(alpha=1, contour=3, background=(0, 200, 0))
     with ResultWriter(tmp_path, fps=25, outputs=OutputOptions(style=style)) as writer:
         writer.add(frame("a", 100), labels())
@@ -140,7 +140,7 @@ def test_the_overlay_looks_as_asked(tmp_path):
     np.testing.assert_allclose(shown.image[2:13, 2:13], expected[2:13, 2:13], atol=8)
 
 
-def test_soft_results_need_their_numbers(tmp_path):
+def test_soft_output_needs_probability_and_confidence(tmp_path):
     with ResultWriter(tmp_path, fps=25, outputs=OutputOptions(overlay=False, soft=True)) as writer:
         with pytest.raises(ValueError, match="soft"):
             writer.add(frame("a"), labels(), probability(0))
@@ -151,7 +151,7 @@ def test_soft_results_need_their_numbers(tmp_path):
 
 @pytest.mark.parametrize("cutout", ["webm", "png"])
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, UserError, SystemExit])
-def test_a_run_that_goes_on_gives_the_bytes_of_one_that_was_never_interrupted(tmp_path, interruption, cutout):
+def test_resumed_run_is_byte_identical(tmp_path, interruption, cutout):
     kinds = dataclasses.replace(EVERYTHING, cutout=cutout)
     with ResultWriter(tmp_path / "whole", fps=25, outputs=kinds) as writer:
         for index in range(20):
@@ -160,7 +160,7 @@ def test_a_run_that_goes_on_gives_the_bytes_of_one_that_was_never_interrupted(tm
         for index in range(8):
             add(writer, index)
         raise interruption("enough")
-    assert frames_of(tmp_path / "parts/overlay.mp4") == 8  # usable as it is
+    assert frames_of(tmp_path / "parts/overlay.mp4") == 8  # complete up to the interrupt
     assert len(json.loads((tmp_path / "parts/objects.json").read_text())["frames"]) == 8
     assert len((tmp_path / "parts/confidence.csv").read_text().splitlines()) == 1 + 8
     for path in [*(tmp_path / "parts/masks").iterdir(), *(tmp_path / "parts/soft").iterdir()]:
@@ -178,7 +178,7 @@ def test_a_run_that_goes_on_gives_the_bytes_of_one_that_was_never_interrupted(tm
 
 @pytest.fixture
 def slow_overlay(monkeypatch):
-    """Holds the overlay up until Ctrl-C was pressed: gives what is to be set for that to happen."""
+    """Blocks the overlay until Ctrl-C is simulated; yields the event that triggers it."""
     ready, gate, draw = threading.Event(), threading.Event(), output.draw_overlay
     monkeypatch.setattr(output, "draw_overlay", lambda *args: gate.wait(10) and draw(*args))
 
@@ -189,7 +189,7 @@ def slow_overlay(monkeypatch):
         time.sleep(0.1)
         gate.set()
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
     thread = threading.Thread(target=press)
     thread.start()
     yield ready
@@ -208,7 +208,7 @@ def test_interrupt_while_add_waits(tmp_path, slow_overlay):
     assert names_in(tmp_path)[-1] == "overlay.mp4"
 
 
-def test_interrupt_while_the_end_is_waited_for(tmp_path, slow_overlay):
+def test_interrupt_while_exit_waits(tmp_path, slow_overlay):
     writer = ResultWriter(tmp_path, fps=25, outputs=OutputOptions(json=True))
     with pytest.raises(KeyboardInterrupt), writer:
         for index in range(5):
@@ -218,7 +218,7 @@ def test_interrupt_while_the_end_is_waited_for(tmp_path, slow_overlay):
     assert writer.names == ("masks", "overlay.mp4", "objects.json")
 
 
-def test_flush_waits_for_the_files_of_frames(tmp_path, monkeypatch):
+def test_flush_waits_for_per_frame_files(tmp_path, monkeypatch):
     write_mask = output.write_mask
     monkeypatch.setattr(output, "write_mask", lambda *args: time.sleep(0.02) or write_mask(*args))
     gate = threading.Event()
@@ -228,13 +228,13 @@ def test_flush_waits_for_the_files_of_frames(tmp_path, monkeypatch):
         writer.flush()
         for index in range(5):
             add(writer, index)
-        writer.flush()  # the overlay cannot be what it waits for
+        writer.flush()  # returns although the overlay is blocked
         for kind in ("masks", "soft", "cutout"):
             assert names_in(tmp_path / kind) == [f"{index:05d}.png" for index in range(5)]
         gate.set()
 
 
-def test_what_a_killed_run_left_behind_is_removed(tmp_path):
+def test_partial_files_of_a_killed_run_are_removed(tmp_path):
     left = ["masks/.00007.png.partial", "soft/.00007.png.partial", ".overlay.mp4.partial", ".objects.json.partial"]
     kept = [".other.partial", "masks/00003.png"]
     for name in (*left, *kept):
@@ -245,7 +245,7 @@ def test_what_a_killed_run_left_behind_is_removed(tmp_path):
     assert names_in(tmp_path) == sorted(["masks", "soft", *kept])
 
 
-def test_write_json(tmp_path):
+def test_write_json_is_atomic(tmp_path):
     path = tmp_path / "run.json"
     path.write_text("old")
     write_json(path, {"name": "bär", "frames": [1, 2]})

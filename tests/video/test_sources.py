@@ -1,4 +1,4 @@
-"""Folders, globs, single images and arrays as sources, and what is refused before anything runs."""
+"""Folders, globs, single images and arrays as sources, and rejected input."""
 
 import itertools
 from pathlib import Path
@@ -32,7 +32,7 @@ def assert_refused(source, match: str) -> str:
     return message
 
 
-def test_folder_is_read_in_natural_order_and_again(tmp_path):
+def test_folder_is_read_in_natural_order_and_is_rereadable(tmp_path):
     folder = tmp_path / "my.clip"
     for number in (10, 2, 1, 33):
         save(folder / f"frame{number}.png", picture(number))
@@ -46,7 +46,7 @@ def test_folder_is_read_in_natural_order_and_again(tmp_path):
     assert all(isinstance(frame, Frame) and frame.image.dtype == np.uint8 for frame in frames)
 
 
-def test_folder_ignores_hidden_other_and_nested_files(tmp_path):
+def test_folder_skips_hidden_nested_and_other_files(tmp_path):
     for name in ("a.JPG", "b.WebP", ".hidden.png", "sub/c.png"):
         save(tmp_path / name, picture(9))
     (tmp_path / "notes.txt").write_text("no frame")
@@ -55,10 +55,10 @@ def test_folder_ignores_hidden_other_and_nested_files(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff"])
-def test_every_kind_of_image_is_a_frame(tmp_path, suffix):
+def test_all_image_formats_are_read(tmp_path, suffix):
     save(tmp_path / f"x.{suffix}", picture(200))
     (frame,) = open_source(tmp_path)
-    np.testing.assert_allclose(frame.image, picture(200), atol=4)  # some kinds are lossy
+    np.testing.assert_allclose(frame.image, picture(200), atol=4)  # some formats are lossy
 
 
 def test_gray_alpha_and_16_bit_frames_become_rgb(tmp_path):
@@ -73,24 +73,24 @@ def test_gray_alpha_and_16_bit_frames_become_rgb(tmp_path):
     np.testing.assert_array_equal(images[2], np.full((6, 8, 3), 200))
 
 
-def test_exif_orientation_is_honoured(tmp_path):
+def test_exif_orientation_is_applied(tmp_path):
     image = picture(0, 16, 32)
     image[:, :16] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown a quarter turn clockwise
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise for display
     Image.fromarray(image).save(tmp_path / "phone.jpg", exif=exif, quality=95)
     (frame,) = open_source(tmp_path)
     assert frame.image.shape == (32, 16, 3)
     assert frame.image[4, 8].min() > 200 and frame.image[28, 8].max() < 50
 
 
-def test_single_image(tmp_path):
+def test_single_image_source(tmp_path):
     source = open_source(save(tmp_path / "still.png", picture(5)))
     assert (source.name, source.kind, source.length) == ("still", "file", 1)
     assert [frame.name for frame in source] == ["still"]
 
 
-def test_glob(tmp_path):
+def test_glob_source(tmp_path):
     for name in ("a10.png", "a9.png", "b1.png"):
         save(tmp_path / "shots" / name, picture(1))
     source = open_source(str(tmp_path / "shots" / "a*.png"))
@@ -99,12 +99,12 @@ def test_glob(tmp_path):
     assert open_source(tmp_path / "s*" / "*").name == tmp_path.name
 
 
-def test_folder_with_wildcards_in_its_name_is_taken_literally(tmp_path):
+def test_folder_name_with_wildcards_is_literal(tmp_path):
     save(tmp_path / "clip [1]" / "0.png", picture(1))
     assert open_source(tmp_path / "clip [1]").kind == "folder"
 
 
-def test_array():
+def test_array_source():
     video = np.stack([picture(value) for value in range(3)])
     source = open_source(video)
     assert (source.kind, source.length, source.live, source.rereadable) == ("iterator", 3, False, True)
@@ -125,7 +125,7 @@ def test_generator_is_read_once_and_never_ahead():
     camera = (taken.append(value) or picture(value) for value in itertools.count())
     source = open_source(camera, live=True)
     assert (source.length, source.live, source.rereadable) == (None, True, False)
-    assert not open_source(iter([])).live  # a video that ends
+    assert not open_source(iter([])).live  # iterators are not live by default
     assert taken == []
     frames = iter(source)
     assert (next(frames).name, next(frames).name, taken) == ("00000", "00001", [0, 1])
@@ -134,12 +134,12 @@ def test_generator_is_read_once_and_never_ahead():
         iter(source)
 
 
-def test_opened_source_is_returned_as_it_is():
+def test_opened_source_is_returned_unchanged():
     source = open_source([picture(1)])
     assert open_source(source) is source
 
 
-def test_missing_path_names_the_nearest(tmp_path):
+def test_missing_path_suggests_the_nearest_name(tmp_path):
     save(tmp_path / "videos" / "goldfish" / "0.png", picture(1))
     assert_refused(tmp_path / "videos" / "goldfsh", r"goldfsh' does not exist\. Did you mean 'goldfish'\?")
     assert_refused(tmp_path / "vidoes" / "goldfish", r"there is no 'vidoes' in .* Did you mean 'videos'\?")
@@ -148,7 +148,7 @@ def test_missing_path_names_the_nearest(tmp_path):
     assert_refused(tmp_path / "line\nbreak", r"line\\nbreak' does not exist")
 
 
-def test_empty_folder(tmp_path):
+def test_folder_without_frames_is_rejected(tmp_path):
     assert_refused(tmp_path, "has no frames .*png")
     save(tmp_path / "bear" / "0.png", picture(1))
     (tmp_path / "aaa").mkdir()
@@ -157,27 +157,27 @@ def test_empty_folder(tmp_path):
     assert_refused(tmp_path, r"subfolders with frames: 'bear' and 1 more. Give")
 
 
-def test_glob_without_images(tmp_path):
+def test_glob_without_images_is_rejected(tmp_path):
     assert_refused(tmp_path / "*.png", "matches nothing")
     (tmp_path / "a.txt").write_text("")
     assert_refused(tmp_path / "*.txt", "matches no image")
 
 
-def test_frames_of_one_stem(tmp_path):
+def test_frames_with_equal_stems_are_rejected(tmp_path):
     for name in ("0.png", "0.jpg"):
         save(tmp_path / name, picture(1))
     assert_refused(tmp_path, r"0\.jpg' and '.*0\.png' would overwrite")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture at all"])
-def test_first_frame_that_does_not_decode_is_refused_at_once(tmp_path, content):
+def test_undecodable_first_frame_is_rejected_on_open(tmp_path, content):
     (tmp_path / "0.png").write_bytes(content)
     assert_refused(tmp_path, r"Cannot decode the frame '.*0\.png'")
     assert_refused(tmp_path / "0.png", r"Cannot decode the frame '.*0\.png'")
 
 
 @pytest.mark.parametrize("side", [9000, 60000])
-def test_picture_that_only_claims_to_be_huge_is_refused_by_its_header(tmp_path, side):
+def test_oversized_image_is_rejected_by_its_header(tmp_path, side):
     path = save(tmp_path / "0.jpg", picture(1, 16, 16))
     data = bytearray(path.read_bytes())
     start = data.index(b"\xff\xc0") + 5  # height and width follow the marker, its length and the depth
@@ -186,7 +186,7 @@ def test_picture_that_only_claims_to_be_huge_is_refused_by_its_header(tmp_path, 
     assert_refused(tmp_path, r"Cannot use the frame '.*0\.jpg': it has more than 64 megapixels. Reduce its size")
 
 
-def test_png_that_claims_more_than_the_file_holds(tmp_path):
+def test_truncated_png_is_rejected_and_trailing_bytes_are_ignored(tmp_path):
     path = save(tmp_path / "0.png", picture(1, 16, 16))
     data = bytearray(path.read_bytes())
     data += b"what follows the end does not matter"
@@ -198,12 +198,12 @@ def test_png_that_claims_more_than_the_file_holds(tmp_path):
     assert_refused(tmp_path, r"Cannot decode the frame '.*0\.png': it is truncated")
 
 
-def test_broken_link_is_not_skipped(tmp_path):
+def test_broken_link_is_an_error(tmp_path):
     (tmp_path / "0.png").symlink_to(tmp_path / "gone.png")
     assert_refused(tmp_path, "Cannot read the frame .*No such file or directory. Check that it exists")
 
 
-def test_later_frame_that_does_not_decode(tmp_path):
+def test_undecodable_later_frame_is_an_error(tmp_path):
     save(tmp_path / "0.png", picture(1))
     whole = save(tmp_path / "1.png", np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8))
     whole.write_bytes(whole.read_bytes()[:400])
@@ -214,7 +214,7 @@ def test_later_frame_that_does_not_decode(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_frames_of_two_sizes(tmp_path):
+def test_frames_of_different_sizes_are_rejected(tmp_path):
     save(tmp_path / "a.png", picture(1, 6, 8))
     save(tmp_path / "b.png", picture(1, 8, 6))
     with pytest.raises(UserError, match=r"'b' is 6x8 but the first frame, 'a', is 8x6"):
@@ -232,22 +232,22 @@ def test_frames_of_two_sizes(tmp_path):
         (np.zeros((0, 6, 8, 3), np.uint8), "non-empty"),
     ],
 )
-def test_array_of_another_form(array, match):
+def test_invalid_arrays_are_rejected(array, match):
     assert_refused(array, match)
 
 
 @pytest.mark.parametrize("source", [None, 7, b"frames", {"a": 1}, {1, 2}, open_source])
-def test_what_is_no_source(source):
+def test_unsupported_types_are_rejected(source):
     assert_refused(source, f"object of type '{type(source).__name__}'")
 
 
-def test_list_of_something_else():
+def test_lists_of_other_objects_are_rejected():
     assert_refused([], "list .* has no frames")
     assert_refused(["a.png", "b.png"], "'00000' is an object of type 'str'")
     assert_refused([np.zeros((6, 8), np.uint8)], r"'00000' is a uint8 array of shape \(6, 8\)")
 
 
-def test_iterator_of_something_else_fails_where_it_goes_wrong():
+def test_iterator_fails_at_the_first_invalid_frame():
     frames = iter(open_source(iter([picture(1), picture(1) / 255])))
     next(frames)
     with pytest.raises(UserError, match="'00001' is a float64 array"):
@@ -256,7 +256,7 @@ def test_iterator_of_something_else_fails_where_it_goes_wrong():
         list(open_source(iter([])))
 
 
-def test_error_of_the_callers_iterator_is_passed_on():
+def test_exception_of_the_iterator_is_propagated():
     def camera():
         yield picture(1)
         raise ConnectionError("unplugged")

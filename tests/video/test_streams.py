@@ -1,4 +1,4 @@
-"""Cameras, network streams and the standard input."""
+"""Cameras, network streams and standard input."""
 
 import contextlib
 import functools
@@ -27,7 +27,7 @@ SECRET = "hunter2"
 
 
 class FakeCamera:
-    """Stands for ``cv2.VideoCapture``: a red picture that gets brighter, three times unless told otherwise."""
+    """Stand-in for ``cv2.VideoCapture``: ``count`` red frames of increasing brightness."""
 
     made = ()
     there, fps, count = True, 15.0, 3
@@ -61,7 +61,7 @@ def camera(tmp_path, monkeypatch):
     return kind
 
 
-def test_camera(camera):
+def test_camera_source(camera):
     source = open_source("2")
     assert (source.name, source.kind, source.fps, source.length) == ("camera2", "camera", 15.0, None)
     assert (source.live, source.rereadable, source.paths) == (True, False, ())
@@ -74,7 +74,7 @@ def test_camera(camera):
         iter(source)
 
 
-def test_camera_is_asked_for_no_more_than_is_wanted(camera):
+def test_camera_is_read_only_up_to_the_end(camera):
     camera.count = 10**9
     source = open_source("0", ClipOptions(start=2, end=9, every=3))
     assert source.fps == 5
@@ -84,7 +84,7 @@ def test_camera_is_asked_for_no_more_than_is_wanted(camera):
     assert camera.made[0].taken <= 10 and camera.made[0].released
 
 
-def test_camera_is_released_when_nobody_reads_on(camera):
+def test_camera_is_released_when_the_iterator_is_closed(camera):
     camera.count = 10**9
     frames = iter(open_source("0"))
     next(frames)
@@ -92,7 +92,7 @@ def test_camera_is_released_when_nobody_reads_on(camera):
     assert camera.made[0].released
 
 
-def test_camera_that_cannot_be_opened(camera):
+def test_unavailable_camera_is_rejected(camera):
     camera.there = False
     with pytest.raises(UserError, match=r"camera 0 cannot be opened"):
         open_source("0")
@@ -104,7 +104,7 @@ def test_camera_that_cannot_be_opened(camera):
         list(source)
 
 
-def test_file_comes_before_camera_of_that_name(camera, tmp_path):
+def test_existing_file_takes_precedence_over_camera(camera, tmp_path):
     for index, image in enumerate(grays((10, 20))):
         (tmp_path / "0").mkdir(exist_ok=True)
         cv2.imwrite(str(tmp_path / "0" / f"{index}.png"), image)
@@ -131,7 +131,7 @@ def served_by_http(folder):
 
 @contextlib.contextmanager
 def served_by_tcp(data):
-    """Sends ``data`` to whoever connects; with None it says nothing."""
+    """Serves ``data`` to one client; None sends nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         ended = threading.Event()
 
@@ -150,14 +150,14 @@ def served_by_tcp(data):
             yield f"127.0.0.1:{server.getsockname()[1]}"
         finally:
             ended.set()
-            if thread.is_alive():  # nobody has come
+            if thread.is_alive():  # no client has connected
                 with contextlib.suppress(OSError), socket.create_connection(server.getsockname(), 1):
                     pass
             thread.join()
 
 
 def assert_frames_of(source, path):
-    """The source gives what the file gives, and is a stream that can be read once."""
+    """Checks that the source yields the frames of the file and can be read only once."""
     frames, expected = list(source), list(open_source(path))
     assert [frame.name for frame in frames] == [f"{index:05d}" for index in range(len(expected))]
     for frame, same in zip(frames, expected, strict=True):
@@ -184,7 +184,7 @@ def test_stream_over_tcp(tmp_path, name):
         assert_frames_of(open_source(f"tcp://{host}"), path)
 
 
-def test_damaged_stream(tmp_path):
+def test_damaged_stream_stops_or_is_skipped(tmp_path):
     path = make_video(tmp_path / "a.mkv", images=moving(20), options={"tune": "zerolatency"})
     damage(path, 7, "fill")
     with served_by_tcp(path.read_bytes()) as host:
@@ -199,7 +199,7 @@ def test_damaged_stream(tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "http", "rtsp"])
-def test_server_that_says_nothing_is_an_error_and_no_hang(monkeypatch, scheme):
+def test_silent_server_times_out(monkeypatch, scheme):
     monkeypatch.setattr(live, "TIME_LIMIT", 0.3)
     with served_by_tcp(None) as host, pytest.raises(UserError, match="Check the address") as caught:
         open_source(f"{scheme}://user:{SECRET}@{host}/live")
@@ -207,8 +207,8 @@ def test_server_that_says_nothing_is_an_error_and_no_hang(monkeypatch, scheme):
     assert SECRET not in str(caught.value) and caught.value.__cause__ is None
 
 
-def test_stream_that_falls_silent(tmp_path, monkeypatch):
-    monkeypatch.setattr(live, "TIME_LIMIT", 1.5)  # long enough for a busy machine to connect
+def test_stalled_stream_times_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "TIME_LIMIT", 1.5)  # enough to connect on a busy machine
     path = make_video(tmp_path / "a.ts", images=moving(60), rate=25, options={"g": "10"})
     ended = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -230,7 +230,7 @@ def test_stream_that_falls_silent(tmp_path, monkeypatch):
     assert len(frames) >= 50
 
 
-def test_server_that_is_not_there():
+def test_refused_connection_is_reported():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with pytest.raises(UserError, match=rf"stream 'tcp://127.0.0.1:{port}' as a video: Connection ref"):
@@ -248,12 +248,12 @@ def test_server_that_is_not_there():
         ("folder/a@b.mp4", "folder/a@b.mp4"),
     ],
 )
-def test_address_without_secrets(url, shown):
+def test_public_url_hides_credentials(url, shown):
     assert live.public_url(url) == shown
 
 
 class Pipe:
-    """Stands for ``sys.stdin`` with something piped in."""
+    """Stand-in for ``sys.stdin`` connected to a pipe."""
 
     closed = False
 
@@ -266,7 +266,7 @@ class Pipe:
 
 @contextlib.contextmanager
 def piped(data):
-    """A pipe that another thread writes ``data`` into."""
+    """Yields a pipe into which a thread writes ``data``."""
     read, write = os.pipe()
 
     def feed():
@@ -284,7 +284,7 @@ STREAMED = [("a.mkv", {}), ("a.mp4", {"movflags": "+faststart"}), ("a.mp4", {"mo
 
 
 @pytest.mark.parametrize(("name", "container"), STREAMED)
-def test_stdin(tmp_path, monkeypatch, name, container):
+def test_stdin_is_streamed_without_a_copy(tmp_path, monkeypatch, name, container):
     path = make_video(tmp_path / name, images=moving(20), container_options=container)
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda: pytest.fail("it is copied without need"))
     with piped(path.read_bytes()) as stdin:
@@ -296,7 +296,7 @@ def test_stdin(tmp_path, monkeypatch, name, container):
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mov"])
-def test_stdin_that_must_be_copied_since_its_index_comes_last(tmp_path, monkeypatch, name):
+def test_stdin_with_trailing_index_is_copied(tmp_path, monkeypatch, name):
     path = make_video(tmp_path / name, images=moving(20))
     data = path.read_bytes()
     assert data.index(b"moov") > data.index(b"mdat")
@@ -305,7 +305,7 @@ def test_stdin_that_must_be_copied_since_its_index_comes_last(tmp_path, monkeypa
     with piped(data) as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         assert_frames_of(open_source("-"), path)
-    with piped(data[: len(data) // 2]) as stdin:  # the index never comes
+    with piped(data[: len(data) // 2]) as stdin:  # truncated before the index
         monkeypatch.setattr(sys, "stdin", stdin)
         with pytest.raises(UserError, match="Cannot read stdin as a video: .*Check that it is a complete video"):
             open_source("-")
@@ -313,7 +313,7 @@ def test_stdin_that_must_be_copied_since_its_index_comes_last(tmp_path, monkeypa
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full on this system")
-def test_stdin_that_must_be_copied_to_a_full_disk(tmp_path, monkeypatch):
+def test_stdin_copy_on_a_full_disk_is_reported(tmp_path, monkeypatch):
     path = make_video(tmp_path / "a.mp4", images=moving(20))
     monkeypatch.setattr(tempfile, "TemporaryFile", partial(open, "/dev/full", "w+b"))
     with piped(path.read_bytes()) as stdin:
@@ -323,24 +323,24 @@ def test_stdin_that_must_be_copied_to_a_full_disk(tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_server_that_cannot_send_from_any_place(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (30, 240, 320, 3), np.uint8)  # too much for any buffer
+def test_http_server_without_range_requests_is_reported(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (30, 240, 320, 3), np.uint8)  # larger than any buffer
     make_video(tmp_path / "a.mp4", images=list(noise))
-    with served_by_http(tmp_path) as host:  # Python's own cannot
+    with served_by_http(tmp_path) as host:  # Python's server does not support range requests
         for on_error in ("stop", "skip"):
             with pytest.raises(UserError, match="a.mp4': .*Download the file") as caught:
                 list(open_source(f"http://{host}/a.mp4", ClipOptions(on_error=on_error)))
             assert "on-error" not in str(caught.value)
 
 
-def test_stdin_redirected_from_any_file(tmp_path, monkeypatch):
-    path = make_video(tmp_path / "a.mp4", images=moving(20))  # whose index comes last
+def test_stdin_redirected_from_a_file_is_seekable(tmp_path, monkeypatch):
+    path = make_video(tmp_path / "a.mp4", images=moving(20))  # its index is at the end
     with open(path, "rb") as file:
         monkeypatch.setattr(sys, "stdin", Pipe(file))
         assert_frames_of(open_source("-"), path)
 
 
-def test_stdin_with_something_else(monkeypatch):
+def test_stdin_without_video_data_is_rejected(monkeypatch):
     for data in (b"", b"no video at all" * 1000):
         monkeypatch.setattr(sys, "stdin", Pipe(io.BytesIO(data)))
         with pytest.raises(UserError, match="Cannot read stdin as a video"):
@@ -348,7 +348,7 @@ def test_stdin_with_something_else(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs terminals")
-def test_stdin_that_is_a_terminal(monkeypatch):
+def test_terminal_as_stdin_is_rejected(monkeypatch):
     ends = os.openpty()
     try:
         with os.fdopen(ends[1], closefd=False) as terminal:
@@ -364,6 +364,6 @@ def test_stdin_that_is_a_terminal(monkeypatch):
             open_source("-")
 
 
-def test_an_address_of_an_unknown_kind_is_not_taken_for_a_path():
+def test_unknown_url_scheme_is_rejected():
     with pytest.raises(UserError, match="Cannot read the address 'ftp://somewhere/clip.mp4'. Supported schemes: rtsp://"):
         open_source("ftp://somewhere/clip.mp4")

@@ -36,7 +36,7 @@ def assert_refused(path: Path, match: str) -> None:
         ("my.clip.avi", "mjpeg", "yuvj420p"),
     ],
 )
-def test_containers(tmp_path, name, codec, pix_fmt):
+def test_common_containers(tmp_path, name, codec, pix_fmt):
     source = open_source(make_video(tmp_path / name, codec, pix_fmt=pix_fmt))
     assert (source.name, source.kind, source.fps, source.length) == ("my.clip", "file", 12.0, 9)
     assert (source.live, source.rereadable) == (False, True)
@@ -52,20 +52,20 @@ def test_containers(tmp_path, name, codec, pix_fmt):
 @pytest.mark.parametrize(
     ("matrix", "turns"), [(QUARTER_TURN_CLOCKWISE, -1), (HALF_TURN, 2), (QUARTER_TURN_BACK, 1)]
 )
-def test_rotation_is_honoured(tmp_path, matrix, turns):
+def test_display_rotation_is_applied(tmp_path, matrix, turns):
     path = make_video(tmp_path / "phone.mp4")
     turn(path, matrix)
     upright = next(iter(open_source(path))).image
     expected = np.rot90(quarter_red(48, 64), turns)
     assert upright.flags.c_contiguous
     assert upright.shape == expected.shape
-    # The centers of the four quarters, one of which is red; the codec blurs the edges between them.
+    # Compares the centers of the four quadrants; the codec blurs the edges between them.
     height, width = upright.shape[:2]
     centers = np.ix_([height // 4, 3 * height // 4], [width // 4, 3 * width // 4])
     np.testing.assert_allclose(upright[centers], expected[centers], atol=8)
 
 
-def test_name_that_looks_like_a_protocol(tmp_path, monkeypatch):
+def test_file_name_with_colon_is_not_a_protocol(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_video(tmp_path / "clip.mp4").rename(tmp_path / "12:30.mp4")
     assert len(list(open_source("12:30.mp4"))) == 9
@@ -86,7 +86,7 @@ def open_files() -> set[Path]:
     return {Path(os.readlink(link)) for link in links if link.is_symlink()}
 
 
-def test_damage_in_the_middle_names_the_frame(tmp_path):
+def test_error_names_the_damaged_frame(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (6, 48, 64, 3), np.uint8)
     path = make_video(tmp_path / "a.mkv", "ffv1", list(noise), pix_fmt="yuv444p")
     data = bytearray(path.read_bytes())
@@ -102,7 +102,7 @@ def test_damage_in_the_middle_names_the_frame(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_video(tmp_path):
+def test_invalid_video_files_are_rejected(tmp_path):
     (tmp_path / "noise.mp4").write_bytes(b"abcd" * 999)
     assert_refused(tmp_path / "noise.mp4", r"Cannot read '.*noise\.mp4' as a video: Invalid data")
     (tmp_path / "empty.mp4").write_bytes(b"")
@@ -111,7 +111,7 @@ def test_what_is_no_video(tmp_path):
     assert_refused(tmp_path / "notes.txt", "it is a text file")
 
 
-def test_sound_without_pictures(tmp_path):
+def test_audio_file_is_rejected(tmp_path):
     path = tmp_path / "song.wav"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
@@ -122,7 +122,7 @@ def test_sound_without_pictures(tmp_path):
     assert_refused(path, "it has no video stream")
 
 
-def test_cover_picture_of_a_song_is_no_video(tmp_path):
+def test_cover_image_of_audio_file_is_not_a_video(tmp_path):
     path = tmp_path / "song.mp3"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libmp3lame", rate=16000, layout="mono")
@@ -130,7 +130,7 @@ def test_cover_picture_of_a_song_is_no_video(tmp_path):
         frame.sample_rate = 16000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    # An ID3v2.3 tag whose only entry is a picture of kind 3, the front cover.
+    # An ID3v2.3 tag whose only entry is a picture of type 3, the front cover.
     jpeg = cv2.imencode(".jpg", quarter_red(8, 8))[1].tobytes()
     picture = b"\0image/jpeg\0\x03\0" + jpeg
     entry = b"APIC" + struct.pack(">IH", len(picture), 0) + picture
@@ -141,7 +141,7 @@ def test_cover_picture_of_a_song_is_no_video(tmp_path):
     assert_refused(path, "it has no video stream")
 
 
-def test_titles_in_a_foreign_encoding_do_no_harm(tmp_path):
+def test_metadata_with_invalid_utf8_is_ignored(tmp_path):
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:
         container.metadata["title"] = "Gold?sch"
@@ -153,13 +153,13 @@ def test_titles_in_a_foreign_encoding_do_no_harm(tmp_path):
     assert len(list(open_source(path))) == 1
 
 
-def test_video_of_an_unknown_codec(tmp_path):
+def test_unknown_codec_is_rejected(tmp_path):
     path = make_video(tmp_path / "a.webm", "libvpx-vp9")
     path.write_bytes(path.read_bytes().replace(b"V_VP9", b"V_XX9"))
     assert_refused(path, "no decoder for")
 
 
-def test_what_only_looks_like_a_video(tmp_path):
+def test_folders_text_and_broken_links_named_mp4_are_rejected(tmp_path):
     (tmp_path / "folder.mp4").mkdir()
     assert_refused(tmp_path / "folder.mp4", r"The folder '.*folder\.mp4' has no frames")
     (tmp_path / "notes.mp4").write_text("These are notes.\n" * 500)
@@ -173,7 +173,7 @@ def test_what_only_looks_like_a_video(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_devices_and_pipes_do_not_hang(tmp_path):
+def test_devices_and_pipes_are_rejected_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     assert_refused(tmp_path / "pipe.mp4", "is a device, pipe or socket, .* give '-'")
     assert_refused("/dev/zero", "neither a file nor a folder")
@@ -185,7 +185,7 @@ def test_devices_and_pipes_do_not_hang(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_file_that_may_not_be_read(tmp_path):
+def test_unreadable_file_is_rejected(tmp_path):
     path = make_video(tmp_path / "a.mp4")
     path.chmod(0)
     assert_refused(path, "Permission denied")
@@ -197,14 +197,14 @@ def test_file_that_may_not_be_read(tmp_path):
         tmp_path.chmod(0o700)
 
 
-def test_file_cannot_reach_for_the_network(tmp_path):
-    path = tmp_path / "a.sdp"  # of a stream that never comes
+def test_file_cannot_open_network_streams(tmp_path):
+    path = tmp_path / "a.sdp"  # describes a network stream
     path.write_text("v=0\no=- 0 0 IN IP4 127.0.0.1\ns=-\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 50004 RTP/AVP 96\n"
                     "a=rtpmap:96 H264/90000\n")
     assert_refused(path, r"Cannot read '.*a\.sdp' as a video")
 
 
-def test_frames_too_large_for_any_memory(tmp_path):
+def test_oversized_frames_are_rejected(tmp_path):
     path = tmp_path / "a.gif"
     picture = b"," + struct.pack("<4HB", 0, 0, 1, 1, 0) + b"\x02\x02\x4c\x01\x00;"
     path.write_bytes(b"GIF89a" + struct.pack("<2H3B", 40000, 40000, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff" + picture)
@@ -216,7 +216,7 @@ def test_frames_too_large_for_any_memory(tmp_path):
     assert_refused(path, r"its frames are 10000x8000, more than 64 megapixels")
 
 
-def test_input_that_vanishes(tmp_path):
+def test_deleted_file_is_reported(tmp_path):
     path = make_video(tmp_path / "a.mp4")
     source = open_source(path)
     path.unlink()
@@ -224,7 +224,7 @@ def test_input_that_vanishes(tmp_path):
         list(source)
 
 
-def test_without_pyav_only_videos_are_refused(tmp_path, monkeypatch):
+def test_without_pyav_only_videos_are_rejected(tmp_path, monkeypatch):
     path = make_video(tmp_path / "a.mp4")
     monkeypatch.setitem(sys.modules, "av", None)
     assert_refused(path, r"a\.mp4' needs PyAV. Install")

@@ -1,4 +1,4 @@
-"""Videos as written: what decodes again, its times, and what happens where it cannot be written."""
+"""Written videos: round trip, timestamps, and write errors."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_video_round_trip(tmp_path, height, width, suffix):
         assert np.abs(frame.astype(int) - (level, 40, 100)).max() <= 6
 
 
-def test_video_is_one_that_browsers_play(tmp_path):
+def test_mp4_is_playable_in_browsers(tmp_path):
     path = tmp_path / "x.mp4"
     with VideoWriter(path, fps=30000 / 1001) as writer:
         for _ in range(3):
@@ -49,9 +49,9 @@ def test_video_is_one_that_browsers_play(tmp_path):
     assert data.index(b"moov") < data.index(b"mdat")
 
 
-def test_video_is_dropped_after_an_exception(tmp_path):
+def test_video_is_discarded_after_an_exception(tmp_path):
     with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "x.mp4", fps=24) as writer:
-        for _ in range(60):  # enough for the encoder to have begun the file
+        for _ in range(60):  # enough frames for the encoder to start the file
             writer.write(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))
         assert [path.name for path in tmp_path.iterdir()] == [".x.mp4.partial"]
         raise KeyboardInterrupt
@@ -64,7 +64,7 @@ def test_video_without_frames_is_not_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_video_arguments_that_are_defects(tmp_path):
+def test_invalid_arguments_are_rejected(tmp_path):
     for fps in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="fps"):
             VideoWriter(tmp_path / "x.mp4", fps)
@@ -79,7 +79,7 @@ def test_video_arguments_that_are_defects(tmp_path):
     assert len(decode(tmp_path / "x.mp4")) == 1
 
 
-def test_video_into_a_missing_folder(tmp_path):
+def test_missing_folder_is_reported(tmp_path):
     with (
         pytest.raises(UserError, match=r"Cannot write '.*x\.mp4': No such file or directory") as caught,
         VideoWriter(tmp_path / "missing" / "x.mp4", fps=24) as writer,
@@ -88,7 +88,7 @@ def test_video_into_a_missing_folder(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_video_over_a_folder(tmp_path):
+def test_folder_at_the_output_path_is_reported(tmp_path):
     (tmp_path / "x.mp4").mkdir()
     with (
         pytest.raises(UserError, match="Is a directory"),
@@ -118,13 +118,13 @@ def write_at(path: Path, times: list, fps: float = 25) -> list[float]:
 
 
 @pytest.mark.parametrize(("suffix", "tick"), [(".mp4", 1e-5), (".mov", 1e-5), (".webm", 1e-3)])
-def test_time_stamps_are_kept_from_the_first_frame_on(tmp_path, suffix, tick):
+def test_timestamps_are_kept_relative_to_the_first_frame(tmp_path, suffix, tick):
     times = 62.3 + np.cumsum([0, 0.04, 0.01, 0.5, 0.001, 3, 0.0333, 0.0333, 700])
     np.testing.assert_allclose(write_at(tmp_path / f"x{suffix}", list(times)), times - 62.3, atol=tick)
 
 
 @pytest.mark.parametrize("rate", ["25/2", "30000/1001", "24000/1001", "60", "7"])
-def test_time_stamps_at_a_steady_rate_make_a_video_of_that_rate(tmp_path, rate):
+def test_regular_timestamps_give_their_frame_rate(tmp_path, rate):
     rate = Fraction(rate)
     write_at(tmp_path / "x.mp4", [float(5 + i / rate) for i in range(20)], float(rate))
     with av.open(str(tmp_path / "x.mp4")) as container:
@@ -132,7 +132,7 @@ def test_time_stamps_at_a_steady_rate_make_a_video_of_that_rate(tmp_path, rate):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
-def test_time_stamps_that_stand_still_or_step_back_a_little(tmp_path, suffix):
+def test_repeated_or_decreasing_timestamps_become_increasing(tmp_path, suffix):
     times = [0, 0.04, 0.04, 0.04, 0.03, 0.08, 0.12]
     written = write_at(tmp_path / f"x{suffix}", times)
     assert (np.diff(written) > 0).all()
@@ -140,19 +140,19 @@ def test_time_stamps_that_stand_still_or_step_back_a_little(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("jump", [1e6, -500])
-def test_time_stamps_that_begin_anew_go_on_at_the_rate(tmp_path, jump):
+def test_timestamp_jumps_continue_at_the_frame_rate(tmp_path, jump):
     times = [0, 0.04, 0.08, 0.12 + jump, 0.16 + jump, 0.26 + jump]
     np.testing.assert_allclose(write_at(tmp_path / "x.mp4", times), [0, 0.04, 0.08, 0.12, 0.16, 0.26], atol=1e-4)
 
 
-def test_frames_without_a_time_stamp_follow_at_the_rate(tmp_path):
+def test_frames_without_timestamps_follow_at_the_frame_rate(tmp_path):
     times = [None, 7, 7.5, None, 7.6]
     np.testing.assert_allclose(write_at(tmp_path / "x.mp4", times), [0, 0.04, 0.54, 0.58, 0.64], atol=1e-4)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".webm"])
-def test_equal_frames_give_equal_bytes(tmp_path, suffix):
-    # Wide enough to be cut into columns for threads, with a part that stands still for the encoder to find.
+def test_encoding_is_deterministic(tmp_path, suffix):
+    # Wide enough for multithreaded tile columns, with a static region for motion search.
     frames = noise(8, 96, 544, 3 if suffix == ".mp4" else 4)
     frames[:, :, 200:] = frames[0, :, 200:] // 4
     for name in "ab":
@@ -162,14 +162,14 @@ def test_equal_frames_give_equal_bytes(tmp_path, suffix):
     assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
 
 
-def test_sides_that_the_encoder_does_not_take(tmp_path):
+def test_size_unsupported_by_the_encoder_is_reported(tmp_path):
     with pytest.raises(UserError, match=r"Cannot write '.*x\.mp4': the encoder libx264 .* 16400x2 ") as caught, \
             VideoWriter(tmp_path / "x.mp4", 25) as writer:
         writer.write(np.zeros((2, 16400, 3), np.uint8))
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
-def test_without_the_encoder_nothing_is_begun(tmp_path, monkeypatch):
+def test_missing_encoder_is_reported_before_any_output(tmp_path, monkeypatch):
     def no_such_codec(name, mode):
         raise av.codec.codec.UnknownCodecError(name)
 
