@@ -163,7 +163,7 @@ def test_masks_of_unnamed_frames_match_by_number(clip, tmp_path):
     objects = ObjectRegistry(tmp_path / "masks", open_source(clip[0]))
     frames = list(open_source(clip[0]))
     assert objects.register(3, frames[3:4], 1).max() == 2 and objects.unused_ids == [3]
-    assert objects.register(7, frames[7:8], 1).max() == 3  # gray levels are ids because the other mask is indexed
+    assert objects.register(7, frames[7:8], 1).max() == 3  # ids above 1 in the other mask: gray levels are ids
     with pytest.raises(UserError, match="masks of the same frame"):
         _save(tmp_path / "masks/03.png", _many(2))
         ObjectRegistry(tmp_path / "masks", open_source(clip[0]))
