@@ -3,7 +3,7 @@
     python benchmarks/cfbi.py [--size 480x854] [--objects 1,2,3,5,10] [--rounds 3] [--part time|memory]
 
 Both variants run the same encoder and the same ensembler, object by object (``official``, full width, random weights,
-float32). The published code computes the full matrix of distances between two frames and copies it for each object;
+float32). The published code computes the full distance matrix between two frames and copies it for each object;
 for local matching it gathers the 25x25 window of every pixel. This library computes distances tile by tile, keeps only
 their minima, and uses one compiled program for any number of objects.
 
@@ -34,14 +34,14 @@ from uvos_jax.ops.resize import resize_bilinear, resize_nearest
 
 
 def naive_global(embed, keys, labels, objects):
-    """Returns ``[n, objects]`` from the full distance matrix, copied for each object; deliberately not one program."""
+    """Returns ``[n, objects]`` from the full distance matrix, copied for each object; deliberately not jitted."""
     products = jnp.dot(embed, keys.T, precision="highest")
     distance = jnp.square(embed).sum(-1)[:, None] + jnp.square(keys).sum(-1) - 2 * products
     return jnp.stack([(distance + FAR * (labels != o)).min(-1) for o in range(objects)], -1)
 
 
 def naive_local(embed, previous, labels, objects):
-    """Returns ``[h, w, objects, windows]`` from the gathered window of every pixel; deliberately not one program."""
+    """Returns ``[h, w, objects, windows]`` from the gathered window of every pixel; deliberately not jitted."""
     h, w, _ = embed.shape
     r = max(WINDOWS)
     previous = jnp.pad(previous, ((r, r), (r, r), (0, 0)))

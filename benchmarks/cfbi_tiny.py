@@ -23,7 +23,7 @@ from uvos_jax.training.phases import phases
 from uvos_jax.training.setup import first_state, inference_variables, setup
 from uvos_jax.training.validation import choose, validate
 
-_UNSEEN = 2_000_000  # seeds of the held-back clips begin here
+_UNSEEN = 2_000_000  # first seed of the held-back clips
 
 
 class Copied:

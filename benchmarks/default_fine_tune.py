@@ -21,7 +21,7 @@ from uvos_jax.inference import load
 from uvos_jax.video.rendering import draw_overlay
 
 _ROOT = Path(__file__).resolve().parent.parent
-_SHOWN = (0.25, 0.5, 0.75)  # of the length
+_SHOWN = (0.25, 0.5, 0.75)  # fractions of the frames without a mask
 _TILE = (284, 160)
 
 

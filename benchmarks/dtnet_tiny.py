@@ -4,9 +4,9 @@
     uvos train --config configs/dtnet.py:tiny --workdir runs/unguided --data-dir data --config.model.guidance=False
     python benchmarks/dtnet_tiny.py runs/dtnet --unguided runs/unguided
 
-Runs on generated clips with unseen seeds: two to four objects, each at least 0.5 % of the first frame; at least one is
-hidden or leaves and returns later, or crosses another. Prints a table: J and F of DAVIS-2017 unsupervised in percent,
-and identity switches and fragmentations summed over all clips.
+Runs on generated clips with unseen seeds: two to four objects, each at least 0.5 % of the first frame; at least one of
+them is absent and returns later, or crosses another. Prints a table: J and F of DAVIS-2017 unsupervised in percent, and
+identity switches and fragmentations summed over all clips.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from uvos_jax.inference import load
 from uvos_jax.inference.engine import shared
 from uvos_jax.training.validation import score_proposals
 
-_UNSEEN = 2_000_000  # seeds of the held-back clips begin here
+_UNSEEN = 2_000_000  # first seed of the held-back clips
 _LARGE = 0.005  # minimum area in the first frame, as a fraction of the frame
 _HIDDEN = 0.1  # an object below this fraction of its first area counts as absent
 _ROOM = 200  # track ids for linking by IoU alone, where an object absent for one frame gets a new id

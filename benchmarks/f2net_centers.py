@@ -7,9 +7,9 @@ Without weights the heat maps are synthetic, and only peak detection, selection 
 Gaussian for the object and one per distractor, on seeded paths that oscillate about the center of the map and therefore
 cross. The height of each Gaussian fluctuates around the same mean, but the object's is 0.1 higher; noise is added. In
 the rows with gaps, 2 % of the frames start a gap of four frames in which the object's Gaussian falls below the
-threshold, as if it were occluded. Distractors appear after ten frames, because a rule that sees only peaks cannot tell
-which of two objects is meant from the start; frames after that are scored. Frames are "wrong" if the center is nearer
-to a distractor than to the object and more than five pixels from the object.
+threshold, as if it were occluded. Distractors appear after ten frames, because peaks alone do not identify the object
+if two are visible from the start; frames after that are scored. Frames are "wrong" if the center is nearer to a
+distractor than to the object and more than five pixels from the object.
 
 With weights the network's heat maps are used, on generated clips of one object that is visible throughout and, in half
 of the runs, a second object, drawn by the same rules, that is outside the frame for at least the first five frames and
@@ -46,7 +46,7 @@ from uvos_jax.video import open_source
 _MAP = (119, 119)  # of an input of 473x473
 _FRAMES, _ALONE = 80, 10
 _THRESHOLD, _NEAR = 0.1, 5.0
-# (n, K): values of the paper, then others.
+# (n, K): the values of the paper first.
 _SETTINGS = ((10, 5), (2, 5), (5, 5), (20, 5), (10, 2), (10, 10))
 _SIZE, _COARSE = (240, 424), (60, 106)
 _LENGTH, _FIRST = 40, 5
@@ -101,7 +101,7 @@ def follow(scores, centers, rule, history):
 
 
 def errors(chosen, places):
-    """Returns the distance to the object ``[t, b]`` and whether the center is on a distractor ``[t, b]``."""
+    """Returns the distance to the object ``[t, b]`` and whether the center is nearer to a distractor ``[t, b]``."""
     away = np.linalg.norm(np.asarray(chosen)[None] - places, axis=-1)
     wrong = (away[1:] < away[0]).any(0) & (away[0] > _NEAR) if len(away) > 1 else np.zeros(away.shape[1:], bool)
     return away[0], wrong

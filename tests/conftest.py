@@ -1,4 +1,4 @@
-"""Fixtures that several test files share."""
+"""Shared fixtures and pytest hooks."""
 
 import contextlib
 import gc
@@ -9,33 +9,33 @@ from pathlib import Path
 
 from tests.helpers import allowed_skips, compilation
 
-os.environ.update(compilation.environment())  # JAX reads it when it is imported
+os.environ.update(compilation.environment())  # before JAX is imported, which reads it
 
 import pytest
 
 from tests.helpers.paths import GOLDEN
 
 compilation.write_from_this_process()
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells start background jobs; tests send this signal
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # shells ignore it in background jobs, but tests send it
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config):
-    config.option.loadscopereorder = False  # xdist would begin with the files of most tests, however short
+    config.option.loadscopereorder = False  # xdist would start with the files with most tests, however short
     if not hasattr(config, "workerinput"):
         compilation.drop_old_programs()
 
 
 def pytest_collection_finish():
-    """Keeps what is imported by now out of garbage collection, which otherwise takes a quarter of tracing."""
+    """Excludes imported objects from garbage collection, which otherwise takes a quarter of the tracing time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests come first: with ``--dist loadfile`` one at the end would run alone."""
+    """Runs files with slow tests first: with ``--dist loadfile``, a slow file at the end would run alone."""
     tests = Counter(item.path for item in items)
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: (-slow[item.path], -tests[item.path]))
@@ -57,13 +57,13 @@ def pytest_sessionfinish(session, exitstatus):
 
 @pytest.fixture
 def golden() -> Path:
-    """The folder of reference tensors made by the published PyTorch code."""
+    """The folder of reference tensors computed by the published PyTorch code."""
     return GOLDEN
 
 
 @pytest.fixture
 def real_data() -> Path:
-    """A folder of real videos, which is too large to live beside the tests."""
+    """The folder of real videos, which are too large for the repository."""
     folder = os.environ.get("UVOS_TEST_DATA")
     if not folder:
         pytest.skip("set UVOS_TEST_DATA to a folder with davis2016/ and gold-fish/ to run this test")
@@ -72,7 +72,7 @@ def real_data() -> Path:
 
 @pytest.fixture
 def torch():
-    """PyTorch, seeded; its absence skips the test unless UVOS_REQUIRE_TORCH=1 makes that a failure."""
+    """PyTorch, seeded; without it the test is skipped, or fails if UVOS_REQUIRE_TORCH=1."""
     if os.environ.get("UVOS_REQUIRE_TORCH") == "1":
         import torch as module
     else:

@@ -1,4 +1,4 @@
-"""The rooms import one way only, and heavy packages stay where they belong."""
+"""Dependencies between subpackages, use of heavy packages, file lengths and class names."""
 
 import ast
 import inspect
@@ -14,7 +14,7 @@ import uvos_jax
 from tests.helpers.paths import REPOSITORY
 
 ROOT = Path(uvos_jax.__file__).parent
-# What each room may import of the others. Leaves (no JAX) stand first.
+# The other subpackages and modules that each one may import. Leaves (no JAX) come first.
 ALLOWED = {
     "video": set(),
     "data": {"video"},
@@ -46,7 +46,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 
 def _imports(path):
-    """Absolute names of everything a module imports, anywhere in it."""
+    """Absolute names of all imports of a module, at any depth."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -60,7 +60,7 @@ def _room(path):
 
 
 def _forbidden(path):
-    """The imports of a module that the table and the two lists above forbid."""
+    """The imports of a module that the tables above do not allow."""
     room = _room(path)
     for name in _imports(path):
         package, *inner = name.split(".")
@@ -73,12 +73,12 @@ def _forbidden(path):
             yield name
 
 
-def test_imports_run_one_way():
+def test_imports_follow_the_dependency_table():
     forbidden = {str(path.relative_to(ROOT)): names for path in MODULES if (names := list(_forbidden(path)))}
     assert not forbidden
 
 
-def test_every_room_is_in_the_table():
+def test_dependency_table_is_complete():
     assert {_room(path) for path in MODULES} == set(ALLOWED)
 
 
@@ -95,18 +95,18 @@ def test_files_are_short():
     ("import uvos_jax.video", ("jax", "tensorflow", "torch", "av", "PIL")),
     ("import uvos_jax.cli", ("jax", "cv2", "tensorflow", "torch")),
     ("from uvos_jax import load", ("jax", "flax", "numpy", "cv2", "tensorflow", "torch")),
-    # What ``load`` needs of packaged weights and no more.
+    # Only what ``load`` needs for packaged weights.
     ("from uvos_jax import Segmenter",
      ("tensorflow", "tensorflow_datasets", "torch", "matplotlib", "av", "PIL", "scipy", "pycocotools", "orbax",
       "tensorstore", "optax", "ml_collections")),
 ])
-def test_importing_is_light(code, absent):
+def test_imports_do_not_load_heavy_packages(code, absent):
     check = f"{code}\nimport sys\nprint([m for m in {absent!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_the_public_load_has_the_signature_of_the_one_it_calls():
+def test_public_load_has_the_signature_of_segmenter_load():
     from uvos_jax.inference import segmenter
 
     public, inner = (inspect.signature(function).parameters.values() for function in (uvos_jax.load, segmenter.load))
@@ -114,15 +114,15 @@ def test_the_public_load_has_the_signature_of_the_one_it_calls():
 
 
 @pytest.mark.slow
-def test_importing_touches_no_device():
-    # The processes of a pod must find each other before JAX looks for devices.
+def test_imports_do_not_initialize_jax_backends():
+    # The processes of a pod must connect before JAX initializes its backends.
     code = ("import uvos_jax.training.loop, uvos_jax.inference, jax._src.xla_bridge as bridge\n"
             "print(bridge.backends_are_initialized())")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 
-def test_requirements_txt_holds_the_core_and_the_train_extra():
+def test_requirements_txt_contains_core_and_train_dependencies():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     asked = {*project["dependencies"], *project["optional-dependencies"]["train"]}
     lines = (line.split(" #")[0].strip() for line in (REPOSITORY / "requirements.txt").read_text().splitlines())
@@ -132,13 +132,13 @@ def test_requirements_txt_holds_the_core_and_the_train_extra():
     assert wanted <= {re.split(r"[><=; ]", line)[0] for line in listed}
 
 
-def test_core_dependencies_bring_no_training_packages():
+def test_core_dependencies_exclude_training_packages():
     dependencies = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
     names = {re.split(r"[><=; ]", line)[0] for line in dependencies}
     assert not names & {"tensorflow", "tensorflow-datasets", "ml-collections", "optax", "array_record", "tensorboardX"}
 
 
-# Top-level modules of the core dependencies, and of the extras with the rooms that may import them.
+# Top-level modules of the core dependencies, and of the extras with the subpackages that may import them.
 CORE_MODULES = {"jax": "jax", "flax": "flax", "orbax": "orbax-checkpoint", "numpy": "numpy", "scipy": "scipy",
                 "safetensors": "safetensors", "cv2": "opencv-python-headless", "av": "av", "PIL": "pillow",
                 "matplotlib": "matplotlib", "pycocotools": "pycocotools", "typer": "typer", "rich": "rich",
@@ -162,4 +162,4 @@ def test_public_classes_have_distinct_names():
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 classes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
     shared = {name: places for name, places in classes.items() if len(places) > 1 and name not in ("Model", "State")}
-    assert not shared  # two things have two names; each system has a State
+    assert not shared  # each system has its own State

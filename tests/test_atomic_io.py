@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, the folder lock, and folders that are removed again if unused."""
+"""Atomic writes of files and folders, locks, and removal of unused folders."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def names(folder):
 
 
 @pytest.mark.parametrize("unique", [False, True])
-def test_a_file_has_its_old_content_until_the_new_one_is_complete(tmp_path, unique):
+def test_file_is_replaced_atomically(tmp_path, unique):
     path = tmp_path / "a.txt"
     atomic_write(path, b"old", unique)
     with pytest.raises(KeyboardInterrupt), atomic_path(path, unique) as partial:
@@ -36,12 +36,12 @@ def test_a_file_has_its_old_content_until_the_new_one_is_complete(tmp_path, uniq
     assert path.read_bytes() == b"new" and names(tmp_path) == ["a.txt"]
 
 
-def test_unique_names_differ_and_fixed_names_do_not(tmp_path):
+def test_partial_file_names(tmp_path):
     assert PartialFile(tmp_path / "a").partial == PartialFile(tmp_path / "a").partial == tmp_path / ".a.partial"
     assert PartialFile(tmp_path / "a", unique=True).partial != PartialFile(tmp_path / "a", unique=True).partial
 
 
-def test_a_folder_appears_complete_or_not_at_all(tmp_path):
+def test_folder_is_created_atomically(tmp_path):
     with pytest.raises(ValueError, match="stop"), atomic_path(tmp_path / "a") as partial:
         (partial / "deep").mkdir(parents=True)
         raise ValueError("stop")
@@ -51,7 +51,7 @@ def test_a_folder_appears_complete_or_not_at_all(tmp_path):
     assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["deep"]
 
 
-def test_a_symbolic_link_is_replaced_and_its_target_kept(tmp_path):
+def test_symbolic_link_is_replaced_without_changing_its_target(tmp_path):
     for target in ("one", "two"):
         (tmp_path / target).mkdir()
         with atomic_path(tmp_path / "link") as partial:
@@ -63,12 +63,12 @@ def test_a_symbolic_link_is_replaced_and_its_target_kept(tmp_path):
     assert os.readlink(tmp_path / "link") == "two" and names(tmp_path) == ["link", "one", "two"]
 
 
-def test_a_refused_write_is_a_user_error(tmp_path):
+def test_failed_write_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match=r"^Cannot write '.*a': No such file or directory\.$"):
         atomic_write(tmp_path / "missing" / "a", b"")
 
 
-def test_an_interrupted_replacement_of_a_folder_is_completed(tmp_path):
+def test_interrupted_folder_replacement_is_completed(tmp_path):
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
@@ -79,7 +79,7 @@ def test_an_interrupted_replacement_of_a_folder_is_completed(tmp_path):
     assert names(tmp_path) == ["data"] and names(tmp_path / "data") == ["new"]
 
 
-def test_an_unused_folder_is_removed_with_its_new_parents(tmp_path):
+def test_empty_folder_is_removed_with_its_new_parents(tmp_path):
     with folder_unless_empty(tmp_path / "a/b"):
         assert (tmp_path / "a/b").is_dir()
     assert names(tmp_path) == []
@@ -88,7 +88,7 @@ def test_an_unused_folder_is_removed_with_its_new_parents(tmp_path):
     assert names(tmp_path / "a") == ["c"]
 
 
-def test_a_lock_is_held_once_and_its_file_is_removed(tmp_path):
+def test_lock_is_exclusive_and_its_file_is_removed(tmp_path):
     path = tmp_path / "lock"
     path.write_text("")  # left by a process that was killed
     with exclusive_lock(path, "busy"):
@@ -103,7 +103,7 @@ def test_a_lock_is_held_once_and_its_file_is_removed(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_a_lock_file_removed_between_opening_and_locking_is_opened_again(tmp_path, monkeypatch):
+def test_lock_file_removed_before_locking_is_reopened(tmp_path, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
     path, flock = tmp_path / "lock", fcntl.flock
 
@@ -117,7 +117,7 @@ def test_a_lock_file_removed_between_opening_and_locking_is_opened_again(tmp_pat
         pass
 
 
-def test_a_file_system_without_locks_gives_no_protection(tmp_path, monkeypatch):
+def test_lock_is_skipped_on_file_systems_without_locks(tmp_path, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
 
     def refuse(file, how):
@@ -129,7 +129,7 @@ def test_a_file_system_without_locks_gives_no_protection(tmp_path, monkeypatch):
     assert names(tmp_path) == []
 
 
-def test_a_killed_process_does_not_block_the_lock(tmp_path):
+def test_killed_process_releases_the_lock(tmp_path):
     path = tmp_path / "lock"
     holder = subprocess.Popen([sys.executable, "-c", "import sys, time\nfrom uvos_jax.atomic_io import exclusive_lock\n"
                                "with exclusive_lock(sys.argv[1], 'busy'):\n    print(flush=True)\n    time.sleep(60)",

@@ -1,4 +1,4 @@
-"""The notebook: stored without results, and run from top to bottom with the library as a wheel installs it."""
+"""The Colab notebook is stored without outputs and runs with the library installed from a wheel."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tests.helpers.paths import REPOSITORY
 ROOT = REPOSITORY
 NOTEBOOK = ROOT / "colab" / "quickstart.ipynb"
 
-# Runs the cells in one namespace, as a kernel does. Without IPython, a stand-in looks at what is shown.
+# Runs the cells in one namespace, as a kernel does. Records displayed objects; without IPython, a fake replaces it.
 RUNNER = '''
 import json, sys, types
 cells = json.load(open(sys.argv[1]))["cells"]
@@ -49,10 +49,10 @@ print("library", namespace["uvos_jax"].__file__)
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder with the package as its wheel installs it."""
+    """A folder with the package installed from its wheel."""
     pytest.importorskip("setuptools", minversion="77")
     folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"  # building writes beside what it builds
+    source = folder / "source"  # the build writes into the source folder
     for name in ("uvos_jax", "configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "requirements.txt", "README.md", "LICENSE"):
@@ -71,18 +71,18 @@ def _cells():
 
 
 def _run(installed, folder, *arguments):
-    """Runs all cells in an empty folder; returns what they print."""
+    """Runs all cells in an empty folder and returns their output."""
     (folder / "runner.py").write_text(RUNNER)
     (folder / "empty").mkdir()
     environment = os.environ | {"PYTHONPATH": str(installed), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, str(folder / "runner.py"), str(NOTEBOOK), *map(str, arguments)],
                           cwd=folder / "empty", env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"library {installed}" in done.stdout  # and not the one that the tests import
+    assert f"library {installed}" in done.stdout  # not the package that the tests import
     return done.stdout
 
 
-def test_the_wheel_contains_the_recipes(installed, tmp_path):
+def test_wheel_contains_the_recipes(installed, tmp_path):
     code = ("import uvos_jax.configs.default; from uvos_jax.training.config import load_config;"
             " print(load_config('default:fold0') == load_config(uvos_jax.configs.default.__file__ + ':fold0'))")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
@@ -90,7 +90,7 @@ def test_the_wheel_contains_the_recipes(installed, tmp_path):
     assert done.stdout == "True\n", done.stderr
 
 
-def test_nothing_of_a_run_is_stored():
+def test_notebook_has_no_outputs_and_unique_cell_ids():
     notebook = json.loads(NOTEBOOK.read_text())
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
     for cell in notebook["cells"]:
@@ -101,17 +101,17 @@ def test_nothing_of_a_run_is_stored():
     assert len(set(names)) == len(names)
 
 
-def test_it_is_a_notebook_by_the_rules_of_the_format():
+def test_notebook_validates_against_nbformat():
     pytest.importorskip("nbformat").validate(json.loads(NOTEBOOK.read_text()))
 
 
-def test_every_cell_is_plain_python():
+def test_code_cells_compile_as_python():
     for cell in _cells():
         if cell["cell_type"] == "code":
             compile("".join(cell["source"]), cell["id"], "exec")
 
 
-def test_the_wheel_holds_the_weights_and_their_license(installed):
+def test_wheel_contains_weights_and_their_license(installed):
     for name in ("default.safetensors", "synthetic.safetensors", "LICENSE"):
         packed, here = installed / "uvos_jax/assets" / name, ROOT / "uvos_jax/assets" / name
         assert packed.read_bytes() == here.read_bytes()
@@ -121,7 +121,7 @@ def test_the_wheel_holds_the_weights_and_their_license(installed):
 
 
 @pytest.mark.slow
-def test_it_runs_from_a_clean_folder(installed, tmp_path):
+def test_notebook_runs_in_an_empty_folder(installed, tmp_path):
     out = _run(installed, tmp_path)
     assert "40 masks" in out
     scores = {line[:18].strip(): float(line.split(" J ")[1].split()[0]) for line in out.splitlines() if " J 0." in line}
@@ -130,12 +130,12 @@ def test_it_runs_from_a_clean_folder(installed, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_uploaded_clip_is_segmented(installed, tmp_path):
+def test_notebook_segments_an_uploaded_clip(installed, tmp_path):
     out = _run(installed, tmp_path, ROOT / "docs/clip.mp4")
     assert "my clip: " in out and "No ground truth for this video" in out
 
 
-def test_it_shows_the_clip_of_the_demo():
+def test_notebook_uses_the_clip_of_the_demo():
     from uvos_jax.cli import demo
 
     code = "".join("".join(cell["source"]) for cell in _cells() if cell["id"] == "clip")

@@ -1,4 +1,4 @@
-"""The way of a frame through the package: docs/architecture.md names the same modules in the same order."""
+"""Modules that a frame passes from decoder to writer; docs/architecture.md must name them."""
 
 import re
 import sys
@@ -19,7 +19,7 @@ PACKAGE = Path(uvos_jax.__file__).parent
 DECODER, WRITER = "video/video_reader.py", "video/result_writer.py"
 
 
-def test_a_frame_passes_few_modules_between_decoder_and_writer(tmp_path):
+def test_frames_pass_at_most_eight_modules_all_documented(tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (4, 48, 72, 3), np.uint8)
     with VideoWriter(tmp_path / "clip.mp4", 24.0) as writer:
         for frame in frames:
@@ -59,7 +59,7 @@ def test_a_frame_passes_few_modules_between_decoder_and_writer(tmp_path):
     assert between <= named, f"docs/architecture.md does not name {between - named}"
 
 
-def test_files_of_the_frame_path_stay_short():
+def test_modules_of_the_frame_path_are_short():
     for name in ("inference/video_run.py", "inference/segmenter.py", "inference/engine.py",
                  "inference/jobs/segment.py"):
         assert len((PACKAGE / name).read_text().splitlines()) <= 400, name

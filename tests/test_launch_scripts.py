@@ -1,4 +1,4 @@
-"""The TPU launcher: commands of a dry run and of a real one, and errors."""
+"""The TPU launch script: commands of dry and real runs, and errors."""
 
 import json
 import os
@@ -45,12 +45,12 @@ def fake(tmp_path):
     return make
 
 
-def test_the_script_parses_and_is_executable():
+def test_script_parses_and_is_executable():
     subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
     assert os.access(SCRIPT, os.X_OK)
 
 
-def test_a_dry_run_prints_the_commands_of_a_real_run(fake):
+def test_dry_run_prints_the_commands_of_a_real_run(fake):
     folder, calls = fake()
     more = ("--", "--config.batch_size=16", "--config.model.name=it's")
     dry = launch("--dry-run", "all", *more, path=folder, **SETTINGS)
@@ -60,7 +60,7 @@ def test_a_dry_run_prints_the_commands_of_a_real_run(fake):
     real = launch("all", *more, path=folder, **SETTINGS)
     assert real.returncode == 0, real.stderr
     made = calls()
-    assert sum("describe" in call for call in made) == 3  # it waited for the slice
+    assert sum("describe" in call for call in made) == 3  # waits for the slice
     once = [call for i, call in enumerate(made) if call not in made[:i]]
     assert once == printed
     what = [next(word for word in ("create", "describe", "archive", "scp", "ssh") if word in call) for call in once]
@@ -74,7 +74,7 @@ def command_on_workers(call):
     return next(word.removeprefix("--command=") for word in call if word.startswith("--command="))
 
 
-def test_training_runs_on_all_workers_and_continues_after_disconnection(tmp_path):
+def test_training_runs_on_all_workers_and_survives_disconnection(tmp_path):
     dry = launch("--dry-run", "run", "--", "--config.seed=3", **SETTINGS)
     (call,) = [shlex.split(line) for line in dry.stdout.splitlines()]
     assert "--worker=all" in call
@@ -85,7 +85,7 @@ def test_training_runs_on_all_workers_and_continues_after_disconnection(tmp_path
     program.write_text('#!/bin/bash\nfor a in "$@"; do echo "<$a>"; done\nsleep 1\necho late > ~/late\nsleep 20\n')
     program.chmod(0o755)
     subprocess.run(["bash", "-c", command_on_workers(call)], cwd=tmp_path, env=os.environ | {"HOME": str(tmp_path)},
-                   capture_output=True, check=True, timeout=15)  # the pipes close while it still sleeps
+                   capture_output=True, check=True, timeout=15)  # the pipes close while the program sleeps
     for _ in range(100):
         if (tmp_path / "late").exists():
             break
@@ -96,21 +96,21 @@ def test_training_runs_on_all_workers_and_continues_after_disconnection(tmp_path
                      "<--config.seed=3>"]
 
 
-def test_options_replace_environment_variables():
+def test_options_are_equivalent_to_environment_variables():
     by_option = launch("--dry-run", "--project=p", "--zone=z", "--data-dir=/d", "--workdir=/w", "--accelerator=v5e-8",
                        "all")
     by_variable = launch("--dry-run", "all", PROJECT="p", ZONE="z", DATA_DIR="/d", WORKDIR="/w", ACCELERATOR="v5e-8")
     assert by_option.stdout == by_variable.stdout and "--data-dir" in by_option.stdout
 
 
-def test_a_failed_request_ends_the_script(fake):
+def test_failed_request_is_an_error(fake):
     folder, calls = fake(states=("WAITING_FOR_RESOURCES", "FAILED", "FAILED"))
     done = launch("all", path=folder, **SETTINGS)
     assert done.returncode == 2 and "FAILED" in done.stderr
     assert not any("ssh" in call for call in calls())
 
 
-def test_delete_deletes_the_request_and_the_slice(fake):
+def test_delete_removes_request_and_slice(fake):
     folder, calls = fake()
     assert launch("delete", path=folder, **SETTINGS).returncode == 0
     (call,) = calls()

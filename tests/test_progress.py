@@ -1,4 +1,4 @@
-"""Progress: one estimate of rate and remaining time, without compilation, in every kind of output."""
+"""Progress output: rate and remaining time without compilation, on pipes and terminals."""
 
 import re
 
@@ -40,7 +40,7 @@ def test_frames_of_the_first_chunk_count_as_one_step():
     assert meter.rate == pytest.approx(8 / 16, rel=0.02) and meter.remaining == pytest.approx(8, rel=0.02)
 
 
-def test_nothing_remains_at_the_end_or_if_the_total_is_unknown():
+def test_no_remaining_time_at_the_end_or_without_a_total():
     clock = Clock()
     for total in (2, None):
         meter = Meter(total, clock)
@@ -50,7 +50,7 @@ def test_nothing_remains_at_the_end_or_if_the_total_is_unknown():
         assert meter.rate == 1 and meter.remaining is None
 
 
-def test_pipes_get_a_line_every_few_seconds(capsys, monkeypatch):
+def test_pipes_get_progress_lines(capsys, monkeypatch):
     monkeypatch.setattr(module, "_LINE_EVERY", 0.0)
     monkeypatch.setattr(module, "_BURST", 0.0)
     with progress("clip", 3) as advance:
@@ -81,7 +81,7 @@ def test_one_step_is_counted_in_the_singular(capsys):
     assert capsys.readouterr().err == "clip: 1 sequence in 0 s\n"
 
 
-def test_terminals_get_one_bar(capsys, monkeypatch):
+def test_terminals_get_a_progress_bar(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "100")
     with progress("clip", 3) as advance:
@@ -92,18 +92,18 @@ def test_terminals_get_one_bar(capsys, monkeypatch):
     assert "3/3" in err and err.count("left") <= 1
 
 
-def test_without_a_step_no_line_is_written(capsys):
+def test_no_output_without_steps(capsys):
     with progress("clip", 3):
         pass
     assert capsys.readouterr() == ("", "")
 
 
-def test_quiet_progress_still_counts(capsys):
+def test_quiet_progress_counts_steps(capsys):
     with no_progress("clip", 2) as advance:
         advance.status("compiling")
         advance(2)
     assert advance.meter.done == 2 and capsys.readouterr() == ("", "")
 
 
-def test_durations():
+def test_format_seconds():
     assert [format_seconds(seconds) for seconds in (0.4, 61, 3725)] == ["0:00", "1:01", "1:02:05"]

@@ -1,4 +1,4 @@
-"""Converted datasets equal the archives they were made from."""
+"""Converted datasets equal their source archives."""
 
 import shutil
 
@@ -18,7 +18,7 @@ ARCHIVES = tuple(name for name in DATASETS if name != "synthetic")
 
 
 def converted(name, tmp_path, split, config=""):
-    """Converts the small archive of a dataset; returns the store of a split, and the archive's folder."""
+    """Converts the small archive of a dataset; returns the store of a split and the folder of the archive."""
     source = tmp_path / "source"
     getattr(archives, name)(source)
     convert(f"{name}{config}", source, tmp_path / "data")
@@ -127,10 +127,10 @@ def test_segtrack_keeps_object_ids_with_smaller_objects_on_top(tmp_path):
     assert [video.objects[0] for video in store.videos] == [(1, 2), (1,)]
     np.testing.assert_array_equal(store.labels(0, 1), archives.box(2, 1, shift=1))
     expected = cv2.imread(str(source / "JPEGImages/drift/drift_0001.bmp"))[..., ::-1]
-    np.testing.assert_array_equal(store.image(0, 1), expected)  # a format that is not stored becomes PNG, without loss
+    np.testing.assert_array_equal(store.image(0, 1), expected)  # formats that are not stored become PNG (lossless)
 
 
-def test_youtube_objects_leaves_out_videos_without_masks(tmp_path):
+def test_youtube_objects_skips_videos_without_masks(tmp_path):
     archives.youtube_objects(tmp_path / "source")
     folder = tmp_path / "source/JPEGImages/dog/0007"
     folder.mkdir(parents=True)
@@ -155,7 +155,7 @@ def test_custom_folder_keeps_object_ids_across_frames(tmp_path):
 @pytest.mark.parametrize(("write", "one", "two", "expected"), [
     (archives.gray, (255,), (255, 255), ((1,), (1, 1))),  # black and white
     (archives.gray, (100,), (100, 100), ((1,), (1, 1))),
-    (archives.gray, (1, 255), (255,), ((1, 255), (255,))),  # numbers in one frame, so void in the other
+    (archives.gray, (1, 255), (255,), ((1, 255), (255,))),  # object ids in one frame, so 255 is void in the other
     (archives.gray, (2,), (3, 2), ((2,), (3, 2))),
     (archives.mask, (255,), (255, 255), ((1,), (1, 1))),
     (archives.mask, (1, 255), (255,), ((1, 255), (255,))),
@@ -214,7 +214,7 @@ def test_dataset_larger_than_memory_keeps_its_order(tmp_path, monkeypatch):
     number = shuffle.get_bucket_number
     monkeypatch.setattr(shuffle, "get_bucket_number", lambda **given: used.add(number(**given)) or number(**given))
     convert("davis2016", tmp_path / "source", tmp_path / "data")
-    assert len(used) == 6  # each frame of train in a bucket of its own
+    assert len(used) == 6  # one bucket per frame of train
     store = open_store(tmp_path / "data", "davis2016", "train")
     for v, name in enumerate(("bear", "boat")):
         for t in range(3):
@@ -238,7 +238,7 @@ def test_examples_contain_object_categories(tmp_path):
                 for labels, kinds in zip(batch["labels"], batch["categories"], strict=True):
                     there = set(np.unique(labels).tolist()) - {0, 255}
                     assert {k + 1 for k in np.flatnonzero(kinds)} >= there and set(kinds) <= {0, 2, 3}
-                    # The dog is the small box, the person fills the first frame behind it.
+                    # The dog is the small box; the person fills the first frame behind it.
                     areas = np.bincount(labels.ravel(), minlength=5)[1:5]
                     if not paste and len(there) == 2:
                         assert kinds[areas.argmax()] == 2 and sorted(kinds) == [0, 0, 2, 3]

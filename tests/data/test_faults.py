@@ -283,7 +283,7 @@ def test_exif_rotated_image_is_stored_upright(tmp_path):
     store = open_store(tmp_path / "data", "folder", "train")
     assert store.videos[0].size == (24, 32)
     difference = store.image(0, 0).astype(int) - np.rot90(pixels, -1)
-    assert np.abs(difference).mean() < 4  # JPEG's own loss
+    assert np.abs(difference).mean() < 4  # JPEG compression error
 
 
 def test_convert_data_command_on_real_videos(real_data, tmp_path):

@@ -1,4 +1,4 @@
-"""Optical flow computed and stored by conversion."""
+"""Optical flow that is computed and stored during conversion."""
 
 import cv2
 import numpy as np
@@ -52,17 +52,17 @@ def test_single_frame_has_zero_flow():
 @pytest.mark.parametrize(("frame", "grid", "expected"), [
     ((24, 32), (24, 32), (12, 16)),
     ((25, 33), (25, 33), (13, 17)),
-    ((96, 128), (24, 32), (24, 32)),  # found at a quarter of the frame's size: there is no more to store
+    ((96, 128), (24, 32), (24, 32)),  # computed at a quarter of the size and stored as it is
     ((48, 64), (36, 48), (24, 32)),
 ])
 def test_stored_flow_has_half_resolution_in_pixels_of_the_frame(frame, grid, expected):
-    # A zoom about the corner: the motion is a tenth of the position, in whatever pixels both are counted.
+    # A zoom about the corner: the motion is a tenth of the position at any resolution.
     row, column = np.mgrid[:grid[0], :grid[1]] + 0.5
     stored = shrink_flow(np.stack([column, row], -1).astype(np.float32) / 10, frame)
     assert stored.shape == (*expected, 2) and stored.dtype == np.float16
     row, column = np.mgrid[:expected[0], :expected[1]] + 0.5
     at = np.stack([column * frame[1] / expected[1], row * frame[0] / expected[0]], -1)
-    assert np.abs(stored - at / 10).max() < 1 / 32  # half of the rounding, and half of float16's
+    assert np.abs(stored - at / 10).max() < 1 / 32  # rounding, including that of float16
 
 
 def test_large_motion_stays_finite():
@@ -135,7 +135,7 @@ def test_clips_option_is_an_error_for_videos(tmp_path):
 
 
 def test_float32_flow_records_can_be_read(tmp_path, monkeypatch):
-    for module in (builders, records):  # as conversion wrote them at first
+    for module in (builders, records):  # the format of early versions
         monkeypatch.setattr(module, "FLOW_TYPE", np.float32)
     monkeypatch.setattr(builders.UvosSynthetic, "CLIPS", {"train": (5, 1)})
     monkeypatch.setattr(builders.UvosSynthetic, "LENGTH", 2)
@@ -158,7 +158,7 @@ def test_synthetic_clip_count_and_computed_flow(tmp_path, monkeypatch):
         found = store.flow(v, 1)
         assert found.shape == (48, 64, 2)
         worse.append(np.linalg.norm(found - exact, axis=-1).mean() / np.linalg.norm(exact, axis=-1).mean())
-    assert np.mean(worse) < 0.6  # an estimate, but one of the same motion: none at all would be 1
+    assert np.mean(worse) < 0.6  # an estimate of the same motion; zero flow would give 1
 
 
 def test_convert_data_command_with_flow(tmp_path):

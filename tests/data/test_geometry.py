@@ -82,12 +82,12 @@ def test_interpolation_is_bilinear_for_images_and_nearest_for_labels(matrix):
             position = matrix @ [x + 0.5, y + 0.5, 1]
             if min(position.min(), 40 - position[0], 30 - position[1]) > -0.05 and \
                     min(position.min(), 40 - position[0], 30 - position[1]) < 0.05:
-                continue  # on the edge, where rounding decides
+                continue  # on the border, where rounding decides
             expected = _sampled(image, matrix, size, y, x)
             if expected is None:
                 assert tuple(warped[y, x]) == FILL and shown[y, x] == 77
                 continue
-            assert np.abs(warped[y, x] - expected).max() < 3  # OpenCV places pixels by 1/32
+            assert np.abs(warped[y, x] - expected).max() < 3  # OpenCV quantizes positions to 1/32 pixel
             fraction = np.abs(position - np.round(position))
             if fraction.min() > 0.05:
                 assert shown[y, x] == labels[int(position[1]), int(position[0])]
@@ -107,7 +107,7 @@ def test_reduction_is_limited_by_the_axis_that_shrinks_less():
     assert [reduction(stretched(s, s)) for s in (0.3, 1.9, 2, 3.9, 4, 8, 40)] == [1, 1, 2, 2, 4, 8, 8]
     assert reduction(stretched(9, 2.5)) == 2
     assert reduction(compose(_turn(30, (30, 40)), stretched(4.1, 4.1))) == 4
-    # A picture read at half its size is in the same place.
+    # An image decoded at half size is aligned with the full image.
     image = np.repeat(np.repeat(_image(), 2, 0), 2, 1)
     matrix = np.array([[2.3, 0, 3], [0, 2.4, 5]])
     half = warp_image(_image(), matrix, (20, 30), FILL, reduce=2)
@@ -116,13 +116,13 @@ def test_reduction_is_limited_by_the_axis_that_shrinks_less():
 
 
 def test_flow_vectors_are_transformed_with_the_image():
-    # A linear motion x -> M x + m; under any map T the motion of the output is T^-1 (M T x + m), known exactly.
+    # A linear motion x -> M x + m. Under a map T, the motion of the output is exactly x -> T^-1 (M T x + m).
     motion = np.array([[1.02, -0.05, 1.5], [0.03, 0.97, -2.0]])
     height, width, size = 60, 80, (33, 47)
     y, x = np.mgrid[:height, :width] + 0.5
     points = np.stack([x, y, np.ones_like(x)], -1)
     flow = (points @ motion.T - points[..., :2]).astype(np.float32)
-    # The means of blocks are the same motion at fewer places; vectors still count pixels of the frame.
+    # Block means are the same motion at lower resolution; vectors stay in pixels of the full frame.
     coarse = flow.reshape(height // 4, 4, width // 2, 2, 2).mean((1, 3))
     matrices = (np.array([[1.1, 0, 8], [0, 1.4, 6]]), compose(np.array([[1.2, 0, 10], [0, 1.2, 5]]), _mirror(47)),
                 compose(_turn(40, (60, 80)), np.array([[0.8, 0, 20], [0, 0.8, 15]])))
@@ -162,7 +162,7 @@ def test_foreground_stays_in_an_upright_crop():
         rows, columns = np.nonzero(labels.any(0))
         assert (low <= [columns.min() + 1e-6, rows.min() + 1e-6]).all()
         assert (high >= [columns.max() + 1 - 1e-6, rows.max() + 1 - 1e-6]).all()
-        if size == (90, 160):  # of the frame's shape: never beyond it
+        if size == (90, 160):  # same shape as the frame: the crop stays inside
             assert (low >= -1e-6).all() and (high <= [160 + 1e-6, 90 + 1e-6]).all()
             scales.append(matrix[0, 0])
     assert min(scales) < 0.5 and max(scales) > 0.95
@@ -183,7 +183,7 @@ def test_rotation_frequencies_match_the_paper():
 
 
 def test_quarter_turn_of_a_square_is_exact():
-    # All of a square frame is foreground, so that the crop is the frame.
+    # The whole square frame is foreground, so the crop is the frame.
     image, labels = _image(40, 40), np.ones((1, 40, 40), np.uint8)
     seen = set()
     for seed in range(60):
@@ -210,12 +210,12 @@ def test_random_crop_covers_the_frame_and_its_scales():
         lefts.append(corners[0].min())
     assert 0.5 <= min(scales) < 0.52 and 1.48 < max(scales) <= 1.5
     assert 160 < mirrored < 240 and min(lefts) < 2 and max(lefts) > 60
-    # At scale 1 it is a plain crop, no pixel is interpolated.
+    # At scale 1 it is a plain crop without interpolation.
     image = _image()
     matrix = random_crop(generator(1), _labels()[None], (10, 12), scale=(1, 1), flip=0)
     left, top = matrix[:, 2].astype(int)
     np.testing.assert_array_equal(warp_image(image, matrix, (10, 12), FILL), image[top:top + 10, left:left + 12])
-    # A frame smaller than the crop lies within it whole.
+    # A frame smaller than the crop is completely inside.
     matrix = random_crop(generator(2), _labels()[None], (50, 70), scale=(1, 1), flip=0)
     warped = warp_labels(np.ones((30, 40), np.uint8), matrix, (50, 70), 255)
     assert (warped == 1).sum() == 30 * 40 and (warped == 255).sum() == 50 * 70 - 1200
@@ -235,7 +235,7 @@ def test_balanced_crop_contains_foreground():
 
     plain, balanced = holding(False), holding(True)
     assert plain < 0.6
-    assert balanced > 0.9 * (1 - (1 - plain) ** 5)  # of five independent tries one would do
+    assert balanced > 0.9 * (1 - (1 - plain) ** 5)  # the rate if one of five independent draws suffices
 
 
 def test_margin_crop_stays_near_the_frame():
@@ -246,12 +246,12 @@ def test_margin_crop_stays_near_the_frame():
         corners = matrix @ [[0, 100, 0], [0, 0, 100], [1, 1, 1]]
         right, down = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
         widths += [300 - np.hypot(*right), 200 - np.hypot(*down)]
-        assert abs(right @ down) < 1e-6  # a rectangle: turned in the source, then resized
+        assert abs(right @ down) < 1e-6  # a rectangle: rotated in the source, then resized
         angle = np.rad2deg(np.arctan2(right[1], right[0]))
         turned += abs(angle) > 1e-9
         angles.add(round(angle))
         assert abs(angle - round(angle)) < 1e-6
-        assert np.abs(matrix @ [50, 50, 1] - [150, 100]).max() <= 0.5 + 1e-9  # about its middle
+        assert np.abs(matrix @ [50, 50, 1] - [150, 100]).max() <= 0.5 + 1e-9  # rotates about the center
     assert 70 < turned < 130 and min(angles) >= -15 and max(angles) <= 15 and len(angles) > 20
     assert min(widths) >= -1e-9 and max(widths) <= 29 + 1e-9 and max(widths) > 25
     np.testing.assert_allclose(np.array(widths), np.round(widths), atol=1e-6)

@@ -1,4 +1,4 @@
-"""Pasted objects, and batches with several sizes."""
+"""Pasted objects, and batches of several sizes."""
 
 from itertools import islice
 
@@ -16,7 +16,7 @@ from uvos_jax.errors import UserError
 def test_pasted_objects_are_in_front_with_new_ids():
     labels, other_labels = np.zeros((2, 12, 14), np.uint8), np.zeros((2, 12, 14), np.uint8)
     labels[:, 2:6, 2:9], labels[0, 10, 10] = 3, 255
-    other_labels[0, 4:9, 5:10], other_labels[0, 0, 0] = 2, 255  # nothing in its second frame
+    other_labels[0, 4:9, 5:10], other_labels[0, 0, 0] = 2, 255  # no object in the second frame
     frames, others = np.full((2, 12, 14, 3), 10, np.uint8), np.full((2, 12, 14, 3), 210, np.uint8)
     still, moving = np.zeros((2, 12, 14, 2), np.float32), np.full((2, 12, 14, 2), (3, -1), np.float32)
     result = paste_objects({"frames": frames, "labels": labels, "flow": still},
@@ -24,7 +24,7 @@ def test_pasted_objects_are_in_front_with_new_ids():
     pasted, ids = result["frames"], result["labels"]
     expected = labels.copy()
     expected[0, 4:9, 5:10] = 5
-    np.testing.assert_array_equal(ids, expected)  # void stays that of the clip behind
+    np.testing.assert_array_equal(ids, expected)  # void is that of the background clip
     assert (pasted[0][5:8, 6:9] == 210).all(), "the inside is the other clip's"
     outside = cv2.dilate((expected[0] == 5).astype(np.uint8), np.ones((3, 3))) == 0
     assert (pasted[0][outside] == 10).all() and 10 < pasted[0][3, 7, 0] < 110 < pasted[0][4, 7, 0] < 210
@@ -39,7 +39,7 @@ def test_objects_that_would_hide_the_clip_are_not_pasted():
 
 
 def test_fraction_of_examples_with_pasted_objects():
-    # The first video fills the left of its frames with object 1, the second the right.
+    # Object 1 is on the left in the first video and on the right in the second.
     def half(columns):
         labels = np.zeros((3, 40, 60), np.uint8)
         labels[:, 10:30, columns] = 1
@@ -56,12 +56,12 @@ def test_fraction_of_examples_with_pasted_objects():
         return np.mean([label[:, :20].any() and label[:, 40:].any() for label in batch["labels"][:, 1]])
 
     assert doubled(0.0) == 0
-    assert 0.3 < doubled(1.0) < 0.7  # half of the pasted ones are of the same video
+    assert 0.3 < doubled(1.0) < 0.7  # half of the pasted objects come from the same video
     assert 0.1 < doubled(0.5) < 0.4
 
 
 def test_pasted_objects_keep_their_flow():
-    # Still videos with object 1 at the left, moving ones with object 1 at the right; half are pasted into the others.
+    # A still video with object 1 on the left, a moving one with object 1 on the right; half are pasted into the other.
     def video(columns, motion):
         labels = np.zeros((2, 40, 60), np.uint8)
         labels[:, 10:30, columns] = 1
@@ -77,10 +77,10 @@ def test_pasted_objects_keep_their_flow():
         behind = "moving" if "moving" in clips.describe(0, place) else "still"
         moves = np.zeros((20, 30), bool)
         moves[:] = behind == "moving"
-        moves[5:15, 20:] = True  # the moving video's object, in front or its own
+        moves[5:15, 20:] = True  # the moving object, pasted or part of the background clip
         if behind == "moving":
             moves[5:15, :10] = False
-        expected = np.where(moves[..., None], np.float32([2, 1]), 0)  # pixels of the output, half as many
+        expected = np.where(moves[..., None], np.float32([2, 1]), 0)  # in output pixels, at half the resolution
         np.testing.assert_allclose(batch["flow"][place], np.stack([expected] * 2), atol=1e-6)
 
 
@@ -97,7 +97,7 @@ def test_each_step_uses_one_of_several_sizes(engine):
     assert set(sizes) == {tuple(size) for size in SIZES}
     for batch, size in zip(expected, sizes, strict=True):
         assert batch["labels"].shape == (4, 4, *size) and batch["flow"].shape == (4, 4, *size, 2)
-    for start in (0, 5):  # a run that goes on meets the sizes that it would have met
+    for start in (0, 5):  # a resumed run has the same sizes
         for batch, whole in zip(batches(clips, start, workers=2, engine=engine), expected[start:], strict=False):
             assert_same(batch, whole)
     shares = [islice(batches(clips, 0, index, 2, workers=1, engine=engine), 12) for index in range(2)]

@@ -1,4 +1,4 @@
-"""Batches: determinism across engines, workers and processes, and their contents."""
+"""Batches: contents, and determinism across engines, workers and processes."""
 
 import os
 import pickle
@@ -28,7 +28,7 @@ from uvos_jax.video.flow_io import flow_picture
 def test_batch_is_a_function_of_its_step(name):
     clips = made_clips(name)
     forth = [clips.batch(step) for step in range(4)]
-    again = made_clips(name)  # another object, another order
+    again = made_clips(name)  # a new instance, in another order
     for step in (2, 0, 3, 1):
         assert_same(again.batch(step), forth[step])
     assert_same(again.example(3, 1), {key: value[1] for key, value in forth[3].items()})
@@ -144,13 +144,13 @@ def test_batches_alternate_between_mixture_entries():
         assert {source for source, _ in said} == {"images" if step % 3 == 0 else "made up"}
         assert (clips.batch(step)["still"] == (step % 3 == 0)).all()
         seen[said[0][0]] += [frames for _, frames in said]
-    # Nothing is left out: 8 batches of 15 frames, 4 of 7 pictures; and each epoch has all of them.
+    # Every epoch is complete: 8 batches cover the 15 frames, 4 batches the 7 images.
     assert sorted(seen["images"][:7]) == sorted(seen["images"][7:14]) and len(set(seen["images"][:7])) == 7
     assert sorted(seen["made up"][:15]) == sorted(seen["made up"][15:30]) and len(set(seen["made up"][:15])) == 15
 
 
 @pytest.mark.parametrize("engine", ["threads", "tensorflow"])
-def test_alternation_resumes_from_any_step_on_any_number_of_processes(engine):
+def test_alternation_resumes_from_any_step_and_process_count(engine):
     if engine == "tensorflow":
         pytest.importorskip("tensorflow")
     clips = alternating(paste=0.5)
@@ -175,7 +175,7 @@ def test_identity_keeps_frames_labels_and_flow():
 
 
 def test_frames_and_labels_stay_aligned():
-    # The pictures are the labels themselves, so that they can be compared after any geometry.
+    # The images show the labels, so both can be compared after any geometry.
     labels = made_store().labels(0, 0)
     frames = np.repeat((labels * 100)[None, ..., None], 3, -1)
     store = MemoryStore("labels", [("one", frames, labels[None], None)])
@@ -185,9 +185,9 @@ def test_frames_and_labels_stay_aligned():
         for place in range(4):
             example = clips.example(1, place)
             shown = np.round(example["frames"][..., 0] / 100)
-            assert (shown == example["labels"]).mean() > 0.97  # all but edges
+            assert (shown == example["labels"]).mean() > 0.97  # except at edges
         if name == "still":
-            assert differ({"labels": example["labels"][0]}, {"labels": example["labels"][1]})  # each its own map
+            assert differ({"labels": example["labels"][0]}, {"labels": example["labels"][1]})  # one map per frame
 
 
 def _remapped(seed, labels, *how, **more):
@@ -206,11 +206,11 @@ def test_remap_labels():
         orders.add(tuple(names))
         assert sorted(names) == [1, 2, 3] and (found[:, 3, 5] == 255).all()
         np.testing.assert_array_equal(found > 0, labels > 0)
-        # Two of three are kept, the third is void, in every frame the same.
+        # Two of three objects are kept and the third is void, consistently over frames.
         capped = _remapped(seed, labels, 2)
         assert sorted([capped[0, 0, 0], capped[1, 1, 0], capped[0, 2, 0]]) == [1, 2, 255]
         assert capped[0, 2, 0] == capped[1, 2, 0]
-        # Object 9 is not in the first frame, the prompt, so it becomes background.
+        # Object 9 is not in the first frame (the prompt), so it becomes background.
         prompted = _remapped(seed, labels, 5, prompted=True)
         assert prompted[1, 1, 0] == 0 and sorted([prompted[0, 0, 0], prompted[0, 2, 0]]) == [1, 2]
     assert len(orders) == 6
@@ -271,7 +271,7 @@ def test_configuration_errors():
             from_config(good | change)
     with pytest.raises(UserError, match="synthetic configuration's size must be"):
         SyntheticStore(2, 3, (31, 64))
-    assert make_clip(0, 1, (32, 32)).frames.shape == (1, 32, 32, 3)  # the least that a store may be asked for
+    assert make_clip(0, 1, (32, 32)).frames.shape == (1, 32, 32, 3)  # the minimum size of a store
     with pytest.raises(UserError, match="No optical flow in made up"):
         made_clips(store=made_store(flow=False), flow=True)
     with pytest.raises(UserError, match="No optical flow in images"):
@@ -310,7 +310,7 @@ def test_real_frames(real_data):
     for name in RECIPES:
         batch = made_clips(name, store=store, size=(161, 241), flow=False).batch(0)
         foreground = (batch["labels"] > 0) & (batch["labels"] < 255)
-        assert foreground.any((1, 2, 3)).all()  # both sequences show their object in every frame
+        assert foreground.any((1, 2, 3)).all()  # the object is visible in every frame of both
         assert batch["frames"].std((2, 3, 4)).min() > 10
 
 
@@ -321,7 +321,7 @@ def test_contact_sheet_and_flow_colors():
     unlabeled = contact_sheet(batch | {"labels": np.zeros_like(batch["labels"])}, width=41)
     np.testing.assert_array_equal(unlabeled[:33, :41], batch["frames"][0, 0])
     assert (sheet != unlabeled).any()
-    # Red is to the right, and the opposite direction has the opposite color; still is white.
+    # Motion to the right is red, the opposite direction has the opposite color, and zero flow is white.
     right, left, up, still = flow_picture(np.array([[[5, 0], [-5, 0], [0, -5], [0, 0]]], np.float32))[0].astype(int)
     assert right[0] == 255 and right[1:].max() < 10
     assert left[0] < 10 and left[1:].min() > 190

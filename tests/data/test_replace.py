@@ -26,7 +26,7 @@ def files(folder):
 
 @contextmanager
 def stopped_while_overwriting(source, data):
-    """Another process that converts MSRA10K and pauses at its first frame."""
+    """Starts another process that converts MSRA10K and pauses at the first frame; kills it at the end."""
     code = ("import time; from contextlib import nullcontext; from uvos_jax.data.storage.convert import convert;"
             "slow = lambda what, total: nullcontext(lambda: time.sleep(600 if 'converting' in what else 0));"
             f"convert('msra10k', r'{source}', r'{data}', True, progress=slow)")
@@ -82,7 +82,7 @@ def test_full_disk_is_a_one_line_error(tmp_path):
     resource = pytest.importorskip("resource")
     archives.msra10k(tmp_path / "source")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # bytes of any file, fewer than the records have
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # bytes per file, less than the records need
     try:
         with pytest.raises(UserError, match=r"Cannot write msra10k to '.*data'.*File too large") as caught:
             convert("msra10k", tmp_path / "source", tmp_path / "data")
@@ -102,7 +102,7 @@ def test_concurrent_conversion_is_an_error_and_killed_one_is_cleaned_up(tmp_path
             convert("msra10k", source, data, overwrite=True)
         assert files(data) == before
     assert list(data.rglob("incomplete.*"))
-    assert len(open_store(data, "msra10k", "train").videos) == 3  # the old one, until the new one is whole
+    assert len(open_store(data, "msra10k", "train").videos) == 3  # the old dataset, until the new one is complete
     shutil.rmtree(data / "uvos_msra10k")
     with pytest.raises(UserError):
         open_store(data, "msra10k", "train")

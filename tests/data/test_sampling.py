@@ -1,4 +1,4 @@
-"""Recipes and mixtures: the frames of an example."""
+"""Recipes and mixtures, which select the frames of an example."""
 
 from collections import Counter
 
@@ -57,14 +57,14 @@ def test_mixture_entries_alternate_in_order():
     assert alternating_entry(10**6, 2, 4, (1, 2)) == (1, 2 + 4 * 2 * 333_333)  # turn 1 of its cycle
 
 
-def test_every_item_once_per_epoch_in_changing_order():
+def test_every_epoch_is_a_new_permutation():
     epochs = [[epoch_item(3, 1, visit, 17) for visit in range(e * 17, e * 17 + 17)] for e in range(3)]
     assert all(sorted(epoch) == list(range(17)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(17))
-    assert [epoch_item(3, 0, visit, 17) for visit in range(17)] != epochs[0]  # another entry, another order
+    assert [epoch_item(3, 0, visit, 17) for visit in range(17)] != epochs[0]  # another entry has another order
 
 
-def test_pair():
+def test_pair_samples_a_frame_and_its_anchor():
     frames = RECIPES["pair"].frames
     video = _video(6)
     assert RECIPES["pair"].items(video, {"first": True}) == video.labeled
@@ -74,7 +74,7 @@ def test_pair():
     assert frames(_rngs(1)[0], _video(1), 0, first=False) == [0, 0]
 
 
-def test_previous():
+def test_previous_samples_anchor_and_previous_frame():
     recipe, video = RECIPES["previous"], _video(6, labeled=[0, 1, 4])
     assert recipe.items(video, {"first": True}) == (0, 1, 4) and recipe.length({"first": True}) == 3
     assert [recipe.frames(_rngs(1)[0], video, item) for item in (0, 1, 4)] == [[0, 0, 0], [0, 0, 1], [0, 3, 4]]
@@ -82,18 +82,18 @@ def test_previous():
     assert {anchor for anchor, *_ in drawn} == {0, 1, 2, 3, 5} and all(rest == [3, 4] for _, *rest in drawn)
 
 
-def test_neighbors_are_near_among_labeled_frames():
+def test_neighbor_is_a_nearby_labeled_frame():
     recipe, video = RECIPES["neighbor"], _video(12, labeled=[0, 2, 5, 7, 11])
     assert recipe.items(video, {}) == video.labeled and recipe.length({}) == 2
     seen = Counter(tuple(recipe.frames(rng, video, 5, max_gap=2, reverse=0.25)) for rng in _rngs(400))
     assert set(seen) == {(0, 5), (2, 5), (7, 5), (11, 5)}
     assert 60 < seen[7, 5] + seen[11, 5] < 140 and min(seen.values()) > 20
-    # At the ends the farthest there is, which may be the frame itself.
+    # At the ends of a video: the farthest available frame, which may be the frame itself.
     assert {tuple(recipe.frames(rng, video, 0, max_gap=1)) for rng in _rngs(50)} == {(0, 0), (2, 0)}
     assert {tuple(recipe.frames(rng, video, 7, max_gap=9, reverse=1)) for rng in _rngs(9)} == {(11, 7)}
 
 
-def test_next_pairs_every_frame_but_the_last_with_its_successor():
+def test_next_pairs_consecutive_frames():
     recipe = RECIPES["next"]
     video = _video(4, labeled=[0, 3])  # flow needs no labels
     items = list(recipe.items(video, {}))
@@ -112,7 +112,7 @@ def test_references_differ_from_the_query_and_each_other():
     assert references(_rngs(1)[0], _video(1), 0) == [0] * 5
 
 
-def test_sequence_runs_evenly_over_labeled_frames():
+def test_sequence_samples_labeled_frames_at_equal_gaps():
     labeled = range(0, 60, 5)
     video = _video(58, labeled, visible=(20, 35))
     gaps, references_seen, reversed_runs = Counter(), Counter(), 0
@@ -140,7 +140,7 @@ def test_sequence_starts_and_short_videos():
                 assert 0 <= reference < length and all(0 <= t < length for t in run)
                 if length >= 3:
                     assert len(set(run)) == 3
-    # Near the end only the gaps that fit are drawn.
+    # Near the end of a video, only gaps that fit are drawn.
     assert {abs(np.diff(sequence(rng, _video(10), 6)[1:])[0]) for rng in _rngs(50)} == {1}
 
 

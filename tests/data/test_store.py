@@ -1,4 +1,4 @@
-"""Stores: clips in memory, and random access to converted datasets."""
+"""Stores: in-memory clips, and random access to converted datasets."""
 
 import json
 import pickle
@@ -98,7 +98,7 @@ def test_shrink_averages_blocks(reduce):
     for y, x in ((0, 0), (1, 2), (small.shape[0] - 2, small.shape[1] - 2)):
         block = image[y * reduce:(y + 1) * reduce, x * reduce:(x + 1) * reduce]
         assert np.abs(small[y, x] - block.mean((0, 1))).max() <= 0.51
-    # The last row stands for less than a block, the rest of which repeats the edge.
+    # The last block is partial and padded by repeating the edge.
     block = np.concatenate([image[21 - 21 % reduce:, :reduce], np.repeat(image[-1:, :reduce], -21 % reduce, 0)])
     assert np.abs(small[-1, 0] - block.mean((0, 1))).max() <= 0.51
 
@@ -110,7 +110,7 @@ def test_reduced_decoding_is_aligned(suffix, reduce):
     data = cv2.imencode(suffix, frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
     small = decode_image(data, reduce)
     assert small.shape == (-(-101 // reduce), -(-75 // reduce), 3)
-    assert np.abs(small.astype(int) - shrink(frame, reduce)).mean() < 2  # moved by one pixel it would be over 4
+    assert np.abs(small.astype(int) - shrink(frame, reduce)).mean() < 2  # a shift of one pixel would give more than 4
     with pytest.raises(UserError, match="Cannot decode"):
         decode_image(data[:40] if suffix == ".png" else b"", reduce)
 
@@ -143,7 +143,7 @@ def test_open_store_can_be_pickled(converted):
     np.testing.assert_array_equal(sent.image(1, 2), image)
 
 
-def test_reading_needs_no_tensorflow(converted):
+def test_reading_does_not_need_tensorflow(converted):
     code = ("from importlib.machinery import PathFinder\n"
             "find = PathFinder.find_spec\n"
             "PathFinder.find_spec = lambda name, *rest: None if name == 'tensorflow' else find(name, *rest)\n"
@@ -167,7 +167,7 @@ def test_unknown_dataset_or_split_is_an_error(converted, tmp_path):
         open_store(tmp_path / "nowhere", "davis2016", "train")
 
 
-def test_versions_and_configurations(tmp_path):
+def test_versions_and_configs(tmp_path):
     def version(path, file_format="array_record", split="train"):
         path.mkdir(parents=True)
         (path / "dataset_info.json").write_text(json.dumps({"fileFormat": file_format}))
@@ -192,7 +192,7 @@ def test_versions_and_configurations(tmp_path):
         open_store(tmp_path, "c", "train")
 
 
-def test_datasets_that_version_0_1_converted_can_be_read(converted, tmp_path):
+def test_datasets_converted_by_version_0_1_can_be_read(converted, tmp_path):
     folder = shutil.copytree(converted, tmp_path / "data")
     (table,) = folder.rglob("metadata.json")
     table.write_text(table.read_text().replace('"labeled"', '"labelled"'))

@@ -1,4 +1,4 @@
-"""Synthetic clips: labels and flow against independent geometry and against the frames."""
+"""Synthetic clips: labels and flow against independent geometry and the frames."""
 
 import dataclasses
 
@@ -22,21 +22,21 @@ def _scene(seed: int, **options) -> Scene:
 
 
 def _layer_numbers(scene: Scene, time: int) -> np.ndarray:
-    """Index of the visible layer at each pixel, from the farthest: uint8 [h, w]."""
+    """Index of the visible layer at each pixel, counted from the farthest, uint8 [h, w]."""
     layers = [layer for layer in scene.layers if layer.label is not None]
     numbered = [dataclasses.replace(layer, label=number) for number, layer in enumerate(layers)]
     return render(dataclasses.replace(scene, layers=tuple(numbered)), time, SIZE, clean=True)[1]
 
 
 def _landing(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Column and row (float32) where each pixel lands, and whether that is inside the frame."""
+    """Column and row (float32) to which the flow maps each pixel, and whether they are inside the frame."""
     y, x = np.mgrid[: flow.shape[0], : flow.shape[1]].astype(np.float32)
     x, y = x + flow[..., 0], y + flow[..., 1]
     return x, y, (x >= 1) & (x <= flow.shape[1] - 2) & (y >= 1) & (y <= flow.shape[0] - 2)
 
 
 def _square(label: int, color: int, place, half: float = 10.0, **fields) -> Layer:
-    """A square of one gray level centered at place(time)."""
+    """A square of one gray level, centered at place(time)."""
     corners = np.array([[-half, -half], [half, -half], [half, half], [-half, half]])
     distance, origin = signed_distance(BodyPart((corners,)), 1.0, 3.0)
 
@@ -48,7 +48,7 @@ def _square(label: int, color: int, place, half: float = 10.0, **fields) -> Laye
 
 
 def _plain_scene(*layers: Layer, shutter: float = 0.0) -> Scene:
-    """The layers over a black background in constant light."""
+    """The layers on a black background in constant light."""
     background = Layer(0, np.zeros((8, 8, 3), np.uint8), None, (0, 0), lambda time: np.eye(3))
     light = Oscillation(np.array([1.0, 0, 0]), np.zeros((1, 3)), np.zeros((1, 3)), np.zeros((1, 3)))
     return Scene((background, *layers), shutter, 0.0, 0.0, None, light, 0)
@@ -84,12 +84,12 @@ def test_ground_truth_does_not_depend_on_camera_effects():
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_next_frame_warped_back_by_the_flow_is_this_frame(seed):
+def test_next_frame_warped_by_the_flow_equals_this_frame(seed):
     scene = _scene(seed)
     (frame, _, flow), (after, _, _) = render(scene, 2, SIZE, True), render(scene, 3, SIZE, True)
     number, number_after = _layer_numbers(scene, 2), _layer_numbers(scene, 3)
     x, y, inside = _landing(flow)
-    # Visible in both, away from edges: this pixel's surroundings and those of where it lands are of its layer.
+    # Pixels visible in both frames, away from edges: the neighborhoods of both positions belong to the same layer.
     square = np.ones((3, 3), np.uint8)
     for extreme in (cv2.erode, cv2.dilate):
         inside &= extreme(number, square) == number
@@ -103,7 +103,7 @@ def test_next_frame_warped_back_by_the_flow_is_this_frame(seed):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 7, 20, 26])
-def test_flow_equals_surface_points_tracked_in_double_precision(seed):
+def test_flow_equals_double_precision_point_tracking(seed):
     scene = _scene(seed)
     layers = [layer for layer in scene.layers if layer.label is not None]
     number = _layer_numbers(scene, 4)
@@ -131,17 +131,17 @@ def test_flow_equals_surface_points_tracked_in_double_precision(seed):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_pixel_lands_on_its_layer_or_on_one_in_front_of_it(seed):
+def test_flow_maps_pixels_to_their_layer_or_an_occluding_one(seed):
     scene = _scene(seed, objects=(2, 3))
     flow = render(scene, 1, SIZE, True)[2]
     x, y, inside = _landing(flow)
-    # The nearest pixel of the landing place can lie across an edge, hence its surroundings.
+    # Rounding the target position may cross an edge, so its neighborhood is considered.
     frontmost = cv2.dilate(_layer_numbers(scene, 2), np.ones((3, 3), np.uint8))
     landed = frontmost[np.round(y[inside]).astype(int), np.round(x[inside]).astype(int)]
     assert (landed >= _layer_numbers(scene, 1)[inside]).all()
 
 
-def test_still_camera_leaves_still_scenery_where_it_is():
+def test_flow_of_static_background_is_zero_with_still_camera():
     checked = 0
     for seed in range(12):
         scene = _scene(seed, still_camera=True)
@@ -163,18 +163,18 @@ def test_moving_camera_and_water_move_the_background():
     assert moved["camera"] >= 8 and 1 <= moved["water"] < moved["camera"]
 
 
-def test_order_labels_and_flow_of_two_squares():
+def test_occlusion_labels_and_flow_of_two_squares():
     behind = _square(1, 100, lambda time: (30 + 4 * time, 40))
     before = _square(2, 200, lambda time: (40, 40 - 3 * time))
     frame, labels, flow = render(_plain_scene(behind, before), 1, (80, 90), True)
     expected = np.zeros((80, 90), np.uint8)
-    expected[31:50, 25:44] = 1  # the middle is at (34, 40); its outline runs through pixels 24 and 44
-    expected[28:47, 31:50] = 2  # the middle is at (40, 37)
+    expected[31:50, 25:44] = 1  # centered at (34, 40); the outline passes through pixels 24 and 44
+    expected[28:47, 31:50] = 2  # centered at (40, 37)
     away = cv2.dilate(expected, np.ones((3, 3), np.uint8)) == cv2.erode(expected, np.ones((3, 3), np.uint8))
     np.testing.assert_array_equal(labels[away], expected[away])
     np.testing.assert_array_equal(frame[away][:, 0], np.array([0, 100, 200])[expected[away]])
     np.testing.assert_allclose(flow[away], np.array([[0, 0], [4, 0], [0, -3.0]])[expected[away]], atol=1e-4)
-    # As many pixels as the square is large, give or take its rim.
+    # The area of the square, up to its border pixels.
     assert abs((labels == 2).sum() - 400) <= 42
 
 
@@ -190,7 +190,7 @@ def test_motion_blur_is_centered_on_the_labels():
 
 
 @pytest.mark.slow
-def test_object_count_and_first_object_is_visible_in_the_first_frame():
+def test_object_count_and_visibility_in_first_frame():
     most = set()
     for seed in range(30):
         clip = make_clip(seed, 1, (48, 80), objects=(1, 3), clean=True)
@@ -225,7 +225,7 @@ def test_scene_does_not_depend_on_size(seed):
     assert np.median(np.abs(flow - small.flow[1])[still]) < 0.05
 
 
-def test_ripples_are_inverted():
+def test_inverted_ripples_recover_positions():
     ripples = Ripples(
         np.array([[0.2, 0.0], [0.05, 0.1]]), np.array([[1.5, 1.0], [-1.0, 2.0]]), np.array([0.3, -0.2]), np.zeros(2)
     )
@@ -242,7 +242,7 @@ def test_signed_distance_of_a_ring():
     rows, columns = np.mgrid[: distance.shape[0], : distance.shape[1]]
     radius = np.hypot(columns - x, rows - y)
     exact = np.abs(radius - 30) - 10
-    # Edges are drawn from the values near them; farther off, OpenCV's distance is 2 % short.
+    # Rendering uses only values near edges; farther away, OpenCV's distance is 2 % too small.
     near = np.abs(exact) < 4
     np.testing.assert_allclose(distance[near], exact[near], atol=0.3)
     assert ((distance < 0) == (exact < 0))[~near].all()

@@ -1,4 +1,4 @@
-"""Every builder passes TFDS's own builder test."""
+"""Every builder passes the builder test of TFDS."""
 
 import tempfile
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from tests.helpers import archives
 
 pytest.importorskip("tensorflow")
-pytest.importorskip("dill")  # tfds.testing wants it
+pytest.importorskip("dill")  # required by tfds.testing
 tfds = pytest.importorskip("tensorflow_datasets")
 
 from uvos_jax.data.storage import tfds_builders as builders  # noqa: E402
@@ -21,8 +21,8 @@ ARCHIVES = tuple(name for name in DATASETS if name != "synthetic")
 class _OnArchive:
     """Runs TFDS's builder test on a small archive.
 
-    The test reads with tf.data, which TFDS does not support for array_record, so it writes TFRecords. The round trips
-    below read array_record.
+    The test reads with tf.data, which TFDS does not support for array_record, so it writes TFRecords. The tests in
+    test_convert.py read array_record.
     """
 
     @classmethod
@@ -52,7 +52,7 @@ del _class
 class TestUvosSynthetic(tfds.testing.DatasetBuilderTestCase):
     DATASET_CLASS = builders.UvosSynthetic
     SPLITS = {"train": 4, "val": 2}  # noqa: RUF012
-    EXAMPLE_DIR = str(Path(__file__).parent)  # TFDS wants one; nothing is read from it
+    EXAMPLE_DIR = str(Path(__file__).parent)  # required by TFDS, but not read
 
     @classmethod
     def setUpClass(cls):

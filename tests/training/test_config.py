@@ -42,7 +42,7 @@ def file(tmp_path):
     return folder / "mine.py"
 
 
-def test_a_file_and_its_preset(file):
+def test_preset_selects_settings_of_a_file(file):
     full, tiny = load_config(str(file)), load_config(f"{file}:tiny")
     assert full["phases"][0]["steps"] == 1000 and tiny["phases"][0]["steps"] == 3
     assert full["batch_size"] == 6
@@ -50,7 +50,7 @@ def test_a_file_and_its_preset(file):
     assert full["data"]["size"] == [65, 65]
 
 
-def test_neighbors_are_imported_from_the_folder_of_the_file(file, tmp_path):
+def test_sibling_modules_are_imported_from_the_folder_of_the_file(file, tmp_path):
     other = tmp_path / "elsewhere" / "configs"
     other.mkdir(parents=True)
     (other / "common.py").write_text("BATCH = 17\n")
@@ -75,7 +75,7 @@ def test_recipes_are_found_by_name(tmp_path, monkeypatch):
         load_config("common")
 
 
-def test_relative_imports_and_the_package_file_work_by_path(tmp_path):
+def test_relative_imports_work_for_a_file_given_by_path(tmp_path):
     folder = tmp_path / "my-configs"  # not an identifier
     folder.mkdir()
     (folder / "__init__.py").write_text("BATCH = 5\n")
@@ -99,14 +99,14 @@ def test_relative_imports_and_the_package_file_work_by_path(tmp_path):
     ("ema_decay=0.99", ("ema_decay",), 0.99),
     ("data_dir=/data/a=b", ("data_dir",), "/data/a=b"),
     ("data_dir=None", ("data_dir",), None),
-    ("optimizer.weight_decay=0.1", ("optimizer", "weight_decay"), 0.1),  # known, but not in the file
+    ("optimizer.weight_decay=0.1", ("optimizer", "weight_decay"), 0.1),  # a valid key that the file does not set
     ("model.remat=True", ("model", "remat"), True),
     ("data.geometry={'kind': 'resize'}", ("data", "geometry"), {"kind": "resize"}),
     ("init.backbone=a.pth", ("init", "backbone"), "a.pth"),
     ("phases.1.batch_norm=frozen", ("phases", 1, "batch_norm"), "frozen"),
     ("validate=None", ("validate",), None),
 ])
-def test_overrides(file, entry, where, value):
+def test_overrides_set_value_and_type(file, entry, where, value):
     found = load_config(str(file), [entry])
     for key in where:
         found = found[key]
@@ -186,19 +186,19 @@ def test_unusable_files_are_errors(tmp_path, text, message):
         load_config(f"{path}:preset")
 
 
-def test_an_unknown_preset_is_an_error(file):
+def test_unknown_preset_is_an_error(file):
     with pytest.raises(UserError, match="mine.py:huge"):
         load_config(f"{file}:huge")
 
 
-def test_an_unknown_preset_of_a_recipe_lists_the_known_ones():
+def test_error_for_unknown_preset_of_a_recipe_lists_valid_ones():
     path = CONFIGS / "adnet.py"
     with pytest.raises(UserError, match=r"^Unknown preset 'tinny'; valid presets: tiny, small \(or none\)\. "
                                         r"Did you mean 'tiny'\?$"):
         load_config(f"{path}:tinny")
 
 
-def test_keys_that_a_resumed_run_may_change(file):
+def test_resumed_run_may_change_only_changeable_keys(file):
     config = load_config(str(file))
     other = load_config(str(file), ["log_every=3", "launcher=jit", "keep=9", "checkpoint_every=2", "data_dir=/x",
                                     "validate={'every': 3}"])
@@ -231,7 +231,7 @@ def test_plain_and_check_copy_config_dicts(file):
     (["--config", "{file}", "--config.optimizer.momentun=0.8"], "Did you mean 'momentum'?"),
     (["--config", "{file}", "--config.data.flwo=True"], "Did you mean 'flow'?"),
 ])
-def test_the_command_line_prints_one_line(file, tmp_path, capfd, arguments, message):
+def test_command_line_errors_are_one_line(file, tmp_path, capfd, arguments, message):
     arguments = [text.format(file=file, tmp=tmp_path) for text in arguments]
     if "--workdir" not in arguments:
         arguments += ["--workdir", str(tmp_path / "run")]
@@ -243,14 +243,14 @@ def test_the_command_line_prints_one_line(file, tmp_path, capfd, arguments, mess
 
 
 @pytest.mark.slow
-def test_a_separate_process_prints_one_line(file, tmp_path):
+def test_errors_of_a_separate_process_are_one_line(file, tmp_path):
     done = subprocess.run([sys.executable, "-m", "uvos_jax", "train", "--config", f"{file}:no", "--workdir",
                            str(tmp_path / "run")], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "", done.stderr
     assert "cannot be read" in done.stderr and done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
 
 
-def test_the_recipe_of_adnet_matches_the_paper():
+def test_adnet_recipe_matches_the_paper():
     """Sec. 4: batch 8, 30,000 iterations, learning rate .005 (1 - it / 40,000)^.9, weight decay 5e-4."""
     path = CONFIGS / "adnet.py"
     config = load_config(str(path))
@@ -267,8 +267,8 @@ def test_the_recipe_of_adnet_matches_the_paper():
 F2NET = CONFIGS / "f2net.py"
 
 
-def test_the_recipe_of_f2net_matches_the_paper():
-    """Sec. 4: batch 16 of 473x473, SGD with learning rate 2.5e-4, poly of power .9, twice 20 epochs."""
+def test_f2net_recipe_matches_the_paper():
+    """Sec. 4: batch 16 at 473x473, SGD with learning rate 2.5e-4, poly decay with power .9, twice 20 epochs."""
     config = load_config(str(F2NET))
     recipe = phases(config)
     assert (config["batch_size"], config["data"]["size"], config["optimizer"]["momentum"]) == (16, [473, 473], 0.9)
@@ -276,14 +276,14 @@ def test_the_recipe_of_f2net_matches_the_paper():
     assert [phase.model["prior_from"] for phase in recipe] == ["truth", "predicted"]
     videos = [step for phase in recipe for step in range(phase.start, phase.stop) if step % 3]
     assert 40 * 2079 <= 16 * len(videos) < 40 * 2079 + 40 * 16  # the last batch of an epoch may be partial
-    # One curve through both phases.
+    # One learning rate curve over both phases.
     rates = [make_schedule(phase.schedule, phase.stop - phase.start) for phase in recipe]
     for step in (0, 1_000, 3_899, 3_900, 5_000, 7_799):
         rate, first = (rates[0], 0) if step < 3_900 else (rates[1], 3_900)
         assert float(rate(step - first)) == pytest.approx(2.5e-4 * (1 - step / 7_800) ** 0.9, rel=2e-4)
 
 
-def test_pretrained_parameters_of_f2net_have_a_low_rate_on_videos():
+def test_f2net_pretrained_parameters_have_a_low_rate_on_videos():
     config = load_config(str(F2NET))
     encoder, new = config["optimizer"]["groups"]
     first, second = phases(config)
@@ -295,13 +295,13 @@ def test_pretrained_parameters_of_f2net_have_a_low_rate_on_videos():
     assert new == {"match": ".*", "lr": 10.0}
     params = flatten_dict(setup(config, first).state.params, sep="/")
     theirs = sum(leaf.size for path, leaf in params.items() if re.fullmatch(encoder["match"], path))
-    # Parameters of a ResNet-101 without its classifier, and all of the published file.
+    # Parameters of ResNet-101 without its classifier, and of the whole published checkpoint.
     assert (theirs, sum(leaf.size for leaf in params.values())) == (42_500_160, 80_247_400)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("preset", "net"), [(":tiny", "csa"), (":tiny_ad", "ad"), (":tiny_cgad", "cgad")])
-def test_small_networks_of_f2net_share_data_and_held_back_sequences(preset, net):
+def test_f2net_tiny_presets_share_data_and_held_back_sequences(preset, net):
     config, tiny = load_config(f"{F2NET}{preset}"), load_config(f"{F2NET}:tiny")
     recipe = phases(config)
     first, second = (setup(config, phase) for phase in recipe)
@@ -317,8 +317,8 @@ def test_small_networks_of_f2net_share_data_and_held_back_sequences(preset, net)
 CFBI = CONFIGS / "cfbi.py"
 
 
-def test_the_recipe_of_cfbi_matches_the_paper():
-    """Sec. 4: 465x465, batch 8, SGD .01 for 100,000 steps; with DAVIS alone .006, 50,000 steps, batch 3 a GPU."""
+def test_cfbi_recipe_matches_the_paper():
+    """Sec. 4: 465x465, batch 8, SGD .01 for 100,000 steps; on DAVIS only .006, 50,000 steps, batch 3 per GPU."""
     config, alone = load_config(str(CFBI)), load_config(f"{CFBI}:davis")
     assert (config["batch_size"], config["data"]["size"], config["batch_norm"]) == (8, [465, 465], "frozen")
     assert (config["optimizer"]["momentum"], config["optimizer"]["weight_decay"]) == (0.9, 15e-5)
@@ -336,7 +336,7 @@ def test_the_recipe_of_cfbi_matches_the_paper():
 
 
 @pytest.mark.slow
-def test_the_published_schedule_of_cfbi():
+def test_cfbi_official_preset_matches_the_published_schedule():
     config = load_config(f"{CFBI}:official", ["model.depths=[1,1,1,1]", "model.features=16"])
     recipe = phases(config)
     assert [(phase.stop, phase.model["use_predicted_masks"], phase.model["bootstrap_steps"]) for phase in recipe] == [
@@ -347,7 +347,7 @@ def test_the_published_schedule_of_cfbi():
         assert float(rate(step - first)) == pytest.approx(0.01 * (1 - (step - 1_000) / 99_000) ** 0.9, rel=5e-3)
     first, second = (setup(config, phase) for phase in recipe)
     check_transfer(first, second, recipe[1])
-    # As published, only the scales and biases of the backbone's norms are frozen.
+    # As published, only the scales and biases of the backbone's batch norms are frozen.
     (group,) = config["optimizer"]["groups"]
     params = flatten_dict(first.state.params, sep="/")
     still = {path for path in params if re.fullmatch(group["match"], path)}
@@ -355,7 +355,7 @@ def test_the_published_schedule_of_cfbi():
     assert still == {path for path in params if path.startswith("backbone/") and not path.endswith("kernel")}
 
 
-def test_the_ablation_options_of_cfbi_are_valid():
+def test_cfbi_ablation_options_are_valid():
     text = CFBI.read_text()
     options = re.findall(r"--config\.((?:model|data)\.[\w.]+=\w+)", text)
     assert len(options) == len(set(options)) == 8
@@ -368,7 +368,7 @@ def test_the_ablation_options_of_cfbi_are_valid():
     assert phase.data["recipe"]["length"] == 2 and phase.data["geometry"]["balanced"] is False
 
 
-def test_the_small_network_of_cfbi_holds_the_common_sequences_back():
+def test_cfbi_tiny_preset_holds_back_the_common_sequences():
     config = load_config(f"{CFBI}:tiny")
     held_back = load_config(f"{CFBI.parent / 'adnet.py'}:tiny")["validate"]["only"]
     davis, synthetic = config["data"]["mixture"]

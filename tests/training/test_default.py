@@ -1,4 +1,4 @@
-"""The recipe of the network in the package (``configs/default.py``)."""
+"""The recipe of the packaged network (``configs/default.py``)."""
 
 
 import jax
@@ -20,13 +20,13 @@ def _mixtures(config):
     return [{entry["name"]: entry for entry in phase["data"]["mixture"]} for phase in config["phases"]]
 
 
-def test_every_sequence_is_held_back_in_one_fold():
+def test_every_sequence_is_held_back_in_exactly_one_fold():
     folds = [load_config(f"{DEFAULT}:fold{k}") for k in range(3)]
     held = [config["validate"]["only"] for config in folds]
     assert [len(names) for names in held] == [10, 10, 10] and len(set().union(*held)) == 30
     for config, names in zip(folds, held, strict=True):
         assert all(mixture["davis2016"]["exclude"] == names for mixture in _mixtures(config))
-    # The packaged weights are trained in the same way on all sequences.
+    # The packaged weights are trained with the same recipe on all sequences.
     full = load_config(str(DEFAULT))
     for mixture in _mixtures(full):
         assert not mixture["davis2016"].pop("exclude", ())
@@ -36,7 +36,7 @@ def test_every_sequence_is_held_back_in_one_fold():
     assert differing == {"validate"} and full["validate"] is None
 
 
-def test_synthetic_recipes_use_synthetic_clips_only():
+def test_synthetic_presets_use_only_synthetic_clips():
     for preset in ("synthetic", "small_synthetic"):
         config = load_config(f"{DEFAULT}:{preset}")
         assert all(set(mixture) == {"synthetic"} for mixture in _mixtures(config)) and not config.get("init")
@@ -48,7 +48,7 @@ def test_synthetic_recipes_use_synthetic_clips_only():
     ("small_appearance", {"synthetic", "duts", "davis2016"}, "appearance"),
     ("small_both", {"synthetic", "duts", "davis2016"}, "both"),
 ])
-def test_small_budgets_differ_in_data_and_streams_only(preset, data, streams):
+def test_small_presets_differ_only_in_data_and_streams(preset, data, streams):
     config, fold = load_config(f"{DEFAULT}:{preset}"), load_config(f"{DEFAULT}:fold0")
     (mixture,) = _mixtures(config)
     assert set(mixture) == data and config["model"]["streams"] == streams
@@ -58,7 +58,7 @@ def test_small_budgets_differ_in_data_and_streams_only(preset, data, streams):
 
 
 @pytest.mark.slow
-def test_packaged_weights_match_the_recipe_and_start_the_fine_tuning():
+def test_packaged_weights_match_the_recipe_and_initialize_fine_tuning():
     name, model, variables = load_packaged()
     tuned = load_config(str(DEFAULT), ["data=folder:clips"])
     assert name == "dpa" and tuned["init"] == {"weights": "default"}

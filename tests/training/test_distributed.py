@@ -1,4 +1,4 @@
-"""Joining other processes: environment variables. test_launchers.py joins two real processes."""
+"""Initialization of distributed training by environment variables. test_launchers.py runs two real processes."""
 
 import subprocess
 import sys
@@ -18,14 +18,14 @@ def no_cluster(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_a_process_without_a_cluster_runs_alone():
+def test_process_without_a_cluster_runs_alone():
     code = ("from uvos_jax.training import distributed; distributed.initialize(); import jax;"
             " print(jax.distributed.is_initialized(), jax.process_count())")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "1"]
 
 
-def test_a_process_that_uses_jax_already_runs_alone():
+def test_initializing_after_using_jax_has_no_effect_without_a_cluster():
     jax.devices()
     distributed.initialize()
     assert not jax.distributed.is_initialized()

@@ -60,17 +60,17 @@ def found(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["shard_map", "jit"])
-def test_the_full_size_step_lowers_for_accelerators(found, kind):
+def test_full_size_step_lowers_for_tpu_and_gpu(found, kind):
     assert found[kind]["platforms"] == ["tpu", "cuda"] and found[kind]["devices"] == 8
     assert found[kind]["same_state"]
     assert found[kind]["metrics"] == ["grad_norm", "learning_rate", "loss", "loss/logits"]
 
 
 @pytest.mark.slow
-def test_devices_exchange_gradients_and_statistics_only(found):
-    """One sum per gradient, two (mean, variance) forward and backward per batch norm, and two metrics.
+def test_devices_exchange_only_gradients_and_statistics(found):
+    """All-reduces: one per gradient, two (mean, variance) per batch norm forward and backward, two for metrics.
 
-    The auxiliary head is no part of this net's loss: its batch norm sums forwards only.
+    The loss does not use the auxiliary head, so its batch norm has no backward all-reduces.
     """
     norms = found["statistics"] // 2
     backwards = 2 * (norms - 1)
@@ -80,5 +80,5 @@ def test_devices_exchange_gradients_and_statistics_only(found):
 
 
 @pytest.mark.slow
-def test_the_jit_program_has_no_explicit_collectives(found):
+def test_compiled_jit_step_uses_only_all_reduces(found):
     assert set(found["compiled"]) == {"all-reduce"}

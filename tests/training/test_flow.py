@@ -1,4 +1,4 @@
-"""Training and validating optical flow: endpoint errors, selection of the best weights, and the recipes of RAFT."""
+"""Training and validation of optical flow: endpoint errors, selection of the best weights, and RAFT recipes."""
 
 import json
 
@@ -26,7 +26,7 @@ SIZE = (40, 56)
 
 
 class Drift(Model):
-    """A model with one flow vector for all pixels of all pairs, which is trained."""
+    """A model whose only parameter is one flow vector for all pixels of all pairs."""
 
     task = "flow"
     VARIANTS = ("official",)
@@ -54,7 +54,7 @@ class Drift(Model):
 
 
 def shifts(length=4, size=SIZE, seed=0):
-    """Returns a texture that moves by (3, -2) pixels per frame, as a clip of a ``MemoryStore``."""
+    """Returns a clip for ``MemoryStore``: a texture that moves by (3, -2) pixels per frame."""
     rng = np.random.default_rng(seed)
     texture = rng.integers(0, 255, (size[0] // 4, size[1] // 4, 3), np.uint8).repeat(4, 0).repeat(4, 1)
     frames = np.stack([np.roll(texture, (-2 * t, 3 * t), (0, 1)) for t in range(length)])
@@ -79,10 +79,10 @@ def test_scores_of_a_perfect_and_a_constant_estimate():
     assert panel.dtype == np.uint8 and panel.shape[2] == 3 and np.ptp(panel) > 100
     scores, _ = validate(lambda first, second: np.zeros((*SIZE, 2), np.float32), store, videos)
     assert scores["epe"] == pytest.approx(13**0.5) and (scores["over_3px"], scores["over_5px"]) == (1, 0)
-    json.dumps(scores)  # goes into the log
+    json.dumps(scores)  # scores are written to the log
 
 
-def test_flow_is_scored_to_the_next_frame():
+def test_flow_is_estimated_from_each_frame_to_the_next():
     store = MemoryStore("held-back", [shifts(4)])
     pairs = []
     validate(lambda first, second: pairs.append((first, second)) or np.zeros((*SIZE, 2)), store, (0,))
@@ -93,14 +93,14 @@ def test_flow_is_scored_to_the_next_frame():
         np.testing.assert_array_equal(second, frames[t + 1])
 
 
-def test_the_mean_is_over_videos_of_any_length():
+def test_scores_are_means_over_videos_of_any_length():
     still = ("still", *shifts(9)[1:3], np.zeros((9, *SIZE, 2), np.float32))
     scores, _ = validate(lambda first, second: np.zeros((*SIZE, 2)), MemoryStore("m", [shifts(2), still]), (0, 1))
     assert scores["epe"] == pytest.approx(13**0.5 / 2)
     assert scores["sequences"]["still"]["epe"] == 0
 
 
-def test_processes_divide_the_videos(monkeypatch):
+def test_videos_are_divided_among_processes(monkeypatch):
     from jax.experimental import multihost_utils
 
     store = MemoryStore("held-back", [shifts(2), shifts(3, seed=1), shifts(2, seed=2)])
@@ -128,10 +128,10 @@ def test_unusable_validation_data_are_errors():
 
 
 @pytest.mark.slow
-def test_the_loop_validates_by_endpoint_error_and_keeps_the_lowest(tmp_path, monkeypatch, capsys):
+def test_loop_keeps_weights_with_the_lowest_endpoint_error(tmp_path, monkeypatch, capsys):
     row = System(Drift, "Drift", "tests", "frames")
     monkeypatch.setitem(SYSTEMS, "drift", row)
-    # Step 2 is close to the ground truth, step 4 far beyond it.
+    # After step 2 the flow is close to the ground truth, after step 4 it overshoots.
     config = tiny_system.config(
         model={"name": "drift"}, batch_size=1, validate={"every": 2}, optimizer={"name": "sgd", "momentum": 0.0},
         phases=[{"name": "near", "steps": 2, "schedule": {"name": "constant", "lr": 0.8}},
@@ -139,7 +139,7 @@ def test_the_loop_validates_by_endpoint_error_and_keeps_the_lowest(tmp_path, mon
     final = train(config, tmp_path, batches=clips, held_back=MemoryStore("held-back", [shifts(3, seed=7)]))
     logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     errors = {entry["step"]: entry["validation"]["epe"] for entry in logged if "validation" in entry}
-    # The loss is the mean over both components, so a step of rate r leaves 1 - r of the error.
+    # The loss is the mean over both components, so a step with rate r scales the error by 1 - r.
     assert errors == pytest.approx({2: 13**0.5 * 0.2**2, 4: 13**0.5 * 0.2**2 * 1.5**2}, rel=1e-4)
     assert final["validation"]["epe"] == errors[4]
     best, last = (checkpoints.load(tmp_path / name)[2]["params"]["vector"] for name in ("best", "last"))
@@ -150,7 +150,7 @@ def test_the_loop_validates_by_endpoint_error_and_keeps_the_lowest(tmp_path, mon
 
 
 @pytest.mark.slow
-def test_raft_learns_a_shift_through_the_loop(tmp_path):
+def test_raft_learns_a_constant_shift(tmp_path):
     config = tiny_system.config(
         model={"name": "raft", "net": "small", "iterations": 2}, batch_size=2, log_every=5, validate={"every": 40},
         optimizer={"name": "adamw", "clip_norm": 1.0}, schedule={"name": "one_cycle", "lr": 1e-3, "anneal": "linear"},
@@ -175,21 +175,21 @@ def test_raft_learns_a_shift_through_the_loop(tmp_path):
     assert scores["epe"] == pytest.approx(logged[-1]["validation"]["epe"], rel=1e-3)
 
 
-def test_the_recipe_matches_the_published_script():
-    """Its stage "chairs": batch 10, crops 368x496, AdamW, decay 1e-4, clip 1, 12 iterations, one cycle of 100,100."""
+def test_raft_recipe_matches_the_published_script():
+    """Stage "chairs": batch 10, crops 368x496, AdamW, decay 1e-4, clip 1, 12 iterations, one cycle of 100,100."""
     config = load_config(str(CONFIG))
     (phase,) = config["phases"]
     assert (config["batch_size"], phase["steps"], config["data"]["size"]) == (10, 100_000, [368, 496])
     assert config["optimizer"] == {"name": "adamw", "weight_decay": 1e-4, "eps": 1e-8, "clip_norm": 1.0}
     rate = make_schedule(config["schedule"], phase["steps"])
-    # The warm-up takes 5% of the steps, from a 25th of the peak; the rate then falls linearly to nearly 0.
+    # The warm-up takes 5 % of the steps from 1/25 of the peak; then the rate falls linearly to almost 0.
     np.testing.assert_allclose([rate(0), rate(5_004), rate(52_552)], [1.6e-5, 4e-4, 2e-4], rtol=1e-3)
     assert rate(100_099) < 1e-8
     fields = {key: value for key, value in config["model"].items() if key != "name"}
     assert (build("raft", **fields).net, fields["iterations"]) == ("large", 12)
 
 
-def test_examples_are_synthetic_pairs_with_flow_to_the_second_frame():
+def test_raft_examples_are_pairs_with_flow_to_the_second_frame():
     data = load_config(str(CONFIG))["data"]
     clips = from_config(data | {"batch_size": 1, "seed": 3, "color": None})
     y, x = np.mgrid[:368, :496]
@@ -202,12 +202,12 @@ def test_examples_are_synthetic_pairs_with_flow_to_the_second_frame():
             inside = (column >= 0) & (column < 496) & (row >= 0) & (row < 368)
             return np.abs(first[inside] - second[row[inside], column[inside]]).mean()
 
-        # The residual of noise, shadows and occlusion is well below that of the motion.
+        # The residual from noise, shadows and occlusion is well below that of uncompensated motion.
         assert difference(1) < 0.75 * difference(0) and difference(0) < difference(-1)
     assert load_config(str(CONFIG))["validate"]["synthetic"]["seed"] >= data["mixture"][0]["count"]
 
 
-def test_tiny_accepts_converted_synthetic_clips():
+def test_raft_tiny_preset_fits_converted_synthetic_clips():
     config = load_config(f"{CONFIG}:tiny")
     assert config["model"]["net"] == "small" and all(side % 8 == 0 for side in config["data"]["size"])
     (part,) = config["data"]["mixture"]

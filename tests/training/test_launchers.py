@@ -1,4 +1,4 @@
-"""pmap, shard_map and jit on many devices, in one process or two, equal one device."""
+"""pmap, shard_map and jit on several devices and processes equal training on one device."""
 
 import pickle
 
@@ -115,13 +115,13 @@ def test_eight_devices_equal_one(eight, case, kind):
         np.testing.assert_allclose(later["loss"], one_later["loss"], rtol=0, atol=1e-5)
 
 
-def test_a_run_may_change_launcher_and_devices_between_steps(eight):
+def test_launcher_and_device_count_may_change_between_steps(eight):
     _assert_equal_states(eight["moved"], eight["stayed"])
 
 
 @pytest.mark.slow
 def test_local_statistics_are_averaged_over_devices(eight):
-    """Reference: each device's pair of examples alone, gradients and running statistics averaged."""
+    """Reference: the step on each device's two examples, then averages of gradients and running statistics."""
     start, factory = eight["local", "start"], parts(schedule=SMALL_STEPS)[1]
     step = jax.jit(factory(None))
     batch = clips(0)
@@ -140,7 +140,7 @@ def test_local_statistics_are_averaged_over_devices(eight):
     assert np.abs(shared["bn1"]["var"] - expected["bn1"]["var"]).max() > 1e-5  # otherwise the test could not fail
 
 
-def test_devices_draw_their_own_dropout(eight):
+def test_dropout_differs_between_devices(eight):
     assert abs(eight["dropout_eight"] - eight["dropout_one"]) > 1e-4
     np.testing.assert_allclose(eight["dropout_eight"], eight["dropout_again"], rtol=1e-6)
 
@@ -167,7 +167,7 @@ def test_two_processes_of_four_devices_equal_one_device(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_placed_state_is_a_copy(kind):
+def test_placed_state_is_a_copy(kind):
     """The step donates its state; the caller's NumPy or JAX arrays stay valid."""
     state, factory = parts(ema=True, ema_decay=0.9)
     for given in (state, jax.tree.map(jax.numpy.asarray, state)):
@@ -177,7 +177,7 @@ def test_a_placed_state_is_a_copy(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_given_state_is_donated(kind):
+def test_placed_state_is_donated(kind):
     state, factory = parts()
     launcher = Launcher(kind)
     placed = launcher.place_state(state)
@@ -197,6 +197,6 @@ def test_host_copies_survive_later_steps():
     jax.tree.map(np.testing.assert_array_equal, host, before)
 
 
-def test_an_unknown_launcher_is_an_error():
+def test_unknown_launcher_is_an_error():
     with pytest.raises(UserError, match="Did you mean 'pmap'"):
         Launcher("pmpa")

@@ -43,7 +43,7 @@ def held_back(count=2) -> MemoryStore:
 
 
 @pytest.mark.slow
-def test_a_run_learns_logs_and_leaves_weights(tmp_path):
+def test_run_reduces_loss_and_writes_logs_and_weights(tmp_path):
     final = train(config(phases=[{"name": "only", "steps": 40}], log_every=4), tmp_path, batches=clips)
     logged = lines(tmp_path)
     assert [entry["step"] for entry in logged] == list(range(4, 41, 4))
@@ -70,7 +70,7 @@ def test_each_phase_restarts_the_learning_rate(tmp_path):
     assert [entry["phase"] for entry in lines(tmp_path)] == list("aaaabbbbcc")
 
 
-def test_a_phase_adds_a_module_and_initializes_it_by_transfer(tmp_path):
+def test_transfer_initializes_a_new_module_of_a_phase(tmp_path):
     first = {"name": "appearance", "steps": 3}
     second = {"name": "motion", "steps": 1, "model": {"two": True}, "schedule": STILL,
               "transfer": [{"from": "rgb_encoder", "to": "flow_encoder"}]}
@@ -90,21 +90,21 @@ def test_a_phase_adds_a_module_and_initializes_it_by_transfer(tmp_path):
     ({"from": "rgb_encoder", "to": "head"}, "does not have in that shape"),
     ({"form": "rgb_encoder", "to": "head"}, "Unknown key 'form'"),
 ])
-def test_a_transfer_rule_without_a_matching_target_is_an_error(tmp_path, rule, message):
+def test_invalid_transfer_rules_are_errors(tmp_path, rule, message):
     phases = [{"name": "a", "steps": 1}, {"name": "b", "steps": 1, "model": {"two": True}, "transfer": [rule]}]
     with pytest.raises(UserError, match=message):
         train(config(phases=phases), tmp_path / "run", batches=clips)
     assert not (tmp_path / "run").exists()  # reported before the first phase
 
 
-def test_an_address_as_workdir_is_an_error(tmp_path, monkeypatch):
+def test_url_as_workdir_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="--workdir 'gs:/bucket/run' is an address"):
         train(config(), Path("gs://bucket/run"), batches=clips)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_an_error_of_one_line(tmp_path, monkeypatch):
+def test_full_disk_is_a_one_line_error(tmp_path, monkeypatch):
     def save(self, path, tree):
         raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nmore of this")
 
@@ -113,7 +113,7 @@ def test_a_full_disk_is_an_error_of_one_line(tmp_path, monkeypatch):
         train(config(), tmp_path, batches=clips)
 
 
-def test_the_best_and_the_last_weights_are_kept(tmp_path, monkeypatch):
+def test_best_and_last_weights_are_kept(tmp_path, monkeypatch):
     scores = iter([0.3, 0.8, 0.5, 0.8, 0.1])
     monkeypatch.setattr("uvos_jax.training.validation.validate", lambda *args: (
         {"J": 0.0, "F": 0.0, "J&F": next(scores), "sequences": {}}, None))
@@ -136,7 +136,7 @@ def test_the_best_and_the_last_weights_are_kept(tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == ["best-00000004", "last-00000010"]
 
 
-def test_averaged_parameters_are_published_for_inference(tmp_path):
+def test_exported_weights_are_the_moving_average(tmp_path):
     def kernel(name, **changes):
         train(config(schedule={"name": "constant", "lr": 0.05}) | changes, tmp_path / name, batches=clips)
         return checkpoints.load(tmp_path / name / "last")[2]["params"]["head"]["kernel"]
@@ -156,18 +156,18 @@ def poisoned(phase, start):
         yield batch
 
 
-def test_a_nan_loss_stops_the_run_and_names_the_batch(tmp_path):
+def test_error_for_nan_loss_names_the_batch(tmp_path):
     with pytest.raises(UserError, match="loss of step 7 is nan.*examples 24, 25, 26, 27"):
         train(config(checkpoint_every=3, log_every=1), tmp_path, batches=poisoned)
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [3, 6]
     assert [entry["step"] for entry in lines(tmp_path)] == list(range(1, 7))
-    with pytest.raises(UserError, match="step 7"):  # the good state is kept, and the batch is still bad
+    with pytest.raises(UserError, match="step 7"):  # resumes from the last finite state and fails again
         train(config(checkpoint_every=1, log_every=1), tmp_path, batches=poisoned)
     assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == 6
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_after_the_step_with_the_state_saved(tmp_path, number):
+def test_signal_saves_the_state_after_the_step(tmp_path, number):
     def interrupted(phase, start):
         for batch in clips(phase, start):
             if batch["example"][0] == 4 * 6:
@@ -184,7 +184,7 @@ def test_a_signal_stops_after_the_step_with_the_state_saved(tmp_path, number):
     assert [entry["step"] for entry in lines(tmp_path)] == list(range(1, 11))
 
 
-def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+def test_second_run_in_the_same_folder_is_an_error(tmp_path):
     def visited(phase, start):
         with pytest.raises(UserError, match="Another run is using"):
             train(config(), tmp_path, batches=clips)
@@ -193,19 +193,19 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     assert train(config(), tmp_path, batches=visited)["step"] == 10
 
 
-def test_data_that_ends_too_early_is_an_error(tmp_path):
+def test_data_ending_too_early_is_an_error(tmp_path):
     with pytest.raises(UserError, match="data of phase 'only' ended at step 2"):
         train(config(), tmp_path, batches=lambda phase, start: (b for b, _ in zip(clips(phase, start), range(2),
                                                                                   strict=False)))
 
 
-def test_a_profile_is_written(tmp_path, capsys):
+def test_profile_is_written(tmp_path, capsys):
     train(config(), tmp_path, batches=clips, profile=2)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     assert "Trace of 2 steps in" in capsys.readouterr().out
 
 
-def test_an_indivisible_batch_size_is_an_error(tmp_path, monkeypatch):
+def test_indivisible_batch_size_is_an_error(tmp_path, monkeypatch):
     class Three:
         """Three devices."""
 
@@ -220,7 +220,7 @@ def test_an_indivisible_batch_size_is_an_error(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_to_start_from(tmp_path):
+def test_initial_weights_are_loaded(tmp_path):
     train(config(phases=[{"name": "a", "steps": 3}]), tmp_path / "a", batches=clips)
     frozen = config(phases=[{"name": "b", "steps": 1}], schedule=STILL, batch_norm="frozen",
                     init={"weights": str(tmp_path / "a" / "last")})

@@ -1,4 +1,4 @@
-"""Schedules and optimizers match PyTorch; groups, freezing, clipping."""
+"""Schedules and optimizers against PyTorch; parameter groups, freezing and clipping."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def _flat(tree):
 
 
 def _ours(config, rate, steps, scale=1.0, first=0):
-    # In float32 optax's 1 - 0.999^t is off by 1e-5 in the first steps, where PyTorch computes it in float64.
+    # In float32, 1 - 0.999^t of optax is off by 1e-5 in the first steps; PyTorch computes it in float64.
     with jax.enable_x64(True):
         return _updates(config, rate, steps, scale, first)
 
@@ -48,9 +48,10 @@ def _updates(config, rate, steps, scale, first):
 
 
 def _theirs(torch, make, rate, steps, *, scale=1.0, clip=None, frozen=(), alternating=None):
-    """The same gradients through ``torch.optim``; ``make(parameters by path) -> optimizer``, its lrs are factors.
+    """Applies the same gradients with ``torch.optim``.
 
-    ``alternating(step)`` gives the factors of a step instead.
+    ``make(parameters by path)`` returns the optimizer, whose learning rates are factors of ``rate``. If given,
+    ``alternating(step)`` returns the factors of a step instead.
     """
     params = {path: torch.nn.Parameter(torch.from_numpy(x.copy())) for path, x in _arrays(0).items()}
     optimizer, seen = make(params), []
@@ -85,7 +86,7 @@ RATES = [0.1 * (1 - t / 25) ** 0.9 for t in range(20)]
     ({"name": "adam", "b1": 0.8, "b2": 0.95, "eps": 1e-3}, "Adam", {"betas": (0.8, 0.95), "eps": 1e-3}),
     ({"name": "adamw", "weight_decay": 0.3}, "AdamW", {"weight_decay": 0.3}),
 ])
-def test_optimizers_follow_torch_step_by_step(torch, config, name, options):
+def test_optimizers_equal_torch(torch, config, name, options):
     ours, state = _ours(config, make_schedule(RATE, 25), 20)
     _assert_same(ours, _theirs(torch, lambda p: getattr(torch.optim, name)(p.values(), lr=1.0, **options), RATES, 20))
     counts = optax.tree_utils.tree_get_all_with_path(state, "count")
@@ -94,7 +95,7 @@ def test_optimizers_follow_torch_step_by_step(torch, config, name, options):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
-def test_groups_and_clipping_follow_torch(torch, name):
+def test_groups_and_clipping_equal_torch(torch, name):
     config = ConfigDict({"name": name, "weight_decay": 0.1, "clip_norm": 2.0, "groups": [
         {"match": "backbone/conv/.*", "lr": 0.0},
         {"match": ".*/(scale|bias)", "decay": False},
@@ -113,7 +114,7 @@ def test_groups_and_clipping_follow_torch(torch, name):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
-def test_alternating_rates_follow_torch(torch, name):
+def test_alternating_rates_equal_torch(torch, name):
     config = {"name": name, "weight_decay": 0.1, "groups": [
         {"match": "backbone/.*", "lr": [1.0, 0.01, 0.01]}, {"match": ".*/bias", "lr": [0.0, 2.0]},
         {"match": ".*", "lr": 10.0}]}
@@ -131,7 +132,7 @@ def test_alternating_rates_follow_torch(torch, name):
     _assert_same(ours, _theirs(torch, make, RATES, 20, alternating=alternating))
 
 
-def test_alternating_rates_by_hand():
+def test_alternating_rates_equal_hand_computed_values():
     rate = make_schedule({"name": "constant", "lr": 1.0}, 9)
     groups = [{"match": "backbone/.*", "lr": [2.0, 0.0, 0.5]}, {"match": "head/.*", "lr": [0.0, 0.0]}]
     seen, state = _ours({"name": "sgd", "momentum": 0.0, "groups": groups}, rate, 4, first=7)  # 7, 8, 9, 10
@@ -146,7 +147,7 @@ def test_alternating_rates_by_hand():
     assert len([leaf for leaf in jax.tree.leaves(state) if leaf.ndim]) == 2
 
 
-def test_clipping_leaves_small_gradients_alone():
+def test_clipping_does_not_change_small_gradients():
     rate = make_schedule({"name": "constant", "lr": 0.1}, 9)
     clipped, _ = _ours({"name": "sgd", "clip_norm": 1.0}, rate, 3, scale=1e-3)
     free, _ = _ours({"name": "sgd"}, rate, 3, scale=1e-3)
@@ -189,7 +190,7 @@ def test_the_first_matching_group_applies():
     ({"name": "poly", "lr": 0.3, "warmup": 5, "steps": 20, "power": 0.9},
      lambda o, s: s.SequentialLR(o, [s.LinearLR(o, 1e-9, total_iters=5), s.PolynomialLR(o, 15, 0.9)], [5])),
 ])
-def test_schedules_follow_torch(torch, config, make):
+def test_schedules_equal_torch(torch, config, make):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
     scheduler, theirs = make(optimizer, torch.optim.lr_scheduler), []
     for _ in range(25):
@@ -200,7 +201,7 @@ def test_schedules_follow_torch(torch, config, make):
     np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=3e-8)
 
 
-def test_schedule_values_by_hand():
+def test_schedules_equal_hand_computed_values():
     poly = make_schedule({"name": "poly", "lr": 0.005, "steps": 40000}, 30000)  # AD-Net: longer than training
     assert float(poly(0)) == pytest.approx(0.005)
     assert float(poly(30000)) == pytest.approx(0.005 * 0.25 ** 0.9, rel=1e-5)

@@ -40,7 +40,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def clips(tmp_path):
-    """Four frames of a clip, two of them with a mask."""
+    """A folder with one clip of four frames, two of them with a mask."""
     frames, masks = tmp_path / "clips/JPEGImages/mine", tmp_path / "clips/Annotations/mine"
     frames.mkdir(parents=True)
     masks.mkdir(parents=True)

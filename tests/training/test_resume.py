@@ -1,4 +1,4 @@
-"""An interrupted run resumes bit-identically."""
+"""Interrupted runs resume bit-identically."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def tiny(monkeypatch):
 
 
 def outcome(workdir: Path):
-    """Returns the log without times, and the bytes of all files of the last weights."""
+    """Returns the log without times, the bytes of the last weights, and run.json of the last checkpoint."""
     log = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
     log = [{key: value for key, value in entry.items() if key not in TIMES} for entry in log]
     variables = checkpoints.load(workdir / "last")[2]
@@ -63,14 +63,14 @@ def _lines(workdir):
 
 
 def check_killed_run(folder, compiled, steps, kills, seed=0):
-    """Kills a run ``kills`` times at random moments; its end must equal that of an undisturbed run bit for bit."""
+    """Kills a run ``kills`` times at random moments; its result must equal an uninterrupted run bit for bit."""
     settings = config(phases=[{"name": "a", "steps": steps * 3 // 5}, {"name": "b", "steps": steps * 2 // 5}],
                       checkpoint_every=3, ema_decay=0.9)
     train(settings, folder / "undisturbed", batches=clips)
     rng, workdir, reached = random.Random(seed), folder / "killed", []
     for kill in range(kills):
         process = start(workdir, settings, compiled, SLOW="0.03")
-        if kill % 5 != 4:  # the others are killed while importing, compiling or restoring
+        if kill % 5 != 4:  # every fifth is killed while importing, compiling or restoring
             known, further = _lines(workdir), rng.randrange(3, 12)
             while process.poll() is None and _lines(workdir) < known + further:
                 known = min(known, _lines(workdir))  # a resumed run shortens the log
@@ -90,12 +90,12 @@ def check_killed_run(folder, compiled, steps, kills, seed=0):
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_a_random_moment_is_bit_identical(tmp_path, compiled):
+def test_run_killed_at_a_random_moment_resumes_bit_identically(tmp_path, compiled):
     check_killed_run(tmp_path, compiled, steps=30, kills=1)
 
 
 @pytest.mark.slow
-def test_a_stopped_process_has_the_exit_code_of_its_signal(tmp_path, compiled):
+def test_stopped_process_has_the_exit_code_of_its_signal(tmp_path, compiled):
     process = start(tmp_path / "run", config(phases=[{"name": "a", "steps": 10000}]), compiled, SLOW="0.02")
     while not (tmp_path / "run" / "log.jsonl").exists() or (tmp_path / "run" / "log.jsonl").stat().st_size == 0:
         assert process.poll() is None, process.stdout.read()
@@ -119,10 +119,10 @@ def interrupted(at, tmp_path, settings, name="run"):
 
 
 @pytest.mark.slow
-def test_steps_after_the_checkpoint_are_repeated_and_logged_again(tmp_path):
+def test_resume_repeats_steps_after_the_checkpoint(tmp_path):
     settings = config(phases=[{"name": "a", "steps": 4}, {"name": "b", "steps": 6}], checkpoint_every=3)
     train(settings, tmp_path / "whole", batches=clips)
-    for at in (2, 4, 8):  # before any checkpoint; at the boundary of the phases; in the second one
+    for at in (2, 4, 8):  # before any checkpoint, at the phase boundary, in phase b
         interrupted(at, tmp_path, settings)
     with open(tmp_path / "run" / "log.jsonl", "a") as log:
         log.write('{"step": 6, "lo')  # a line cut off by a kill
@@ -134,7 +134,7 @@ def test_steps_after_the_checkpoint_are_repeated_and_logged_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_at_a_boundary_belongs_to_the_previous_phase(tmp_path):
+def test_resume_from_a_checkpoint_at_a_phase_boundary(tmp_path):
     settings = config(phases=[{"name": "a", "steps": 3}, {"name": "b", "steps": 3, "model": {"two": True},
                                                           "transfer": [{"from": "rgb_encoder", "to": "flow_encoder"}]}],
                       checkpoint_every=3)
@@ -145,7 +145,7 @@ def test_a_checkpoint_at_a_boundary_belongs_to_the_previous_phase(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_costs_only_the_steps_since_the_previous_one(tmp_path, capsys):
+def test_resume_skips_a_damaged_checkpoint(tmp_path, capsys):
     settings = config(checkpoint_every=2, keep=3)
     train(settings, tmp_path / "whole", batches=clips)
     interrupted(7, tmp_path, settings)
@@ -157,7 +157,7 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_previous_one(tmp_pa
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
-def test_unreadable_checkpoints_are_an_error_and_stay(tmp_path):
+def test_unreadable_checkpoints_are_an_error_and_not_deleted(tmp_path):
     settings = config(checkpoint_every=2)
     interrupted(5, tmp_path, settings)
     for folder in (tmp_path / "run" / "checkpoints").iterdir():
@@ -170,7 +170,7 @@ def test_unreadable_checkpoints_are_an_error_and_stay(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["shard_map", "jit"])
-def test_another_launcher_resumes_the_run(tmp_path, launcher):
+def test_resume_with_another_launcher(tmp_path, launcher):
     settings = config(checkpoint_every=3, model={"name": "tiny", "dropout": 0.0})
     train(settings, tmp_path / "whole", batches=clips)
     interrupted(5, tmp_path, settings)
@@ -182,7 +182,7 @@ def test_another_launcher_resumes_the_run(tmp_path, launcher):
     assert steps == [1, 2, 3, 4, 6, 8, 10]
 
 
-def test_another_network_or_data_stream_is_an_error(tmp_path):
+def test_resume_with_another_network_or_data_is_an_error(tmp_path):
     interrupted(7, tmp_path, config())
     for change in ({"seed": 1}, {"batch_size": 8}, {"model": {"name": "tiny", "dropout": 0.2}},
                    {"phases": [{"name": "only", "steps": 11}]}, {"data": {"flow": True}}):

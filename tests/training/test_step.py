@@ -1,4 +1,4 @@
-"""The training step against PyTorch and values computed by hand."""
+"""The training step against PyTorch and hand-computed values."""
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +22,13 @@ BGR_MEAN = np.float32([104.00698793, 116.66876762, 122.67891434])
 
 
 def _pairs(step, size=(33, 41)):
-    """``{"frames": [4, 2, h, w, 3], "labels": [4, 2, h, w]}``: a disc before a texture, brighter than it."""
+    """``{"frames": [4, 2, h, w, 3], "labels": [4, 2, h, w]}``: a bright disk on a texture."""
     frames = np.stack([clip(9, size, seed=10 * step + i)[[0, 3 + i]] for i in range(4)])
     return {"frames": frames, "labels": (frames[..., 0] > 200).astype(np.uint8)}
 
 
 def _compiled(factory):
-    """Returns the step of one device, compiled without optimization."""
+    """Returns the single-device step, compiled without optimization."""
     return jax.jit(factory(None), compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -40,10 +40,10 @@ def _assert_close(ours, theirs, rtol):
 
 @pytest.mark.torch
 @pytest.mark.slow
-def test_three_steps_of_adnet_follow_torch(torch):
-    """Parameters and running statistics in float32.
+def test_three_steps_of_adnet_equal_torch(torch):
+    """Compares parameters and running statistics in float32.
 
-    Both sides round differently, so the network is small and its values stay away from the kinks of ReLUs.
+    Both libraries round differently, so the network is small and its values stay away from the kinks of ReLUs.
     """
     from tests.helpers import torch_training
     from tests.helpers.torch_adnet import TorchADNet
@@ -90,8 +90,8 @@ def test_remat_does_not_change_the_step():
     assert metrics["grad_norm"] > 0
 
 
-def test_accumulated_gradients_equal_those_of_the_whole_batch():
-    """With running statistics fixed, micro-batches are independent: their mean gradient is the batch's."""
+def test_accumulated_gradients_equal_full_batch_gradients():
+    """With frozen statistics, micro-batches are independent and their mean gradient is that of the batch."""
     batch, results = clips(0), []
     for accumulate in (1, 4):
         state, factory = parts(batch_norm="frozen", accumulate=accumulate)
@@ -103,8 +103,8 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch():
         np.testing.assert_allclose(seen_a[name], seen_b[name], rtol=1e-5)
 
 
-def test_statistics_follow_micro_batches_one_after_the_other():
-    """Running statistics after one accumulated step are those of separate forward passes over every second example."""
+def test_statistics_are_updated_by_each_micro_batch():
+    """Reference: one forward pass per micro-batch, each of which has every second example."""
     batch = clips(0)
     state, factory = parts(accumulate=2)
     after, _ = _compiled(factory)(state, batch)
@@ -119,7 +119,7 @@ def test_statistics_follow_micro_batches_one_after_the_other():
         parts(accumulate=3)[1](None)(state, batch)
 
 
-def test_frozen_batch_norm_keeps_its_statistics_and_dropout_is_active():
+def test_frozen_batch_norm_keeps_statistics_with_active_dropout():
     state, factory = parts(TinyNet(dropout=0.5), batch_norm="frozen")
     step, batch = _compiled(factory), clips(0)
     after, first = step(state, batch)
@@ -128,17 +128,17 @@ def test_frozen_batch_norm_keeps_its_statistics_and_dropout_is_active():
     outputs, _ = TinyNet().apply({"params": state.params, "batch_stats": state.batch_stats}, inputs)
     without = TinyNet().loss(outputs, inputs, 0)[0].mean()
     assert abs(first["loss"] - without) > 1e-3
-    # Dropout masks follow from the seed and the step.
+    # Dropout masks depend on the seed and the step.
     assert step(state, batch)[1]["loss"] == first["loss"]
     assert step(state.replace(step=state.step + 1), batch)[1]["loss"] != first["loss"]
     other, _ = parts(TinyNet(dropout=0.5), seed=4)
     assert step(state.replace(key=other.key), batch)[1]["loss"] != first["loss"]
-    # Without dropout the loss of the frozen step equals that of evaluation.
+    # Without dropout, the loss of the frozen step equals the evaluation loss.
     plain, factory = parts(batch_norm="frozen")
     np.testing.assert_allclose(_compiled(factory)(plain, batch)[1]["loss"], without, rtol=1e-6)
 
 
-def test_moving_average_by_hand():
+def test_moving_average_equals_hand_computed_values():
     state, factory = parts(ema=True, ema_decay=0.2)
     step, expected = _compiled(factory), {"params": state.params, "batch_stats": state.batch_stats}
     for i in range(3):
@@ -152,7 +152,7 @@ def test_moving_average_by_hand():
 
 
 @pytest.mark.slow
-def test_metrics_by_hand():
+def test_metrics_equal_a_direct_computation():
     state, factory = parts(schedule={"name": "poly", "lr": 0.02, "steps": 10}, batch_norm="frozen")
     batch, model = clips(0), TinyNet()
     inputs = model.training_batch(batch)
@@ -171,7 +171,7 @@ def test_metrics_by_hand():
         np.testing.assert_allclose(metrics[name], expected, rtol=1e-5)
     assert after.step == 1
     assert step(after, batch)[1]["learning_rate"] == pytest.approx(0.02 * 0.9 ** 0.9)
-    # The schedule of a phase counts from its first step.
+    # The schedule of a phase starts at its first step.
     _, factory = parts(schedule={"name": "poly", "lr": 0.02, "steps": 10}, first_step=7)
     step = _compiled(factory)
     assert step(state.replace(step=state.step + 7), batch)[1]["learning_rate"] == pytest.approx(0.02)
@@ -189,7 +189,7 @@ def test_bfloat16_keeps_float32_parameters():
     assert 0 < difference < 0.02 * losses[jnp.float32]
 
 
-def test_the_initialization_follows_the_seed():
+def test_initialization_depends_on_the_seed():
     state, _ = parts()
     tx = optax.sgd(0.1)
     a, b, c = (create_state(TinyNet(), tx, None, seed) for seed in (1, 1, 2))

@@ -1,4 +1,4 @@
-"""Training in two stages, with optical flow and frames of several sizes; the configurations of DPA."""
+"""Two-stage training, optical flow, frames of several sizes, and DPA configurations."""
 
 import json
 import re
@@ -37,7 +37,7 @@ SIZES = [[24, 32], [16, 24]]
 
 
 class Flowing(Tiny):
-    """The tiny system with flow as input of its second encoder."""
+    """The tiny system with flow as the input of its second encoder."""
 
     @property
     def inputs(self):
@@ -86,7 +86,7 @@ def lines(workdir: Path) -> list[dict]:
 
 
 def source(settings, fails_at=None):
-    """Returns the batches of a configuration, one of which fails."""
+    """Returns the batches of a configuration; optionally, the batch of step ``fails_at`` raises an error."""
     def given(phase, first):
         data = phases(check(settings))[phase].data
         clips = from_config(data | {"batch_size": settings["batch_size"], "seed": 0})
@@ -98,7 +98,7 @@ def source(settings, fails_at=None):
     return given
 
 
-def test_every_size_compiles_once_and_recurs_after_an_interruption(tmp_path, monkeypatch):
+def test_each_size_compiles_once_and_sizes_repeat_after_resume(tmp_path, monkeypatch):
     traced = Counter()
     whole = Flowing.training_batch
 
@@ -142,7 +142,7 @@ def test_two_stages_with_validation_by_computed_flow(tmp_path, monkeypatch):
     final = train(settings, tmp_path, batches=source(settings), held_back=held_back)
     scored = [entry["step"] for entry in lines(tmp_path) if "validation" in entry]
     assert scored == [8, 12], "stills are not validated, though their last step is 4"
-    # Each of 2 x 4 frames once; the second validation reads the flow from files.
+    # Flow of each of 2 x 4 frames is computed once; the second validation reads it from files.
     assert len(asked) == 8 == len(list((tmp_path / "flow").iterdir()))
     name, model, variables = checkpoints.load(tmp_path / "last")
     assert model.two and "flow_encoder" in variables["params"]
@@ -165,7 +165,7 @@ def test_missing_flow_is_an_error(tmp_path):
         make_clip_dataset([mixture_entry(store, {"name": "still"})], (8, 8), 1, 0, {"kind": "resize"}, flow=True)
 
 
-def test_rates_and_batches_alternate_through_all_phases(tmp_path, monkeypatch):
+def test_rates_and_batches_alternate_across_phases(tmp_path, monkeypatch):
     whole, asked = Flowing.training_batch, []
 
     def noted(self, clip):
@@ -189,7 +189,7 @@ def test_rates_and_batches_alternate_through_all_phases(tmp_path, monkeypatch):
     assert through["head", "bias"].any()  # its initial value is 0
     for path, leaf in weights(4).items():
         np.testing.assert_array_equal(through[path], leaf)
-    assert set(asked) == {((4,), "bool"), ((2,), "bool")}  # the check before the start; a micro-batch
+    assert set(asked) == {((4,), "bool"), ((2,), "bool")}  # the check before training, and a micro-batch
 
 
 STREAMS = {"": {"appearance", "motion"}, ":tiny": {"appearance", "motion"}, ":tiny_appearance": {"appearance"},

@@ -1,4 +1,4 @@
-"""Validation uses the same inference and evaluation as the command line."""
+"""Validation during training equals inference and evaluation by the command line."""
 
 import json
 from types import SimpleNamespace
@@ -56,7 +56,7 @@ def test_validation_equals_uvos_segment_and_evaluate(tmp_path):
             assert scores["sequences"][name][measure] == pytest.approx(result.sequences[name][measure]["mean"],
                                                                        abs=1e-12)
     assert scores["J&F"] == pytest.approx((scores["J"] + scores["F"]) / 2)
-    json.dumps(scores)  # goes into the log
+    json.dumps(scores)  # scores are written to the log
     assert panel.dtype == np.uint8 and panel.ndim == 3 and panel.shape[2] == 3
 
 
@@ -90,7 +90,7 @@ def test_first_last_void_and_unlabeled_frames_are_ignored():
     assert scores["J"] == pytest.approx(4 / 5)  # frames 1, 2, 4, 5, 6
 
 
-def test_processes_divide_the_videos(monkeypatch):
+def test_videos_are_divided_among_processes(monkeypatch):
     store, videos = held_back(3)
     answers = [rectangle(12, 38, 8, 45, SIZE)[None].repeat(len(frames), 0) for _, frames, _, _ in videos]
     alone, _ = validate(Oracle(answers), store, choose(store, None))
@@ -133,14 +133,14 @@ def followed(count=2):
     return MemoryStore("followed", videos), videos, answers
 
 
-def test_a_prompted_model_is_scored_as_in_davis2017(tmp_path):
+def test_prompted_model_is_scored_as_in_davis2017(tmp_path):
     store, videos, answers = followed()
     oracle = Oracle(answers, task="prompted")
     scores, panel = validate(oracle, store, choose(store, None))
     for given, (_, _, labels, _) in zip(oracle.given, videos, strict=True):
         assert list(given) == [0]
         np.testing.assert_array_equal(given[0], labels[0])
-    # The files of the benchmark number objects without gaps.
+    # Benchmark files have consecutive object ids.
     gapless = np.zeros(256, np.uint8)
     gapless[[3, 4, 9]] = 1, 1, 2
     davis(tmp_path / "DAVIS", {name: gapless[labels] for name, _, labels, _ in videos})
@@ -153,7 +153,7 @@ def test_a_prompted_model_is_scored_as_in_davis2017(tmp_path):
     assert panel.ndim == 3
 
 
-def test_objects_are_given_when_they_appear_and_scored_afterwards():
+def test_objects_are_prompted_on_appearance_and_scored_afterwards():
     labels = np.stack([rectangle(4, 30, 4, 24, SIZE, number=7) for _ in range(7)])
     labels[2:, 32:45, 30:60] = 2  # appears in frame 2
     labels[5:, :3] = 5  # in frame 5, the last scored one
@@ -162,7 +162,7 @@ def test_objects_are_given_when_they_appear_and_scored_afterwards():
     given = first_masks(store, 0)
     assert list(given) == [0, 2] and set(np.unique(given[0])) == {0, 7} and set(np.unique(given[2])) == {0, 2}
     answer = labels.copy()
-    answer[:3][labels[:3] == 2] = 0  # not scored up to the frame in which it is given
+    answer[:3][labels[:3] == 2] = 0  # not scored up to and including the prompted frame
     answer[1, 40:, :10] = 7  # void
     answer[4][labels[4] == 2] = 0
     scores, _ = validate(Oracle([answer], task="prompted"), store, (0,))
@@ -171,7 +171,7 @@ def test_objects_are_given_when_they_appear_and_scored_afterwards():
     assert scores["sequences"]["one"]["J"] == pytest.approx(scores["J"])
 
 
-def test_the_mean_is_over_objects_not_over_videos():
+def test_scores_are_means_over_objects_not_videos():
     store, videos, _ = followed()
     one_object = np.where(videos[0][2] == 9, 0, videos[0][2])
     store = MemoryStore("followed", [(*videos[0][:2], one_object, None), videos[1]])
@@ -180,7 +180,7 @@ def test_the_mean_is_over_objects_not_over_videos():
     assert scores["J"] == pytest.approx(2 / 3) and scores["sequences"]["video1"]["J"] == pytest.approx(1 / 2)
 
 
-def test_a_video_without_objects_is_an_error():
+def test_video_without_objects_is_an_error():
     store = MemoryStore("empty", [("nothing", clip(4, SIZE), np.zeros((4, *SIZE), np.uint8), None)])
     with pytest.raises(UserError, match="'nothing' of 'empty' shows no object"):
         validate(Oracle([], task="prompted"), store, choose(store, None))
