@@ -116,6 +116,7 @@ def test_models_lists_models_and_parameters():
     (["segment", "{folder}", "--on-error", "skipp"], "Did you mean 'skip'"),
     (["segment", "{folder}", "--every", "0"], "--every"),
     (["segment", "{folder}", "--start", "soon"], "'soon'. Give a time such as"),
+    (["segment", "{folder}", "--start", "1:99"], "'1:99', but numbers after a colon must be below 60"),
     (["segment", "{folder}", "--weights", "nowhere"], "no weights 'nowhere'"),
     (["segment", "{folder}", "--weights", "{text}"], "notes.txt.*need a model.*--model"),
     (["segment", "-dash.mp4"], "No such option: -d. For the file '-dash.mp4' write './-dash.mp4'"),

@@ -96,6 +96,10 @@ def test_empty_range_error_names_the_frame_count(opener, options, match):
         ({"start": True}, "The start is True"),
         ({"end": "soon"}, "The end is 'soon'. Give a time such as"),
         ({"end": "1:2:3:4"}, "The end is '1:2:3:4'"),
+        ({"start": "1:99"}, "The start is '1:99', but numbers after a colon must be below 60. Give a time such as"),
+        ({"end": "0:60"}, "The end is '0:60', but"),
+        ({"end": "1:60:00"}, "The end is '1:60:00', but"),
+        ({"end": "1:00:60"}, "The end is '1:00:60', but"),
         ({"end": "-5"}, "The end is '-5'"),
         ({"end": "nan"}, "The end is 'nan'"),
         ({"start": 5, "end": 5}, r"The end \(frame 5\) must be after the start \(frame 5\)"),
@@ -114,7 +118,7 @@ def test_invalid_range_options_are_rejected_on_open(options, match):
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90", 90), ("12.5s", 12.5), (" 1:05 ", 65), ("1:02:03.5", 3723.5), (".5", 0.5), ("0:90", 90), ("7.", 7)],
+    [("90", 90), ("12.5s", 12.5), (" 1:05 ", 65), ("1:02:03.5", 3723.5), (".5", 0.5), ("90:00", 5400), ("7.", 7)],
 )
 def test_time_strings_are_parsed(text, seconds):
     assert parse_frame_range(text) == FrameRange(start=float(seconds))

@@ -262,11 +262,14 @@ def _parse_position(name: str, value: object) -> int | float:
     if _is_index(value) and value >= 0:
         return value
     match = _TIME.fullmatch(value.strip()) if isinstance(value, str) else None
+    # Text is always a time: the command line cannot give an index.
+    expected = "" if isinstance(value, str) else "a frame index or "
+    expected += "a time such as '90', '12.5s', '1:05' or '1:02:03.5'"
     if match is None:
-        # Text is always a time: the command line cannot give an index.
-        expected = "" if isinstance(value, str) else "a frame index or "
-        raise UserError(f"The {name} is {value!r}. Give {expected}a time such as '90', '12.5s', '1:05' or '1:02:03.5'.")
+        raise UserError(f"The {name} is {value!r}. Give {expected}.")
     hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    if (match[1] and minutes >= 60) or (match[2] and seconds >= 60):
+        raise UserError(f"The {name} is {value!r}, but numbers after a colon must be below 60. Give {expected}.")
     return min(3600 * hours + 60 * minutes + seconds, _LATEST)
 
 
