@@ -31,7 +31,7 @@ _WIDTH = 320  # of a column, in pixels
 @app.command(epilog="Example: uvos demo my.mp4 --output seen")
 def demo(
     videos: Annotated[list[str] | None, typer.Argument(
-        metavar="[VIDEO]...", help="Your own videos, segmented after the generated clip.")] = None,
+        metavar="VIDEO", help="Your own videos, segmented after the generated clip.")] = None,
     output: Annotated[Path, typer.Option(
         "--output", metavar="DIR", rich_help_panel=options.OUTPUT, help="Folder of the results.")
     ] = Path("uvos_output", "demo"),

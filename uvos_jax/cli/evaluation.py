@@ -70,7 +70,7 @@ def evaluate(
 
 @app.command(epilog="Example: uvos compare results_a results_b --dataset DAVIS --protocol davis2016")
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN_A RUN_B ...", help="Two or more folders of results.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Two or more folders of results.")],
     dataset: _Dataset,
     protocol: Annotated[str, typer.Option(
         "--protocol", metavar="NAME", rich_help_panel=options.INPUT, help="Protocol to score by.")] = "davis2016",
