@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU slice of any size: requests it as a queued resource, installs this checkout on every worker, runs
-# the same `uvos train` on all of them, shows the log, and deletes the slice.
+# the same `uvos train` on all workers, shows the log, and deletes the slice.
 #
-#   launch/tpu_pod.sh [--dry-run] [--NAME=VALUE ...] create|install|run|logs|delete|all [-- more arguments of uvos train]
+#   launch/tpu_pod.sh [--dry-run] [--NAME=VALUE ...] create|install|run|logs|delete|all [-- further arguments of uvos train]
 #
 # Settings, as environment variables or as --lower-case=value, with defaults in parentheses:
 #   PROJECT      Google Cloud project (required)
@@ -69,7 +69,7 @@ create() {
     echo "$(date +%H:%M:%S) $NAME is $state"
     case "$state" in
       ACTIVE) return ;;
-      FAILED | SUSPENDED) fail "the request for $NAME ended as $state; run delete, then create" ;;
+      FAILED | SUSPENDED) fail "the request for $NAME is $state; run 'delete', then 'create'" ;;
     esac
     sleep "$POLL"
   done
@@ -87,7 +87,7 @@ install() {
   on_workers all "set -e; rm -rf uvos && mkdir uvos && tar -xzf uvos.tar.gz -C uvos; python=\$(command -v python3.13 || command -v python3.12 || command -v python3.11 || echo python3.11); command -v \$python > /dev/null || { sudo apt-get update -qq && sudo apt-get install -y -qq python3.11-venv; }; \$python -m venv uvos-venv && uvos-venv/bin/pip install --quiet './uvos[tpu,train]'"
 }
 
-# Runs the same command on every worker; the processes find each other. It continues when the connection closes.
+# Runs the same command on every worker; JAX connects the processes. Training continues when the connection closes.
 run_training() {
   [[ -n "$WORKDIR" ]] || fail "set WORKDIR to a folder shared by all workers"
   local arguments=(--config "$CONFIG" --workdir "$WORKDIR")
