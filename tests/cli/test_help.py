@@ -41,6 +41,13 @@ def test_commands_share_quiet_and_log_file(command):
     assert "--quiet" in out and "--log-file" in out
 
 
+@pytest.mark.parametrize(("command", "usage"), [
+    ("demo", "[OPTIONS] [VIDEO]..."), ("segment", "[OPTIONS] {INPUT}..."), ("compare", "[OPTIONS] {RUN}...")])
+def test_usage_shows_repeatable_arguments_once(command, usage):
+    line = next(line for line in uvos(command, "--help")[1].splitlines() if "Usage:" in line)
+    assert line.rstrip().endswith(usage)
+
+
 def test_version():
     assert uvos("--version") == (0, f"uvos {uvos_jax.__version__}\n", "")
 
