@@ -152,7 +152,7 @@ def test_youtube_vos_mask_with_unlisted_object_is_a_fault(tmp_path):
     ("segtrack_v2", "JPEGImages/girl/girl_0001.png", "girl has no folder in"),
     ("visal", "Imgs/lion/lion_001.jpg", "have no masks: lion"),
 ])
-def test_sequence_without_ground_truth_is_a_fault_and_hidden_folders_are_ignored(name, picture, fault, tmp_path):
+def test_sequence_without_ground_truth_is_a_fault_unless_hidden(name, picture, fault, tmp_path):
     getattr(archives, name)(tmp_path / "source")
     path = tmp_path / "source" / picture
     for hidden in (".thumbs", "__MACOSX"):

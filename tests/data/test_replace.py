@@ -59,7 +59,7 @@ def test_existing_dataset_is_replaced_only_with_overwrite(tmp_path):
     assert not any("replaced" in name for name in files(tmp_path / "data"))
 
 
-def test_failed_conversion_leaves_nothing(tmp_path, monkeypatch):
+def test_failed_conversion_removes_its_files(tmp_path, monkeypatch):
     archives.duts(tmp_path / "source")
     break_after_check(tmp_path / "source/DUTS-TE/DUTS-TE-Mask/ILSVRC_TE_1.png", monkeypatch)
     with pytest.raises(UserError, match="ILSVRC_TE_1"):

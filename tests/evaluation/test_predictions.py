@@ -237,7 +237,7 @@ def test_antialiased_and_void_masks_are_errors_in_davis_2016(tmp_path):
 def test_dataset_with_missing_annotations_is_an_error(tmp_path):
     root = dataset(tmp_path, "bear", "bus")
     for name in ("bear", "bus"):
-        save_masks(root / "JPEGImages" / "480p" / name, [SQUARE] * 5)  # any image will do
+        save_masks(root / "JPEGImages" / "480p" / name, [SQUARE] * 5)  # any image works
         save_masks(tmp_path / "p" / name, [SQUARE] * 5)
     (root / "Annotations" / "480p" / "bus" / "00001.png").unlink()
     refused(tmp_path, "^The dataset is incomplete, frames have no ground truth: bus 00001.$")

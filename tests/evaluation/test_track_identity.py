@@ -37,7 +37,7 @@ def told(truth, prediction):
     ("0000", "1230", 0, 0, 0),
     ("1111", "0000", 0, 0, 0),
 ])
-def test_one_object(truth, prediction, switches, fragmentations, matched):
+def test_switches_and_fragmentations_of_one_object(truth, prediction, switches, fragmentations, matched):
     assert told([truth], [prediction]) == {
         "switches": switches, "fragmentations": fragmentations, "objects": int("1" in truth),
         "visible": truth.count("1"), "matched": matched}

@@ -165,7 +165,7 @@ def test_frozen_parameters_do_not_change_and_have_no_moments():
     assert sorted(moments) == sorted(2 * [SHAPES["head/conv/kernel"], SHAPES["head/conv/bias"]])
 
 
-def test_the_first_matching_group_applies():
+def test_first_matching_group_applies():
     rate = make_schedule({"name": "constant", "lr": 1.0}, 9)
     groups = [{"match": ".*/bias", "lr": 2.0}, {"match": "head/.*", "lr": 3.0}]
     seen, _ = _ours({"name": "sgd", "groups": groups}, rate, 1)

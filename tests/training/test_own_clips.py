@@ -67,7 +67,7 @@ def test_one_command_converts_trains_and_resumes(file, clips, tmp_path):
     assert code == 0 and "with masks" not in out, err
 
 
-def test_overrides_apply_to_the_fine_tuning(file):
+def test_overrides_apply_to_fine_tuning(file):
     config = load_config(str(file), ["data=folder:here", "phases.0.steps=7", "batch_size=3"])
     assert config["data"]["mixture"] == [{"name": "folder/own", "split": "train"}]
     assert (config["phases"][0]["steps"], config["batch_size"]) == (7, 3)

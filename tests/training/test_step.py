@@ -104,7 +104,7 @@ def test_accumulated_gradients_equal_full_batch_gradients():
 
 
 def test_statistics_are_updated_by_each_micro_batch():
-    """Reference: one forward pass per micro-batch, each of which has every second example."""
+    """Reference: one forward pass per micro-batch; each micro-batch has every second example."""
     batch = clips(0)
     state, factory = parts(accumulate=2)
     after, _ = _compiled(factory)(state, batch)
