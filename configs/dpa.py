@@ -75,7 +75,7 @@ def full():
 def tiny():
     """Returns a small network from random weights: 25 sequences of DAVIS, 499 stills, synthetic clips.
 
-    Flow is DIS with the camera motion subtracted, because so few videos do not suffice to learn to ignore it.
+    Flow is DIS with the camera motion subtracted, because the network does not learn to ignore it from so few videos.
     """
     config = full()
     config.model = {"name": "dpa", "width": 12, "embedding": 32, "decoder": 8, "camera": True, "encoder_norm": True,

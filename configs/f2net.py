@@ -44,7 +44,7 @@ def full():
         "alternate": True,
         "recipe": {"name": "previous", "first": True},
         # Code: a crop scaled by .7 to 1.3, flipped. Ours, unlike the code: all frames of a clip share one geometry, so
-        # that the previous frame tells where the object is; the crop is square, where the code stretches the image to
+        # that the previous frame shows where the object is; the crop is square, where the code stretches the image to
         # a square and applies the scale to the wrong axes.
         "geometry": {"kind": "random_crop", "short_side": 473, "scale": [0.7, 1.3], "flip": 0.5},
         "size": [473, 473],
