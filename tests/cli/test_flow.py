@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.command_line import uvos
-from tests.helpers.moving_scenes import ROW, SIZE, levels
+from tests.helpers.flow_model import ROW, SIZE, levels
 from tests.helpers.recurrent_model import save_frames
 from uvos_jax.models import SYSTEMS
 from uvos_jax.video.flow_io import flow_picture, read_flow, write_flow

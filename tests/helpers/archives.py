@@ -1,4 +1,4 @@
-"""Small archives in the published layouts of the datasets, for the tests of conversion.
+"""Small archives in the published layouts of the datasets. Tests of conversion read them.
 
 Each function writes one archive to a folder and returns the number of frames by split.
 """

@@ -1,4 +1,4 @@
-"""Running ``uvos`` in tests. A helper of the tests."""
+"""Runs ``uvos`` in tests."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""Seeded damage to files and values, and child processes in which code meets it. A helper of the fuzz tests.
+"""Seeded damage to files and values, and child processes that read it.
 
 ``UVOS_FUZZ=10`` makes every survey try ten times as many seeds.
 """

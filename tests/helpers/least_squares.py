@@ -1,4 +1,4 @@
-"""What conjugate gradients should find, by another way: dense, in float64."""
+"""Reference solution for conjugate gradients: dense least squares in float64."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""A model that follows objects by their color, and clips for it. A helper of the tests."""
+"""A prompted model that tracks objects by color, and clips for it."""
 
 import flax.linen as nn
 import flax.struct
@@ -6,39 +6,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.helpers.fake_model import FakeModel
 from tests.helpers.recurrent_model import Remembering
 from uvos_jax.inference import Segmenter
-from uvos_jax.models import Model, System
-from uvos_jax.ops.preprocess import Preprocess
+from uvos_jax.models import System
 
 SIZE = (32, 48)
 COLORS = np.array([(40, 40, 40), (230, 30, 30), (30, 230, 30), (30, 30, 230), (230, 230, 30), (30, 230, 230),
                     (230, 30, 230), (240, 240, 240)])
-_MOST = 81  # rows of the table of colors, whatever the max_objects
+_MOST = 81  # rows of the color table, whatever max_objects is
 
 
 @flax.struct.dataclass
 class State:
-    """``colors`` ``[b, 81, 3]``, the mean of each place where it was given; ``previous`` ``[b, h, w]`` labels."""
+    """``colors`` ``[b, 81, 3]``, the mean color of each given object; ``previous`` ``[b, h, w]`` labels."""
 
     colors: jax.Array
     previous: jax.Array
     count: jax.Array
 
 
-class Following(Model):
-    """A pixel has the place whose color is nearest, with an advantage for the one it had in the last frame."""
+class Following(FakeModel):
+    """A pixel belongs to the object of the nearest color; its label in the previous frame has an advantage."""
 
-    variant: str = "paper"
     max_objects: int = 3
     inertia: float = 0.5
-    dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         self.scale = self.param("scale", lambda key: jnp.float32(1))
-
-    def __call__(self, batch, train=False):
-        return self.encode(batch), {}
 
     def encode(self, inputs):
         return {"rgb": 8 * self.scale * inputs["frame"]}
@@ -77,37 +72,21 @@ class Following(Model):
         return 1 - score[..., 0]
 
     @nn.nowrap
-    def reference_frames(self, length):
-        return (0,)
-
-    @nn.nowrap
     def frame_size(self, native_size, scale=1.0):
         return tuple(round(n * scale) for n in native_size)
 
-    @nn.nowrap
-    def example_batch(self):
-        return {"frame": jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)}
-
     task = "prompted"
     CHANGEABLE = ("max_objects",)
-    PREPROCESS = Preprocess("RGB", 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 ROW = System(Following, "Following", "tests", "frames and masks")
 
 
 class Bright(Remembering):
-    """It needs no mask: foreground is what is not dark."""
-
-    def __call__(self, batch, train=False):
-        return self.encode(batch), {}
+    """A foreground model without prompts: bright pixels are foreground."""
 
     def predict(self, state, features):
         return features["gray"] - 0.3, {}
-
-    @nn.nowrap
-    def example_batch(self):
-        return {"frame": jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)}
 
 
 BRIGHT_ROW = System(Bright, "Bright", "tests", "frames")
@@ -118,12 +97,12 @@ def bright() -> Segmenter:
 
 
 def following(scales=(1.0,), flip=False, **fields) -> Segmenter:
-    """The model with its one weight."""
+    """A segmenter with the model and its one weight."""
     return Segmenter("following", Following(**fields), {"params": {"scale": np.float32(1)}}, scales=scales, flip=flip)
 
 
 def squares(length: int, objects: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Squares of different colors that move, on noise: frames ``[t, h, w, 3]`` and their true labels, uint8."""
+    """Moving squares of different colors on noise: frames ``[t, h, w, 3]`` and ground-truth labels, uint8."""
     rng = np.random.default_rng(seed)
     labels = np.zeros((length, *SIZE), np.uint8)
     for t in range(length):
@@ -135,6 +114,6 @@ def squares(length: int, objects: int = 3, seed: int = 0) -> tuple[np.ndarray, n
 
 
 def _small(labels, size):
-    """Labels at the network's size; a pixel takes the one that lies on it."""
+    """Labels at the network's size, by nearest neighbor."""
     rows, columns = (jnp.arange(n) * of // n for n, of in zip(size, labels.shape[1:], strict=True))
     return labels[:, rows[:, None], columns]

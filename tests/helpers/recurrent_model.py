@@ -1,7 +1,7 @@
-"""A model that remembers every frame, so that a state which is lost or wrong shows in the masks. A helper of the tests.
+"""A recurrent model: its masks depend on all earlier frames, so that a lost or wrong state shows.
 
-Run as a program it segments: ``python remembering.py SOURCE OUTPUT``; tests kill that. In the environment, ``SLOW`` is
-the number of seconds that every frame takes, and ``SLOW_STATE`` the number that writing a state takes halfway.
+``python -m tests.helpers.recurrent_model SOURCE OUTPUT`` segments in a process that tests can kill. The environment
+variable ``SLOW`` sets the seconds per frame, ``SLOW_STATE`` the pause in the middle of writing a state.
 """
 
 import os
@@ -14,24 +14,21 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from tests.helpers.fake_model import FakeModel
 from uvos_jax.inference import Segmenter
 from uvos_jax.inference.jobs import resume
 from uvos_jax.inference.jobs.segment import segment_to_folder
-from uvos_jax.models import Model
-from uvos_jax.ops.preprocess import Preprocess
 from uvos_jax.video import OutputOptions, open_source
 
 SIZE = (24, 32)
-# All that a run may write, but for a second video.
+# Every output of a run except the cutout as video.
 OUTPUTS = OutputOptions(soft=True, json=True, cutout="png")
 
 
-class Remembering(Model):
-    """Foreground is what is brighter, by a margin, than a running mean of all frames and masks so far."""
+class Remembering(FakeModel):
+    """Foreground is brighter, by a margin, than a running mean of all earlier frames and masks."""
 
-    variant: str = "paper"
     references: int = 1
-    dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         self.gain = self.param("gain", lambda key: jnp.float32(8))
@@ -55,20 +52,14 @@ class Remembering(Model):
 
     @nn.nowrap
     def reference_frames(self, length):
-        """Spread over the video; without looking ahead, the first one."""
+        """Returns indices spread over the video; the first frame if the length is unknown."""
         if self.references == 1 or length is None:
             return (0,)
         return tuple(np.linspace(0, length - 1, self.references).round().astype(int))
 
-    @nn.nowrap
-    def frame_size(self, native_size, scale=1.0):
-        return native_size
-
-    PREPROCESS = Preprocess("RGB", 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-
 
 def remembering(**fields) -> Segmenter:
-    """The model with its one weight."""
+    """A segmenter with the model and its one weight."""
     return Segmenter("remembering", Remembering(**fields), {"params": {"gain": np.float32(8)}})
 
 
@@ -88,7 +79,7 @@ def save_frames(folder: Path, frames: np.ndarray) -> Path:
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """Every file below a folder, hidden ones too; ``run.json`` without what may differ between equal runs."""
+    """Contents of every file below a folder; of ``run.json`` without timing, memory and resumption."""
     import json
 
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -99,7 +90,7 @@ def contents(folder: Path) -> dict[str, object]:
 
 
 def _torn(path, data):
-    """Writes half of the file under the name that it has until it is whole, and waits."""
+    """Writes half of the temporary file, waits, then writes the file as usual."""
     from uvos_jax.atomic_io import atomic_write
 
     path.with_name(f".{path.name}.partial").write_bytes(data[:len(data) // 2])

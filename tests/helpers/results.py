@@ -1,4 +1,4 @@
-"""Frames with results of every kind, and looks into folders, for the tests of what writes them."""
+"""Frame results of every kind, and functions that read result folders."""
 
 import shutil
 import time

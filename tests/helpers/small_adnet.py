@@ -1,4 +1,4 @@
-"""A small AD-Net whose masks have foreground and background, and clips for it. A helper of the tests."""
+"""A small AD-Net whose masks have foreground and background, and clips for it."""
 
 import functools
 

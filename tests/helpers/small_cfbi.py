@@ -1,8 +1,8 @@
 """A small CFBI with bounded random weights, and clips for it."""
 
-import jax
 import numpy as np
 
+from tests.helpers.random_variables import bounded, small_residuals
 from uvos_jax.models import build
 from uvos_jax.weights.convert import expected_torch_shapes, expected_variables
 from uvos_jax.weights.parity import weights_of
@@ -22,18 +22,11 @@ def published(**overrides) -> dict[str, np.ndarray]:
 def small(seed: int = 0, **overrides):
     """Returns ``(model, variables)``; fields select rows of the paper's tables, values depend on the leaves' names."""
     model = build("cfbi", **SMALL | overrides)
-    rng = np.random.default_rng(seed)
 
-    def fill(path, leaf):
-        names = [part.key for part in path]
-        if names[-1] == "kernel":
-            return (rng.standard_normal(leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))).astype(np.float32)
-        low, high = (0.5, 1.5) if names[-1] in ("scale", "var", "alpha") else (-0.3, 0.3)
-        # Residual branches start small; so do embeddings, or all distances would be far.
-        factor = 0.2 if "bn3" in names or names[1:4] == ["embed", "pointwise", "norm"] else 1
-        return (factor * rng.uniform(low, high, leaf.shape)).astype(np.float32)
+    def damp(names):  # embeddings start small too, or all distances would be far
+        return 0.2 if names[1:4] == ["embed", "pointwise", "norm"] else small_residuals(names)
 
-    return model, jax.tree_util.tree_map_with_path(fill, expected_variables(model))
+    return model, bounded(expected_variables(model), seed, damp)
 
 
 def boxes(size: tuple[int, int], *objects: tuple[int, float, float, float, float]) -> np.ndarray:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.helpers.random_variables import bounded, small_residuals
 from uvos_jax.models.dtnet.dnet import DNet
 
 SMALL = {"depths": (1, 1, 1, 1), "width": 4, "features": 16, "decoder": 16}
@@ -22,17 +23,7 @@ def _shapes(model):
 def small(seed: int = 0, **overrides):
     """Returns ``(model, variables)``; values depend on the leaves' names."""
     model = DNet(**SMALL | overrides)
-    rng = np.random.default_rng(seed)
-
-    def fill(path, leaf):
-        names = [part.key for part in path]
-        if names[-1] == "kernel":
-            return (rng.standard_normal(leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))).astype(np.float32)
-        low, high = (0.5, 1.5) if names[-1] in ("scale", "var") else (-0.3, 0.3)
-        factor = 0.2 if "bn3" in names else 1  # residual branches start small
-        return (factor * rng.uniform(low, high, leaf.shape)).astype(np.float32)
-
-    return model, jax.tree_util.tree_map_with_path(fill, _shapes(model))
+    return model, bounded(_shapes(model), seed, small_residuals)
 
 
 def pairs(b: int = 2, size: tuple[int, int] = SIZE, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

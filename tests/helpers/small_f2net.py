@@ -1,8 +1,8 @@
 """A small F2Net with bounded random weights, and clips for it."""
 
-import jax
 import numpy as np
 
+from tests.helpers.random_variables import bounded
 from uvos_jax.models import build
 from uvos_jax.weights.convert import expected_variables
 
@@ -13,20 +13,9 @@ SMALL = {"depths": (1, 1, 1, 1), "width": 4, "aspp_features": 8, "embedding": 16
 def small(seed: int = 0, **overrides):
     """Returns ``(model, variables)``; any score is a center unless ``lost_below`` is given."""
     model = build("f2net", **SMALL | {"lost_below": 0.0} | overrides)
-    rng = np.random.default_rng(seed)
-
-    def fill(path, leaf):
-        name = path[-1].key
-        if name == "kernel":
-            return (rng.standard_normal(leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:3]))).astype(np.float32)
-        low, high = (0.5, 1.5) if name in ("scale", "var") else (-0.3, 0.3)
-        return rng.uniform(low, high, leaf.shape).astype(np.float32)
-
-    variables = jax.tree_util.tree_map_with_path(fill, expected_variables(model))
     # Residual branches start small, or attention would pick single pixels; and heat should not saturate.
-    for name, block in variables["params"]["backbone"].items():
-        if name.startswith("layer"):
-            block["bn3"]["scale"] *= np.float32(0.2)
+    variables = bounded(expected_variables(model), seed,
+                        lambda names: 0.2 if names[-2:] == ["bn3", "scale"] else 1.0)
     if "center" in variables["params"]:
         variables["params"]["center"]["frame_heat"]["kernel"] *= np.float32(0.2)
     return model, variables

@@ -1,7 +1,7 @@
-"""A system with the model contract that trains in milliseconds. A helper of the tests.
+"""A system that trains in milliseconds.
 
-As a program it trains, for tests that kill the process: ``python tiny_system.py WORKDIR CONFIG.json``. The environment
-variable ``SLOW`` sets the seconds that each batch takes.
+``python -m tests.helpers.tiny_system WORKDIR CONFIG.json`` trains it in a process that tests can kill. The environment
+variable ``SLOW`` sets the seconds per batch.
 """
 
 import contextlib
@@ -12,11 +12,11 @@ import time
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from uvos_jax.models import SYSTEMS, Model, System
+from tests.helpers.fake_model import FakeModel
+from uvos_jax.models import SYSTEMS, System
 from uvos_jax.nn.layers import BatchNorm, Conv, Policy
 from uvos_jax.ops.losses import binary_cross_entropy
 from uvos_jax.ops.preprocess import Preprocess, preprocess
@@ -34,15 +34,13 @@ class Encoder(nn.Module):
         return nn.relu(BatchNorm(policy=Policy(axis_name=self.axis_name), name="bn")(Conv(4, name="conv")(x), train))
 
 
-class Tiny(Model):
-    """Two encoders of the frame (the second one if ``two``), dropout, one convolution."""
+class Tiny(FakeModel):
+    """One or two encoders of the frame, dropout, one convolution."""
 
-    variant: str = "paper"
     two: bool = False
     dropout: float = 0.1
     short_side: int = 16
     axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         self.rgb_encoder = Encoder(self.axis_name)
@@ -82,14 +80,6 @@ class Tiny(Model):
         return jax.nn.sigmoid(jax.image.resize(logits, (logits.shape[0], *size, 1), "nearest"))
 
     PREPROCESS = Preprocess("RGB", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-
-    @nn.nowrap
-    def example_batch(self):
-        return {"frame": jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)}
-
-    @nn.nowrap
-    def frame_size(self, native_size, scale=1.0):
-        return native_size
 
 
 ROW = System(Tiny, "Tiny", "tests", "frames")

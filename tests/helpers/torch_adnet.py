@@ -1,6 +1,6 @@
 """AD-Net in PyTorch, written from its description, with the key names of the published checkpoints.
 
-It exists to compare with: nothing in the library imports it. Import it only where torch is known to be there.
+It is a reference for tests only; import it where torch is known to be installed.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """DPA's attention in PyTorch, written from its equations, one example and one prototype at a time.
 
-It exists to compare with: nothing in the library imports it. Import it only where torch is known to be there.
+It is a reference for tests only; import it where torch is known to be installed.
 """
 
 import torch

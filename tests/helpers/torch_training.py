@@ -1,4 +1,4 @@
-"""PyTorch's side of a training step of AD-Net. A helper of the tests; import it only where torch is known to be."""
+"""The PyTorch side of a training step of AD-Net; import it where torch is known to be installed."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Small video files for the tests, and ways to do them harm."""
+"""Small video files, and functions that damage them."""
 
 import struct
 from pathlib import Path

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers.moving_scenes import SIZE, difference, levels, moving
+from tests.helpers.flow_model import SIZE, difference, levels, moving
 from tests.helpers.recurrent_model import contents, remembering, save_frames
 from uvos_jax import UserError
 from uvos_jax.inference.engine import shared

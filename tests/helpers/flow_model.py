@@ -1,27 +1,25 @@
-"""A model whose answer is its flow, and a method whose flow tells which frames it lies between. For the tests."""
+"""A model that outputs its flow input, and an estimator whose flow identifies the two frames."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.helpers.fake_model import FakeModel
 from uvos_jax.inference import Segmenter
 from uvos_jax.inference.flow.estimators import FlowEstimator, flow_size
-from uvos_jax.models import Model, System
-from uvos_jax.ops.preprocess import Preprocess
+from uvos_jax.models import System
 
 SIZE = (24, 32)
 
 
-class Moving(Model):
-    """Its probability, in 255ths, is 128 and one component of the flow: of the frame, or the references' mean."""
+class Moving(FakeModel):
+    """Its probability is (128 + one component of the flow) / 255: of the frame, or the mean of the references."""
 
-    variant: str = "paper"
     component: int = 0
     of_references: bool = False
     references: int = 1
     short_side: int = 24
-    dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         self.scale = self.param("scale", lambda key: jnp.float32(1))
@@ -52,15 +50,6 @@ class Moving(Model):
         return (0,) if length is None else tuple(i * (length - 1) // max(self.references - 1, 1)
                                                  for i in range(self.references))
 
-    @nn.nowrap
-    def example_batch(self):
-        return dict.fromkeys(self.inputs, jax.ShapeDtypeStruct((1, *SIZE, 3), jnp.float32))
-
-    @nn.nowrap
-    def frame_size(self, native_size, scale=1.0):
-        return native_size
-
-    PREPROCESS = Preprocess("RGB", 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     inputs = ("frame", "flow")
 
 
@@ -68,13 +57,13 @@ ROW = System(Moving, "Moving", "tests", "frames and flow")
 
 
 def moving(flow=None, scales=(1.0,), flip=False, **fields) -> Segmenter:
-    """The model with its one weight."""
+    """A segmenter with the model and its one weight."""
     return Segmenter("moving", Moving(**fields), {"params": {"scale": np.float32(1)}}, scales=scales, flip=flip,
                      flow=flow)
 
 
 def difference(batch: int = 1) -> FlowEstimator:
-    """Flow whose dx is the second frame's level less the first one's; dy is a ramp from left to right."""
+    """Flow with dx = gray level of the second frame - that of the first, dy = a ramp from left to right."""
     def compute(first, second):
         size = flow_size(first.shape[1:3])
         flow = np.zeros((len(first), *size, 2), np.float32)
@@ -86,5 +75,5 @@ def difference(batch: int = 1) -> FlowEstimator:
 
 
 def levels(values) -> np.ndarray:
-    """``[t, h, w, 3]`` uint8 frames of even gray."""
+    """``[t, h, w, 3]`` uint8 frames of uniform gray."""
     return np.stack([np.full((*SIZE, 3), value, np.uint8) for value in values])
