@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 
 from tests.helpers.command_line import uvos
-from tests.helpers.prompted_model import BRIGHT_ROW, ROW, SIZE, squares
+from tests.helpers.prompted_model import BRIGHTNESS_ROW, ROW, SIZE, squares
 from tests.helpers.recurrent_model import save_frames
 from uvos_jax import models
 from uvos_jax.video import read_mask, write_mask
 
-MODEL = ["--model", "following", "--weights", "random", "--quiet", "--no-overlay", "--chunk", "2"]
+MODEL = ["--model", "color_tracker", "--weights", "random", "--quiet", "--no-overlay", "--chunk", "2"]
 
 
 @pytest.fixture(autouse=True)
 def _own_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(models.SYSTEMS, "following", ROW)
-    monkeypatch.setitem(models.SYSTEMS, "bright", BRIGHT_ROW)
+    monkeypatch.setitem(models.SYSTEMS, "color_tracker", ROW)
+    monkeypatch.setitem(models.SYSTEMS, "brightness", BRIGHTNESS_ROW)
 
 
 def _write(path, labels):
@@ -82,11 +82,11 @@ def test_youtube_vos_folders_to_archive(tmp_path):
 def test_first_mask_auto_uses_the_first_model(tmp_path):
     frames = np.concatenate([np.full((2, *SIZE, 3), 40, np.uint8), squares(4)[0]])
     save_frames(tmp_path / "clip", frames)
-    code, _, err = uvos("segment", "clip", *MODEL, "--first-mask", "auto", "--first-model", "bright", "--first-weights",
-                        "random", "--output", "out")
+    code, _, err = uvos("segment", "clip", *MODEL, "--first-mask", "auto", "--first-model", "brightness",
+                        "--first-weights", "random", "--output", "out")
     assert code == 0, err
     run = json.loads((tmp_path / "out/run.json").read_text())
-    assert run["objects"] == [{"id": 1, "frame": "00002"}] and run["prompts"]["first_model"] == "bright"
+    assert run["objects"] == [{"id": 1, "frame": "00002"}] and run["prompts"]["first_model"] == "brightness"
     assert not read_mask("out/masks/00001.png").any() and read_mask("out/masks/00005.png").any()
 
 
@@ -107,11 +107,13 @@ def _mask(path, labels):
     (lambda: ["--first-mask", _mask("empty.png", np.zeros(SIZE))], "no object in it"),
     (lambda: ["--first-mask", _mask("void.png", np.eye(*SIZE) * 255)], "only background and void"),
     (lambda: ["--first-mask", _mask("many.png", np.resize(np.arange(90), SIZE))], "89 objects in it"),
-    (lambda: [], "following needs a mask of the objects.*--first-mask"),
-    (lambda: ["--first-mask", "auto", "--first-model", "following", "--first-weights", "random"], "needs a first mask"),
+    (lambda: [], "color_tracker needs a mask of the objects.*--first-mask"),
+    (lambda: ["--first-mask", "auto", "--first-model", "color_tracker", "--first-weights", "random"],
+     "needs a first mask"),
     (lambda: ["--first-mask", "auto", "--first-model", "adnet"], "No weights of adnet ship.*Give --first-weights"),
     (lambda: ["--first-mask", "a.png", "--first-model", "adnet"], "--first-model needs --first-mask auto"),
-    (lambda: ["--model", "bright", "--first-mask", "a.png"], "bright finds its objects itself: leave out --first-mask"),
+    (lambda: ["--model", "brightness", "--first-mask", "a.png"],
+     "brightness finds its objects itself: leave out --first-mask"),
 ])
 def test_invalid_options_print_one_line_and_write_nothing(tmp_path, options, words):
     save_frames(tmp_path / "clip", squares(2)[0])

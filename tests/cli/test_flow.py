@@ -19,7 +19,7 @@ LENGTH = 5
 @pytest.fixture(autouse=True)
 def _own_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(SYSTEMS, "moving", ROW)
+    monkeypatch.setitem(SYSTEMS, "flow_model", ROW)
 
 
 def _clip(folder, length=LENGTH, size=(96, 128)):
@@ -75,7 +75,7 @@ def test_all_formats_are_equivalent_and_replace_each_other(tmp_path):
 
 def test_precomputed_flow_gives_the_same_masks(tmp_path):
     clip = _clip(tmp_path / "clip", size=SIZE)
-    common = ["--model", "moving", "--weights", "random", "--set=component=1", "--soft", "--no-overlay"]
+    common = ["--model", "flow_model", "--weights", "random", "--set=component=1", "--soft", "--no-overlay"]
     assert uvos("flow", clip, "--output", "flow")[0] == 0
     for output, options in (("by dis", []), ("by files", ["--flow", "flow"])):
         code, _, err = uvos("segment", clip, "--output", output, *common, *options)
@@ -94,7 +94,7 @@ def test_single_frame_has_zero_flow_and_is_reported(tmp_path):
     code, _, err = uvos("flow", clip, "--output", "flow")
     assert code == 0 and "a single frame; its optical flow is set to zero" in err
     assert not read_flow(tmp_path / "flow/00000.flo").any()
-    code, _, err = uvos("segment", clip, "--model", "moving", "--weights", "random")
+    code, _, err = uvos("segment", clip, "--model", "flow_model", "--weights", "random")
     assert code == 0 and "a single frame; its optical flow is set to zero" in err
 
 
@@ -102,7 +102,7 @@ def _refused(arguments, words, output="out"):
     """Checks that a command prints one error line, exits with code 2 and writes nothing."""
     code, out, err = uvos(*arguments)
     assert code == 2 and out == "" and not os.path.exists(output), (code, out, err)
-    lines = [line for line in err.splitlines() if not line.startswith(("dis on", "moving on", "Default network"))]
+    lines = [line for line in err.splitlines() if not line.startswith(("dis on", "flow_model on", "Default network"))]
     assert len(lines) == 1 and lines[0].startswith("Error: ") and words in lines[0], err
 
 
@@ -125,11 +125,11 @@ def test_invalid_options_print_one_line(tmp_path):
         (["flow", "clip", "--output", "file/out"], "'file' is a file"),
         ([*segment, "adnet", "--flow", "dis"], "adnet does not use optical flow; leave out --flow."),
         ([*segment, "raft"], "'uvos flow --method raft', or give --flow raft"),
-        ([*segment, "moving", "--flow", "raft"], "No weights of RAFT ship"),
-        ([*segment, "moving", "--flow", "disc"], "Unknown flow 'disc'"),
-        ([*segment, "moving", "--flow", "clip"], "image of flow"),
-        ([*segment, "moving", "--flow", "clip", "--flow-cache", "out"], "is read, not computed"),
-        (["segment", "clip", "other", *to, "--weights", "random", "--model", "moving", "--flow", "clip"],
+        ([*segment, "flow_model", "--flow", "raft"], "No weights of RAFT ship"),
+        ([*segment, "flow_model", "--flow", "disc"], "Unknown flow 'disc'"),
+        ([*segment, "flow_model", "--flow", "clip"], "image of flow"),
+        ([*segment, "flow_model", "--flow", "clip", "--flow-cache", "out"], "is read, not computed"),
+        (["segment", "clip", "other", *to, "--weights", "random", "--model", "flow_model", "--flow", "clip"],
          "holds the flow of one video, but 2 videos are given"),
     ):
         _refused(arguments, words)
@@ -187,7 +187,7 @@ def test_damaged_frame_stops_or_is_skipped(tmp_path):
 
 def test_mismatched_flow_folder_is_rejected_before_any_output(tmp_path):
     clip = save_frames(tmp_path / "clip", levels([1, 2, 3]))
-    segment = ["segment", clip, "--model", "moving", "--weights", "random", "--flow", "flow", "--output", "out"]
+    segment = ["segment", clip, "--model", "flow_model", "--weights", "random", "--flow", "flow", "--output", "out"]
     (tmp_path / "flow").mkdir()
     _refused(segment, "holds no flow")
     write_flow(tmp_path / "flow/00001.flo", np.zeros((*SIZE, 2)))

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 
 from tests.helpers.command_line import uvos
-from tests.helpers.prompted_model import BRIGHT_ROW, ROW, SIZE
+from tests.helpers.prompted_model import BRIGHTNESS_ROW, ROW, SIZE
 from tests.helpers.recurrent_model import save_frames
 from uvos_jax import models
 from uvos_jax.video import read_mask
 
-MODEL = ["--model", "bright", "--weights", "random", "--no-overlay", "--chunk", "2"]
+MODEL = ["--model", "brightness", "--weights", "random", "--no-overlay", "--chunk", "2"]
 
 
 @pytest.fixture(autouse=True)
 def _own_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(models.SYSTEMS, "following", ROW)
-    monkeypatch.setitem(models.SYSTEMS, "bright", BRIGHT_ROW)
+    monkeypatch.setitem(models.SYSTEMS, "color_tracker", ROW)
+    monkeypatch.setitem(models.SYSTEMS, "brightness", BRIGHTNESS_ROW)
 
 
 def _clip(folder, length=6):
@@ -83,8 +83,8 @@ def test_several_videos_need_a_folder_of_detections(tmp_path):
     (lambda entries: ["--prune", _save("x.json", [e | {"image_id": 99} for e in entries])], "belongs to another video"),
     (lambda _: ["--prune", "x.json", "--prune-weights", "w.pth"], "--prune-weights needs --prune dtnet"),
     (lambda _: ["--prune", "dtnet"], "dtnet"),
-    (lambda _: ["--model", "following", "--first-mask", "auto", "--first-model", "bright", "--first-weights", "random",
-                "--prune", "x.json"], "Cannot prune with following"),
+    (lambda _: ["--model", "color_tracker", "--first-mask", "auto", "--first-model", "brightness",
+                "--first-weights", "random", "--prune", "x.json"], "Cannot prune with color_tracker"),
 ])
 def test_invalid_options_print_one_line_and_write_nothing(tmp_path, options, words):
     options = options(_clip(tmp_path / "clip"))
@@ -96,7 +96,7 @@ def test_invalid_options_print_one_line_and_write_nothing(tmp_path, options, wor
 def test_instances_from_dtnet(tmp_path, monkeypatch):
     """Another model stands in for D-Net; its labels are instance ids."""
     _clip(tmp_path / "clip")
-    monkeypatch.setitem(models.SYSTEMS, "dtnet", BRIGHT_ROW)
+    monkeypatch.setitem(models.SYSTEMS, "dtnet", BRIGHTNESS_ROW)
     code, _, err = uvos("segment", "clip", *MODEL, "--output", "out", "--prune", "dtnet", "--prune-weights", "random")
     assert code == 0, err
     run = json.loads((tmp_path / "out/run.json").read_text())

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.helpers.fake_model import FakeModel
-from tests.helpers.recurrent_model import Remembering
+from tests.helpers.recurrent_model import RecurrentModel
 from uvos_jax.inference import Segmenter
 from uvos_jax.models import System
 
@@ -26,7 +26,7 @@ class State:
     count: jax.Array
 
 
-class Following(FakeModel):
+class ColorTracker(FakeModel):
     """A pixel belongs to the object of the nearest color; its label in the previous frame has an advantage."""
 
     max_objects: int = 3
@@ -79,26 +79,27 @@ class Following(FakeModel):
     CHANGEABLE = ("max_objects",)
 
 
-ROW = System(Following, "Following", "tests", "frames and masks")
+ROW = System(ColorTracker, "ColorTracker", "tests", "frames and masks")
 
 
-class Bright(Remembering):
+class BrightnessModel(RecurrentModel):
     """A foreground model without prompts: bright pixels are foreground."""
 
     def predict(self, state, features):
         return features["gray"] - 0.3, {}
 
 
-BRIGHT_ROW = System(Bright, "Bright", "tests", "frames")
+BRIGHTNESS_ROW = System(BrightnessModel, "BrightnessModel", "tests", "frames")
 
 
-def bright() -> Segmenter:
-    return Segmenter("bright", Bright(), {"params": {"gain": np.float32(1)}})
+def brightness_segmenter() -> Segmenter:
+    return Segmenter("brightness", BrightnessModel(), {"params": {"gain": np.float32(1)}})
 
 
-def following(scales=(1.0,), flip=False, **fields) -> Segmenter:
+def color_tracker(scales=(1.0,), flip=False, **fields) -> Segmenter:
     """A segmenter with the model and its one weight."""
-    return Segmenter("following", Following(**fields), {"params": {"scale": np.float32(1)}}, scales=scales, flip=flip)
+    weights = {"params": {"scale": np.float32(1)}}
+    return Segmenter("color_tracker", ColorTracker(**fields), weights, scales=scales, flip=flip)
 
 
 def squares(length: int, objects: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,7 @@ SIZE = (24, 32)
 OUTPUTS = OutputOptions(soft=True, json=True, cutout="png")
 
 
-class Remembering(FakeModel):
+class RecurrentModel(FakeModel):
     """Foreground is brighter, by a margin, than a running mean of all earlier frames and masks."""
 
     references: int = 1
@@ -58,9 +58,9 @@ class Remembering(FakeModel):
         return tuple(np.linspace(0, length - 1, self.references).round().astype(int))
 
 
-def remembering(**fields) -> Segmenter:
+def recurrent_segmenter(**fields) -> Segmenter:
     """A segmenter with the model and its one weight."""
-    return Segmenter("remembering", Remembering(**fields), {"params": {"gain": np.float32(8)}})
+    return Segmenter("recurrent", RecurrentModel(**fields), {"params": {"gain": np.float32(8)}})
 
 
 def noise(length: int, seed: int = 0) -> np.ndarray:
@@ -101,5 +101,5 @@ def _torn(path, data):
 if __name__ == "__main__":
     if os.environ.get("SLOW_STATE"):
         resume.atomic_write = _torn
-    segment_to_folder(remembering(), open_source(sys.argv[1]), sys.argv[2], chunk=4, resume=True, save_every=0,
+    segment_to_folder(recurrent_segmenter(), open_source(sys.argv[1]), sys.argv[2], chunk=4, resume=True, save_every=0,
                       on_frame=lambda: time.sleep(float(os.environ.get("SLOW", 0))), outputs=OUTPUTS)

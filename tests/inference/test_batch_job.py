@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers import recurrent_model as helper
 from tests.helpers.paths import REPOSITORY
-from tests.helpers.recurrent_model import noise, remembering, save_frames
+from tests.helpers.recurrent_model import noise, recurrent_segmenter, save_frames
 from uvos_jax import UserError
 from uvos_jax.inference.engine import shared
 from uvos_jax.inference.jobs.batch import assign_folders, segment_batch
@@ -66,7 +66,7 @@ def test_failed_video_does_not_stop_the_others(tmp_path):
     for path in (tmp_path / "clip3").iterdir():
         path.unlink()
     shared.cache_clear()
-    segmenter, told = remembering(), []
+    segmenter, told = recurrent_segmenter(), []
     results = segment_batch(segmenter, items, _work, on_result=told.append)
     assert [result.run is not None for result in results] == [True, False, True, False] and told == results
     assert "00002" in results[1].error and "clip3" in results[3].error
@@ -87,7 +87,7 @@ def test_interrupt_stops_the_batch(tmp_path):
         return {}
 
     with pytest.raises(Interrupted, match="1 of 4 videos are finished.*--resume") as caught:
-        segment_batch(remembering(), _items(tmp_path, 4), work, devices=jax.local_devices()[:1])
+        segment_batch(recurrent_segmenter(), _items(tmp_path, 4), work, devices=jax.local_devices()[:1])
     assert caught.value.code == 130 and begun == [1, 2]
 
 
@@ -96,7 +96,7 @@ def test_unexpected_exception_is_raised(tmp_path):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        segment_batch(remembering(), _items(tmp_path, 2), work)
+        segment_batch(recurrent_segmenter(), _items(tmp_path, 2), work)
 
 
 def two_devices(folder):
@@ -109,14 +109,15 @@ def two_devices(folder):
         return _work(segmenter, item)
 
     assert jax.local_device_count() == 2
-    results = segment_batch(remembering(), assign_folders(sorted(map(str, folder.glob("clip*"))), folder / "out"), work)
+    items = assign_folders(sorted(map(str, folder.glob("clip*"))), folder / "out")
+    results = segment_batch(recurrent_segmenter(), items, work)
     print(json.dumps([result.run["device_id"] for result in results]))
 
 
 @pytest.mark.slow
 def test_two_devices_give_the_masks_of_one(tmp_path):
     items = _items(tmp_path, 6)
-    segment_batch(remembering(), items,
+    segment_batch(recurrent_segmenter(), items,
                  lambda segmenter, item: segment_to_folder(segmenter, open_source(item.source),
                                                            tmp_path / "one" / item.output.name))
     code = "import sys, pathlib, tests.inference.test_batch_job as t; t.two_devices(pathlib.Path(sys.argv[1]))"

@@ -6,7 +6,7 @@ import pytest
 from tests.helpers.command_line import SMALL as SMALL_ADNET
 from tests.helpers.command_line import uvos
 from tests.helpers.prompted_model import SIZE as FOLLOWED
-from tests.helpers.prompted_model import following
+from tests.helpers.prompted_model import color_tracker
 from tests.helpers.small_cfbi import SMALL, small
 from uvos_jax.errors import UserError
 from uvos_jax.inference.profiling.benchmark import benchmark
@@ -83,7 +83,7 @@ def test_benchmark_of_prompted_model_uses_given_object_count(monkeypatch):
         return [0.5] * at_least
 
     monkeypatch.setattr("uvos_jax.inference.profiling.benchmark._time", once)
-    segmenter = following()
+    segmenter = color_tracker()
     result = benchmark(segmenter, FOLLOWED, chunk=2, objects=5)  # more than its initial slots
     assert result.network.median == 0.25 and result.end_to_end.median == 0.125 and result.flow is None
     assert result.flops == frame_flops(segmenter, FOLLOWED, 5)

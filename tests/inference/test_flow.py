@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers.flow_model import SIZE, difference, levels, moving
-from tests.helpers.recurrent_model import contents, remembering, save_frames
+from tests.helpers.flow_model import SIZE, difference, flow_segmenter, levels
+from tests.helpers.recurrent_model import contents, recurrent_segmenter, save_frames
 from uvos_jax import UserError
 from uvos_jax.inference.engine import shared
 from uvos_jax.inference.flow.estimators import (
@@ -224,7 +224,7 @@ def test_raft_variant_is_detected_from_weights(tmp_path):
 @pytest.mark.parametrize("chunk", [1, 3, 16])
 def test_each_frame_gets_its_own_flow_at_any_chunk_size(chunk):
     shared.cache_clear()
-    segmenter = moving(difference(2))
+    segmenter = flow_segmenter(difference(2))
     assert _said(segmenter.run(open_source(levels(LEVELS)), chunk=chunk, soft=True)) == list(FORWARD)
     source = Source("made", "iterator", lambda: _frames(broken={3}), length=7)
     # A broken frame repeats the result of the last good frame.
@@ -242,14 +242,14 @@ def test_live_source_yields_results_without_latency():
             yield image
 
     said = []
-    for answer in moving(difference()).run(open_source(live(), live=True), soft=True):
+    for answer in flow_segmenter(difference()).run(open_source(live(), live=True), soft=True):
         said += _said([answer])
         assert len(seen) == len(said)
     assert said == list(BACKWARD)
 
 
 def test_generator_is_not_live_by_default():
-    segmenter = moving(difference())
+    segmenter = flow_segmenter(difference())
     expected = segmenter.segment(levels(LEVELS))
     np.testing.assert_array_equal(segmenter.segment(iter(levels(LEVELS))), expected)
     assert _said(segmenter.results(image for image in levels(LEVELS))) == list(FORWARD)
@@ -258,17 +258,17 @@ def test_generator_is_not_live_by_default():
 
 def test_reference_frames_use_their_own_flow():
     for count, expected in ((3, round((1 + 8 - 32) / 3)), (2, round((1 - 32) / 2)), (1, 1)):
-        segmenter = moving(difference(), of_references=True, references=count)
+        segmenter = flow_segmenter(difference(), of_references=True, references=count)
         assert _said(segmenter.run(open_source(levels(LEVELS)), soft=True)) == pytest.approx([expected] * 7, abs=1)
     # A source that is read once has the first frame as its only reference.
     source = dataclasses.replace(open_source(levels(LEVELS)), rereadable=False)
-    segmenter = moving(difference(), of_references=True, references=3)
+    segmenter = flow_segmenter(difference(), of_references=True, references=3)
     assert _said(segmenter.run(source, chunk=3, soft=True)) == [1] * 7
 
 
 def test_flipped_view_negates_horizontal_flow():
     for component, expected in ((0, np.full(SIZE, 128)), (1, np.broadcast_to(128 + np.linspace(0, 50, 32), SIZE))):
-        segmenter = moving(difference(), flip=True, component=component)
+        segmenter = flow_segmenter(difference(), flip=True, component=component)
         for answer in segmenter.run(open_source(levels(LEVELS)), soft=True):
             np.testing.assert_allclose(answer.probability, expected, atol=1)
 
@@ -280,7 +280,7 @@ def test_resumed_run_skips_flow_of_finished_frames():
         asked.append(len(first))
         return difference()(first, second)
 
-    segmenter = moving(FlowEstimator("counting", "", compute))
+    segmenter = flow_segmenter(FlowEstimator("counting", "", compute))
     whole = list(segmenter.run(open_source(levels(LEVELS)), chunk=2, soft=True))
     asked.clear()
     rest = list(segmenter.run(open_source(levels(LEVELS)), chunk=2, soft=True, resume_from=(4, whole[3].state)))
@@ -288,9 +288,9 @@ def test_resumed_run_skips_flow_of_finished_frames():
 
 
 def test_default_flow_is_dis():
-    assert moving().flow is dis_estimator
-    with pytest.raises(UserError, match="remembering does not use optical flow"):
-        type(moving())("remembering", remembering().model, {"params": {}}, flow=dis_estimator)
+    assert flow_segmenter().flow is dis_estimator
+    with pytest.raises(UserError, match="recurrent does not use optical flow"):
+        type(flow_segmenter())("recurrent", recurrent_segmenter().model, {"params": {}}, flow=dis_estimator)
 
 
 def test_resume_needs_the_same_flow_method(tmp_path):
@@ -306,7 +306,7 @@ def test_resume_needs_the_same_flow_method(tmp_path):
 
         options = {"chunk": 2, "resume": True, "save_every": 0,
                    "outputs": OutputOptions(soft=True, overlay=False)} | changes
-        found = segment_to_folder(moving(method), open_source(frames), tmp_path / output, on_frame=on_frame,
+        found = segment_to_folder(flow_segmenter(method), open_source(frames), tmp_path / output, on_frame=on_frame,
                                   say=said.append, **options)
         return found, said
 
@@ -334,20 +334,20 @@ def test_benchmark_times_flow_separately(monkeypatch):
 
     monkeypatch.setattr("uvos_jax.inference.profiling.benchmark._time", once)
     parts = []
-    result = benchmark(moving(difference(4), references=3), SIZE, chunk=2, report=parts.append)
+    result = benchmark(flow_segmenter(difference(4), references=3), SIZE, chunk=2, report=parts.append)
     assert result.flow.median == 0.5 / 4 and result.flow.repeats == 2 and result.network.median == 0.5 / 2
     assert "timing the flow" in parts
-    assert benchmark(remembering(), SIZE, chunk=2).flow is None
+    assert benchmark(recurrent_segmenter(), SIZE, chunk=2).flow is None
 
 
 def test_single_frame_run_reports_zero_flow(tmp_path):
     said = []
-    run = segment_to_folder(moving(), open_source(levels([50])), tmp_path / "out", say=said.append,
+    run = segment_to_folder(flow_segmenter(), open_source(levels([50])), tmp_path / "out", say=said.append,
                             outputs=OutputOptions(soft=True))
     assert run["zero_flow"]
     assert said == ["'frames' has a single frame; its optical flow is set to zero."]
     assert (cv2.imread(str(tmp_path / "out/soft/00000.png"), cv2.IMREAD_UNCHANGED) == 128).all()
-    assert "zero_flow" not in segment_to_folder(moving(), open_source(levels([50, 60])), tmp_path / "two")
+    assert "zero_flow" not in segment_to_folder(flow_segmenter(), open_source(levels([50, 60])), tmp_path / "two")
 
 
 def _write_flows(folder, moves, size=SIZE, suffix=".flo"):
@@ -362,9 +362,9 @@ def _write_flows(folder, moves, size=SIZE, suffix=".flo"):
     (".flo", (48, 64), (10, -14, 18)),  # twice the frames' size: vectors twice as long
 ])
 def test_flow_is_read_from_files_named_like_the_frames(tmp_path, suffix, size, moves):
-    segmenter = moving(_write_flows(tmp_path / "flow", moves, size, suffix))
+    segmenter = flow_segmenter(_write_flows(tmp_path / "flow", moves, size, suffix))
     assert _said(segmenter.run(open_source(levels([1, 2, 3])), chunk=2, soft=True)) == [5, -7, 9]
-    segmenter = moving(tmp_path / "flow", of_references=True, references=2)
+    segmenter = flow_segmenter(tmp_path / "flow", of_references=True, references=2)
     assert _said(segmenter.run(open_source(levels([1, 2, 3])), soft=True)) == [7] * 3
 
 
@@ -382,7 +382,7 @@ def _write_nan(folder):
 ])
 def test_flow_folder_is_checked_before_any_output(tmp_path, change, words):
     flows = _write_flows(tmp_path / "flow", (1, 2, 3))
-    segmenter = moving(flows)
+    segmenter = flow_segmenter(flows)
     change(flows)
     with pytest.raises(UserError, match=words):
         segment_to_folder(segmenter, open_source(levels([1, 2, 3])), tmp_path / "out")

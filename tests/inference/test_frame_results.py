@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.helpers.recurrent_model import SIZE, noise, remembering
+from tests.helpers.recurrent_model import SIZE, noise, recurrent_segmenter
 from uvos_jax.inference.engine import shared
 from uvos_jax.inference.reference_frames import ReferenceFrames, select_reference_frames
 from uvos_jax.video import Frame, Source, open_source
@@ -26,7 +26,7 @@ def _source(images, broken=(), **fields):
 @pytest.mark.parametrize("chunk", [1, 4, 16])
 def test_broken_frame_repeats_last_mask_and_keeps_state(chunk):
     shared.cache_clear()
-    segmenter, frames = remembering(), noise(12)
+    segmenter, frames = recurrent_segmenter(), noise(12)
 
     def answers_to(source):
         return list(segmenter.run(source, chunk=chunk, soft=True))
@@ -48,7 +48,7 @@ def test_broken_frame_repeats_last_mask_and_keeps_state(chunk):
 
 
 def test_leading_broken_frames_are_background():
-    segmenter, frames = remembering(), noise(6)
+    segmenter, frames = recurrent_segmenter(), noise(6)
     answers = list(segmenter.run(_source(frames, {0, 1, 2}), chunk=2, soft=True))
     for answer in answers[:3]:
         assert not answer.labels.any() and not answer.probability.any() and answer.confidence == 0
@@ -57,7 +57,7 @@ def test_leading_broken_frames_are_background():
 
 
 def test_soft_output_matches_the_model_and_keeps_labels():
-    segmenter, frames = remembering(), noise(6)
+    segmenter, frames = recurrent_segmenter(), noise(6)
     hard = segmenter.segment(frames, chunk=2)
     margins = _margins(frames, (0,))
     for answer, labels, margin in zip(segmenter.run(open_source(frames), chunk=2, soft=True), hard, margins,
@@ -74,7 +74,7 @@ def test_soft_output_matches_the_model_and_keeps_labels():
 
 def test_confidence_of_empty_mask_is_mean_background_probability():
     # The mean is brighter than the second frame, so nothing is foreground.
-    segmenter = remembering()
+    segmenter = recurrent_segmenter()
     white, dark = np.full((1, *SIZE, 3), 255, np.uint8), np.full((1, *SIZE, 3), 100, np.uint8)
     answers = list(segmenter.run(open_source(np.concatenate([white, dark])), soft=True))
     assert not answers[1].labels.any()
@@ -83,7 +83,7 @@ def test_confidence_of_empty_mask_is_mean_background_probability():
 
 
 def _margins(frames, indices):
-    """Returns the remembering model's margins in NumPy, brightness above the threshold, ``[t, h, w]``."""
+    """Returns the recurrent model's margins in NumPy, brightness above the threshold, ``[t, h, w]``."""
     gray = frames.mean(-1) / 255
     mean, margins = gray[list(indices)].mean(0), []
     for frame in gray:
@@ -100,7 +100,7 @@ def _margins(frames, indices):
     ({"rereadable": False}, (0,), "causal"),
 ])
 def test_references_are_spread_over_rereadable_sources(fields, indices, rule):
-    segmenter, frames = remembering(references=3), noise(9)
+    segmenter, frames = recurrent_segmenter(references=3), noise(9)
     fields = {"kind": "iterator", "length": 9} | fields
     source = Source("made", start=lambda: (Frame(str(i), frame) for i, frame in enumerate(frames)), **fields)
     found = select_reference_frames(segmenter.model, dataclasses.replace(source))
@@ -118,12 +118,12 @@ def test_first_frame_reference_needs_one_pass():
         passes.append(1)
         yield from (Frame(str(i), frame) for i, frame in enumerate(noise(3)))
 
-    assert len(list(remembering().run(Source("made", "file", frames)))) == 3 and len(passes) == 1
+    assert len(list(recurrent_segmenter().run(Source("made", "file", frames)))) == 3 and len(passes) == 1
 
 
 def test_run_resumes_after_any_full_chunk():
     shared.cache_clear()
-    segmenter, frames = remembering(), noise(11)
+    segmenter, frames = recurrent_segmenter(), noise(11)
     whole = list(segmenter.run(open_source(frames), chunk=3))
     assert [answer.state is not None for answer in whole] == [i in (2, 5, 8) for i in range(11)]
     for at in (2, 5, 8):
@@ -139,6 +139,6 @@ def test_run_resumes_after_any_full_chunk():
 
 
 def test_repr_of_result_shows_no_arrays():
-    result = list(remembering().run(open_source(noise(2)), soft=True))[-1]
+    result = list(recurrent_segmenter().run(open_source(noise(2)), soft=True))[-1]
     assert "array" not in repr(result) and len(repr(result)) < 300
     assert "name='00001'" in repr(result) and "confidence=" in repr(result)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.helpers.paths import GOLDEN
-from tests.helpers.prompted_model import SIZE, Bright, bright, following
-from tests.helpers.recurrent_model import contents, noise, remembering, save_frames
+from tests.helpers.prompted_model import SIZE, BrightnessModel, brightness_segmenter, color_tracker
+from tests.helpers.recurrent_model import contents, noise, recurrent_segmenter, save_frames
 from uvos_jax import UserError
 from uvos_jax.inference import Segmenter
 from uvos_jax.inference.instance_pruning import InstancePruner, VideoInstances, iou, official_rule, paper_rule
@@ -301,7 +301,7 @@ def two_squares(length, still=(20, 30)):
 
 @pytest.mark.parametrize(("scales", "flip", "chunk"), [((1.0,), False, 1), ((1.0, 2.0), True, 3)])
 def test_pruned_instances_become_background(tmp_path, scales, flip, chunk):
-    class Scaled(Bright):
+    class Scaled(BrightnessModel):
         def frame_size(self, native_size, scale=1.0):
             return tuple(round(n * scale) for n in native_size)
 
@@ -324,8 +324,8 @@ def test_pruned_instances_become_background(tmp_path, scales, flip, chunk):
 
 
 def test_official_variant_adds_main_part_stage():
-    assert bright().engine(SIZE, pruned=True).stages == ()
-    official = Segmenter("bright", Bright(variant="official"), {"params": {"gain": np.float32(1)}})
+    assert brightness_segmenter().engine(SIZE, pruned=True).stages == ()
+    official = Segmenter("brightness", BrightnessModel(variant="official"), {"params": {"gain": np.float32(1)}})
     assert official.engine(SIZE, pruned=True).stages == ("main_part",) and official.engine(SIZE).stages == ()
 
 
@@ -335,7 +335,7 @@ def test_pruned_run_resumes_only_with_the_same_detections(tmp_path, variant):
     entries = [{"image_id": t, "bbox": box} for t in range(10)
                for box in ([t, 2, 16, 12], [2, 12, 6, 8], [20, 14, 5, 6], [9, 18, 5, 5])]
     path = save(tmp_path / "clip.json", entries)
-    segmenter = remembering(variant=variant)
+    segmenter = recurrent_segmenter(variant=variant)
 
     def segment(output, **changes):
         return segment_to_folder(segmenter, open_source(frames), tmp_path / output, **{
@@ -380,11 +380,11 @@ def test_segmenter_can_provide_instances(tmp_path):
             return self
 
         def run(self, source):
-            for answer in bright().run(source):
+            for answer in brightness_segmenter().run(source):
                 parts = cv2.connectedComponents(answer.labels)[1]
                 yield type(answer)(answer.frame, parts.astype(np.uint8))
 
-    segmenter = bright()
+    segmenter = brightness_segmenter()
     from_file = segmenter.segment(frames, prune=save(tmp_path / "a.json", entries))
     np.testing.assert_array_equal(segmenter.segment(frames, prune=Finder()), from_file)
     assert not from_file[:, 20:25, 30:38].any()
@@ -395,5 +395,5 @@ def test_segmenter_can_provide_instances(tmp_path):
 
 
 def test_multi_object_models_cannot_be_pruned():
-    with pytest.raises(UserError, match="Cannot prune with following"):
-        following().segment(np.zeros((2, *SIZE, 3), np.uint8), first_mask=np.ones(SIZE, np.uint8), prune="a.json")
+    with pytest.raises(UserError, match="Cannot prune with color_tracker"):
+        color_tracker().segment(np.zeros((2, *SIZE, 3), np.uint8), first_mask=np.ones(SIZE, np.uint8), prune="a.json")

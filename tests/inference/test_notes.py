@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers.recurrent_model import SIZE, Remembering, contents, remembering, save_frames
+from tests.helpers.recurrent_model import SIZE, RecurrentModel, contents, recurrent_segmenter, save_frames
 from uvos_jax.inference import Segmenter
 from uvos_jax.inference.jobs.segment import segment_to_folder
 from uvos_jax.video import Frame, OutputOptions, Source, open_source
@@ -17,7 +17,7 @@ LEVELS = [200, 10, 90, 20, 30, 220, 5, 60, 70, 15, 250]
 DARK = [level < 40 for level in LEVELS]  # 5 of 11
 
 
-class Noting(Remembering):
+class Noting(RecurrentModel):
     """Model with three notes: whether the frame is dark, its index, and the brightness of the left column."""
 
     @property
@@ -76,10 +76,10 @@ def test_notes_before_first_good_frame_are_empty():
 
 
 def test_models_without_notes_write_none(tmp_path):
-    assert said(remembering()) == [{}] * len(LEVELS)
+    assert said(recurrent_segmenter()) == [{}] * len(LEVELS)
     frames = save_frames(tmp_path / "frames", gray())
     sentences = []
-    run = segment_to_folder(remembering(), open_source(frames), tmp_path / "out",
+    run = segment_to_folder(recurrent_segmenter(), open_source(frames), tmp_path / "out",
                             outputs=OutputOptions(json=True), say=sentences.append)
     assert "notes" not in run and not sentences
     assert set(_entries(tmp_path / "out")[0]) == {"name", "time", "objects"}

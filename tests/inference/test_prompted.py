@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.helpers.prompted_model import SIZE, bright, following, squares
+from tests.helpers.prompted_model import SIZE, brightness_segmenter, color_tracker, squares
 from uvos_jax import UserError
 from uvos_jax.inference import Segmenter
 from uvos_jax.inference.engine import shared
@@ -23,7 +23,7 @@ def clip():
 
 @pytest.fixture(scope="module")
 def segmenter():
-    return following()
+    return color_tracker()
 
 
 def plain_loop(segmenter, frames, masks):
@@ -64,7 +64,7 @@ def test_driver_equals_reference_loop(clip, options, chunks):
     frames, truth = clip
     masks = {0: np.where(truth[0] < 3, truth[0], 0), 5: np.where(truth[5] == 3, truth[5], 0)}
     masks[0][:3, :3] = 255
-    segmenter = following(**options)
+    segmenter = color_tracker(**options)
     expected = plain_loop(segmenter, frames, masks)
     assert set(np.unique(expected[6:])) == {0, 1, 2, 3} and (expected[0][:3, :3] == 0).all()
     for chunk in chunks:
@@ -74,7 +74,7 @@ def test_driver_equals_reference_loop(clip, options, chunks):
 def test_compiles_once_for_any_number_of_objects_and_masks(clip):
     frames, truth = clip
     shared.cache_clear()
-    segmenter = following()
+    segmenter = color_tracker()
     for masks in (truth[0] == 1, truth[0], {0: truth[0] == 1, 6: truth[6]}, {2: truth[2]}):
         segmenter.segment(frames, first_mask=masks, chunk=2)
     engine = segmenter.engine(SIZE)
@@ -118,8 +118,8 @@ def test_growing_slots_does_not_change_labels():
     frames, truth = squares(9, objects=7)
     masks = {0: np.where(truth[0] < 3, truth[0], 0), 5: truth[5]}
     shared.cache_clear()
-    roomy, said = following(max_objects=8), []
-    few = following(max_objects=2)
+    roomy, said = color_tracker(max_objects=8), []
+    few = color_tracker(max_objects=2)
     grown = [answer.labels for answer in few.run(open_source(frames), first_mask=masks, chunk=2, say=said.append)]
     np.testing.assert_array_equal(grown, roomy.segment(frames, first_mask=masks, chunk=2))
     assert set(np.unique(grown[6])) == set(range(8))
@@ -128,7 +128,7 @@ def test_growing_slots_does_not_change_labels():
 
 
 def test_soft_output_is_probability_of_any_object(clip):
-    (frames, truth), segmenter = clip, following(inertia=0.0)
+    (frames, truth), segmenter = clip, color_tracker(inertia=0.0)
     answers = list(segmenter.run(open_source(frames), first_mask=truth[0], soft=True, chunk=4))
     assert set(np.unique(answers[0].probability)) == {0, 255} and answers[0].confidence == 1
     for answer in answers[1:]:
@@ -163,24 +163,24 @@ def test_mask_of_broken_frame_is_replaced_by_next_mask(segmenter, clip):
 @pytest.mark.parametrize("live", [False, True])
 def test_first_mask_from_another_model(segmenter, clip, live):
     frames = np.concatenate([np.full((3, *SIZE, 3), 40, np.uint8), clip[0]])
-    labels = segmenter.segment(iter(frames) if live else frames, first_mask=bright())
-    found = bright().segment(frames)
+    labels = segmenter.segment(iter(frames) if live else frames, first_mask=brightness_segmenter())
+    found = brightness_segmenter().segment(frames)
     assert not labels[:3].any() and found[3].any()
     np.testing.assert_array_equal(labels[3], found[3])
     by_mask = segmenter.segment(frames, first_mask={3: found[3]})
     np.testing.assert_array_equal(labels, by_mask)
     dark = np.full((120, *SIZE, 3), 40, np.uint8)
-    with pytest.raises(UserError, match="bright found no object in the first 100 frames.*--first-mask PNG"):
-        segmenter.segment(iter(dark) if live else dark, first_mask=bright())
+    with pytest.raises(UserError, match="brightness found no object in the first 100 frames.*--first-mask PNG"):
+        segmenter.segment(iter(dark) if live else dark, first_mask=brightness_segmenter())
 
 
 def test_first_mask_is_required_only_by_prompted_models(segmenter, clip):
     frames, truth = clip
     with pytest.raises(UserError, match="needs a mask of the objects.*--first-mask"):
         segmenter.segment(frames)
-    with pytest.raises(UserError, match="bright finds its objects itself: leave out --first-mask.*cfbi"):
-        bright().segment(frames, first_mask=truth[0])
-    with pytest.raises(UserError, match="following needs a first mask itself.*adnet"):
+    with pytest.raises(UserError, match="brightness finds its objects itself: leave out --first-mask.*cfbi"):
+        brightness_segmenter().segment(frames, first_mask=truth[0])
+    with pytest.raises(UserError, match="color_tracker needs a first mask itself.*adnet"):
         segmenter.segment(frames, first_mask=segmenter)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.prompted_model import COLORS, SIZE, bright, following, squares
+from tests.helpers.prompted_model import COLORS, SIZE, brightness_segmenter, color_tracker, squares
 from tests.helpers.recurrent_model import contents, save_frames
 from tests.helpers.small_cfbi import SMALL
 from uvos_jax import UserError
@@ -34,7 +34,7 @@ def folder(clip, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def segmenter():
-    return following()
+    return color_tracker()
 
 
 def _save(path, labels, palette=PALETTE):
@@ -215,7 +215,7 @@ def _interrupted(segmenter, folder, output, at, **options):
 def test_resumed_run_keeps_its_objects(clip, folder, tmp_path):
     truth = clip[1]
     masks = {0: np.uint8(7) * (truth[0] == 3), 4: truth[4] * (truth[4] < 3)}
-    segmenter = following(max_objects=2)
+    segmenter = color_tracker(max_objects=2)
     options = {"prompts": PromptOptions(masks), "chunk": 2, "save_every": 0,
                "outputs": OutputOptions(soft=True, overlay=False)}
     segment_to_folder(segmenter, open_source(folder), tmp_path / "whole", **options)
@@ -244,10 +244,11 @@ def test_resume_rejects_another_first_mask(segmenter, clip, folder, tmp_path):
 def test_resume_keeps_automatic_first_mask(segmenter, clip, tmp_path):
     frames = np.concatenate([np.broadcast_to(COLORS[0], (4, *SIZE, 3)).astype(np.uint8), clip[0]])
     folder = save_frames(tmp_path / "late", frames)
-    options = {"prompts": PromptOptions(bright()), "chunk": 2, "save_every": 0, "outputs": OutputOptions(overlay=False)}
+    options = {"prompts": PromptOptions(brightness_segmenter()), "chunk": 2, "save_every": 0,
+               "outputs": OutputOptions(overlay=False)}
     said = []
     segment_to_folder(segmenter, open_source(folder), tmp_path / "whole", say=said.append, **options)
-    assert said == ["bright found an object in frame 00004; it is tracked from there."]
+    assert said == ["brightness found an object in frame 00004; it is tracked from there."]
     for at in (3, 9):  # before and after the frame with the object
         _interrupted(segmenter, folder, tmp_path / f"out{at}", at, **options)
         run = segment_to_folder(segmenter, open_source(folder), tmp_path / f"out{at}", resume=True, **options)

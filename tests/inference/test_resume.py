@@ -15,7 +15,7 @@ import pytest
 
 from tests.helpers import recurrent_model as helper
 from tests.helpers.paths import REPOSITORY
-from tests.helpers.recurrent_model import OUTPUTS, contents, noise, remembering, save_frames
+from tests.helpers.recurrent_model import OUTPUTS, contents, noise, recurrent_segmenter, save_frames
 from uvos_jax import UserError
 from uvos_jax.inference.engine import StepOutput, StreamState
 from uvos_jax.inference.jobs import resume
@@ -28,7 +28,7 @@ STATE = resume.STATE
 
 @pytest.fixture(scope="module")
 def segmenter():
-    return remembering()
+    return recurrent_segmenter()
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +76,13 @@ def test_interrupt_saves_the_state(segmenter, frames, tmp_path):
 
 def test_restart_without_state_gives_different_masks(frames):
     """Control for the tests above: the masks depend on the state."""
-    segmenter = remembering()
+    segmenter = recurrent_segmenter()
     whole = segmenter.segment(noise(18), chunk=4)
     assert (segmenter.segment(noise(18)[8:], chunk=4) != whole[8:]).mean() > 0.01
 
 
 def test_state_includes_later_references(frames, tmp_path):
-    segmenter = remembering(references=3)
+    segmenter = recurrent_segmenter(references=3)
     segment(segmenter, frames, tmp_path / "undisturbed")
     interrupted(segmenter, frames, tmp_path / "out", 9)
     run = segment(segmenter, frames, tmp_path / "out")
@@ -111,18 +111,18 @@ def test_signature_covers_weights_hyper_parameters_and_frames(frames, tmp_path):
         source = open_source(frames)
         return resume.run_signature(segmenter, source, next(iter(source)), 4, {}, {})
 
-    ours = signature(remembering(), frames)
-    other = remembering()
+    ours = signature(recurrent_segmenter(), frames)
+    other = recurrent_segmenter()
     other.variables = jax.tree.map(lambda x: x + 1, other.variables)
-    assert resume.differences(ours, signature(remembering(), frames)) == []
+    assert resume.differences(ours, signature(recurrent_segmenter(), frames)) == []
     assert resume.differences(ours, signature(other, frames)) == ["weights"]
-    assert resume.differences(ours, signature(remembering(references=2), frames)) == ["references"]
+    assert resume.differences(ours, signature(recurrent_segmenter(references=2), frames)) == ["references"]
     changed = noise(18)
     changed[0, 3, 4, 1] ^= 1
     other = save_frames(tmp_path / "clip", changed)
-    assert resume.differences(ours, signature(remembering(), other)) == ["video"]
+    assert resume.differences(ours, signature(recurrent_segmenter(), other)) == ["video"]
     shorter = save_frames(tmp_path / "shorter/clip", noise(18)[:17])
-    assert resume.differences(ours, signature(remembering(), shorter)) == ["video"]
+    assert resume.differences(ours, signature(recurrent_segmenter(), shorter)) == ["video"]
     # A run cannot be resumed on another machine, but is recognized there as finished.
     elsewhere = ours | {"device": "abacus", "versions": {}}
     assert "device" in resume.differences(elsewhere, ours)
@@ -192,7 +192,7 @@ def test_iterator_cannot_be_resumed(segmenter, tmp_path):
 
 
 def test_state_round_trip_is_bit_exact(frames, tmp_path):
-    segmenter = remembering(dtype=jnp.bfloat16)
+    segmenter = recurrent_segmenter(dtype=jnp.bfloat16)
     source = open_source(frames)
     first = next(iter(source))
     signature = resume.run_signature(segmenter, source, first, 4, {}, {"soft": True})
@@ -233,7 +233,7 @@ def times(folder):
 def check_killed_run(folder, kills):
     """Kills a run at random times, or while it writes the state where ``kills`` is true, and compares the files."""
     frames = save_frames(folder / "clip", noise(60))
-    segment(remembering(), frames, folder / "undisturbed")
+    segment(recurrent_segmenter(), frames, folder / "undisturbed")
     rng, output, reached = random.Random(0), folder / "killed", []
     masks, half = output / "masks", output / f".{STATE}.partial"
     for torn in kills:
@@ -251,7 +251,7 @@ def check_killed_run(folder, kills):
         process.wait()
         assert len(list(masks.glob("*.png"))) >= done  # finished masks are kept
         reached.append(done)
-    run = segment(remembering(), frames, output)
+    run = segment(recurrent_segmenter(), frames, output)
     assert run["finished"] is True and run["resumed"] > 0 and len(set(reached)) > len(kills) // 2
     assert contents(output) == contents(folder / "undisturbed")
 
