@@ -60,7 +60,7 @@ def test_mixture_entries_alternate_in_order():
 def test_every_epoch_is_a_new_permutation():
     epochs = [[epoch_item(3, 1, visit, 17) for visit in range(e * 17, e * 17 + 17)] for e in range(3)]
     assert all(sorted(epoch) == list(range(17)) for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(17))
+    assert len({*map(tuple, epochs), tuple(range(17))}) == 4
     assert [epoch_item(3, 0, visit, 17) for visit in range(17)] != epochs[0]  # another entry has another order
 
 

@@ -90,7 +90,8 @@ def test_extreme_masks_give_samples_with_an_object(box):
 def test_count_of_one_gives_one_sample():
     frame, mask = _scene()
     frames, masks = augmented_samples(frame, mask, count=1)
-    assert len(frames) == len(masks) == 1
+    np.testing.assert_array_equal(frames, [frame])
+    np.testing.assert_array_equal(masks, [255 * mask])
 
 
 def test_empty_mask_is_rejected():

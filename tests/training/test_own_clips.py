@@ -54,14 +54,14 @@ def clips(tmp_path):
     return tmp_path / "clips"
 
 
-def test_one_command_converts_trains_and_resumes(file, clips, tmp_path):
+def test_one_command_converts_and_trains_and_reuses_the_clips(file, clips, tmp_path):
     run = tmp_path / "run"
     command = ("train", "--config", file, "--workdir", run, f"--config.data=folder:{clips}")
     code, out, err = uvos(*command)
     assert code == 0, err
     assert f"{clips}, train: 1 video, 4 frames, 2 with masks" in out
     assert (run / "last").exists() and (run / "data/uvos_folder/own").is_dir()
-    # A second call reuses the converted clips and resumes, although the folder has changed.
+    # A second call reuses the converted clips, although the folder has changed.
     (clips / "Annotations/mine/00000.png").unlink()
     code, out, err = uvos(*command, "--config.phases.0.steps=2")
     assert code == 0 and "with masks" not in out, err
