@@ -81,7 +81,8 @@ def test_truncated_files_are_rejected(tmp_path, share):
 
 def test_text_file_named_npz_is_rejected_without_pickle_advice(tmp_path):
     (tmp_path / "w.npz").write_text("not found\n")
-    assert _refusal(tmp_path / "w.npz").endswith("it is damaged or not an .npz file.")
+    assert _refusal(tmp_path / "w.npz").endswith(
+        "it is damaged or not an .npz file. Give a complete PyTorch, .safetensors or .npz file.")
 
 
 def test_missing_files_folders_and_unknown_suffixes_are_rejected(tmp_path):
@@ -194,5 +195,8 @@ def test_torch_file_without_dict_is_rejected(torch, tmp_path):
 
 @pytest.mark.torch
 def test_text_file_named_pth_is_rejected(torch, tmp_path):
-    (tmp_path / "w.pth").write_text("<html>404 not found</html>\nsorry\n")
-    assert "cannot be read as weights" in _refusal(tmp_path / "w.pth")
+    for text in ("<html>404 not found</html>\nsorry\n", "hello\n", "i am a text", "(dp0\n"):
+        (tmp_path / "w.pth").write_text(text)
+        assert _refusal(tmp_path / "w.pth") == (
+            "'w.pth' cannot be read as weights: it is damaged or not a PyTorch file. Give a complete PyTorch,"
+            " .safetensors or .npz file.")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from uvos_jax.errors import UserError
+from uvos_jax.errors import UserError, error_reason
 from uvos_jax.extras import install_command
 
 _TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".ckpt")
@@ -43,7 +43,7 @@ def read_state_dict(path: str | Path) -> dict:
             tensors = load_file(path)
         elif path.suffix == ".npz":
             if not zipfile.is_zipfile(path):  # np.load would suggest to allow pickled data
-                raise UserError(f"'{path.name}' cannot be read as weights: it is damaged or not an .npz file.")
+                raise _unreadable(path)
             with np.load(path, allow_pickle=False) as file:
                 tensors = dict(file)
         else:
@@ -56,9 +56,10 @@ def read_state_dict(path: str | Path) -> dict:
     except MemoryError as error:
         raise UserError(f"Out of memory while reading '{path.name}': it is damaged or too large for this machine."
                         ) from error
+    except PermissionError as error:
+        raise UserError(f"'{path}' cannot be read as weights: {error_reason(error)}.") from error
     except Exception as error:  # on damaged files the three parsers raise exceptions of many types
-        raise UserError(f"'{path.name}' cannot be read as weights ({type(error).__name__}: {_first_line(error)}).") \
-            from error
+        raise _unreadable(path) from error
 
 
 def _read_torch(path):
@@ -78,7 +79,7 @@ def _read_torch(path):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not zipfile.is_zipfile(path) and "GLOBAL" not in str(error):
-            raise UserError(f"'{path.name}' cannot be read as weights: it is damaged or not a PyTorch file.") from error
+            raise _unreadable(path) from error
         raise UserError(f"'{path.name}' is refused: it holds Python objects that could execute code when loaded. If"
                         " you trust the file, load it elsewhere, save only its state_dict and try again.") from error
 
@@ -94,7 +95,7 @@ def _leaf(value):
         value = value.detach()
         # A view can be far larger than its storage.
         if value.numel() > max(_LARGEST_VIEW, value.untyped_storage().nbytes()):
-            raise ValueError(f"a tensor {list(value.shape)} is larger than what is stored of it")
+            raise ValueError(f"tensor {list(value.shape)} is larger than its storage")
         value = (value.float() if value.is_floating_point() else value).numpy()
     if isinstance(value, np.ndarray) and value.dtype.kind in "fV":
         with np.errstate(over="ignore"):  # infinities are detected on conversion
@@ -102,6 +103,7 @@ def _leaf(value):
     return value
 
 
-def _first_line(error):
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200].rstrip(".")
+def _unreadable(path):
+    kind = {".safetensors": "a .safetensors file", ".npz": "an .npz file"}.get(path.suffix, "a PyTorch file")
+    return UserError(f"'{path.name}' cannot be read as weights: it is damaged or not {kind}. Give a complete PyTorch,"
+                     " .safetensors or .npz file.")
