@@ -13,7 +13,7 @@ from uvos_jax.models import System
 SIZE = (24, 32)
 
 
-class Moving(FakeModel):
+class FlowModel(FakeModel):
     """Its probability is (128 + one component of the flow) / 255: of the frame, or the mean of the references."""
 
     component: int = 0
@@ -53,12 +53,12 @@ class Moving(FakeModel):
     inputs = ("frame", "flow")
 
 
-ROW = System(Moving, "Moving", "tests", "frames and flow")
+ROW = System(FlowModel, "FlowModel", "tests", "frames and flow")
 
 
-def moving(flow=None, scales=(1.0,), flip=False, **fields) -> Segmenter:
+def flow_segmenter(flow=None, scales=(1.0,), flip=False, **fields) -> Segmenter:
     """A segmenter with the model and its one weight."""
-    return Segmenter("moving", Moving(**fields), {"params": {"scale": np.float32(1)}}, scales=scales, flip=flip,
+    return Segmenter("flow_model", FlowModel(**fields), {"params": {"scale": np.float32(1)}}, scales=scales, flip=flip,
                      flow=flow)
 
 

@@ -252,7 +252,7 @@ def test_resume_keeps_automatic_first_mask(segmenter, clip, tmp_path):
     for at in (3, 9):  # before and after the frame with the object
         _interrupted(segmenter, folder, tmp_path / f"out{at}", at, **options)
         run = segment_to_folder(segmenter, open_source(folder), tmp_path / f"out{at}", resume=True, **options)
-        assert run["objects"] == [{"id": 1, "frame": "00004"}] and run["first_mask"].startswith("auto: bright ")
+        assert run["objects"] == [{"id": 1, "frame": "00004"}] and run["first_mask"].startswith("auto: brightness ")
         assert contents(tmp_path / f"out{at}") == contents(tmp_path / "whole")
 
 
