@@ -177,6 +177,21 @@ def test_batch_with_broken_video_can_be_resumed(tmp_path):
     assert _run(tmp_path / "out/b")["finished"] is True
 
 
+@pytest.mark.slow
+def test_batch_errors_name_each_video_once(tmp_path):
+    for name in ("decode", "size"):
+        _frames(tmp_path / "videos" / name, 2)
+    (tmp_path / "videos/decode/00001.jpg").write_bytes(b"broken")
+    cv2.imwrite(str(tmp_path / "videos/size/00001.jpg"), clip(2)[1][:-8])
+    (tmp_path / "text.mp4").write_text("no video")
+    code, _, err = uvos("segment", "videos/decode", "videos/size", "text.mp4", *NETWORK, "--output", "out")
+    errors = [line for line in err.splitlines() if line.startswith("Error: ")]
+    assert code == 2 and len(errors) == 3
+    assert errors[0].startswith("Error: Cannot decode the frame 'videos/decode/00001.jpg'")
+    assert errors[1].startswith("Error: videos/size: Frame '00001' is 72x40")
+    assert errors[2].startswith("Error: Cannot read 'text.mp4' as a video") and errors[2].count("text.mp4") == 1
+
+
 # Restores the SIGINT handler, in case the tests run where Ctrl-C is ignored.
 _FRESH = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 _MAIN = "import sys; from uvos_jax.cli import main; main()"

@@ -194,7 +194,9 @@ class _Job:
 
         def report(result):
             if result.error:
-                self.out.error(f"{public_url(result.item.source)}: {result.error}")
+                source = public_url(result.item.source)
+                named = f"'{source}" in result.error  # also as the folder of a frame
+                self.out.error(result.error if named else f"{source}: {result.error}")
 
         with contextlib.ExitStack() as stack:
             advance = None
