@@ -58,11 +58,11 @@ def evaluate(
             count = pack_results(protocol, predictions, dataset, split, pack, **shared)
             out.result(f"{pack}: {pluralize(count, 'mask')}, {protocol} {split}")
             return
-        out.result(f"{protocol}, {split}{f', only {sequences}' if sequences else ''}: {rule}.")
         results = predictions.resolve()
         name = results.name if results.is_dir() else results.stem
         output = check_output_folder(output or Path("uvos_output", f"{protocol}-{name}"))
         result = score(protocol, predictions, dataset, split, sequences=options.split_names(sequences), **shared)
+        out.result(f"{protocol}, {split}{f', only {sequences}' if sequences else ''}: {rule}.")
         out.result(report.format_result(result))
         written = report.write(result, output)
         out.result(f"{written[0].parent}: {', '.join(path.name for path in written)}")
