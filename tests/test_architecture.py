@@ -127,9 +127,16 @@ def test_requirements_txt_contains_core_and_train_dependencies():
     asked = {*project["dependencies"], *project["optional-dependencies"]["train"]}
     lines = (line.split(" #")[0].strip() for line in (REPOSITORY / "requirements.txt").read_text().splitlines())
     listed = {line for line in lines if line and not line.startswith("#")}
-    assert asked <= listed
+    assert asked <= listed <= asked | set(project["optional-dependencies"]["test"])
     wanted = {"jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy", "ml-collections", "pytest"}
     assert wanted <= {re.split(r"[><=; ]", line)[0] for line in listed}
+
+
+def test_typer_minimum_supports_literal_options():
+    # Older versions stop every command with "Type not yet supported: typing.Literal".
+    dependencies = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
+    minimum = next(re.match(r"typer>=(\d+)\.(\d+)", line) for line in dependencies if line.startswith("typer"))
+    assert tuple(map(int, minimum.groups())) >= (0, 19)
 
 
 def test_core_dependencies_exclude_training_packages():
