@@ -143,6 +143,16 @@ def test_soft_output_is_probability_of_any_object(clip):
     assert answer.confidence < 0.6 and answer.probability[answer.labels > 0].mean() > 250
 
 
+def test_void_pixels_of_the_first_mask_are_not_background():
+    frames = np.full((2, *SIZE, 3), 40, np.uint8)
+    first = np.zeros(SIZE, np.uint8)
+    first[:16, :16], first[16:] = 1, 255
+    frames[0][first > 0] = 230  # as background, the void half would shift the mean color of background to 135 or more
+    frames[1, :, 24:] = 140  # nearer to the object's 230 than to the background's 40
+    labels = color_tracker(inertia=0.0).segment(frames, first_mask=first)
+    np.testing.assert_array_equal(labels[1], np.tile(np.arange(SIZE[1]) >= 24, (SIZE[0], 1)))
+
+
 def test_mask_of_broken_frame_is_replaced_by_next_mask(segmenter, clip):
     frames, truth = clip
 
