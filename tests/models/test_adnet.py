@@ -107,16 +107,15 @@ def test_loss_is_per_example_and_permutation_equivariant():
     assert len(np.unique(np.asarray(total).round(4))) == 3
 
 
-def test_loss_equals_hand_computed_value():
-    model = build("adnet", **TINY)
+@pytest.mark.parametrize("background", [1.0, 0.25])
+def test_loss_equals_hand_computed_value(background):
+    model = build("adnet", background_weight=background, **TINY)
     mask = np.zeros((1, 9, 9, 1), bool)
     mask[:, :, :4] = True
     logits = jnp.full((1, 2, 2, 1), 2.0)
     total, parts = model.loss({"logits": logits}, {"mask": mask}, 0)
-    share = 4 / 9
-    np.testing.assert_allclose(
-        total, [share * np.log1p(np.exp(-2)) + (1 - share) * (2 + np.log1p(np.exp(-2)))], rtol=1e-6
-    )
+    hit, missed = np.log1p(np.exp(-2)), 2 + np.log1p(np.exp(-2))
+    np.testing.assert_allclose(total, [(4 * hit + 5 * background * missed) / (4 + 5 * background)], rtol=1e-6)
     assert set(parts) == {"logits"}
 
 
