@@ -73,7 +73,7 @@ def test_default_network_is_reported(tmp_path):
     assert code == 0 and len([line for line in err.splitlines() if "Default network" in line]) == 1
     run = _run(tmp_path / "uvos_output/clip")
     assert "1 mask," in out and run["hyper_parameters"]["short_side"] == 33
-    assert run["weights"]["in_the_package"] == "default" and run["weights"]["license"] in err
+    assert run["weights"]["packaged"] == "default" and run["weights"]["license"] in err
 
 
 @pytest.mark.slow
@@ -81,7 +81,7 @@ def test_packaged_weights_are_selected_by_name(tmp_path):
     clip_ = _frames(tmp_path / "clip", 1)
     code, _, err = uvos("segment", clip_, "--size", "33", "--weights", "synthetic")
     assert code == 0 and "packaged weights 'synthetic' (Apache-2.0" in err and "Default network" not in err
-    assert _run(tmp_path / "uvos_output/clip")["weights"]["in_the_package"] == "synthetic"
+    assert _run(tmp_path / "uvos_output/clip")["weights"]["packaged"] == "synthetic"
     code, out, err = uvos("segment", clip_, "--weights", "syntetic", "--output", "other")
     assert code == 2 and out == "" and "Did you mean 'synthetic'?" in err
     code, out, err = uvos("segment", clip_, "--weights", "", "--output", "other")

@@ -312,7 +312,7 @@ def test_resume_needs_the_same_flow_method(tmp_path):
 
     whole, _ = run("whole", difference())
     assert whole["flow"] == {"method": "difference", "identity": difference().identity,
-                             "direction": "to the next frame; the last frame's to the one before"}
+                             "direction": "next_frame"}
     with pytest.raises(KeyboardInterrupt):
         run("out", difference(), at=5)
     again, _ = run("out", cached_estimator(difference(3), tmp_path / "cache"))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers import flow_model
 from tests.helpers import recurrent_model as helper
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.recurrent_model import OUTPUTS, contents, noise, recurrent_segmenter, save_frames
@@ -170,6 +171,33 @@ def test_finished_run_is_not_changed(segmenter, frames, tmp_path):
         segment(segmenter, frames, tmp_path / "out", chunk=2)
     assert files() == before
     assert segment(segmenter, frames, tmp_path / "out", chunk=2, overwrite=True)["chunk"] == 2
+
+
+def test_runs_of_earlier_versions_resume_with_the_old_direction(tmp_path, monkeypatch):
+    frames = save_frames(tmp_path / "clip", flow_model.levels((10, 11, 13, 17, 25, 41, 73)))
+    segmenter = flow_model.flow_segmenter(flow_model.difference())
+    old = "to the next frame; the last frame's to the one before"
+
+    def run(output, at=None):
+        seen, said = [], []
+
+        def on_frame():
+            seen.append(1)
+            if len(seen) == at:
+                raise KeyboardInterrupt
+
+        found = segment_to_folder(segmenter, open_source(frames), tmp_path / output, chunk=2,
+                                  resume=True, save_every=0, on_frame=on_frame, say=said.append)
+        return found, said
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resume, "flow_direction", lambda causal: old)
+        assert run("finished")[0]["flow"]["direction"] == old
+        with pytest.raises(KeyboardInterrupt):
+            run("unfinished", at=5)
+    found, said = run("finished")
+    assert "already finished" in said[0] and found["flow"]["direction"] == "next_frame"
+    assert run("unfinished")[0]["resumed"] == 4
 
 
 def test_resume_can_skip_the_broken_frame(segmenter, tmp_path):

@@ -163,10 +163,8 @@ def estimate_flow(frames: Iterator[Frame], estimator: FlowEstimator, causal: boo
 
 
 def flow_direction(causal: bool) -> str:
-    """Describes the flow of :func:`estimate_flow` for ``run.json``."""
-    if causal:
-        return "to the frame before; the first frame's is zero"
-    return "to the next frame; the last frame's to the one before"
+    """Returns the direction of the flow of :func:`estimate_flow`: the frame that most vectors point to."""
+    return "previous_frame" if causal else "next_frame"
 
 
 def zero_flow(frame: Frame) -> np.ndarray:

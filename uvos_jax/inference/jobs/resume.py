@@ -45,6 +45,11 @@ _OPTION_NAMES = {"weights_sha256": "weights", "short_side": "size (short_side)",
                  "prune": "instances to prune"}
 
 
+# Values of ``flow.direction`` that earlier versions wrote, and the current ones.
+_OLD_DIRECTIONS = {"to the next frame; the last frame's to the one before": "next_frame",
+                   "to the frame before; the first frame's is zero": "previous_frame", "as in the files": "files"}
+
+
 @dataclasses.dataclass(frozen=True)
 class ResumePoint:
     """The state of a run after a full chunk.
@@ -114,8 +119,22 @@ def _flow_signature(flow: FlowEstimator | Path | None, source: Source) -> dict[s
     if flow is None:
         return None
     if isinstance(flow, Path):
-        return {"method": "files", "identity": flow_folder_identity(flow), "direction": "as in the files"}
+        return {"method": "files", "identity": flow_folder_identity(flow), "direction": "files"}
     return {"method": flow.name, "identity": flow.identity, "direction": flow_direction(source.live)}
+
+
+def with_current_names(run: dict[str, Any]) -> dict[str, Any]:
+    """Returns the content of a ``run.json``, or a signature, with the keys and values of earlier versions renamed."""
+    outputs, flow, weights = ({**value} if isinstance(value, dict) else value
+                              for value in map(run.get, ("outputs", "flow", "weights")))
+    if isinstance(outputs, dict) and "look" in outputs:
+        outputs["style"] = outputs.pop("look")
+    if isinstance(flow, dict) and isinstance(flow.get("direction"), str):
+        flow["direction"] = _OLD_DIRECTIONS.get(flow["direction"], flow["direction"])
+    if isinstance(weights, dict) and "in_the_package" in weights:
+        weights["packaged"] = weights.pop("in_the_package")
+    renamed = {"outputs": outputs, "flow": flow, "weights": weights}
+    return {key: renamed.get(key, value) for key, value in run.items()}
 
 
 def differences(earlier: dict[str, Any], signature: dict[str, Any], finished: bool = False) -> list[str]:
@@ -234,7 +253,7 @@ def load(folder: Path, segmenter: Segmenter, first: Frame, signature: dict[str, 
         with np.load(folder / STATE, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
         text = json.loads(arrays.pop("text").tobytes())
-        differing = differences(text["signature"], signature)
+        differing = differences(with_current_names(text["signature"]), signature)
         if differing:
             return None, f"it differs in {', '.join(differing)}"
         references = ReferenceFrames(tuple(text["references"]["indices"]), text["references"]["rule"])

@@ -237,9 +237,9 @@ def _read_run(output: Path) -> dict[str, Any]:
         run = json_text.loads((output / "run.json").read_text())
     except (OSError, ValueError, RecursionError):
         return {}
-    if isinstance(run, dict) and isinstance(run.get("outputs"), dict) and "look" in run["outputs"]:  # version 0.1
-        run["outputs"]["style"] = run["outputs"].pop("look")
-    return run if isinstance(run, dict) and (not run.get("finished") or run.keys() >= _REQUIRED_KEYS) else {}
+    if not isinstance(run, dict) or (run.get("finished") and not run.keys() >= _REQUIRED_KEYS):
+        return {}
+    return resuming.with_current_names(run)
 
 
 def _earlier(segmenter, source, output, facts_from, overwrite, say):
@@ -355,7 +355,7 @@ def _description(segmenter: Segmenter, first: Frame, references: ReferenceFrames
     model, native_size = segmenter.model, first.image.shape[:2]
     packaged, cache = recognized(segmenter.weights_digest), getattr(segmenter.flow, "cache_folder", None)
     return {
-        "weights": {"in_the_package": packaged, "license": about(packaged)["license"]} if packaged else None,
+        "weights": {"packaged": packaged, "license": about(packaged)["license"]} if packaged else None,
         "network_sizes": [list(model.frame_size(native_size, scale)) for scale in segmenter.scales],
         "reference_frames": list(references.indices),
         "references": references.rule,
