@@ -323,10 +323,10 @@ def test_pruned_instances_become_background(tmp_path, scales, flip, chunk):
     np.testing.assert_array_equal(segmenter.segment(frames, chunk=chunk), whole)  # pruning does not persist
 
 
-def test_official_variant_adds_main_part_stage():
+def test_official_variant_adds_main_component_stage():
     assert brightness_segmenter().engine(SIZE, pruned=True).stages == ()
     official = Segmenter("brightness", BrightnessModel(variant="official"), {"params": {"gain": np.float32(1)}})
-    assert official.engine(SIZE, pruned=True).stages == ("main_part",) and official.engine(SIZE).stages == ()
+    assert official.engine(SIZE, pruned=True).stages == ("main_component",) and official.engine(SIZE).stages == ()
 
 
 @pytest.mark.parametrize("variant", ["paper", "official"])
@@ -350,7 +350,7 @@ def test_pruned_run_resumes_only_with_the_same_detections(tmp_path, variant):
 
     whole = segment("whole")
     assert variant != "paper" or whole["pruned"]["instances"] > 10
-    assert whole["postprocess"] == (["prune", "main_part"] if variant == "official" else ["prune"])
+    assert whole["postprocess"] == (["prune", "main_component"] if variant == "official" else ["prune"])
     with pytest.raises(KeyboardInterrupt):
         segment("out", on_frame=end)
     again = segment("out")

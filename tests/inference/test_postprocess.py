@@ -66,7 +66,7 @@ def _several_parts():
 
 
 @pytest.mark.slow
-def test_main_part_equals_published_opencv_rule():
+def test_main_component_equals_published_opencv_rule():
     expected, last = [], None
     for score in _several_parts():
         mask, score = (score > 0.5).astype(np.uint8), score.copy()
@@ -85,7 +85,7 @@ def test_main_part_equals_published_opencv_rule():
         expected.append(score)
     expected = np.stack(expected)
 
-    np.testing.assert_array_equal(_staged("main_part", _several_parts()), expected)
+    np.testing.assert_array_equal(_staged("main_component", _several_parts()), expected)
     changed = (expected != _several_parts()).any((1, 2))
     assert changed.tolist() == [True, True, False, False, False, False, False, True, False, True]
 
@@ -95,8 +95,8 @@ def _compiled(name):
     return init, jax.jit(apply, static_argnums=2)
 
 
-def test_follow_edges_sharpens_coarse_score_only_at_edges():
-    init, apply = _compiled("follow_edges")
+def test_refine_edges_sharpens_coarse_score_only_at_edges():
+    init, apply = _compiled("refine_edges")
     frame = np.full((320, 480, 3), 60, np.uint8)
     cv2.circle(frame, (240, 160), 90, (200, 120, 90), -1)
     truth = (frame[..., 0] > 100).astype(np.float32)
@@ -127,7 +127,7 @@ def _drifting(length=6, size=(128, 192), step=5):
 
 
 def _followed(scores, frames, flow, causal=False):
-    init, apply = _compiled("follow_flow")
+    init, apply = _compiled("smooth_over_time")
     state, out = init(scores.shape[1:]), []
     for score, frame, its in zip(scores, frames, flow, strict=True):
         state, kept = apply(state, jnp.asarray(score)[None, :, :, None], 0.5,
@@ -136,7 +136,7 @@ def _followed(scores, frames, flow, causal=False):
     return np.stack(out)
 
 
-def test_follow_flow_propagates_previous_scores():
+def test_smooth_over_time_propagates_previous_scores():
     frames, masks, ahead, back = _drifting()
     scores = 0.9 * masks
     scores[3] = 0.3 * masks[3]  # a weak detection in one frame
@@ -149,7 +149,7 @@ def test_follow_flow_propagates_previous_scores():
     np.testing.assert_allclose(_followed(scores, frames, back, causal=True)[3][inside], kept[3][inside], atol=0.05)
 
 
-def test_follow_flow_drops_previous_scores_where_colors_differ():
+def test_smooth_over_time_drops_previous_scores_where_colors_differ():
     frames, masks, ahead, _ = _drifting()
     frames[3:] = 255 - frames[3:]  # a cut
     scores = 0.9 * masks
@@ -160,7 +160,7 @@ def test_follow_flow_drops_previous_scores_where_colors_differ():
 
 
 def _colored(scores, frames):
-    init, apply = _compiled("follow_colors")
+    init, apply = _compiled("refine_by_color")
     state, out = init(scores.shape[1:]), []
     for score, frame in zip(scores, frames, strict=True):
         state, kept = apply(state, jnp.asarray(score)[None, :, :, None], 0.5, FrameContext(jnp.asarray(frame), None))
@@ -177,7 +177,7 @@ def _red_before_green(length=2, size=(240, 320)):
     return frames.clip(0, 255).astype(np.uint8), masks
 
 
-def test_follow_colors_completes_object_and_removes_background():
+def test_refine_by_color_completes_object_and_removes_background():
     frames, masks = _red_before_green(1)
     score = np.where(masks, 0.8, 0.1).astype(np.float32)
     score[:, 130:180, 100:220] = 0.35  # a missed part
@@ -190,7 +190,7 @@ def test_follow_colors_completes_object_and_removes_background():
     assert kept.min() >= 0 and kept.max() <= 1
 
 
-def test_follow_colors_keeps_histograms_and_ignores_unseen_colors():
+def test_refine_by_color_keeps_histograms_and_ignores_unseen_colors():
     frames, masks = _red_before_green(2)
     scores = np.stack([np.where(masks[0], 0.8, 0.1), np.full(masks[0].shape, 0.4)]).astype(np.float32)
     kept = _colored(scores, frames)

@@ -302,8 +302,8 @@ def test_flow_input_is_color_wheel_without_camera_motion():
 
 def test_refine_adds_postprocessing_stages():
     assert build("dpa").postprocess == ()
-    assert build("dpa", refine=True).postprocess == ("follow_flow", "follow_colors", "follow_edges")
-    assert build("dpa", refine=True, streams="appearance").postprocess == ("follow_colors", "follow_edges")
+    assert build("dpa", refine=True).postprocess == ("smooth_over_time", "refine_by_color", "refine_edges")
+    assert build("dpa", refine=True, streams="appearance").postprocess == ("refine_by_color", "refine_edges")
 
 
 def test_official_variant_normalizes_each_map_to_unit_range():

@@ -153,7 +153,7 @@ def official_rule(instances: VideoInstances, train_length: float = TRAIN_LENGTH)
 
 def extra_stages(variant: str) -> tuple[str, ...]:
     """Returns the names of the post-processing stages that pruning adds before those of the model."""
-    return ("main_part",) if variant.startswith("official") else ()
+    return ("main_component",) if variant.startswith("official") else ()
 
 
 class InstancePruner:

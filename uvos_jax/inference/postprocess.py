@@ -2,7 +2,7 @@
 
 A stage is a pair of functions, ``init(native_size) -> state`` and ``apply(state, score, threshold, context) ->
 (state, score)``, with scores ``[1, h, w, 1]`` at native size. ``model.postprocess`` names the stages of a model in
-order; ``STAGES`` maps the names to the functions. Checkpoints and ``run.json`` hold the names.
+order; ``STAGES`` maps the names to the functions. ``run.json`` holds the names.
 """
 
 import flax.struct
@@ -198,7 +198,7 @@ def smooth_over_time_init(native_size: tuple[int, int]) -> SmoothingState:
 
 def smooth_over_time(state: SmoothingState, score: jax.Array, threshold: float, context: FrameContext
                      ) -> tuple[SmoothingState, jax.Array]:
-    """Stage ``follow_flow``: smooths the score over time by warping the previous one along the flow.
+    """Stage ``smooth_over_time``: smooths the score over time by warping the previous one along the flow.
 
     The previous score has most weight where the warped colors match those of the frame. Where they differ (cuts,
     disocclusion, wrong flow), the frame keeps its own score.
@@ -248,7 +248,7 @@ def refine_by_color_init(native_size: tuple[int, int]) -> ColorState:
 
 def refine_by_color(state: ColorState, score: jax.Array, threshold: float, context: FrameContext
                     ) -> tuple[ColorState, jax.Array]:
-    """Stage ``follow_colors``: refines the score with color histograms of the object and its surroundings.
+    """Stage ``refine_by_color``: refines the score with color histograms of the object and its surroundings.
 
     Confident pixels of this and earlier frames fill the histograms. The log odds of each pixel's color under the two
     are then added to the logit of its score.
@@ -278,7 +278,7 @@ def refine_by_color(state: ColorState, score: jax.Array, threshold: float, conte
 
 
 def refine_edges(state: tuple, score: jax.Array, threshold: float, context: FrameContext) -> tuple[tuple, jax.Array]:
-    """Stage ``follow_edges``: aligns a coarse score with the frame's edges by the fast guided filter.
+    """Stage ``refine_edges``: aligns a coarse score with the frame's edges by the fast guided filter.
 
     Args:
         state: Empty.
@@ -302,8 +302,8 @@ def _reduction(size, rows):
 
 STAGES = {
     "temporal_gate": (temporal_gate_init, temporal_gate),
-    "main_part": (main_component_init, main_component),
-    "follow_flow": (smooth_over_time_init, smooth_over_time),
-    "follow_colors": (refine_by_color_init, refine_by_color),
-    "follow_edges": (lambda native_size: (), refine_edges),
+    "main_component": (main_component_init, main_component),
+    "smooth_over_time": (smooth_over_time_init, smooth_over_time),
+    "refine_by_color": (refine_by_color_init, refine_by_color),
+    "refine_edges": (lambda native_size: (), refine_edges),
 }

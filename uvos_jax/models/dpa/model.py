@@ -279,8 +279,8 @@ class DPA(Model):
     @property
     def postprocess(self) -> tuple[str, ...]:
         """Names of the post-processing stages that follow the fused score; the paper has none."""
-        return ("follow_flow",) * ("flow" in self.inputs and self.refine) + (
-            "follow_colors", "follow_edges") * self.refine
+        return ("smooth_over_time",) * ("flow" in self.inputs and self.refine) + (
+            "refine_by_color", "refine_edges") * self.refine
 
     @nn.nowrap
     def reference_frames(self, length: int | None) -> tuple[int, ...]:
