@@ -5,6 +5,7 @@ several workers and by the processes that tests start.
 """
 
 import contextlib
+import inspect
 import os
 from importlib import metadata
 from pathlib import Path
@@ -32,9 +33,28 @@ def environment() -> dict[str, str]:
 
 
 def write_from_this_process() -> None:
-    """Lets this process add compiled programs to the folder, each under a temporary name first."""
+    """Lets this process add compiled programs to a folder.
+
+    Entries of the shared folder are written under a temporary name first, which replaces a private method of JAX. In
+    a version of JAX without that method, the process gets a folder of its own.
+    """
     import jax
-    from jax._src import lru_cache
+
+    if not _write_atomically():
+        worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+        jax.config.update("jax_compilation_cache_dir", str(Path(jax.config.jax_compilation_cache_dir) / worker))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
+
+
+def _write_atomically() -> bool:
+    """Replaces JAX's writing of cache entries in place; returns False if its private interface differs."""
+    try:
+        from jax._src.lru_cache import LRUCache
+
+        if list(inspect.signature(LRUCache.put).parameters) != ["self", "key", "value"]:
+            return False
+    except (ImportError, AttributeError):
+        return False
 
     def put(cache, key, value):
         path = Path(str(cache.path)) / f"{key}-cache"
@@ -44,15 +64,16 @@ def write_from_this_process() -> None:
         temporary.write_bytes(value)
         temporary.replace(path)
 
-    lru_cache.LRUCache.put = put
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
+    LRUCache.put = put
+    return True
 
 
 def drop_old_programs(folder: Path = FOLDER, size: int = FOLDER_BYTES) -> None:
     """Removes the oldest entries beyond ``size`` bytes."""
     kept = 0
     with contextlib.suppress(FileNotFoundError):
-        entries = [(path.stat().st_mtime, path.stat().st_size, path) for path in folder.iterdir()]
+        entries = [(path.stat().st_mtime, path.stat().st_size, path) for path in folder.rglob("*")
+                   if path.is_file()]
         for _, length, path in sorted(entries, reverse=True):
             kept += length
             if kept > size:
