@@ -109,11 +109,12 @@ def _mask(path, labels):
     (lambda: ["--first-mask", _mask("many.png", np.resize(np.arange(90), SIZE))], "89 objects in it"),
     (lambda: [], "color_tracker needs a mask of the objects.*--first-mask"),
     (lambda: ["--first-mask", "auto", "--first-model", "color_tracker", "--first-weights", "random"],
-     "needs a first mask"),
-    (lambda: ["--first-mask", "auto", "--first-model", "adnet"], "No weights of adnet ship.*Give --first-weights"),
-    (lambda: ["--first-mask", "a.png", "--first-model", "adnet"], "--first-model needs --first-mask auto"),
+     "is semi-supervised and cannot find the first mask"),
+    (lambda: ["--first-mask", "auto", "--first-model", "adnet"],
+     "No weights of adnet are packaged.*Give --first-weights"),
+    (lambda: ["--first-mask", "a.png", "--first-model", "adnet"], "--first-model is valid only with --first-mask auto"),
     (lambda: ["--model", "brightness", "--first-mask", "a.png"],
-     "brightness finds its objects itself: leave out --first-mask"),
+     "brightness takes no first mask. Leave out --first-mask"),
 ])
 def test_invalid_options_print_one_line_and_write_nothing(tmp_path, options, words):
     save_frames(tmp_path / "clip", squares(2)[0])

@@ -81,7 +81,7 @@ def test_several_videos_need_a_folder_of_detections(tmp_path):
     (lambda _: ["--prune", "nowhere.json"], "Cannot read the detections 'nowhere.json'"),
     (lambda _: ["--prune", _save("x.json", [{"image_id": 0, "bbox": [0, 0, -1, 2]}])], "has a negative side"),
     (lambda entries: ["--prune", _save("x.json", [e | {"image_id": 99} for e in entries])], "belongs to another video"),
-    (lambda _: ["--prune", "x.json", "--prune-weights", "w.pth"], "--prune-weights needs --prune dtnet"),
+    (lambda _: ["--prune", "x.json", "--prune-weights", "w.pth"], "--prune-weights is valid only with --prune dtnet"),
     (lambda _: ["--prune", "dtnet"], "dtnet"),
     (lambda _: ["--model", "color_tracker", "--first-mask", "auto", "--first-model", "brightness",
                 "--first-weights", "random", "--prune", "x.json"], "Cannot prune with color_tracker"),

@@ -70,7 +70,7 @@ def test_features_depend_on_references_and_other_stream():
 
 
 def test_debug_is_rejected_without_ima_and_ifa_or_second_pass():
-    with pytest.raises(UserError, match="has neither"):
+    with pytest.raises(UserError, match="this model lacks"):
         check_figures(_segmenter(streams="appearance", ifa=False), open_source(clip(1)))
     with pytest.raises(UserError, match="reads the video twice"):
         check_figures(_segmenter(), open_source(iter(clip(1))))

@@ -123,7 +123,7 @@ def test_growing_slots_does_not_change_labels():
     grown = [answer.labels for answer in few.run(open_source(frames), first_mask=masks, chunk=2, say=said.append)]
     np.testing.assert_array_equal(grown, roomy.segment(frames, first_mask=masks, chunk=2))
     assert set(np.unique(grown[6])) == set(range(8))
-    assert said == ["7 objects: 8 slots from frame 00005 on, compiled again."]
+    assert said == ["7 objects from frame 00005 on: using 8 object slots and compiling again."]
     assert [few.engine(SIZE, max_objects=max_objects).step._cache_size() for max_objects in (2, 8)] == [1, 1]
 
 
@@ -188,9 +188,9 @@ def test_first_mask_is_required_only_by_prompted_models(segmenter, clip):
     frames, truth = clip
     with pytest.raises(UserError, match="needs a mask of the objects.*--first-mask"):
         segmenter.segment(frames)
-    with pytest.raises(UserError, match="brightness finds its objects itself: leave out --first-mask.*cfbi"):
+    with pytest.raises(UserError, match="brightness takes no first mask. Leave out --first-mask.*cfbi"):
         brightness_segmenter().segment(frames, first_mask=truth[0])
-    with pytest.raises(UserError, match="color_tracker needs a first mask itself.*adnet"):
+    with pytest.raises(UserError, match="color_tracker is semi-supervised and cannot find the first mask.*adnet"):
         segmenter.segment(frames, first_mask=segmenter)
 
 

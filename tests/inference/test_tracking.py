@@ -291,7 +291,7 @@ def test_resumed_run_keeps_its_targets(segmenter, tmp_path):
 
 @pytest.mark.parametrize("options", [{"scales": (0.5, 1.0)}, {"flip": True}])
 def test_multiple_views_are_rejected(segmenter, options):
-    with pytest.raises(UserError, match="dtnet has no test-time augmentation; leave out --scales and --flip"):
+    with pytest.raises(UserError, match="dtnet does not support test-time augmentation. Leave out --scales and --flip"):
         Segmenter("dtnet", segmenter.model, segmenter.variables, **options)
 
 

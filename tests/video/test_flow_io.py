@@ -50,7 +50,7 @@ def test_flow_round_trip(tmp_path, suffix, step):
 
 
 def test_flow_beyond_png_range_is_rejected_without_output(tmp_path):
-    with pytest.raises(UserError, match=r"513 pixels.*ends at 512.*\.flo"):
+    with pytest.raises(UserError, match=r"513 pixels.*holds at most 512.*\.flo"):
         write_flow(tmp_path / "a.png", np.full((2, 2, 2), -513, np.float32))
     assert not list(tmp_path.iterdir())
 

@@ -100,7 +100,7 @@ def test_unavailable_camera_is_rejected(camera):
     camera.there, camera.count, camera.fps = True, 0, float("nan")
     source = open_source("0")
     assert source.fps == 24
-    with pytest.raises(UserError, match="Camera 0 gives no frame"):
+    with pytest.raises(UserError, match="Camera 0 returns no frames"):
         list(source)
 
 

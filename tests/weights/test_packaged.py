@@ -124,5 +124,5 @@ def test_damaged_file_raises_one_line_error(small_file, damage):
     small_file.unlink()
     if data is not None:
         small_file.write_bytes(data)
-    with pytest.raises(UserError, match=r"^The weights in the package are missing or damaged.*\.$"):
+    with pytest.raises(UserError, match=r"^The packaged weights are missing or damaged.*\.$"):
         packaged.load_packaged()

@@ -303,4 +303,4 @@ def test_non_numeric_tolerance_is_rejected(rerun):
 ])
 def test_invalid_manifest_is_rejected(golden, tmp_path, change):
     (tmp_path / "m.json").write_text(json.dumps({"keys": {"a.bias": [2]}} | change))
-    assert "breaks its rule" in _refusal(golden / ADNET, tmp_path / "m.json")
+    assert "has an invalid rule" in _refusal(golden / ADNET, tmp_path / "m.json")

@@ -173,7 +173,7 @@ def contact_sheet(frames: list["np.ndarray"], truth: "np.ndarray", masks: "np.nd
     times = np.linspace(0, len(frames) - 1, _COLUMNS).round().astype(int)
     size = (_WIDTH, round(_WIDTH * frames[0].shape[0] / frames[0].shape[1]))
     rows = {"frame": [frames[t] for t in times],
-            "known mask": [draw_overlay(frames[t], truth[t].astype(np.uint8)) for t in times],
+            "ground truth": [draw_overlay(frames[t], truth[t].astype(np.uint8)) for t in times],
             "prediction": [draw_overlay(frames[t], masks[t].astype(np.uint8)) for t in times]}
     strips = []
     for caption, images in rows.items():

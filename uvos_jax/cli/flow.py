@@ -49,7 +49,7 @@ def flow(
 
             video = open_source(source, clip)
             if video.kind == "camera":
-                raise UserError("'uvos flow' needs a video with an end. Record the camera first.")
+                raise UserError("'uvos flow' cannot read a camera. Record a video and give its file.")
             check_flow_output(output, overwrite, video)
             estimator = load_flow(method, weights, cache)
         asked = {"input": public_url(source), "method": method, "weights": weights, "format": form,

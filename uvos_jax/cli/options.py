@@ -26,14 +26,14 @@ _OWN_OPTIONS = {"name": "--model", "model": "--model", "weights": "--weights", "
 
 Model = Annotated[str | None, typer.Option(
     "--model", metavar="NAME", rich_help_panel=MODEL,
-    help="System, see 'uvos models'. A checkpoint directory names its own.")]
+    help="System, see 'uvos models'. Not needed with a checkpoint directory.")]
 Variant = Annotated[str | None, typer.Option(
     "--variant", metavar="NAME", rich_help_panel=MODEL, help="'paper' or 'official' (as the published code).")]
 Weights = Annotated[str | None, typer.Option(
     "--weights", metavar="PATH", rich_help_panel=MODEL,
     help="Checkpoint directory, .pth, .safetensors or .npz file, name of packaged weights, or 'random' (untrained).")]
 Precision = Annotated[Literal["float32", "bfloat16"], typer.Option(
-    "--precision", rich_help_panel=MODEL, help="float32 is the reference, bfloat16 the fast path.")]
+    "--precision", rich_help_panel=MODEL, help="float32 (reference) or bfloat16 (faster on accelerators).")]
 Size = Annotated[int | None, typer.Option(
     "--size", min=17, metavar="PIXELS", rich_help_panel=MODEL,
     help="Shorter side of the network input. Default: the model's own.")]
@@ -73,7 +73,7 @@ PruneWeights = Annotated[str | None, typer.Option(
 Start = Annotated[str | None, typer.Option(
     "--start", metavar="TIME", rich_help_panel=INPUT, help="Time of the first frame, such as 90, 12.5s or 1:05.")]
 End = Annotated[str | None, typer.Option(
-    "--end", metavar="TIME", rich_help_panel=INPUT, help="Time of the first frame that is no longer read.")]
+    "--end", metavar="TIME", rich_help_panel=INPUT, help="Time at which reading ends, exclusive.")]
 Every = Annotated[int, typer.Option("--every", min=1, metavar="N", rich_help_panel=INPUT, help="Read every Nth frame.")]
 OnError = Annotated[Literal["stop", "skip"], typer.Option(
     "--on-error", rich_help_panel=INPUT, help="At a frame that cannot be decoded, stop or repeat the last mask.")]

@@ -40,7 +40,7 @@ _Background = Annotated[str | None, typer.Option(
     help="Background of the overlay: blur, gray, or a color such as green or #00ff00.")]
 _Output = Annotated[Path | None, typer.Option(
     "--output", metavar="DIR", rich_help_panel=options.OUTPUT,
-    help="Folder of the results; of several videos, each has a folder in it. Default: uvos_output/<input>.")]
+    help="Output folder. Several videos get one subfolder each. Default: uvos_output/<input>.")]
 _Debug = Annotated[bool, typer.Option(
     "--debug", rich_help_panel=options.RUN, help="Draw figures of the network's features, such as attention maps.")]
 
@@ -77,7 +77,7 @@ def segment(
     *,
     inputs: Annotated[list[str], typer.Argument(
         metavar="INPUT", help="Video file, folder of frames or of videos, quoted glob, camera index, URL (rtsp://,"
-                                 " http://), or - for standard input. Several make a batch.")],
+                                 " http://), or - for standard input. Several inputs form a batch.")],
     network: options.Network,
     clip: options.Clip,
     prompts: options.Prompts,

@@ -82,7 +82,7 @@ class _DataOptions:
 def _data_options(
     data: Annotated[str | None, typer.Option(
         "--data", metavar="NAME", rich_help_panel="Training data",
-        help="Measure reading and augmentation of a converted dataset, and no model.")] = None,
+        help="Measure reading and augmentation of a converted dataset instead of a model.")] = None,
     data_dir: Annotated[Path | None, typer.Option(
         "--data-dir", metavar="DIR", rich_help_panel="Training data", help="Folder of the converted datasets.")
     ] = None,
@@ -112,7 +112,7 @@ def benchmark(
         "--objects", min=1, max=80, metavar="N", rich_help_panel=options.INPUT,
         help="Number of given objects, for semi-supervised models. Default: 1.")] = None,
     parts: Annotated[bool, typer.Option(
-        "--parts", rich_help_panel=options.RUN, help="Print time per frame of each component of the model only.")
+        "--parts", rich_help_panel=options.RUN, help="Print the time per frame of each model component instead.")
     ] = False,
     data: Annotated[_DataOptions, Group(_data_options)] = None,
     quiet: options.Quiet = False,
@@ -137,13 +137,13 @@ def _benchmark_model(network: options.NetworkOptions, native_size: tuple[int, in
     segmenter = network.load()
     counted = segmenter.model.task == "prompted" or (parts and segmenter.model.task == "tracks")
     if objects and not counted:
-        raise UserError(f"--objects is for semi-supervised models; {segmenter.name} finds its own objects.")
+        raise UserError(f"--objects is for semi-supervised models; {segmenter.name} takes no prompts. Leave it out.")
     height, width = segmenter.model.frame_size(native_size)
     device = jax.devices()[0]
     rows = [
         ("model", f"{segmenter.name} {segmenter.model.variant}, {network.precision}, network at {height}x{width}"),
         ("device", f"{device.device_kind} ({device.platform}) x {jax.device_count()}"),
-        *([("objects", f"{objects or 1}, beside the background")] if counted else []),
+        *([("objects", f"{objects or 1} and the background")] if counted else []),
     ]
     if parts:
         from uvos_jax.inference.profiling.components import time_components

@@ -36,7 +36,7 @@ def load_model(name: str | None, weights: str | Path, **overrides) -> tuple[str,
     path = Path(weights)
     if str(weights) != "random" and not (str(weights) and path.exists()):
         known = () if name == "raft" else packaged_names()
-        ours = f", weights in the package ({', '.join(known)})" if known else ""
+        ours = f", packaged weights ({', '.join(known)})" if known else ""
         raise UserError(f"There are no weights '{weights}': give a checkpoint directory, a file"
                         f" ({', '.join(SUFFIXES)}){ours} or 'random'.{nearest_hint(str(weights), known)}")
     if path.is_dir():
@@ -45,8 +45,8 @@ def load_model(name: str | None, weights: str | Path, **overrides) -> tuple[str,
             raise UserError(f"'{path}' holds weights of {stored}, not of {name}.")
         return stored, model, variables
     if name is None:
-        raise UserError(f"Weights '{weights}' need a model. Give --model (name= in Python); only a checkpoint directory"
-                        " names its own.")
+        raise UserError(f"Weights '{weights}' need a model. Give --model (name= in Python); only checkpoint directories"
+                        " store it.")
     if str(weights) == "random":
         model = build(name, **overrides)
         return name, model, random_variables(model)
@@ -110,20 +110,20 @@ def load_flow(flow: str | Path, weights: str | Path | None = None,
         UserError: A value cannot be used, or two do not go together.
     """
     if weights is not None and flow != "raft":
-        raise UserError(f"Flow from '{flow}' needs no weights; leave them out, or choose raft.")
+        raise UserError(f"Flow from '{flow}' uses no weights. Leave them out, or choose raft.")
     if flow not in METHODS:
         if not Path(flow).is_dir():
             raise UserError(f"Unknown flow '{flow}'. Give {', '.join(METHODS)} or a folder of flow"
                             f" files.{nearest_hint(str(flow), METHODS)}")
         if cache is not None:
-            raise UserError(f"The flow in '{flow}' is read, not computed: leave out the folder to keep it in.")
+            raise UserError(f"The flow in '{flow}' is read from files and needs no cache. Leave out --flow-cache.")
         list_flow_files(Path(flow))
         return Path(flow)
     method = dis_estimator
     if flow == "raft":
         if weights is None:
-            raise UserError("No weights of RAFT ship with the package. Give a published .pth or a checkpoint directory"
-                            " (--flow-weights; --weights of 'uvos flow'), or use dis, which needs none.")
+            raise UserError("No weights of RAFT are packaged. Give a published .pth or a checkpoint directory"
+                            " (--flow-weights; --weights of 'uvos flow'), or use dis.")
         system("raft")
         method = raft_estimator(*load_model("raft", weights)[1:])
     return method if cache is None else cached_estimator(method, cache)

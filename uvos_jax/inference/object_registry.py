@@ -152,8 +152,8 @@ class ObjectRegistry:
         self._max_objects = slots
         if slots == before:
             return slots, None
-        return slots, (f"{len(self.entries)} objects: {slots} slots from frame {self.entries[-1].frame} on"
-                       f"{', compiled again' * recompiles}.")
+        return slots, (f"{len(self.entries)} objects from frame {self.entries[-1].frame} on: using {slots} object slots"
+                       f"{' and compiling again' * recompiles}.")
 
     def _register_frame(self, index, frame):
         """Slots uint8 ``[h, w]`` of the objects that one frame introduces; None if there are none."""

@@ -60,12 +60,12 @@ class PromptOptions:
         if not _is(self.first_mask, AUTO):
             for option, value in (("--first-model", self.first_model), ("--first-weights", self.first_weights)):
                 if value is not None:
-                    raise UserError(f"{option} needs --first-mask auto, which has a model find the object to track.")
+                    raise UserError(f"{option} is valid only with --first-mask auto.")
             return self.first_mask
         if segmenter.model.task != "prompted":
             return self.first_mask  # refused by check_first_mask
         if self.first_model is not None and self.first_weights is None:
-            raise UserError(f"No weights of {self.first_model} ship with the package. Give --first-weights, or leave"
+            raise UserError(f"No weights of {self.first_model} are packaged. Give --first-weights, or leave"
                             " out --first-model to use the default network.")
         return load(self.first_model, self.first_weights)
 
@@ -76,12 +76,12 @@ class PromptOptions:
             return self.prune
         if not _is(self.prune, INSTANCE_MODEL):
             if self.prune_weights is not None:
-                raise UserError(f"--prune-weights needs --prune {INSTANCE_MODEL}, which has D-Net find the instances.")
+                raise UserError(f"--prune-weights is valid only with --prune {INSTANCE_MODEL}.")
             return self.prune
         if INSTANCE_MODEL not in SYSTEMS:
             raise UserError(f"This version has no model '{INSTANCE_MODEL}'. Give --prune a JSON file of detections.")
         if self.prune_weights is None:
-            raise UserError(f"No weights of {INSTANCE_MODEL} ship with the package. Give --prune-weights a checkpoint"
+            raise UserError(f"No weights of {INSTANCE_MODEL} are packaged. Give --prune-weights a checkpoint"
                             " directory, or --prune a JSON file of detections.")
         return load(INSTANCE_MODEL, self.prune_weights)
 

@@ -69,14 +69,14 @@ class Segmenter:
             raise UserError(f"Scales must be distinct numbers from 0.1 to 8, such as 0.75, 1, 1.5; got {list(scales)}.")
         uses_flow = "flow" in model.inputs
         if flow is not None and not uses_flow:
-            raise UserError(f"{name} does not use optical flow; leave out the flow.")
+            raise UserError(f"{name} does not use optical flow. Leave out flow.")
         if isinstance(flow, Path):
             list_flow_files(flow)
         if model.task == "prompted" and model.max_objects > MAX_OBJECTS:
             raise UserError(f"{name} segments at most {MAX_OBJECTS} objects in one run; got"
                             f" max_objects={model.max_objects}.")
         if model.task == "tracks" and (scales != (1,) or flip):
-            raise UserError(f"{name} has no test-time augmentation; leave out --scales and --flip.")
+            raise UserError(f"{name} does not support test-time augmentation. Leave out --scales and --flip.")
         self.name = name
         self.model = model
         self.flow = dis_estimator if flow is None and uses_flow else flow
@@ -205,13 +205,13 @@ class Segmenter:
         """Raises ``UserError`` if this model needs a first mask and there is none, or the other way round."""
         prompted = self.model.task == "prompted"
         if prompted and first_mask is None:
-            raise UserError(f"{self.name} needs a mask of the objects: give a mask of the first frame, a folder of"
+            raise UserError(f"{self.name} needs a mask of the objects. Give a mask of the first frame, a folder of"
                             " masks, or auto (--first-mask; first_mask= in Python).")
         if not prompted and first_mask is not None:
-            raise UserError(f"{self.name} finds its objects itself: leave out --first-mask, or choose a model that"
-                            f" segments given objects ({', '.join(systems_for('prompted'))}).")
+            raise UserError(f"{self.name} takes no first mask. Leave out --first-mask, or choose a semi-supervised"
+                            f" model ({', '.join(systems_for('prompted'))}).")
         if isinstance(first_mask, Segmenter) and first_mask.model.task == "prompted":
-            raise UserError(f"{first_mask.name} needs a first mask itself; models that find objects are"
+            raise UserError(f"{first_mask.name} is semi-supervised and cannot find the first mask. Choose one of"
                             f" {', '.join(systems_for('foreground', 'tracks'))}.")
 
     def object_registry(self, source: Source, first_mask: FirstMask) -> ObjectRegistry | None:
@@ -292,8 +292,8 @@ def load(name: str | None = None, weights: str | Path | None = None, *, scales: 
         UserError: A value cannot be used.
     """
     if precision not in PRECISIONS:
-        raise UserError(f"There is no precision '{precision}'.{nearest_hint(precision, PRECISIONS)} Known:"
-                        f" {', '.join(PRECISIONS)}.")
+        raise UserError(f"Unknown precision '{precision}'; valid precisions:"
+                        f" {', '.join(PRECISIONS)}.{nearest_hint(precision, PRECISIONS)}")
     if name is not None:
         _check_segments(name)  # an unknown name is reported before anything is read
     overrides = {k: v for k, v in overrides.items() if v is not None} | {"dtype": PRECISIONS[precision]}
@@ -314,7 +314,7 @@ def load(name: str | None = None, weights: str | Path | None = None, *, scales: 
     flow_options = [option for option, value in (("--flow", flow), ("--flow-weights", flow_weights),
                                                  ("--flow-cache", flow_cache)) if value is not None]
     if "flow" not in model.inputs and flow_options:
-        raise UserError(f"{system_name} does not use optical flow; leave out {', '.join(flow_options)}.")
+        raise UserError(f"{system_name} does not use optical flow. Leave out {', '.join(flow_options)}.")
     source = load_flow(flow or "dis", flow_weights, flow_cache) if "flow" in model.inputs else None
     return Segmenter(system_name, model, variables, scales=scales, flip=flip, flow=source)
 

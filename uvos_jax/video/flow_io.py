@@ -72,8 +72,8 @@ def write_flow(path: str | os.PathLike, flow: np.ndarray) -> None:
     elif suffix == ".png":
         steps = np.rint(flow * _PNG_STEPS) + _PNG_ZERO
         if steps.min() < 0 or steps.max() > 2**16 - 1:
-            raise UserError(f"Cannot write flow of {np.abs(flow).max():.0f} pixels to {quoted(path)}: a 16-bit PNG ends"
-                            " at 512. Choose .flo.")
+            raise UserError(f"Cannot write flow of {np.abs(flow).max():.0f} pixels to {quoted(path)}: a 16-bit PNG"
+                            " holds at most 512. Choose .flo.")
         # OpenCV's channel order is blue, green, red: valid, dy, dx.
         data = _png(np.dstack([np.ones(flow.shape[:2], np.uint16), steps[..., ::-1].astype(np.uint16)]))
     else:

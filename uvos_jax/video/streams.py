@@ -208,7 +208,7 @@ def _camera_frames(capture, index: int) -> Iterator[LazyFrame]:
     finally:
         capture.release()
     if first is None:
-        raise UserError(f"Camera {index} gives no frame. Check that no other program uses it.")
+        raise UserError(f"Camera {index} returns no frames. Check that no other program uses it.")
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:

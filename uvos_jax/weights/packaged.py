@@ -141,4 +141,4 @@ def _read(weights: str, arrays: bool = True) -> tuple[dict[str, Any], dict[str, 
 
 
 def _damaged() -> UserError:
-    return UserError("The weights in the package are missing or damaged. Reinstall uvos-jax, or give --weights.")
+    return UserError("The packaged weights are missing or damaged. Reinstall uvos-jax, or give --weights.")

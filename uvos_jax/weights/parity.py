@@ -116,7 +116,8 @@ def check(reference: str | Path, manifest: str | Path | None = None, variant: st
     try:
         weights = weights_of(content)
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError, re.error) as error:
-        raise UserError(f"The manifest for '{reference}' breaks its rule ({type(error).__name__}: {error}).") from error
+        raise UserError(f"The manifest for '{reference}' has an invalid rule ({type(error).__name__}: {error})."
+                        ) from error
     variant = variant or meta["variant"]
     traces = parity_traces()
     if meta["system"] not in traces:

@@ -151,7 +151,7 @@ class RunCheckpoints:
         if meta is None:
             return None, "its run.json is missing or damaged"
         if meta["format"] != _FORMAT:
-            return None, f"it has format {meta['format']!r:.40}, and this uvos_jax reads {_FORMAT}"
+            return None, f"it has format {meta['format']!r:.40}, but this version reads {_FORMAT}"
         if meta.get("config") != self._config_hash:
             return None, "it belongs to another configuration"
         tree = like(step)
@@ -160,10 +160,10 @@ class RunCheckpoints:
             with checkpointer() as reader:
                 flat = reader.restore(self._path(step) / "state", target)
         except Exception:  # Orbax raises exceptions of many types
-            return None, "its arrays are missing, damaged or of another network"
+            return None, "its arrays are missing, damaged or do not fit the network"
         # Orbax silently restores stored shapes that differ from the target's, and does not detect flipped bits.
         if jax.tree.map(np.shape, flat) != jax.tree.map(np.shape, target) or digest(flat) != meta["sha256"]:
-            return None, "its arrays are not those that were saved"
+            return None, "its arrays do not match their checksum"
         return jax.tree.unflatten(jax.tree.structure(tree), [flat[name] for name in _named(tree)]), None
 
     def _meta(self, step):

@@ -99,7 +99,7 @@ def _draw_matches(path, anchor, later, mask, anchor_embed, later_embed):
     if mask.any() and not mask.all():
         axes[0].contour(mask, [0.5], colors="white", linewidths=1)
     weights = f"best matches (weights {weights.min():.2g} to {weights.max():.2g})"
-    titles = ("anchor, with its mask's outline", weights)
+    titles = ("anchor with mask outline", weights)
     for axis, (index, frame), title in zip(axes, (anchor, later), titles, strict=True):
         axis.imshow(frame.image)
         axis.set_title(f"{title}: frame {index} ({frame.name})")
@@ -125,13 +125,13 @@ def _draw_drift(path, indices, masks, embeddings):
     unit = np.linalg.norm(foreground[0] - background[0])
     unit = unit if unit > 0 else 1.0  # NaN stays NaN: without foreground in the anchor nothing is drawn
     figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    axis.plot(indices, np.linalg.norm(foreground - foreground[0], axis=1) / unit, "o-", label="from the anchor's")
+    axis.plot(indices, np.linalg.norm(foreground - foreground[0], axis=1) / unit, "o-", label="to the anchor")
     axis.plot(indices[1:], np.linalg.norm(np.diff(foreground, axis=0), axis=1) / unit, "s--",
-              label="from the sample before")
+              label="to the previous sample")
     axis.plot(indices, np.linalg.norm(foreground - background, axis=1) / unit, ":", color="gray",
-              label="from the same frame's background")
+              label="to the background of the same frame")
     if np.isnan(foreground).any():
-        axis.set_title("frames without foreground are left out")
+        axis.set_title("frames without foreground are omitted")
     axis.set(xlabel="frame", ylabel="distance of the mean foreground embedding", ylim=(0, None))
     axis.legend()
     figure.savefig(path, dpi=100)

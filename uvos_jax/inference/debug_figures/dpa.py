@@ -27,7 +27,7 @@ def check(model: nn.Module) -> None:
     """Raises ``UserError`` for a model without IMA and IFA."""
     official = model.variant != "paper"
     if not (official or model.ifa or (model.ima and model.streams == "both")):
-        raise UserError("--debug draws the effect of IMA and IFA, and this model has neither. Leave it out.")
+        raise UserError("--debug draws IMA and IFA, which this model lacks. Leave it out.")
 
 
 def write(segmenter: Segmenter, source: Source, results: Path, count: int) -> list[Path]:
@@ -90,6 +90,6 @@ def _draw(path, rows, title):
             axis.set(xticks=[], yticks=[])
     for axis, name in zip(axes[0], ["frame or its flow, mask outlined", *(_COLUMNS[key] for key in keys)], strict=True):
         axis.set_title(name, fontsize=8)
-    figure.suptitle(f"mean over the channels, each map in its own range; {title}", fontsize=9)
+    figure.suptitle(f"channel mean, each map scaled to its own range; {title}", fontsize=9)
     figure.savefig(path, dpi=100)
     plt.close(figure)

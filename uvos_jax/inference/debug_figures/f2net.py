@@ -21,7 +21,7 @@ _PER_FRAME = ("center", "score", "found")  # values kept for every frame
 def check(model: nn.Module) -> None:
     """Raises ``UserError`` for a model without center prediction."""
     if "lost" not in model.notes:
-        raise UserError(f"--debug draws the center that F2Net finds, and its net '{model.net}' predicts none.")
+        raise UserError(f"--debug draws predicted centers, and net '{model.net}' predicts none. Leave it out.")
 
 
 def write(segmenter: Segmenter, source: Source, results: Path, count: int) -> list[Path]:
@@ -112,8 +112,8 @@ def _draw_maps(path, rows, scale):
         line[0].set_ylabel(name, fontsize=8)
         for axis in line:
             axis.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    figure.suptitle("left: heat map, the center and the ones before that its choice rests on; middle: Gauss prior;"
-                    " both from 0 (clear) to 1 (yellow)", fontsize=9)
+    figure.suptitle("left: heat map, center and the earlier centers it is selected by; middle: Gaussian prior;"
+                    " color scale from 0 (transparent) to 1 (yellow)", fontsize=9)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 

@@ -107,7 +107,7 @@ def benchmark(segmenter: Segmenter, native_size: tuple[int, int], *, chunk: int 
     # Reference frames are encoded once per video, so only the step counts per frame.
     by_component = segmenter.model.task in ("prompted", "tracks")
     flops = frame_flops(segmenter, native_size, objects) if by_component else count_flops(engine.step, *step) // chunk
-    report("timing disk to disk")
+    report("timing end to end")
     with tempfile.TemporaryDirectory() as folder:
         for i, frame in enumerate(images):
             cv2.imwrite(str(Path(folder, f"{i:05d}.jpg")), frame)

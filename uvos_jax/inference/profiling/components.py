@@ -73,7 +73,7 @@ def time_components(segmenter: Segmenter, native_size: tuple[int, int], objects:
         without a prompt, the whole frame is the sum of its components for a frame in which every target is verified.
     """
     if segmenter.flip or segmenter.scales != (1.0,):
-        raise UserError("Components are timed in one view. Leave out --scales and --flip.")
+        raise UserError("--parts does not support test-time augmentation. Leave out --scales and --flip.")
     tracks = segmenter.model.task == "tracks"
     components = _components(segmenter, native_size, objects)
     if not tracks:

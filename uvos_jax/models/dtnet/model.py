@@ -292,8 +292,8 @@ class DTNet(Model):
     def notes(self) -> dict[str, str]:
         """Sentences for the flags in the notes of a frame."""
         return {"nothing": "no object was found",
-                "crowded": f"more objects were found than there is room for (max_proposals={self.max_proposals},"
-                           f" max_tracks={self.max_tracks}), and the weakest left out"}
+                "crowded": f"more objects were found than the limits allow (max_proposals={self.max_proposals},"
+                           f" max_tracks={self.max_tracks}), and those with the lowest scores were dropped"}
 
     @property
     def backbones(self) -> tuple[str, ...]:

@@ -311,8 +311,7 @@ class F2Net(Model):
         """Sentences for the flags in ``aux["notes"]``."""
         if not self._has_center:
             return {}
-        return {"lost": f"no center of an object scored {self.lost_below} or more, so that all of the frame was"
-                        " searched"}
+        return {"lost": f"no center scored {self.lost_below} or more, so the whole frame was searched"}
 
     @property
     def preprocess(self) -> Preprocess:
