@@ -144,7 +144,7 @@ def test_youtube_vis_inconsistent_annotations_are_faults(tmp_path):
 def test_youtube_vos_mask_with_unlisted_object_is_a_fault(tmp_path):
     archives.youtube_vos(tmp_path / "source")
     archives.mask(tmp_path / "source/train/Annotations/003234408d/00005.png", archives.box(1, 7, 2, 255))
-    assert "00005.png' shows objects that are not in meta.json: 7" in conversion_error("youtube_vos", tmp_path)
+    assert "00005.png' contains object ids that are not in meta.json: 7" in conversion_error("youtube_vos", tmp_path)
 
 
 @pytest.mark.parametrize(("name", "picture", "fault"), [

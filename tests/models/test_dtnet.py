@@ -324,7 +324,7 @@ def test_youtube_vis_preset_trains_categories(tmp_path):
     small = [f"model.{field}={value}" for field, value in (
         ("depths", "[1,1,1,1]"), ("width", 4), ("features", 16), ("decoder", 16), ("own_features", False))]
     synthetic = ["data.mixture=[{'name': 'synthetic', 'count': 2, 'length': 2}]", "data.categories=[]"]
-    for options, message in ((["model.categories=3", *synthetic], "tells 3 categories apart .* names none"),
+    for options, message in ((["model.categories=3", *synthetic], "is 3, but data.categories lists none"),
                              (["data.categories=['dog', 'cat']", synthetic[0]], "has no categories for objects of")):
         with pytest.raises(UserError, match=message):
             train(load_config(f"{CONFIG}:youtube_vis", [*small, *options]), tmp_path / "run")

@@ -155,7 +155,7 @@ def test_overrides_set_value_and_type(file, entry, where, value):
     ("phases=[{'steps': 1, 'data': 3}]", "phases.0 configuration's data must be None or a dict"),
     ("phases=[{'steps': 1, 'optimizer': 'sgd'}]", "optimizer must be None or a dict"),
     ("phases=[{'steps': 1, 'batch_norm': 'locl'}]", "batch_norm must be one of sync, local, frozen"),
-    ("phases=[{'steps': 1, 'transfer': [{'from': 'a', 'to': 'b'}]}]", "no phase before it"),
+    ("phases=[{'steps': 1, 'transfer': [{'from': 'a', 'to': 'b'}]}]", "no earlier phase"),
     ("phases.1.transfer=3", "transfer must be None or a list of dicts"),
     ("phases.1.transfer=[{'from': '(', 'to': 'b'}]", "from must be a regular expression"),
     ("phases.1.transfer=[{'from': 'a'}]", "Missing key 'to' in the phases.1.transfer configuration"),

@@ -115,7 +115,7 @@ def test_videos_are_divided_among_processes(monkeypatch):
 
 
 def test_unusable_validation_data_are_errors():
-    with pytest.raises(UserError, match="'plain' has no flow to validate on"):
+    with pytest.raises(UserError, match="'plain' has no optical flow"):
         choose(MemoryStore("plain", [(*shifts()[:3], None)]), None)
     computed = MemoryStore("computed", [shifts()])
     computed.flow_origin = "DIS, preset medium"  # as recorded in a converted dataset

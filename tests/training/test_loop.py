@@ -87,7 +87,7 @@ def test_transfer_initializes_a_new_module_of_a_phase(tmp_path):
 
 @pytest.mark.parametrize(("rule", "message"), [
     ({"from": "rgb_decoder", "to": "flow_encoder"}, "matches no parameter"),
-    ({"from": "rgb_encoder", "to": "head"}, "does not have in that shape"),
+    ({"from": "rgb_encoder", "to": "head"}, "no such parameter of that shape"),
     ({"form": "rgb_encoder", "to": "head"}, "Unknown key 'form'"),
 ])
 def test_invalid_transfer_rules_are_errors(tmp_path, rule, message):

@@ -84,7 +84,7 @@ def check_killed_run(folder, compiled, steps, kills, seed=0):
     last = start(workdir, settings, compiled)
     output = last.stdout.read()
     assert last.wait() == 0, output
-    assert "Resumes after step" in output
+    assert "Resuming after step" in output
     assert outcome(workdir) == outcome(folder / "undisturbed")
     assert len(outcome(workdir)[0]) == steps
 
@@ -153,7 +153,7 @@ def test_resume_skips_a_damaged_checkpoint(tmp_path, capsys):
     capsys.readouterr()
     train(settings, tmp_path / "run", batches=clips)
     said = capsys.readouterr().out
-    assert "checkpoint of step 6" in said and "refused" in said and "Resumes after step 4" in said
+    assert "checkpoint of step 6" in said and "refused" in said and "Resuming after step 4" in said
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
@@ -186,7 +186,7 @@ def test_resume_with_another_network_or_data_is_an_error(tmp_path):
     interrupted(7, tmp_path, config())
     for change in ({"seed": 1}, {"batch_size": 8}, {"model": {"name": "tiny", "dropout": 0.2}},
                    {"phases": [{"name": "only", "steps": 11}]}, {"data": {"flow": True}}):
-        with pytest.raises(UserError, match=f"begun with another {next(iter(change))}"):
+        with pytest.raises(UserError, match=f"started with a different {next(iter(change))}"):
             train(config(**change), tmp_path / "run", batches=clips)
     (tmp_path / "run" / "config.json").unlink()
     with pytest.raises(UserError, match="No checkpoint"):

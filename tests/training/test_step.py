@@ -115,7 +115,7 @@ def test_statistics_are_updated_by_each_micro_batch():
                                  mutable=["batch_stats"])
         batch_stats = updated["batch_stats"]
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), after.batch_stats, batch_stats)
-    with pytest.raises(UserError, match="16 examples a device cannot be accumulated in 3"):
+    with pytest.raises(UserError, match="16 examples per device are not divisible by accumulate=3"):
         parts(accumulate=3)[1](None)(state, batch)
 
 

@@ -118,7 +118,7 @@ def test_sequences_are_selected_by_name():
     with pytest.raises(UserError, match="no sequence 'vidoe1'.* Did you mean 'video1'"):
         choose(store, ["vidoe1"])
     short = MemoryStore("short", [("pair", clip(2, SIZE), np.zeros((2, *SIZE), np.uint8), None)])
-    with pytest.raises(UserError, match="'pair' of 'short' cannot be validated on"):
+    with pytest.raises(UserError, match="'pair' of 'short' cannot be used for validation"):
         choose(short, None)
 
 
@@ -182,5 +182,5 @@ def test_scores_are_means_over_objects_not_videos():
 
 def test_video_without_objects_is_an_error():
     store = MemoryStore("empty", [("nothing", clip(4, SIZE), np.zeros((4, *SIZE), np.uint8), None)])
-    with pytest.raises(UserError, match="'nothing' of 'empty' shows no object"):
+    with pytest.raises(UserError, match="'nothing' of 'empty' has no object"):
         validate(Oracle([], task="prompted"), store, choose(store, None))

@@ -117,7 +117,7 @@ def override(config: dict[str, Any], entry: str) -> None:
     """
     name, equals, text = entry.partition("=")
     if not name.isprintable():
-        raise UserError(f"--config.{name!r} is not the name of a value.")
+        raise UserError(f"--config.{name!r} is not a valid name. Write --config.NAME=VALUE.")
     if not equals:
         raise UserError(f"--config.{name} has no value. Write --config.{name}=VALUE.")
     *parents, last = name.split(".")
@@ -196,15 +196,14 @@ def _check_phase(number, phase):
     check_options(phase, PHASE, f"phases.{number}")
     rules = phase.get("transfer") or ()
     if rules and number == 0:
-        raise UserError("The phases.0 configuration has 'transfer', but there is no phase before it to copy parameters"
-                        " from.")
+        raise UserError("phases.0 has 'transfer', but no earlier phase to copy parameters from. Remove it.")
     for rule in rules:
         check_options(rule, TRANSFER, f"phases.{number}.transfer")
         try:
             re.sub(rule["from"], rule["to"], "")
         except (re.error, IndexError) as error:
-            raise UserError(f"The phases.{number}.transfer configuration's to is {rule['to']!r}, which cannot replace"
-                            f" what {rule['from']!r} matches: {error}.") from None
+            raise UserError(f"phases.{number}.transfer: 'to' is {rule['to']!r}, which is not a valid replacement for"
+                            f" {rule['from']!r}: {error}.") from None
 
 
 def _parse_value(name, text, old):

@@ -31,15 +31,15 @@ def choose(store: Any, only: Sequence[str] | None) -> tuple[int, ...]:
         UserError: The store has no flow or only computed flow, lacks a name, or has a video of one frame.
     """
     if not store.has_flow:
-        raise UserError(f"'{store.name}' has no flow to validate on; choose a dataset with ground-truth flow.")
+        raise UserError(f"'{store.name}' has no optical flow. Choose a dataset with ground-truth flow.")
     if getattr(store, "flow_origin", True) not in (True, "exact", "files"):  # True: from older conversions
         raise UserError(f"The flow of '{store.name}' was computed by {store.flow_origin} and is no ground truth;"
                         " convert it without --flow, into another folder.")
     videos = choose_videos(store.videos, f"'{store.name}'", only=only or ())
     for v in videos:
         if store.videos[v].length < 2:
-            raise UserError(f"'{store.videos[v].name}' of '{store.name}' cannot be validated on: flow needs two"
-                            " frames.")
+            raise UserError(f"'{store.videos[v].name}' of '{store.name}' cannot be used for validation: flow"
+                            " needs two frames.")
     return tuple(videos)
 
 

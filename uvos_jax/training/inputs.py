@@ -40,8 +40,8 @@ def configured_batches(config: Mapping[str, Any], recipe: Sequence[Phase], setup
     for parts, clip in zip(setups, clips, strict=True):
         categories = parts.model.categories
         if categories > 1 and len(clip.categories) != categories:
-            raise UserError(f"The model tells {categories} categories apart (model.categories), and data.categories"
-                            f" names {len(clip.categories) or 'none'}.")
+            raise UserError(f"model.categories is {categories}, but data.categories lists"
+                            f" {len(clip.categories) or 'none'}. Make them equal.")
         for size in clip.sizes:
             axes = config["batch_size"], clip.length, *size
             shapes = {"frames": jax.ShapeDtypeStruct((*axes, 3), np.uint8),
@@ -78,7 +78,7 @@ def validation_store(entry: Mapping[str, Any], data_dir: Any) -> Any:
         return SyntheticStore(**entry["synthetic"])
     for key in ("name", "split"):
         if not entry.get(key):
-            raise UserError(f"The configuration's validate needs a {key}.")
+            raise UserError(f"validate.{key} is missing from the configuration. Add it.")
     if not data_dir:
-        raise UserError(f"'{entry['name']}' is read from a folder of converted datasets; give it by --data-dir.")
+        raise UserError(f"'{entry['name']}' is a converted dataset. Give its folder with --data-dir.")
     return open_store(data_dir, entry["name"], entry["split"])

@@ -75,7 +75,7 @@ def train(config: Mapping[str, Any], workdir: str | Path, data_dir: str | Path |
     """
     for what, path in (("workdir", workdir), ("data-dir", data_dir)):
         if re.match(r"\w{2,}:/", str(path)):
-            raise UserError(f"--{what} '{path}' is an address, not a folder; mount the bucket and give the folder.")
+            raise UserError(f"--{what} '{path}' is an address, not a folder. Mount the bucket and give the folder.")
     distributed.initialize()
     config = check(config)
     run = _Run(config, Path(workdir).absolute(), data_dir or config["data_dir"], profile, batches, held_back, say,
@@ -119,7 +119,7 @@ class _Run:
         """Locks the folder, reads the last checkpoint, and opens the log; returns the step and the state."""
         if self.is_main:
             stack.enter_context(exclusive_lock(
-                self.workdir / ".lock", f"Another run is using '{self.workdir}'; choose another --workdir, or wait."))
+                self.workdir / ".lock", f"Another run is using '{self.workdir}'. Choose another --workdir, or wait."))
         step, state = self._resume()
         self.first, self.best = step, self.checkpoints.best()
         self.log = RunLog(self.workdir, step) if self.is_main else None
@@ -168,10 +168,10 @@ class _Run:
             try:
                 before = dict(json.loads(stored.read_text()))
             except (OSError, TypeError, ValueError, RecursionError):
-                raise UserError(f"'{stored}' is damaged; choose another --workdir.") from None
+                raise UserError(f"'{stored}' is damaged. Choose another --workdir.") from None
             if changed := changed_keys(before, self.config):
-                raise UserError(f"The run in '{self.workdir}' was begun with another {', '.join(changed)}; restore the"
-                                " former values, or choose another --workdir.")
+                raise UserError(f"The run in '{self.workdir}' was started with a different {', '.join(changed)}."
+                                " Restore the old values, or choose another --workdir.")
         shapes = {phase.index: parts.state for phase, parts in zip(self.recipe, self.setups, strict=True)}
         found = self.checkpoints.restore(lambda step: shapes[phase_at(self.recipe, step).index], self._say)
         step, state = found or (0, None)
@@ -182,7 +182,7 @@ class _Run:
                 for name in ("best", "last"):  # of a run whose checkpoints are gone
                     withdraw(self.workdir / name)
             else:
-                self._say(f"Resumes after step {step} of {self.total}.")
+                self._say(f"Resuming after step {step} of {self.total}.")
             atomic_write(stored, (json.dumps(self.config, indent=2) + "\n").encode())
         return step, state
 
@@ -231,7 +231,7 @@ class _Run:
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         for name in ("loss", "grad_norm"):
             if not math.isfinite(metrics[name]):
-                raise UserError(f"The {name} of step {step} is {metrics[name]}. Its batch held"
+                raise UserError(f"The {name} of step {step} is {metrics[name]}. Its batch contained"
                                 f" {self._describe_batch(phase, step, examples)}. This step is not saved. Check these"
                                 " examples, or start again in another --workdir with a lower schedule.lr or with"
                                 " optimizer.clip_norm.")
@@ -334,4 +334,5 @@ def _check_same_step(step):
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        multihost_utils.assert_equal(np.int32(step), "The processes read different checkpoints; is workdir shared?")
+        multihost_utils.assert_equal(np.int32(step), "The processes read different checkpoints. Put --workdir on shared"
+                                     " storage.")

@@ -104,8 +104,9 @@ def transfer(tree: dict, expected: dict, fresh: Callable[[], dict], rules: Seque
                 continue
             target = (path[0], *(match.expand(rule["to"]) + name[match.end():]).split("/"))
             if target not in after or np.shape(after[target]) != np.shape(before[path]):
-                raise UserError(f"The transfer rule '{rule['from']}' to '{rule['to']}' of phase '{phase}' leads from"
-                                f" '{name}' to '{'/'.join(target[1:])}', which the model does not have in that shape.")
+                raise UserError(f"The transfer rule '{rule['from']}' to '{rule['to']}' of phase '{phase}' maps"
+                                f" '{name}' to '{'/'.join(target[1:])}', but the model has no such parameter of that"
+                                " shape.")
             after[target] = before[path]
             matches += 1
         if not matches:

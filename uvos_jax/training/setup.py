@@ -136,7 +136,7 @@ def _pretrained(source, config, expected):
         if stored != name:
             raise UserError(f"init.weights: '{source}' holds weights of {stored}, not of {name}.")
         if jax.tree.map(np.shape, variables) != jax.tree.map(np.shape, expected):
-            raise UserError(f"init.weights: the weights in '{source}' have other hyper-parameters of {name}.")
+            raise UserError(f"init.weights: the weights in '{source}' have other hyper-parameters.")
         return variables
     fields = {key: value for key, value in config["model"].items() if key != "name"}
     return from_torch(name, read_state_dict(source), **fields)

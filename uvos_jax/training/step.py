@@ -120,8 +120,8 @@ def _micro_batches(x, parts):
     A batch that is sharded along ``b`` stays so.
     """
     if x.shape[0] % parts:
-        raise UserError(f"{x.shape[0]} examples a device cannot be accumulated in {parts} equal parts;"
-                        " change batch_size or accumulate.")
+        raise UserError(f"{x.shape[0]} examples per device are not divisible by accumulate={parts}. Change"
+                        " batch_size or accumulate.")
     return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
 
 

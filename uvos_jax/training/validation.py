@@ -82,12 +82,12 @@ def choose(store: Any, only: Sequence[str] | None) -> tuple[int, ...]:
     names = [video.name for video in store.videos]
     for name in only or ():
         if name not in names:
-            raise UserError(f"'{store.name}' has no sequence '{name}' to validate on.{nearest_hint(name, names)}")
+            raise UserError(f"'{store.name}' has no sequence '{name}'.{nearest_hint(name, names)}")
     chosen = tuple(v for v, name in enumerate(names) if not only or name in only)
     for v in chosen:
         if not _scored_frames(store.videos[v]):
-            raise UserError(f"'{names[v]}' of '{store.name}' cannot be validated on: no frame between its first and its"
-                            " last has labels.")
+            raise UserError(f"'{names[v]}' of '{store.name}' cannot be used for validation: no frame between the first"
+                            " and the last has labels.")
     return chosen
 
 
@@ -162,7 +162,7 @@ def first_masks(store: Any, v: int) -> dict[int, np.ndarray]:
             given[t] = np.where(np.isin(labels, new), labels, 0).astype(np.uint8)
             known.update(new)
     if not given:
-        raise UserError(f"'{video.name}' of '{store.name}' shows no object to track; leave it out.")
+        raise UserError(f"'{video.name}' of '{store.name}' has no object to track. Leave it out.")
     return given
 
 
@@ -222,8 +222,8 @@ def score_proposals(store, v, labels):
     first = store.labels(v, labeled[0])
     ids = [number for number in np.unique(first).tolist() if 0 < number < VOID]
     if not ids:
-        raise UserError(f"'{store.videos[v].name}' of '{store.name}' shows no object in its first labeled frame; leave"
-                        " it out.")
+        raise UserError(f"'{store.videos[v].name}' of '{store.name}' has no object in its first labeled frame. Leave it"
+                        " out.")
     table = np.zeros(256, np.uint8)
     table[ids] = np.arange(1, len(ids) + 1)
     proposals = max(int(labels.max()), len(ids))

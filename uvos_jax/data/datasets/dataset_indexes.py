@@ -357,7 +357,7 @@ def _read_listed(numbers: frozenset[int], path: Path) -> np.ndarray:
     labels = ground_truth.read_objects(path)
     others = sorted(set(np.flatnonzero(np.bincount(labels.ravel())).tolist()) - numbers - {0, VOID})
     if others:
-        raise UserError(f"{quoted(path)} shows objects that are not in meta.json: {join_names(others)}.")
+        raise UserError(f"{quoted(path)} contains object ids that are not in meta.json: {join_names(others)}.")
     return labels
 
 
