@@ -310,7 +310,7 @@ def test_npz_with_huge_array_shape_is_an_error(tmp_path):
 def test_expanded_torch_tensors_larger_than_storage_are_errors(torch, tmp_path):
     torch.save({"a": torch.zeros(1).expand(100_000, 100_000)}, tmp_path / "w.pth")
     assert tmp_path.joinpath("w.pth").stat().st_size < 10_000
-    assert "larger than what is stored" in _refusal(read_state_dict, tmp_path / "w.pth")
+    assert "larger than its storage" in _refusal(read_state_dict, tmp_path / "w.pth")
     torch.save({"a": torch.arange(3.0).expand(5, 3)}, tmp_path / "w.pth")
     assert read_state_dict(tmp_path / "w.pth")["a"].tolist() == [[0, 1, 2]] * 5
 

@@ -17,6 +17,10 @@ _LARGEST_VIEW = 2**24  # numbers
 SUFFIXES = (".safetensors", ".npz", *_TORCH_SUFFIXES)
 
 
+class _OversizedViewError(ValueError):
+    """A tensor is a view that is larger than its storage, so that a copy could fill the memory."""
+
+
 def read_state_dict(path: str | Path) -> dict:
     """Reads the arrays of a weight file.
 
@@ -56,6 +60,8 @@ def read_state_dict(path: str | Path) -> dict:
     except MemoryError as error:
         raise UserError(f"Out of memory while reading '{path.name}': it is damaged or too large for this machine."
                         ) from error
+    except _OversizedViewError as error:
+        raise UserError(f"'{path.name}' cannot be read as weights: {error}. Save its tensors again.") from error
     except PermissionError as error:
         raise UserError(f"'{path}' cannot be read as weights: {error_reason(error)}.") from error
     except Exception as error:  # on damaged files the three parsers raise exceptions of many types
@@ -95,7 +101,7 @@ def _leaf(value):
         value = value.detach()
         # A view can be far larger than its storage.
         if value.numel() > max(_LARGEST_VIEW, value.untyped_storage().nbytes()):
-            raise ValueError(f"tensor {list(value.shape)} is larger than its storage")
+            raise _OversizedViewError(f"a tensor {list(value.shape)} is larger than its storage")
         value = (value.float() if value.is_floating_point() else value).numpy()
     if isinstance(value, np.ndarray) and value.dtype.kind in "fV":
         with np.errstate(over="ignore"):  # infinities are detected on conversion
