@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.helpers.interruption import interrupt_at
 from tests.helpers.recurrent_model import contents
 from tests.helpers.small_adnet import clip
 from tests.helpers.small_f2net import small
@@ -102,15 +103,8 @@ def test_run_reports_lost_frames_and_figures_match_its_centers(segmenter, tmp_pa
 def test_resumed_run_keeps_track_and_lost_count(segmenter, tmp_path):
     files = {"chunk": 1, "save_every": 0, "outputs": OutputOptions(json=True, overlay=False)}
     segment_to_folder(segmenter, source(), tmp_path / "undisturbed", **files)
-    seen = []
-
-    def on_frame():
-        seen.append(1)
-        if len(seen) == 5:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        segment_to_folder(segmenter, source(), tmp_path / "out", on_frame=on_frame, **files)
+        segment_to_folder(segmenter, source(), tmp_path / "out", on_frame=interrupt_at(5), **files)
     run = segment_to_folder(segmenter, source(), tmp_path / "out", resume=True, **files)
     assert run["resumed"] == 5 and run["notes"] == {"lost": 3}
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")

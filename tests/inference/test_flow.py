@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.flow_model import SIZE, difference, flow_segmenter, levels
+from tests.helpers.interruption import interrupt_at
 from tests.helpers.recurrent_model import contents, recurrent_segmenter, save_frames
 from uvos_jax import UserError
 from uvos_jax.inference.engine import shared
@@ -297,17 +298,11 @@ def test_resume_needs_the_same_flow_method(tmp_path):
     frames = save_frames(tmp_path / "clip", levels(LEVELS))
 
     def run(output, method, at=99, **changes):
-        seen, said = [], []
-
-        def on_frame():
-            seen.append(1)
-            if len(seen) == at:
-                raise KeyboardInterrupt
-
+        said = []
         options = {"chunk": 2, "resume": True, "save_every": 0,
                    "outputs": OutputOptions(soft=True, overlay=False)} | changes
-        found = segment_to_folder(flow_segmenter(method), open_source(frames), tmp_path / output, on_frame=on_frame,
-                                  say=said.append, **options)
+        found = segment_to_folder(flow_segmenter(method), open_source(frames), tmp_path / output,
+                                  on_frame=interrupt_at(at), say=said.append, **options)
         return found, said
 
     whole, _ = run("whole", difference())

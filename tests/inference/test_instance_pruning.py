@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.helpers.interruption import interrupt_at
 from tests.helpers.paths import GOLDEN
 from tests.helpers.prompted_model import SIZE, BrightnessModel, brightness_segmenter, color_tracker
 from tests.helpers.recurrent_model import contents, noise, recurrent_segmenter, save_frames
@@ -342,17 +343,11 @@ def test_pruned_run_resumes_only_with_the_same_detections(tmp_path, variant):
             "chunk": 4, "save_every": 0, "resume": True, "outputs": OutputOptions(soft=True, overlay=False),
             "prompts": PromptOptions(prune=path)} | changes)
 
-    count = itertools.count(1)
-
-    def end():
-        if next(count) == 6:
-            raise KeyboardInterrupt
-
     whole = segment("whole")
     assert variant != "paper" or whole["pruned"]["instances"] > 10
     assert whole["postprocess"] == (["prune", "main_component"] if variant == "official" else ["prune"])
     with pytest.raises(KeyboardInterrupt):
-        segment("out", on_frame=end)
+        segment("out", on_frame=interrupt_at(6))
     again = segment("out")
     assert again["resumed"] == 4 and again["pruned"] == whole["pruned"]
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers.interruption import interrupt_at
 from tests.helpers.recurrent_model import SIZE, RecurrentModel, contents, recurrent_segmenter, save_frames
 from uvos_jax.inference import Segmenter
 from uvos_jax.inference.jobs.segment import segment_to_folder
@@ -116,15 +117,9 @@ def test_resumed_run_has_the_same_files_and_counts(tmp_path, stops):
     files = {"chunk": 2, "save_every": 0, "outputs": OutputOptions(json=True, soft=True, overlay=False)}
     segment_to_folder(segmenter, open_source(frames), tmp_path / "undisturbed", **files)
     for at in stops:
-        seen = []
-
-        def on_frame(at=at, seen=seen):
-            seen.append(1)
-            if len(seen) == at:
-                raise KeyboardInterrupt
-
         with pytest.raises(KeyboardInterrupt):
-            segment_to_folder(segmenter, open_source(frames), tmp_path / "out", resume=True, on_frame=on_frame, **files)
+            segment_to_folder(segmenter, open_source(frames), tmp_path / "out", resume=True,
+                              on_frame=interrupt_at(at), **files)
     run = segment_to_folder(segmenter, open_source(frames), tmp_path / "out", resume=True, **files)
     assert run["resumed"] == stops[-1] // 2 * 2 and run["notes"] == {"dark": 5}
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.interruption import interrupt_at
 from tests.helpers.prompted_model import COLORS, SIZE, brightness_segmenter, color_tracker, squares
 from tests.helpers.recurrent_model import contents, save_frames
 from tests.helpers.small_cfbi import SMALL
@@ -200,15 +201,8 @@ def test_palette_and_ids_are_preserved(segmenter, clip, folder, tmp_path):
 
 
 def _interrupted(segmenter, folder, output, at, **options):
-    seen = []
-
-    def on_frame():
-        seen.append(1)
-        if len(seen) == at:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        segment_to_folder(segmenter, open_source(folder), output, on_frame=on_frame, **options)
+        segment_to_folder(segmenter, open_source(folder), output, on_frame=interrupt_at(at), **options)
 
 
 @pytest.mark.slow

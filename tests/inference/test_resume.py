@@ -15,6 +15,7 @@ import pytest
 
 from tests.helpers import flow_model
 from tests.helpers import recurrent_model as helper
+from tests.helpers.interruption import interrupt_at
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.recurrent_model import OUTPUTS, contents, noise, recurrent_segmenter, save_frames
 from uvos_jax import UserError
@@ -44,15 +45,8 @@ def segment(segmenter, frames, output, **changes):
 
 def interrupted(segmenter, frames, output, at, **changes):
     """Interrupts a run at a frame with KeyboardInterrupt, as Ctrl-C does without a signal handler."""
-    seen = []
-
-    def on_frame():
-        seen.append(1)
-        if len(seen) == at:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        segment(segmenter, frames, output, on_frame=on_frame, **changes)
+        segment(segmenter, frames, output, on_frame=interrupt_at(at), **changes)
 
 
 @pytest.mark.parametrize("stops", [(1,), (4,), (5,), (6, 13), (18,), (9, 3, 17)])
@@ -178,16 +172,10 @@ def test_runs_of_earlier_versions_resume_with_the_old_direction(tmp_path, monkey
     segmenter = flow_model.flow_segmenter(flow_model.difference())
     old = "to the next frame; the last frame's to the one before"
 
-    def run(output, at=None):
-        seen, said = [], []
-
-        def on_frame():
-            seen.append(1)
-            if len(seen) == at:
-                raise KeyboardInterrupt
-
+    def run(output, at=99):
+        said = []
         found = segment_to_folder(segmenter, open_source(frames), tmp_path / output, chunk=2,
-                                  resume=True, save_every=0, on_frame=on_frame, say=said.append)
+                                  resume=True, save_every=0, on_frame=interrupt_at(at), say=said.append)
         return found, said
 
     with monkeypatch.context() as patch:

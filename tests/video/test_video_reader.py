@@ -111,25 +111,24 @@ def test_invalid_video_files_are_rejected(tmp_path):
     assert_refused(tmp_path / "notes.txt", "it is a text file")
 
 
-def test_audio_file_is_rejected(tmp_path):
-    path = tmp_path / "song.wav"
+def _write_silence(path, codec, rate, samples, sample_format):
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
-        frame.sample_rate = 8000
+        stream = container.add_stream(codec, rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples, format=sample_format, layout="mono")
+        frame.sample_rate = rate
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+
+
+def test_audio_file_is_rejected(tmp_path):
+    path = tmp_path / "song.wav"
+    _write_silence(path, "pcm_s16le", 8000, np.zeros((1, 800), np.int16), "s16")
     assert_refused(path, "it has no video stream")
 
 
 def test_cover_image_of_audio_file_is_not_a_video(tmp_path):
     path = tmp_path / "song.mp3"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libmp3lame", rate=16000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 576), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 16000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    _write_silence(path, "libmp3lame", 16000, np.zeros((1, 576), np.float32), "fltp")
     # An ID3v2.3 tag whose only entry is a picture of type 3, the front cover.
     jpeg = cv2.imencode(".jpg", quarter_red(8, 8))[1].tobytes()
     picture = b"\0image/jpeg\0\x03\0" + jpeg
