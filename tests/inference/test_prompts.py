@@ -93,7 +93,8 @@ def test_mask_of_wrong_size_is_rejected_before_any_output(segmenter, folder, tmp
 def test_eighty_objects_get_slots(folder):
     objects = ObjectRegistry(_many(80), open_source(folder))
     slots = objects.register(0, list(open_source(folder))[:1], 1)
-    assert slots.max() == 80 and objects.grow_slots(10) == (80, "80 objects: 80 slots from frame 00000 on.")
+    assert slots.max() == 80
+    assert objects.grow_slots(10) == (80, "80 objects from frame 00000 on: using 80 object slots.")
     assert objects.grow_slots(10) == (80, None)
     other = ObjectRegistry(_many(80), open_source(folder))
     other.register(0, list(open_source(folder))[:1], 1)

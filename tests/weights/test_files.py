@@ -200,3 +200,13 @@ def test_text_file_named_pth_is_rejected(torch, tmp_path):
         assert _refusal(tmp_path / "w.pth") == (
             "'w.pth' cannot be read as weights: it is damaged or not a PyTorch file. Give a complete PyTorch,"
             " .safetensors or .npz file.")
+
+
+def test_unreadable_file_is_named_with_the_reason(tmp_path, monkeypatch):
+    np.savez(tmp_path / "weights.npz", a=np.zeros(1))
+
+    def deny(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(np, "load", deny)
+    assert _refusal(tmp_path / "weights.npz").endswith("cannot be read as weights: Permission denied.")

@@ -101,6 +101,14 @@ def test_only_non_structural_fields_can_be_overridden(small_file):
         packaged.load_packaged(widht=8)
 
 
+def test_weights_of_other_shapes_are_rejected(small_file):
+    data = small_file.read_bytes()
+    assert data.count(b'\\"hidden\\": 16') == 1
+    small_file.write_bytes(data.replace(b'\\"hidden\\": 16', b'\\"hidden\\": 24'))
+    with pytest.raises(UserError, match="damaged. Reinstall"):
+        packaged.load_packaged()
+
+
 def test_weights_beyond_float16_range_are_not_packed(checkpoint, tmp_path):
     _, model, variables = checkpoint
     large = jax.tree.map(np.copy, variables)
@@ -117,6 +125,7 @@ def test_weights_beyond_float16_range_are_not_packed(checkpoint, tmp_path):
     lambda data: b"",
     lambda data: data[:-20_001] + bytes([data[-20_001] ^ 1]) + data[-20_000:],  # one bit of a weight
     lambda data: data.replace(b'"uvos"', b'"sovu"', 1),
+    lambda data: data.replace(b'\\"origin\\"', b'\\"nigiro\\"', 1),  # a header without one of its keys
     lambda data: None,
 ])
 def test_damaged_file_raises_one_line_error(small_file, damage):
