@@ -149,7 +149,7 @@ def test_indivisible_batches_are_errors(eight):
     *batch, local, accumulate = eight["errors"]
     assert all("multiple of 8" in text for text in batch)
     assert "pmap or shard_map" in local
-    assert "2 examples a device" in accumulate and "3 equal parts" in accumulate
+    assert "2 examples per device are not divisible by accumulate=3" in accumulate
 
 
 @pytest.mark.slow
