@@ -115,6 +115,8 @@ def test_models_lists_models_and_parameters():
     (["segment"], "INPUT"),
     (["segment", "{folder}", "--on-error", "skipp"], "Did you mean 'skip'"),
     (["segment", "{folder}", "--every", "0"], "--every"),
+    (["segment", "{folder}", "--resume", "--overwrite"], "--resume continues .* --overwrite replaces it. Give one"),
+    (["demo", "--resume", "--overwrite"], "--resume continues .* --overwrite replaces it. Give one"),
     (["segment", "{folder}", "--start", "soon"], "'soon'. Give a time such as"),
     (["segment", "{folder}", "--start", "1:99"], "'1:99', but numbers after a colon must be below 60"),
     (["segment", "{folder}", "--weights", "nowhere"], "no weights 'nowhere'"),

@@ -44,6 +44,7 @@ def demo(
 ) -> None:
     """Segment and score a generated clip."""
     with console(quiet, log_file) as out:
+        options.check_resume_or_overwrite(resume, overwrite)
         _demo(videos, output, seed, resume, overwrite, out)
 
 

@@ -146,6 +146,16 @@ Clip = Annotated["ClipOptions", Group(_clip_options)]
 Prompts = Annotated["PromptOptions", Group(_prompt_options)]
 
 
+def check_resume_or_overwrite(resume: bool, overwrite: bool) -> None:
+    """Fails if both options are given.
+
+    Raises:
+        UserError: Both are given.
+    """
+    if resume and overwrite:
+        raise UserError("--resume continues an earlier run and --overwrite replaces it. Give one of the two.")
+
+
 def split_names(text: str | None) -> tuple[str, ...]:
     """Splits a list of names at its commas."""
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())

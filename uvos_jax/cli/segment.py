@@ -68,6 +68,7 @@ def _output_options(soft: _Soft = False, json: _Json = False, cutout: _Cutout = 
 
 def _run_options(chunk: options.Chunk = None, resume: options.Resume = False, overwrite: options.Overwrite = False,
                  debug: _Debug = False, quiet: options.Quiet = False, log_file: options.LogFile = None) -> RunOptions:
+    options.check_resume_or_overwrite(resume, overwrite)
     return RunOptions(chunk, resume, overwrite, debug, quiet, log_file)
 
 

@@ -255,7 +255,7 @@ def _earlier(segmenter, source, output, facts_from, overwrite, say):
             return run, None
         if not overwrite:
             raise UserError(f"'{output}' holds results of a finished run that differs in {', '.join(differing)}. Choose"
-                            " another --output, or replace them with --overwrite.")
+                            " another --output, or replace them with --overwrite instead of --resume.")
         return None, None
     point, why = resuming.load(output, segmenter, first, facts)
     say(f"'{output}': resuming after {pluralize(point.frames, 'frame')}." if point else
@@ -294,7 +294,8 @@ def _add_from_disk(writer, output, frame, progress, point) -> None:
         path = output / "soft" / f"{frame.name}.png"
         probability, confidence = cv2.imread(str(path), cv2.IMREAD_UNCHANGED), point.confidences[progress.frames]
         if probability is None:
-            raise UserError(f"{quoted(path)} is missing or damaged. Start over with --overwrite.")
+            raise UserError(f"{quoted(path)} is missing or damaged. Start over with --overwrite instead of"
+                            " --resume.")
     notes = {name: values[progress.frames] for name, values in point.notes.items()}
     writer.add(frame, labels, probability, confidence, notes, on_disk=True)
     progress.resumed += 1
