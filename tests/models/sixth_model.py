@@ -11,8 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from uvos_jax.models import Model, System
-from uvos_jax.models.base import ParityTrace, Rules, nchw, nhwc
+from uvos_jax.models.base import Model, ParityTrace, Rules, nchw, nhwc
 from uvos_jax.nn.layers import Conv, ConvNorm, torch_default
 from uvos_jax.ops.losses import binary_cross_entropy
 from uvos_jax.ops.preprocess import Preprocess, preprocess
@@ -117,6 +116,3 @@ class LumaNet(Model):
     def torch_rules(self) -> Rules:
         """Name rules for PyTorch checkpoints."""
         return (("stem/conv", "stem.0", "conv"), ("stem/bn", "stem.1", "norm"), ("head", "head", "conv"))
-
-
-ROW = System(LumaNet, "LumaNet, an example", "unsupervised, one foreground", "frames")

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from tests.helpers.command_line import uvos
-from tests.models.sixth_model import ROW
+from tests.models.sixth_model import LumaNet
 from uvos_jax.inference import Segmenter
 from uvos_jax.inference.loading import random_variables
 from uvos_jax.inference.profiling.benchmark import benchmark
-from uvos_jax.models import SYSTEMS, build
+from uvos_jax.models import SYSTEMS, System, build
 from uvos_jax.training.config import load_config
 from uvos_jax.training.loop import train
 from uvos_jax.weights import from_torch
@@ -19,6 +19,7 @@ from uvos_jax.weights.parity import check, weights_of
 
 CONFIG = __file__.replace("test_sixth_model", "sixth_model_config")
 SIZE = (24, 32)
+ROW = System(LumaNet, "LumaNet, an example", "unsupervised, one foreground", "frames")
 MANIFEST = {"keys": {"stem.0.weight": [4, 3, 3, 3], "stem.1.weight": [4], "stem.1.bias": [4],
                      "stem.1.running_mean": [4], "stem.1.running_var": [4], "stem.1.num_batches_tracked": [],
                      "head.weight": [1, 4, 1, 1], "head.bias": [1]}}

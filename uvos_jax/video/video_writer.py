@@ -194,7 +194,8 @@ class VideoWriter:
         if extra_rows or extra_columns:
             image = np.pad(image, ((0, extra_rows), (0, extra_columns), (0, 0)), mode="edge")
         frame = av.VideoFrame.from_ndarray(image, format="rgb24" if channels == 3 else "rgba").reformat(
-            format=self._format.pixels, dst_colorspace="ITU709", dst_color_range="MPEG"
+            format=self._format.pixels, dst_colorspace="ITU709", dst_color_range="MPEG",
+            threads=1,  # swscale's slices race from rgba to yuva444p10le: blocks differ from run to run
         )
         frame.pts, frame.time_base = tick, Fraction(1, self._ticks)
         self._container.mux(self._stream.encode(frame))
