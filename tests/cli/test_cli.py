@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -151,6 +152,18 @@ def test_python_m_runs_the_same_command():
     done = subprocess.run([sys.executable, "-m", "uvos_jax", "--help"], capture_output=True, text=True, check=True)
     for command in ("segment", "convert-weights", "parity", "benchmark", "models"):
         assert command in done.stdout
+
+
+@pytest.mark.parametrize(("arguments", "environment"), [
+    (["--version"], {}), (["--help"], {}), (["models"], {"PYTHONUNBUFFERED": "1"}),
+])
+def test_closed_pipe_ends_quietly_with_the_code_of_sigpipe(arguments, environment):
+    read, write = os.pipe()
+    os.close(read)  # as in 'uvos models | head -1', without the wait for head
+    done = subprocess.run([sys.executable, "-m", "uvos_jax", *arguments], stdout=write, stderr=subprocess.PIPE,
+                          env=os.environ | environment, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 @pytest.mark.parametrize(("entry", "message"), [

@@ -19,6 +19,7 @@ with exit_immediately():
     # isort: on
 
 _ABORTED = 130  # Typer's exit code of Ctrl-C
+_CLOSED_PIPE = 141  # 128 plus the number of SIGPIPE, which ends other tools whose reader has left
 
 
 def main() -> None:
@@ -34,9 +35,12 @@ def main() -> None:
     except Interrupted as interrupted:
         print(interrupted, file=sys.stderr, flush=True)
         raise SystemExit(interrupted.code) from None
-    except BrokenPipeError:  # the reader of the output has left, as in 'uvos models | head -1'
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at the end
-        raise SystemExit(1) from None
+    except BrokenPipeError:
+        _exit_closed_pipe()
+    except SystemExit as stop:  # Typer and Rich replace a broken pipe by exit code 1
+        if isinstance(stop.__context__, BrokenPipeError):
+            _exit_closed_pipe()
+        raise
     except OSError as error:  # a file or folder that the operating system refuses
         if error.filename is None:
             raise
@@ -53,6 +57,12 @@ def main() -> None:
         # Ctrl-C may come while XLA compiles. Python's shutdown would tear down objects in use, and crash.
         os._exit(_ABORTED)
     raise SystemExit(code or 0)
+
+
+def _exit_closed_pipe() -> None:
+    """Ends quietly: the reader of the output has left, as in ``uvos models | head -1``."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at the end
+    raise SystemExit(_CLOSED_PIPE) from None
 
 
 def _hint(message: str) -> str:

@@ -78,6 +78,9 @@ def console(quiet: bool = False, log_file: Path | None = None) -> Iterator[Conso
     except UserError as error:
         log.error(" ".join(str(error).split()), extra=fatal)
         raise
+    except BrokenPipeError:
+        log.warning("Stopped: standard output was closed by its reader.", extra=fatal)
+        raise
     except Exception:
         log.exception("Unexpected error:", extra=fatal)
         raise
