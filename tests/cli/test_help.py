@@ -1,5 +1,6 @@
 """``--help`` and the options shared by all commands."""
 
+import re
 import subprocess
 import sys
 
@@ -22,7 +23,39 @@ def test_help_is_not_truncated(monkeypatch, columns):
     for command in COMMANDS:
         code, out, err = uvos(command, "-h")
         assert code == 0 and err == "" and "…" not in out and max(map(len, out.splitlines())) <= columns
-        assert f"uvos {command}" in out.partition("Example: ")[2], command
+        assert f"uvos {command}" in out.partition("Example")[2], command
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_has_no_boolean_type_and_states_defaults(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERMINAL_WIDTH", str(columns))
+    for command in ((), *((command,) for command in COMMANDS)):
+        out = uvos(*command, "--help")[1]
+        assert "bool" not in out.lower() and "…" not in out, command
+        rows = _help_rows(out)
+        for option in ("--model", "--weights", "--variant"):
+            if option in rows and (*command, option) not in (("convert-weights", "--model"), ("flow", "--weights")):
+                assert re.search(r"\bdefault: \S", rows[option], re.IGNORECASE), (command, option)
+        if "--variant" in rows:
+            assert "'official_full'" in rows["--variant"]
+    assert "zero flow" in _help_rows(uvos("flow", "--help")[1])["--on-error"]
+    assert "repeat the last mask" in _help_rows(uvos("segment", "--help")[1])["--on-error"]
+
+
+def _help_rows(text: str) -> dict[str, str]:
+    """Returns the text of each option's rows in a rendered help, on one line, by the option's long name."""
+    rows, name = {}, None
+    for line in text.splitlines():
+        cells = line.strip("│╭╰─╮╯ ").removeprefix("*").strip()
+        if line.startswith("│") and cells.startswith("--"):
+            name = cells.split()[0]
+            rows[name] = cells
+        elif line.startswith("│") and name:
+            rows[name] += f" {cells}"
+        else:
+            name = None
+    return rows
 
 
 def test_segment_help_has_panels_choices_and_defaults(monkeypatch):

@@ -20,12 +20,13 @@ def flow(
         metavar="INPUT", help="Video file, folder of frames, quoted glob of frames, URL, or - for standard input.")],
     output: Annotated[Path, typer.Option(
         "--output", metavar="DIR", rich_help_panel=options.OUTPUT, help="Folder of the files, one per frame.")],
-    clip: options.Clip,
+    clip: options.FlowClip,
     method: Annotated[Literal["dis", "raft"], typer.Option(
         "--method", rich_help_panel=options.MODEL, help="OpenCV's DIS, or RAFT.")] = "dis",
     weights: Annotated[str | None, typer.Option(
         "--weights", metavar="PATH", rich_help_panel=options.MODEL,
-        help="Weights of RAFT: published .pth or .safetensors file, or checkpoint directory.")] = None,
+        help="Weights of RAFT: published .pth or .safetensors file, or checkpoint directory. Required with"
+             " --method raft.")] = None,
     form: Annotated[Literal["flo", "png16", "picture"], typer.Option(
         "--format", rich_help_panel=options.OUTPUT,
         help="Middlebury's .flo, KITTI's 16-bit PNG, or colors of the color wheel.")] = "flo",

@@ -24,18 +24,35 @@ _OWN_OPTIONS = {"name": "--model", "model": "--model", "weights": "--weights", "
                 "dtype": "--precision", "precision": "--precision", "scales": "--scales",
                 "flip": "--flip", "flow": "--flow", "flow_weights": "--flow-weights", "flow_cache": "--flow-cache"}
 
+_MAX_SIZE = 2**15 - 1  # largest ``short_side`` of a model
+
+
+def _variant(default: str) -> Any:
+    return typer.Option(
+        "--variant", metavar="NAME", rich_help_panel=MODEL,
+        help="'paper', 'official' (as the published code), or 'official_full' (dpa and f2net: with the commented-out"
+             f" lines of that code). Default: {default}.")
+
+
+def _weights(default: str = "") -> Any:
+    return typer.Option(
+        "--weights", metavar="PATH", rich_help_panel=MODEL,
+        help="Checkpoint directory, .pth, .safetensors or .npz file, name of packaged weights, or 'random' (untrained)."
+             + default)
+
+
 Model = Annotated[str | None, typer.Option(
     "--model", metavar="NAME", rich_help_panel=MODEL,
-    help="System, see 'uvos models'. Not needed with a checkpoint directory.")]
-Variant = Annotated[str | None, typer.Option(
-    "--variant", metavar="NAME", rich_help_panel=MODEL, help="'paper' or 'official' (as the published code).")]
-Weights = Annotated[str | None, typer.Option(
-    "--weights", metavar="PATH", rich_help_panel=MODEL,
-    help="Checkpoint directory, .pth, .safetensors or .npz file, name of packaged weights, or 'random' (untrained).")]
+    help="System, see 'uvos models'. Default: the system of a checkpoint directory or of packaged weights.")]
+Variant = Annotated[str | None, _variant("that of the weights, or 'paper'")]
+ConvertedVariant = Annotated[str | None, _variant("'paper'; for raft 'official'")]
+ReferenceVariant = Annotated[str | None, _variant("that of the reference file")]
+Weights = Annotated[str | None, _weights(" Default: the packaged default network, if --model is not given.")]
+BenchmarkWeights = Annotated[str | None, _weights()]  # the command has a default of its own
 Precision = Annotated[Literal["float32", "bfloat16"], typer.Option(
     "--precision", rich_help_panel=MODEL, help="float32 (reference) or bfloat16 (faster on accelerators).")]
 Size = Annotated[int | None, typer.Option(
-    "--size", min=17, metavar="PIXELS", rich_help_panel=MODEL,
+    "--size", min=17, max=_MAX_SIZE, metavar="PIXELS", rich_help_panel=MODEL,
     help="Shorter side of the network input. Default: the model's own.")]
 Chunk = Annotated[int | None, typer.Option(
     "--chunk", min=1, metavar="N", rich_help_panel=RUN,
@@ -77,6 +94,8 @@ End = Annotated[str | None, typer.Option(
 Every = Annotated[int, typer.Option("--every", min=1, metavar="N", rich_help_panel=INPUT, help="Read every Nth frame.")]
 OnError = Annotated[Literal["stop", "skip"], typer.Option(
     "--on-error", rich_help_panel=INPUT, help="At a frame that cannot be decoded, stop or repeat the last mask.")]
+FlowOnError = Annotated[Literal["stop", "skip"], typer.Option(
+    "--on-error", rich_help_panel=INPUT, help="At a frame that cannot be decoded, stop or write zero flow.")]
 Workers = Annotated[int | None, typer.Option(
     "--workers", min=1, metavar="N", rich_help_panel=RUN, help="Parallel workers. Default: one per core.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", rich_help_panel=RUN, help="Replace existing results.")]
@@ -132,6 +151,11 @@ def _clip_options(start: Start = None, end: End = None, every: Every = 1, on_err
     return ClipOptions(start, end, every, on_error)
 
 
+def _flow_clip_options(start: Start = None, end: End = None, every: Every = 1,
+                       on_error: FlowOnError = "stop") -> "ClipOptions":
+    return _clip_options(start, end, every, on_error)
+
+
 def _prompt_options(
     first_mask: FirstMask = None, first_model: FirstModel = None, first_weights: FirstWeights = None,
     prune: Prune = None, prune_weights: PruneWeights = None,
@@ -143,6 +167,7 @@ def _prompt_options(
 
 Network = Annotated[NetworkOptions, Group(_network_options)]
 Clip = Annotated["ClipOptions", Group(_clip_options)]
+FlowClip = Annotated["ClipOptions", Group(_flow_clip_options)]
 Prompts = Annotated["PromptOptions", Group(_prompt_options)]
 
 

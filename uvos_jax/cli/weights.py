@@ -22,7 +22,7 @@ def convert_weights(
         "--from", metavar="FILE", rich_help_panel=options.INPUT, help="Published .pth, .safetensors or .npz file.")],
     to: Annotated[Path, typer.Option(
         "--to", metavar="DIR", rich_help_panel=options.OUTPUT, help="Checkpoint directory to create.")],
-    variant: options.Variant = None,
+    variant: options.ConvertedVariant = None,
     hyper: options.Set = None,
     quiet: options.Quiet = False,
     log_file: options.LogFile = None,
@@ -41,13 +41,13 @@ def convert_weights(
         out.result(f"{to}: {model}, variant {module.variant}, {parameter_count(variables):,} parameters")
 
 
-@app.command(epilog="Example: uvos parity tests/golden/adnet_a.npz")
+@app.command(epilog="Example, in a checkout of the repository: uvos parity tests/golden/adnet_a.npz")
 def parity(
     reference: Annotated[Path, typer.Argument(metavar="FILE.npz", help="File of reference tensors.")],
     manifest: Annotated[Path | None, typer.Option(
         "--manifest", metavar="FILE.json", rich_help_panel=options.INPUT,
         help="Manifest of the weights. Default: <system>_manifest.json beside the file.")] = None,
-    variant: options.Variant = None,
+    variant: options.ReferenceVariant = None,
     quiet: options.Quiet = False,
     log_file: options.LogFile = None,
 ) -> None:
@@ -100,7 +100,7 @@ def benchmark(
     size: Annotated[str, typer.Option(
         "--size", metavar="HxW", rich_help_panel=options.INPUT, help="Height and width of the video.")] = "480x854",
     variant: options.Variant = None,
-    weights: options.Weights = "random",
+    weights: options.BenchmarkWeights = "random",
     precision: options.Precision = "float32",
     chunk: options.Chunk = None,
     scales: options.Scales = "1",
