@@ -14,9 +14,37 @@ class UserError(ValueError):
 
 
 def nearest_hint(wrong: str, known: Iterable[str]) -> str:
-    """Returns ``" Did you mean 'x'?"`` for the known name closest to ``wrong``, or an empty string."""
-    match = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.5)
-    return f" Did you mean '{match[0]}'?" if match else ""
+    """Returns ``" Did you mean 'x'?"`` for the known name of which ``wrong`` is a typo or prefix, or an empty string.
+
+    One or two edits count as a typo, in long names up to a fifth of their letters, in names shorter than six one.
+    """
+    known = list(known)
+    similar = difflib.get_close_matches(wrong, known, n=5, cutoff=0.6)  # bounds the cost in large folders
+    distances = {name: _edit_distance(wrong, name) for name in similar}
+    matches = [name for name, edits in distances.items() if edits <= _most_edits(max(len(wrong), len(name)))]
+    matches = sorted(matches, key=distances.get) or [name for name in known if _is_abbreviation(wrong, name)]
+    return f" Did you mean '{matches[0]}'?" if matches else ""
+
+
+def _most_edits(length: int) -> int:
+    return max(min(2, length // 3), length // 5)
+
+
+def _is_abbreviation(wrong: str, name: str) -> bool:
+    shorter, longer = sorted((wrong, name), key=len)
+    return len(shorter) >= 3 and longer.startswith(shorter)
+
+
+def _edit_distance(first: str, second: str) -> int:
+    """Returns the number of inserted, removed, replaced or swapped letters that turn one string into the other."""
+    before, row = [], list(range(len(second) + 1))
+    for i, letter in enumerate(first):
+        before, above, row = row, before, [i + 1]
+        for j, other in enumerate(second):
+            row.append(min(before[j + 1] + 1, row[j] + 1, before[j] + (letter != other)))
+            if i and j and letter == second[j - 1] and first[i - 1] == other:
+                row[-1] = min(row[-1], above[j - 1] + 1)
+    return row[-1]
 
 
 def pluralize(count: int, noun: str) -> str:

@@ -49,9 +49,12 @@ def main() -> None:
         # Typer's errors of the command line share this method.
         if not hasattr(error, "format_message"):
             raise
-        message = error.format_message().replace("Value error, ", "").replace("Input should be", "must be")
+        # Without the names that Typer adds to an unknown option or command, in a form that depends on its version.
+        message = error.message if getattr(error, "possibilities", None) else error.format_message()
+        message = message.replace("Value error, ", "").replace("Input should be", "must be")
         message = message.replace(", unable to parse string as an integer", "")
-        _fail(message.removesuffix(".") + hint if (hint := _hint(message)) else message)
+        end = "" if message.endswith((".", "?")) else "."
+        _fail(f"{message}{end}{_hint(message) or _name_hint(error)}")
     if code == _ABORTED:
         print("Interrupted; files written so far are kept.", file=sys.stderr, flush=True)
         # Ctrl-C may come while XLA compiles. Python's shutdown would tear down objects in use, and crash.
@@ -66,13 +69,18 @@ def _exit_closed_pipe() -> None:
 
 
 def _hint(message: str) -> str:
-    """Returns what Typer's message about the command line lacks, or an empty string."""
+    """Returns a hint for a file whose name starts with a dash, or for a value that resembles a valid one."""
     files = [argument for argument in sys.argv[1:] if argument.startswith("-") and os.path.isfile(argument)]
     if files:
-        return f". For the file '{files[0]}' write './{files[0]}'."
+        return f" For the file '{files[0]}' write './{files[0]}'."
     choice = re.search(r": '(.*)' is not one of (.*)\.$", message)
-    hint = nearest_hint(choice[1], re.findall(r"'([^']*)'", choice[2])) if choice else ""
-    return f".{hint}" if hint else ""
+    return nearest_hint(choice[1], re.findall(r"'([^']*)'", choice[2])) if choice else ""
+
+
+def _name_hint(error: Exception) -> str:
+    """Returns a hint to the option or command that resembles an unknown one, or an empty string."""
+    name = getattr(error, "option_name", None) or getattr(error, "command_name", "")
+    return nearest_hint(name, getattr(error, "possibilities", None) or ())
 
 
 def _fail(message: str) -> None:

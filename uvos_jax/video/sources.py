@@ -256,7 +256,8 @@ def _checked_array(item: object, name: str, copy: bool) -> np.ndarray:
 
 def _type_text(item: object) -> str:
     if hasattr(item, "dtype") and hasattr(item, "shape"):
-        return f"a {item.dtype} array of shape {tuple(item.shape)}"
+        article = "an" if str(item.dtype).startswith("i") else "a"
+        return f"{article} {item.dtype} array of shape {tuple(item.shape)}"
     return f"an object of type {type(item).__name__!r}"
 
 
