@@ -273,14 +273,6 @@ def test_ctrl_c_during_imports_prints_no_traceback(tmp_path, module):
 
 
 @pytest.mark.slow
-def test_closed_pipe_prints_no_traceback():
-    process = _start("models")
-    process.stdout.close()
-    err = process.stderr.read()
-    assert process.wait() == 1 and err == ""
-
-
-@pytest.mark.slow
 def test_video_is_read_from_standard_input(tmp_path):
     with VideoWriter(tmp_path / "clip.mp4", 10) as writer:
         for frame in clip(3):
