@@ -40,6 +40,17 @@ def test_frames_of_the_first_chunk_count_as_one_step():
     assert meter.rate == pytest.approx(8 / 16, rel=0.02) and meter.remaining == pytest.approx(8, rel=0.02)
 
 
+def test_steps_of_an_earlier_process_count_as_done_but_not_in_the_rate():
+    clock = Clock()
+    meter = Meter(60, clock, initial=38)
+    assert meter.done == 38 and meter.rate is None and meter.remaining is None
+    clock.now += 60  # compilation
+    for _ in range(3):
+        clock.now += 2
+        meter.advance()
+    assert meter.done == 41 and meter.rate == pytest.approx(0.5) and meter.remaining == pytest.approx(38)
+
+
 def test_no_remaining_time_at_the_end_or_without_a_total():
     clock = Clock()
     for total in (2, None):
@@ -62,6 +73,21 @@ def test_pipes_get_progress_lines(capsys, monkeypatch):
     assert out == "" and lines[0] == "clip: compiling ..." and lines[1].startswith("clip: 1/3 frames in 0 s")
     assert re.fullmatch(r"clip: 2/3 frames in 0 s, \S+ frames/s, 0 s left", lines[2])
     assert re.fullmatch(r"clip: 2 frames in 0 s, \S+ frames/s", lines[3]) and len(lines) == 4
+
+
+def test_resumed_jobs_show_the_steps_of_the_whole_job(capsys, monkeypatch):
+    monkeypatch.setattr(module, "_LINE_EVERY", 0.0)
+    monkeypatch.setattr(module, "_BURST", 0.0)
+    with progress("training", 43, "steps", initial=40) as advance:
+        for _ in range(3):
+            advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "training: 41/43 steps, 1 of them in 0 s" and len(lines) == 3
+    assert re.fullmatch(r"training: 42/43 steps, 2 of them in 0 s, \S+ steps/s, 0 s left", lines[1])
+    assert re.fullmatch(r"training: 43 steps, 3 of them in 0 s, \S+ steps/s", lines[2])
+    with progress("training", 43, "steps", initial=40):
+        pass
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("total", "last"), [(2, "clip: 2 frames in"), (None, "clip: 2 frames in"),

@@ -20,22 +20,24 @@ class Meter:
     """Counts steps; the one source of rate and remaining time.
 
     Attributes:
-        done: Number of finished steps.
+        done: Number of finished steps, including ``initial``.
         total: Expected number of steps, or None if unknown.
+        initial: Number of steps that an earlier process finished. Rate and remaining time exclude them.
     """
 
-    def __init__(self, total: int | None = None, clock: Callable[[], float] = time.monotonic):
-        """Starts at 0 steps.
+    def __init__(self, total: int | None = None, clock: Callable[[], float] = time.monotonic, initial: int = 0):
+        """Starts at ``initial`` steps.
 
         Args:
-            total: Expected number of steps.
+            total: Expected number of steps, including ``initial``.
             clock: Returns the time in seconds.
+            initial: Number of steps that an earlier process finished.
         """
-        self.done, self.total = 0, total
+        self.done, self.total, self.initial = initial, total, initial
         self._clock = clock
         self._started = clock()
         self._first: float | None = None  # time of the first step
-        self._base = 0, self._started  # steps and time from which the rate is measured
+        self._base = initial, self._started  # steps and time from which the rate is measured
         self._latest = self._started
 
     def advance(self, count: int = 1) -> None:
@@ -94,27 +96,28 @@ class Advance:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int | None = None, unit: str = "frames") -> Iterator[Advance]:
+def progress(what: str, total: int | None = None, unit: str = "frames", initial: int = 0) -> Iterator[Advance]:
     """Shows the progress of a job: count, rate and remaining time.
 
     Args:
         what: Name of the job.
         total: Number of steps, or None if unknown; the actual number may differ.
         unit: What is counted, plural.
+        initial: Number of steps that an earlier process finished; ``total`` includes them.
 
     Yields:
         A function ``advance(count=1)``; see ``Advance``.
     """
-    meter = Meter(total)
+    meter = Meter(total, initial=initial)
     show = _bar if sys.stderr.isatty() or _in_notebook() else _lines
     with show(meter, what, unit) as (update, status):
         yield Advance(meter, update, status)
 
 
 @contextlib.contextmanager
-def no_progress(what: str = "", total: int | None = None, unit: str = "") -> Iterator[Advance]:
+def no_progress(what: str = "", total: int | None = None, unit: str = "", initial: int = 0) -> Iterator[Advance]:
     """Counts as ``progress`` does and shows nothing."""
-    yield Advance(Meter(total))
+    yield Advance(Meter(total, initial=initial))
 
 
 @contextlib.contextmanager
@@ -128,7 +131,8 @@ def _lines(meter: Meter, what: str, unit: str) -> Iterator[_Display]:
         nonlocal last_count
         last_count = count
         rate = f", {meter.rate:.3g} {unit}/s" if meter.rate else ""
-        print(f"{what}: {count} in {meter.seconds:.0f} s{rate}{remaining}", file=sys.stderr, flush=True)
+        finished = f"{count}, {meter.done - meter.initial} of them" if meter.initial else count
+        print(f"{what}: {finished} in {meter.seconds:.0f} s{rate}{remaining}", file=sys.stderr, flush=True)
 
     def count() -> str:
         return pluralize(meter.done, unit.removesuffix("s"))
@@ -146,7 +150,7 @@ def _lines(meter: Meter, what: str, unit: str) -> Iterator[_Display]:
         print(f"{what}: {text} ...", file=sys.stderr, flush=True)
 
     yield update, status
-    if meter.done and last_count != count():
+    if meter.done > meter.initial and last_count != count():
         write(count())
 
 
@@ -160,7 +164,7 @@ def _bar(meter: Meter, what: str, unit: str) -> Iterator[_Display]:
                TextColumn("{task.fields[rate]}", markup=False), TimeElapsedColumn(),
                TextColumn("{task.fields[remaining]}", markup=False))
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=meter.total, rate="", remaining="")
+        task = bar.add_task(what, total=meter.total, completed=meter.done, rate="", remaining="")
 
         def update() -> None:
             rate, remaining = meter.rate, meter.remaining
@@ -172,7 +176,7 @@ def _bar(meter: Meter, what: str, unit: str) -> Iterator[_Display]:
             bar.update(task, description=f"{what} ({text})")
 
         yield update, status
-        if meter.total and meter.done:  # the number of frames that a file states may be wrong
+        if meter.total and meter.done > meter.initial:  # the number of frames that a file states may be wrong
             bar.update(task, total=meter.done, remaining="")
 
 

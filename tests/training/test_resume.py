@@ -16,6 +16,7 @@ import pytest
 from tests.helpers import tiny_system
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.tiny_system import clips, config
+from uvos_jax import progress
 from uvos_jax.errors import UserError
 from uvos_jax.models import SYSTEMS
 from uvos_jax.training.loop import train
@@ -131,6 +132,17 @@ def test_resume_repeats_steps_after_the_checkpoint(tmp_path):
     before = outcome(tmp_path / "run")
     assert train(settings, tmp_path / "run", batches=clips) == {"step": 10}  # the run is finished
     assert outcome(tmp_path / "run") == before
+
+
+def test_resume_shows_the_steps_of_the_whole_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
+    settings = config(checkpoint_every=3)
+    interrupted(7, tmp_path, settings)
+    capsys.readouterr()
+    train(settings, tmp_path / "run", batches=clips)
+    out, err = capsys.readouterr()
+    assert "step 7/10 " in out and "training tiny: 7/10 steps, 1 of them in" in err
+    assert err.splitlines()[-1].startswith("training tiny: 10 steps, 4 of them in")
 
 
 @pytest.mark.slow

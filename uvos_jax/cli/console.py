@@ -43,11 +43,11 @@ class Console:
         """Shows an error that does not end the command."""
         self.log.error(message)
 
-    def progress(self, what: str, total: int | None = None, unit: str = "frames"
+    def progress(self, what: str, total: int | None = None, unit: str = "frames", initial: int = 0
                  ) -> "AbstractContextManager[progress.Advance]":
         """Same as ``uvos_jax.progress.progress``, silent with ``--quiet``."""
         self.log.debug("%s: started", what)
-        return (progress.no_progress if self.quiet else progress.progress)(what, total, unit)
+        return (progress.no_progress if self.quiet else progress.progress)(what, total, unit, initial)
 
 
 @contextlib.contextmanager

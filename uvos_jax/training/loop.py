@@ -128,8 +128,8 @@ class _Run:
         stack.callback(self.checkpoints.close)
         if step < self.total:
             show = self.progress if self.is_main else no_progress
-            self.advance = stack.enter_context(show(f"training {self.config['model']['name']}", self.total - step,
-                                                    "steps"))
+            self.advance = stack.enter_context(show(f"training {self.config['model']['name']}", self.total, "steps",
+                                                    initial=step))
         # With several processes JAX listens for SIGTERM and stops all of them after the same step.
         single = jax.process_count() == 1
         self.stop_signal = stack.enter_context(graceful_stop("after this step, once its state is saved") if single
