@@ -227,6 +227,7 @@ def test_frames_of_different_sizes_are_rejected(tmp_path):
     ("array", "match"),
     [
         (np.zeros((2, 6, 8, 3), np.float32), r"float32 array of shape \(2, 6, 8, 3\)"),
+        (np.zeros((2, 6, 8, 3), np.int64), r"an int64 array"),
         (np.zeros((6, 8, 3), np.uint8), r"shape \(6, 8, 3\)"),
         (np.zeros((2, 3, 6, 8), np.uint8), r"shape \(2, 3, 6, 8\)"),
         (np.zeros((0, 6, 8, 3), np.uint8), "non-empty"),
