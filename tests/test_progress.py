@@ -118,6 +118,17 @@ def test_terminals_get_a_progress_bar(capsys, monkeypatch):
     assert "3/3" in err and err.count("left") <= 1
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_logs_get_lines_beside_a_bar_and_without_display(capsys, monkeypatch, terminal):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
+    lines = []
+    with progress("clip", 2, visible=terminal, log=lines.append) as advance:
+        advance.status("compiling")
+        advance(2)
+    assert lines == ["clip: compiling ...", "clip: 2 frames in 0 s"]
+    assert ("2/2" in capsys.readouterr().err) == terminal
+
+
 def test_no_output_without_steps(capsys):
     with progress("clip", 3):
         pass

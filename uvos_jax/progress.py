@@ -7,6 +7,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from uvos_jax.errors import pluralize
 
@@ -96,7 +97,8 @@ class Advance:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int | None = None, unit: str = "frames", initial: int = 0) -> Iterator[Advance]:
+def progress(what: str, total: int | None = None, unit: str = "frames", initial: int = 0, *, visible: bool = True,
+             log: Callable[[str], None] | None = None) -> Iterator[Advance]:
     """Shows the progress of a job: count, rate and remaining time.
 
     Args:
@@ -104,13 +106,29 @@ def progress(what: str, total: int | None = None, unit: str = "frames", initial:
         total: Number of steps, or None if unknown; the actual number may differ.
         unit: What is counted, plural.
         initial: Number of steps that an earlier process finished; ``total`` includes them.
+        visible: Whether standard error shows the progress.
+        log: Called with each progress line, also where standard error shows a bar or nothing.
 
     Yields:
         A function ``advance(count=1)``; see ``Advance``.
     """
     meter = Meter(total, initial=initial)
-    show = _bar if sys.stderr.isatty() or _in_notebook() else _lines
-    with show(meter, what, unit) as (update, status):
+    displays = []
+    if visible:
+        displays.append(_bar if sys.stderr.isatty() or _in_notebook() else partial(_lines, write=_print))
+    if log:
+        displays.append(partial(_lines, write=log))
+    with contextlib.ExitStack() as stack:
+        shown = [stack.enter_context(display(meter, what, unit)) for display in displays]
+
+        def update() -> None:
+            for update_one, _ in shown:
+                update_one()
+
+        def status(text: str) -> None:
+            for _, show_status in shown:
+                show_status(text)
+
         yield Advance(meter, update, status)
 
 
@@ -120,19 +138,23 @@ def no_progress(what: str = "", total: int | None = None, unit: str = "", initia
     yield Advance(Meter(total, initial=initial))
 
 
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
-def _lines(meter: Meter, what: str, unit: str) -> Iterator[_Display]:
+def _lines(meter: Meter, what: str, unit: str, write: Callable[[str], None]) -> Iterator[_Display]:
     """Lines for logs and pipes, where a bar cannot be redrawn."""
     next_line = time.monotonic() + _LINE_EVERY
 
     last_count = ""
 
-    def write(count: str, remaining: str = "") -> None:
+    def write_count(count: str, remaining: str = "") -> None:
         nonlocal last_count
         last_count = count
         rate = f", {meter.rate:.3g} {unit}/s" if meter.rate else ""
         finished = f"{count}, {meter.done - meter.initial} of them" if meter.initial else count
-        print(f"{what}: {finished} in {meter.seconds:.0f} s{rate}{remaining}", file=sys.stderr, flush=True)
+        write(f"{what}: {finished} in {meter.seconds:.0f} s{rate}{remaining}")
 
     def count() -> str:
         return pluralize(meter.done, unit.removesuffix("s"))
@@ -143,15 +165,15 @@ def _lines(meter: Meter, what: str, unit: str) -> Iterator[_Display]:
             next_line = time.monotonic() + _LINE_EVERY
             remaining = meter.remaining
             # The number of frames that a file states may be too small.
-            write(f"{meter.done}/{meter.total} {unit}" if meter.total and meter.done < meter.total else count(),
-                  "" if remaining is None else f", {remaining:.0f} s left")
+            write_count(f"{meter.done}/{meter.total} {unit}" if meter.total and meter.done < meter.total else count(),
+                        "" if remaining is None else f", {remaining:.0f} s left")
 
     def status(text: str) -> None:
-        print(f"{what}: {text} ...", file=sys.stderr, flush=True)
+        write(f"{what}: {text} ...")
 
     yield update, status
     if meter.done > meter.initial and last_count != count():
-        write(count())
+        write_count(count())
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import pytest
 
 from tests.helpers.command_line import SMALL, uvos
 from tests.helpers.small_adnet import clip
+from uvos_jax import progress
 from uvos_jax.video import VideoWriter, read_mask
 
 NETWORK = ["--model", "adnet", "--weights", "random", *SMALL]
@@ -96,6 +97,17 @@ def test_quiet_prints_nothing_and_log_file_gets_everything(tmp_path):
     lines = (tmp_path / "log.txt").read_text().splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ (INFO|ERROR) ", line) for line in lines)
     assert sum("3 masks, overlay.mp4" in line for line in lines) == 1 and "--overwrite" in lines[-1]
+    assert "INFO adnet on clip: compiling, first frame ..." in lines[0] and "adnet on clip: 3 frames in" in lines[1]
+
+
+def test_log_file_has_the_progress_lines_of_standard_error_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
+    code, _, err = uvos("segment", _frames(tmp_path / "clip", 3), *NETWORK, "--log-file", "log.txt")
+    assert code == 0 and len(re.findall(r"adnet on clip: \d/3 frames in", err)) == 2
+    logged = [line.split(" INFO ")[1] for line in (tmp_path / "log.txt").read_text().splitlines()]
+    shown = [line for line in err.splitlines() if "adnet on clip" in line]
+    assert [line.split(" in ")[0] for line in logged if "adnet on clip" in line] == [
+        line.split(" in ")[0] for line in shown] and len(shown) == 4
 
 
 def test_resume_reports_and_keeps_finished_run(tmp_path):

@@ -1,4 +1,4 @@
-"""Output of a command: results on standard output, messages on standard error, both in the log file."""
+"""Output of a command: results on standard output, messages and progress on standard error, all in the log file."""
 
 import contextlib
 import dataclasses
@@ -14,6 +14,8 @@ from uvos_jax.interrupts import Interrupted
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+
+_FILE_ONLY = "file_only"  # attribute of log records that standard error shows in another form, or not at all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Console:
     def result(self, text: str) -> None:
         """Prints a result of the command, one line or more, on standard output."""
         for line in text.strip("\n").splitlines():
-            self.log.info(line, extra={"result": True})
+            self.log.info(line, extra={_FILE_ONLY: True})
         if not self.quiet:
             print(text, flush=True)
 
@@ -45,9 +47,11 @@ class Console:
 
     def progress(self, what: str, total: int | None = None, unit: str = "frames", initial: int = 0
                  ) -> "AbstractContextManager[progress.Advance]":
-        """Same as ``uvos_jax.progress.progress``, silent with ``--quiet``."""
-        self.log.debug("%s: started", what)
-        return (progress.no_progress if self.quiet else progress.progress)(what, total, unit, initial)
+        """Same as ``uvos_jax.progress.progress``; with ``--quiet``, only the log file has it."""
+        return progress.progress(what, total, unit, initial, visible=not self.quiet, log=self._log_progress)
+
+    def _log_progress(self, line: str) -> None:
+        self.log.info(line, extra={_FILE_ONLY: True})
 
 
 @contextlib.contextmanager
@@ -56,7 +60,7 @@ def console(quiet: bool = False, log_file: Path | None = None) -> Iterator[Conso
 
     Args:
         quiet: See ``Console``.
-        log_file: File that all output is appended to, with the time.
+        log_file: File that all output is appended to, with the time; progress as lines.
 
     Raises:
         UserError: The log file cannot be written.
@@ -64,12 +68,12 @@ def console(quiet: bool = False, log_file: Path | None = None) -> Iterator[Conso
     log = logging.Logger("uvos", logging.DEBUG)
     screen = _screen_handler()
     screen.setLevel(logging.ERROR if quiet else logging.INFO)
-    screen.addFilter(lambda record: not hasattr(record, "result") and not hasattr(record, "fatal"))
+    screen.addFilter(lambda record: not hasattr(record, _FILE_ONLY))
     screen.setFormatter(_Formatter())
     log.addHandler(screen)
     file = _file_handler(log_file)
     log.addHandler(file)
-    fatal = {"fatal": True}  # main() prints what ends the command
+    fatal = {_FILE_ONLY: True}  # main() prints what ends the command
     try:
         yield Console(log, quiet)
     except Interrupted as interrupted:

@@ -103,7 +103,7 @@ Resume = Annotated[bool, typer.Option(
     "--resume", rich_help_panel=RUN, help="Continue an interrupted run; leave a finished one as it is.")]
 Quiet = Annotated[bool, typer.Option("--quiet", rich_help_panel=RUN, help="Show errors only.")]
 LogFile = Annotated[Path | None, typer.Option(
-    "--log-file", metavar="FILE", rich_help_panel=RUN, help="Append all output to this file, with the time.")]
+    "--log-file", metavar="FILE", rich_help_panel=RUN, help="Append output and progress to this file, with the time.")]
 
 
 @dataclasses.dataclass(frozen=True)
