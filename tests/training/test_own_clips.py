@@ -1,6 +1,8 @@
 """``--config.data=folder:PATH``: training on your own clips."""
 
 import json
+import os
+import shutil
 
 import cv2
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from tests.helpers import tiny_system
 from tests.helpers.command_line import uvos
+from uvos_jax.data.storage import source_identity
 from uvos_jax.models import SYSTEMS
 from uvos_jax.training.config import load_config, own_folder
 
@@ -61,10 +64,66 @@ def test_one_command_converts_and_trains_and_reuses_the_clips(file, clips, tmp_p
     assert code == 0, err
     assert f"{clips}, train: 1 video, 4 frames, 2 with masks" in out
     assert (run / "last").exists() and (run / "data/uvos_folder/own").is_dir()
-    # A second call reuses the converted clips, although the folder has changed.
-    (clips / "Annotations/mine/00000.png").unlink()
-    code, out, err = uvos(*command, "--config.phases.0.steps=2")
+    # A second call reuses the converted clips. Files that the conversion does not read may change.
+    (clips / "JPEGImages/.DS_Store").touch()
+    (clips / "notes.txt").touch()
+    code, out, err = uvos(*command)
     assert code == 0 and "with masks" not in out, err
+
+
+@pytest.fixture
+def converted(file, clips, tmp_path):
+    """Creates a run whose clips are converted; returns its command without ``--config.data``."""
+    data = tmp_path / "run/data"
+    (data / "uvos_folder/own").mkdir(parents=True)
+    source_identity.write_identity(data, source_identity.identify(clips))
+    return "train", "--config", file, "--workdir", tmp_path / "run"
+
+
+def _change(clips, how):
+    path = clips / "Annotations/mine/00000.png"
+    if how == "removed mask":
+        path.unlink()
+    elif how == "added frame":
+        (clips / "JPEGImages/mine/00004.jpg").write_bytes((clips / "JPEGImages/mine/00003.jpg").read_bytes())
+    elif how == "edited mask":  # of the same size
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    else:
+        (clips / "ImageSets").mkdir()
+        (clips / "ImageSets/train.txt").write_text("mine\n")
+
+
+@pytest.mark.parametrize("how", ["removed mask", "added frame", "edited mask", "added list"])
+def test_changed_clips_are_refused(converted, clips, tmp_path, how):
+    _change(clips, how)
+    code, out, err = uvos(*converted, f"--config.data=folder:{clips}")
+    assert (code, out) == (2, "") and err == (
+        f"Error: The files in '{clips}' have changed since they were converted into '{tmp_path / 'run/data'}'. Choose"
+        f" another --workdir, or delete '{tmp_path / 'run/data'}'.\n")
+
+
+def test_another_folder_of_clips_is_refused(converted, clips, tmp_path):
+    other = tmp_path / "other"
+    for folder in (other, tmp_path / "absent"):
+        code, out, err = uvos(*converted, f"--config.data=folder:{folder}")
+        assert (code, out) == (2, "") and err.count("\n") == 1, err
+        assert f"converted from '{clips}', not from '{folder}'. Choose another --workdir, or delete" in err
+        shutil.copytree(clips, other, dirs_exist_ok=True)
+    (tmp_path / "run/data/source.json").write_text("{")
+    code, _, err = uvos(*converted, f"--config.data=folder:{clips}")
+    assert code == 2 and "source.json' is damaged. Choose another --workdir, or delete" in err
+
+
+def test_converted_clips_are_reused_without_their_folder_or_its_identity(converted, clips, tmp_path, monkeypatch):
+    runs = []
+    monkeypatch.setattr("uvos_jax.training.loop.train", lambda config, workdir, data_dir, **_: runs.append(data_dir))
+    monkeypatch.chdir(tmp_path)
+    assert uvos(*converted, "--config.data=folder:clips")[0] == 0  # a relative path
+    clips.rename(tmp_path / "moved")
+    assert uvos(*converted, f"--config.data=folder:{clips}")[0] == 0
+    (tmp_path / "run/data/source.json").unlink()  # converted by an earlier version
+    assert uvos(*converted, f"--config.data=folder:{tmp_path / 'moved'}")[0] == 0
+    assert runs == [tmp_path / "run/data"] * 3
 
 
 def test_overrides_apply_to_fine_tuning(file):

@@ -63,15 +63,19 @@ def _flow_estimator(name: str | None, weights: Path | None) -> "FlowEstimator | 
 
 
 def _convert_clips(source: str, data_dir: Path, settings: dict[str, Any], out: Console) -> Path:
-    """Converts a folder of clips and computes their flow, unless an earlier call of the same run did."""
+    """Converts a folder of clips and computes their flow, unless an earlier call of the run did."""
     from uvos_jax.data.storage.convert import convert
     from uvos_jax.data.storage.records import PREFIX
+    from uvos_jax.data.storage.source_identity import check_same_source, identify, write_identity
     from uvos_jax.inference.flow.estimators import dis_estimator
     from uvos_jax.training.config import OWN_DATASET
     from uvos_jax.training.phases import phases
     from uvos_jax.training.setup import setup
 
-    if not (data_dir / f"{PREFIX}{OWN_DATASET}").is_dir():
+    identity = identify(source)  # before the conversion, so that a change during it is noticed later
+    if (data_dir / f"{PREFIX}{OWN_DATASET}").is_dir():
+        check_same_source(data_dir, identity)
+    else:
         if not Path(source).is_dir():
             raise UserError(f"There is no folder '{source}'. Give a folder of clips: --config.data=folder:PATH.")
         for phase in phases(settings):
@@ -81,6 +85,7 @@ def _convert_clips(source: str, data_dir: Path, settings: dict[str, Any], out: C
             for split, (videos, frames, labeled) in row.splits.items():
                 out.result(f"{source}, {split}: {pluralize(videos, 'video')}, {pluralize(frames, 'frame')}, {labeled}"
                            " with masks")
+        write_identity(data_dir, identity)
     return data_dir
 
 
