@@ -82,7 +82,7 @@ def atomic_write(path: str | os.PathLike, data: bytes, unique: bool = False) -> 
         unique: See ``PartialFile``.
 
     Raises:
-        UserError: The operating system refused (no such folder, no permission, disk full).
+        UserError: The file cannot be written (no such folder, no permission, disk full).
     """
     try:
         with atomic_path(path, unique) as partial:
@@ -115,7 +115,7 @@ class StreamedTextFile:
             header: Text before the first piece; ignored for later ones.
 
         Raises:
-            UserError: The operating system refused.
+            UserError: The file cannot be written.
         """
         try:
             if self._file is None:
@@ -133,7 +133,7 @@ class StreamedTextFile:
             False if nothing was written; then no file exists.
 
         Raises:
-            UserError: The operating system refused; the partial file is removed.
+            UserError: The file cannot be written; the partial file is removed.
         """
         if self._file is None:
             return False
@@ -161,7 +161,7 @@ def replace_folder(new: Path, folder: Path) -> None:
     between the two renames, ``finish_replacement`` restores it.
 
     Raises:
-        UserError: The operating system refused; the old folder is in place.
+        UserError: The folder cannot be written; the old one stays in place.
     """
     try:
         if folder.exists():
@@ -249,7 +249,7 @@ def make_folder(path: str | os.PathLike) -> None:
     """Creates a folder and its parents; an existing folder is fine.
 
     Raises:
-        UserError: The operating system refused.
+        UserError: The folder cannot be created.
     """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -262,7 +262,7 @@ def folder_unless_empty(path: str | os.PathLike) -> Iterator[None]:
     """Creates a folder and its parents; on exit, removes those created here that are still empty.
 
     Raises:
-        UserError: The operating system refused.
+        UserError: The folder cannot be created.
     """
     folder = Path(path)
     created = [above for above in (folder, *folder.parents) if not above.exists()]

@@ -74,16 +74,16 @@ def by_fractions(saliency: np.ndarray, truth: np.ndarray) -> float:
 
     inside = [p for p in pixels if g[p]]
     share = Fraction(len(inside), len(pixels))
-    of_objects = float(share) * of_object([s[p] for p in inside])
-    of_objects += float(1 - share) * of_object([1 - s[p] for p in pixels if not g[p]])
+    object_term = float(share) * of_object([s[p] for p in inside])
+    object_term += float(1 - share) * of_object([1 - s[p] for p in pixels if not g[p]])
     cut_y, cut_x = (math.floor(Fraction(sum(p[axis] for p in inside), len(inside)) + Fraction(1, 2)) for axis in (0, 1))
-    of_regions = 0.0
+    region_term = 0.0
     for above in (True, False):
         for left in (True, False):
             part = [(y, x) for y, x in pixels if (y <= cut_y) == above and (x <= cut_x) == left]
             if part:
-                of_regions += len(part) / len(pixels) * ssim(part)
-    return max(0.0, (of_objects + of_regions) / 2)
+                region_term += len(part) / len(pixels) * ssim(part)
+    return max(0.0, (object_term + region_term) / 2)
 
 
 def scores(mae: float, f_beta: np.ndarray) -> FrameSaliency:
@@ -199,8 +199,8 @@ def test_s_measure_by_hand():
     # 1 / 3, covariance 0.25, SSIM = 0.1875 / (0.390625 * 0.5625). Object term: mean 0.75, standard deviation
     # sqrt(1 / 8). Background term: 1.
     value = s_measure(np.array([[0, 0, 0.5, 1]]), np.array([[False, False, True, True]]))
-    of_objects = 0.5 * 1.5 / (1.5625 + math.sqrt(0.125)) + 0.5
-    assert value == pytest.approx(0.5 * of_objects + 0.5 * 0.1875 / (0.390625 * 0.5625), rel=1e-14)
+    object_term = 0.5 * 1.5 / (1.5625 + math.sqrt(0.125)) + 0.5
+    assert value == pytest.approx(0.5 * object_term + 0.5 * 0.1875 / (0.390625 * 0.5625), rel=1e-14)
     assert value == pytest.approx(0.8723815, abs=1e-7)
 
 

@@ -15,7 +15,7 @@ detect_centers = jax.jit(grouping.detect_centers, static_argnums=(1, 2, 3))
 assign_to_centers = jax.jit(grouping.assign_to_centers)
 select_proposals = jax.jit(grouping.select_proposals, static_argnums=(3, 4))
 group_instances = jax.jit(grouping.group_instances, static_argnums=3,
-                          static_argnames=("threshold", "window", "most", "smallest"))
+                          static_argnames=("threshold", "window", "max_instances", "min_area"))
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_300_objects_in_20_slots():
         saliency[square] = 1
         heat[0, 8 * i + 1, 8 * j + 1] = strength[i, j]
         offsets[square] = 1 - np.stack(np.mgrid[:4, :4], -1)
-    labels, score, dropped = group_instances(heat, offsets, saliency, 20, most=301)
+    labels, score, dropped = group_instances(heat, offsets, saliency, 20, max_instances=301)
     best = np.sort(strength.ravel())[::-1]
     np.testing.assert_allclose(score[0], best[:20], rtol=1e-6)
     assert dropped.tolist() == [280] and labels.max() == 20
@@ -203,7 +203,7 @@ def test_300_objects_in_20_slots():
         i, j = np.argwhere(strength == best[place - 1])[0]
         assert (np.asarray(labels[0]) == place).sum() == 16 and labels[0, 8 * i, 8 * j + 3] == place
     # With fewer center slots, pixels of omitted centers join others; the number of proposals is unchanged.
-    labels, score, dropped = group_instances(heat, offsets, saliency, 20, most=200)
+    labels, score, dropped = group_instances(heat, offsets, saliency, 20, max_instances=200)
     assert dropped.tolist() == [199 - 20] and labels.max() == 20
     np.testing.assert_array_equal(np.asarray(labels[0]) > 0, np.isin(labels[0], np.arange(1, 21)))
 
@@ -226,7 +226,7 @@ def test_batch_equals_single_frames():
     rng = np.random.default_rng(5)
     heat = rng.random((3, 20, 24)).astype(np.float32) * np.array([1, 0.05, 1], np.float32)[:, None, None]
     offsets, saliency = rng.normal(0, 2, (3, 20, 24, 2)).astype(np.float32), rng.random((3, 20, 24)).astype(np.float32)
-    run = functools.partial(group_instances, smallest=0.01)
+    run = functools.partial(group_instances, min_area=0.01)
     together = run(heat, offsets, saliency, 4)
     for i in range(3):
         alone = run(heat[i:i + 1], offsets[i:i + 1], saliency[i:i + 1], 4)

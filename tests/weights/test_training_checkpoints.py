@@ -120,7 +120,7 @@ def test_restore_skips_damaged_checkpoint(runs, damage):
     step, found = runs.restore(like, said.append)
     assert step == 10
     assert_same(found, state(10))
-    assert len(said) == 1 and "step 20" in said[0] and "refused" in said[0]
+    assert len(said) == 1 and "step 20" in said[0] and "skipped" in said[0]
     damage(runs.folder / "00000010")
     with pytest.raises(UserError, match="No checkpoint in .* can be read"):
         runs.restore(like, said.append)

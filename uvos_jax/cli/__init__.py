@@ -41,7 +41,7 @@ def main() -> None:
         if isinstance(stop.__context__, BrokenPipeError):
             _exit_closed_pipe()
         raise
-    except OSError as error:  # a file or folder that the operating system refuses
+    except OSError as error:  # a file or folder cannot be read or written
         if error.filename is None:
             raise
         _fail(f"'{error.filename}' cannot be used: {error.strerror}.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from uvos_jax.data.datasets.ground_truth import pixels
+from uvos_jax.data.datasets.ground_truth import read_pixels
 from uvos_jax.data.datasets.layouts import Sequence, images_by_stem
 from uvos_jax.errors import UserError
 from uvos_jax.labels import VOID
@@ -113,7 +113,7 @@ def read_saliency_map(path: Path) -> np.ndarray:
     Raises:
         UserError: The file is neither.
     """
-    gray, mode = pixels(path)
+    gray, mode = read_pixels(path)
     if mode in ("P", "1"):
         return (gray > 0) * np.uint8(255)
     if mode == "LA":

@@ -107,8 +107,8 @@ def s_measure(saliency: np.ndarray, truth: np.ndarray) -> float:
     share = truth.mean()
     if share in (0, 1):
         return float(saliency.mean() if share else 1 - saliency.mean())
-    of_objects = share * _object_score(saliency[truth]) + (1 - share) * _object_score(1 - saliency[~truth])
-    return max(0.0, float(_ALPHA * of_objects + (1 - _ALPHA) * _region_score(saliency, truth)))
+    object_term = share * _object_score(saliency[truth]) + (1 - share) * _object_score(1 - saliency[~truth])
+    return max(0.0, float(_ALPHA * object_term + (1 - _ALPHA) * _region_score(saliency, truth)))
 
 
 def sequence_mean(frames: Iterable[FrameSaliency]) -> SequenceSaliency:

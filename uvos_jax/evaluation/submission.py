@@ -114,7 +114,7 @@ def _encode_given(path):
     """Returns a given mask as PNG: the bytes of the file if it is an indexed PNG, otherwise its labels re-encoded."""
     labels = truth.read_objects(path)
     data = path.read_bytes()
-    return data if data.startswith(b"\x89PNG") and truth.pixels(path)[1] == "P" else encode_mask(labels)
+    return data if data.startswith(b"\x89PNG") and truth.read_pixels(path)[1] == "P" else encode_mask(labels)
 
 
 def _largest_object_id(path):

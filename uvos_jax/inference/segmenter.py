@@ -156,8 +156,8 @@ class Segmenter:
                 arrays or files, for objects that appear later; ``"auto"`` or a segmenter without prompts for the object
                 that it finds.
             prune: Instances to remove from the foreground: a JSON file of detections, or see ``InstancePruner``.
-            live: For iterators: whether every frame is answered before the next one is requested. Flow then points to
-                the previous frame. An iterator is otherwise a video that ends, and is read ahead.
+            live: For iterators: whether each mask is yielded before the next frame is read. Flow then points to the
+                previous frame. An iterator is otherwise a video that ends, and is read ahead.
             on_error: For a frame that cannot be decoded, "stop" raises; "skip" repeats the last mask.
 
         Yields:

@@ -14,7 +14,7 @@ NORMS = ("batch", "group", "instance", "none")
 
 # Kaiming normal over the fan-out, the initialization of ResNets.
 kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
-# PyTorch's default, uniform within 1 / sqrt(fan-in). For layers with one output channel, whose fan-out is too small.
+# PyTorch's default, uniform within 1 / sqrt(fan-in), for layers with one output channel: their fan-out is too small.
 torch_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
@@ -51,7 +51,7 @@ class Conv(nn.Module):
         use_bias: Whether to add a bias.
         dtype: Computation dtype; parameters stay float32.
         kernel_init: Initializer of the kernel.
-        bias_start: Initial value of the bias.
+        bias_init: Initial value of the bias.
         in_loop: Whether it runs in the body of a ``lax.scan`` that is differentiated; see ``conv2d``.
     """
 
@@ -63,7 +63,7 @@ class Conv(nn.Module):
     use_bias: bool = False
     dtype: jnp.dtype = jnp.float32
     kernel_init: Callable = kaiming_fan_out
-    bias_start: float = 0.0
+    bias_init: float = 0.0
     in_loop: bool = False
 
     @nn.compact
@@ -75,7 +75,7 @@ class Conv(nn.Module):
         x = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, dilation=self.dilation,
                    groups=self.groups, in_loop=self.in_loop)
         if self.use_bias:
-            start = nn.initializers.constant(self.bias_start)
+            start = nn.initializers.constant(self.bias_init)
             x = x + self.param("bias", start, (self.features,), jnp.float32).astype(self.dtype)
         return x
 
@@ -133,13 +133,13 @@ class GroupNorm(nn.Module):
 
     Attributes:
         groups: Number of groups, a divisor of the channels.
-        initial: Initial scale.
+        scale_init: Initial scale.
         epsilon: Added to the biased variance.
         dtype: Dtype of the result.
     """
 
     groups: int
-    initial: float = 1.0
+    scale_init: float = 1.0
     epsilon: float = 1e-5
     dtype: jnp.dtype = jnp.float32
 
@@ -147,7 +147,7 @@ class GroupNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[b, h, w, c] -> [b, h, w, c]``."""
         b, _, _, c = x.shape
-        scale = self.param("scale", nn.initializers.constant(self.initial), (c,), jnp.float32)
+        scale = self.param("scale", nn.initializers.constant(self.scale_init), (c,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
 
         def group_mean(y):
@@ -176,7 +176,7 @@ class ConvNorm(nn.Module):
             checkpoints contain one.
         norm: One of ``NORMS``.
         norm_groups: Groups of the group norm, a divisor of ``features``.
-        norm_scale: Initial scale of the group norm.
+        norm_scale_init: Initial scale of the group norm.
         momentum: See ``BatchNorm``.
         activation: Applied last; None for none.
         kernel_init: Initializer of the kernel.
@@ -191,7 +191,7 @@ class ConvNorm(nn.Module):
     use_bias: bool = False
     norm: str = "batch"
     norm_groups: int = 1
-    norm_scale: float = 1.0
+    norm_scale_init: float = 1.0
     momentum: float = 0.1
     activation: Callable[[jax.Array], jax.Array] | None = nn.relu
     kernel_init: Callable = kaiming_fan_out
@@ -205,7 +205,7 @@ class ConvNorm(nn.Module):
         if self.norm == "batch":
             x = BatchNorm(momentum=self.momentum, policy=self.policy, name="bn")(x, train)
         elif self.norm == "group":
-            x = GroupNorm(self.norm_groups, self.norm_scale, dtype=self.policy.dtype, name="norm")(x)
+            x = GroupNorm(self.norm_groups, self.norm_scale_init, dtype=self.policy.dtype, name="norm")(x)
         elif self.norm == "instance":
             x = instance_norm(x)
         elif self.norm != "none":

@@ -58,7 +58,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 
     return _conv(x, kernel, [dilation * (k - 1) // 2 for k in (kh, kw)], stride, dilation, groups)
 
 
-def conv2d_resized(x: jax.Array, kernel: jax.Array, size: tuple[int, int], kind: str) -> jax.Array:
+def conv2d_resized(x: jax.Array, kernel: jax.Array, size: tuple[int, int], method: str) -> jax.Array:
     """Computes ``conv2d(resize(x, size), kernel)`` without materializing the resized features.
 
     Both operations are linear, so the kernel's taps are applied to the coarse pixels, and the products are resized and
@@ -68,25 +68,25 @@ def conv2d_resized(x: jax.Array, kernel: jax.Array, size: tuple[int, int], kind:
         x: Coarse features, ``[b, h, w, c_in]`` float.
         kernel: ``[kh, kw, c_in, c_out]`` with odd ``kh`` and ``kw``, dtype of ``x``.
         size: ``(height, width)`` of the resized features.
-        kind: ``"bilinear"`` or ``"bicubic"``; corners are aligned.
+        method: ``"bilinear"`` or ``"bicubic"``; corners are aligned.
 
     Returns:
         ``[b, height, width, c_out]``, dtype of ``x``; resizing is float32.
     """
     precision = lax.Precision.HIGHEST
-    rows, columns = (_shifted_resizing(n_in, n_out, taps, kind)
+    rows, columns = (_shifted_resizing(n_in, n_out, taps, method)
                      for n_in, n_out, taps in zip(x.shape[1:3], size, kernel.shape[:2], strict=True))
     y = jnp.einsum("bhwc,ijcd->bihjwd", x, kernel, precision=precision if x.dtype == jnp.float32 else None)
     y = jnp.einsum("iyh,bihjwd->byjwd", rows, y.astype(jnp.float32), precision=precision)
     return jnp.einsum("jxw,byjwd->byxd", columns, y, precision=precision).astype(x.dtype)
 
 
-def _shifted_resizing(n_in, n_out, taps, kind):
+def _shifted_resizing(n_in, n_out, taps, method):
     """Returns the resizing matrix of one axis as seen by every kernel tap, ``[taps, n_out, n_in]``.
 
     Rows outside the image are zero.
     """
-    matrix = np.pad(resize_matrix(n_in, n_out, kind, align_corners=True), ((taps // 2, taps // 2), (0, 0)))
+    matrix = np.pad(resize_matrix(n_in, n_out, method, align_corners=True), ((taps // 2, taps // 2), (0, 0)))
     return np.stack([matrix[i:i + n_out] for i in range(taps)])
 
 

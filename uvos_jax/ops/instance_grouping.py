@@ -47,22 +47,24 @@ def center_targets(labels: jax.Array, objects: int, sigma: float = 10.0) -> tupl
     return heat, offsets, labels > 0
 
 
-def detect_centers(heat: jax.Array, threshold: float = 0.1, window: int = 7, most: int = 200,
+def detect_centers(heat: jax.Array, threshold: float = 0.1, window: int = 7, max_instances: int = 200,
           ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Detects instance centers: local maxima of the heat map above the threshold.
 
     A center is a pixel that no pixel in its window exceeds. As in the published code of Panoptic-DeepLab, each pixel of
-    a plateau counts; with ``most`` or more candidates, only those above the ``most``-th score are kept.
+    a plateau counts; with ``max_instances`` or more candidates, only those above the score of number ``max_instances``
+    are kept.
 
     Args:
         heat: ``[b, h, w]`` float.
         threshold: Exclusive lower bound on the heat of a center, 0 or more.
         window: Odd side of the square window in pixels.
-        most: Number of centers returned.
+        max_instances: Number of centers returned.
 
     Returns:
-        Positions ``[b, most, 2]`` float32, integers, in descending order of score, ties in row-major order; scores
-        ``[b, most]`` float32, 0 for an empty entry; and ``[b, most]`` bool, whether the entry holds a center.
+        Positions ``[b, max_instances, 2]`` float32, integers, in descending order of score, ties in row-major order;
+        scores ``[b, max_instances]`` float32, 0 for an empty entry; and ``[b, max_instances]`` bool, whether the entry
+        holds a center.
     """
     b, h, w = heat.shape
     # As in ``center_heatmaps.find_peaks``: the compiler must not compute the compared values twice.
@@ -70,8 +72,8 @@ def detect_centers(heat: jax.Array, threshold: float = 0.1, window: int = 7, mos
     highest = max_pool(heat[..., None], window=window, stride=1, padding=window // 2)[..., 0]
     candidates = jnp.where((heat == highest) & (heat > threshold), heat, 0).reshape(b, -1)
     # Without the barrier XLA optimizes for the separately used last score and sorts all pixels: four times slower.
-    score, index = lax.optimization_barrier(lax.top_k(candidates, min(most, h * w)))
-    padding = ((0, 0), (0, most - score.shape[1]))
+    score, index = lax.optimization_barrier(lax.top_k(candidates, min(max_instances, h * w)))
+    padding = ((0, 0), (0, max_instances - score.shape[1]))
     score, index = jnp.pad(score, padding), jnp.pad(index, padding)
     found = score > score[:, -1:]  # the last score is 0 unless every entry is filled
     return jnp.stack(jnp.divmod(index, w), -1).astype(jnp.float32), jnp.where(found, score, 0), found
@@ -110,7 +112,7 @@ def assign_to_centers(offsets: jax.Array, yx: jax.Array, found: jax.Array, foreg
 
 
 def select_proposals(labels: jax.Array, score: jax.Array, saliency: jax.Array, max_proposals: int,
-                     smallest: float = 0.0) -> tuple[jax.Array, jax.Array, jax.Array]:
+                     min_area: float = 0.0) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Selects the highest-scoring instances of a frame.
 
     Not stated in the paper; ours: the score of an instance is its center score times the mean saliency inside it, and
@@ -121,7 +123,7 @@ def select_proposals(labels: jax.Array, score: jax.Array, saliency: jax.Array, m
         score: ``[b, n]`` float32, scores of their centers.
         saliency: ``[b, h, w]`` float in 0..1.
         max_proposals: Number of instances kept, at most 255.
-        smallest: Smallest area of an instance as a fraction of the frame; it has at least one pixel in any case.
+        min_area: Smallest area of an instance as a fraction of the frame; it has at least one pixel in any case.
 
     Returns:
         Proposal ids ``[b, h, w]`` uint8, 1 to ``max_proposals`` by descending score, 0 elsewhere; scores ``[b,
@@ -137,7 +139,7 @@ def select_proposals(labels: jax.Array, score: jax.Array, saliency: jax.Array, m
         return zeros.at[jnp.arange(b)[:, None], labels.reshape(b, -1)].add(values.reshape(b, -1))[:, 1:]
 
     area = per_instance(jnp.ones(labels.shape, jnp.float32))
-    kept = area >= jnp.maximum(1, smallest * h * w)
+    kept = area >= jnp.maximum(1, min_area * h * w)
     score = jnp.where(kept, score * per_instance(saliency.astype(jnp.float32)) / jnp.maximum(area, 1), -1)
     order = jnp.argsort(score, axis=1, descending=True, stable=True)
     rank = jnp.argsort(order, axis=1)
@@ -150,8 +152,8 @@ def select_proposals(labels: jax.Array, score: jax.Array, saliency: jax.Array, m
 
 
 def group_instances(heat: jax.Array, offsets: jax.Array, saliency: jax.Array, max_proposals: int, *,
-                    threshold: float = 0.1, window: int = 7, most: int = 200, salient_above: float = 0.5,
-                    smallest: float = 0.0) -> tuple[jax.Array, jax.Array, jax.Array]:
+                    threshold: float = 0.1, window: int = 7, max_instances: int = 200, salient_above: float = 0.5,
+                    min_area: float = 0.0) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Detects centers, assigns pixels to them and selects the best instances.
 
     Args:
@@ -161,13 +163,13 @@ def group_instances(heat: jax.Array, offsets: jax.Array, saliency: jax.Array, ma
         max_proposals: Number of proposals per frame.
         threshold: See :func:`detect_centers`.
         window: See :func:`detect_centers`.
-        most: See :func:`detect_centers`.
+        max_instances: See :func:`detect_centers`.
         salient_above: Pixels with a higher saliency are foreground.
-        smallest: See :func:`select_proposals`.
+        min_area: See :func:`select_proposals`.
 
     Returns:
         See :func:`select_proposals`. Without a center there is no proposal.
     """
-    yx, score, found = detect_centers(heat, threshold, window, most)
+    yx, score, found = detect_centers(heat, threshold, window, max_instances)
     labels = assign_to_centers(offsets, yx, found, saliency > salient_above)
-    return select_proposals(labels, score, saliency, max_proposals, smallest)
+    return select_proposals(labels, score, saliency, max_proposals, min_area)

@@ -58,7 +58,7 @@ def write_flow(path: str | os.PathLike, flow: np.ndarray) -> None:
         flow: float32 [h, w, 2], pixels.
 
     Raises:
-        UserError: The operating system refused, or a vector exceeds the range of the format.
+        UserError: The file cannot be written, or a vector exceeds the range of the format.
         ValueError: The suffix is none of these.
     """
     path, suffix = Path(path), Path(path).suffix.lower()
@@ -82,7 +82,7 @@ def write_flow(path: str | os.PathLike, flow: np.ndarray) -> None:
 
 
 def write_flow_picture(path: str | os.PathLike, flow: np.ndarray) -> None:
-    """Writes ``flow_picture`` as PNG, atomically; raises ``UserError`` if the operating system refuses."""
+    """Writes ``flow_picture`` as PNG, atomically; raises ``UserError`` if the file cannot be written."""
     atomic_write(path, _png(flow_picture(flow)[..., ::-1]))
 
 

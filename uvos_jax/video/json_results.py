@@ -85,7 +85,7 @@ def write_tracks(folder: Path, video: str, scores: Sequence[Sequence[float]],
         categories: See ``tracks_of``.
 
     Raises:
-        UserError: A mask cannot be read, or the operating system refused to write.
+        UserError: A mask cannot be read, or the file cannot be written.
     """
     files = list_images(folder / "masks")
     frames = ((file.stem, read_mask(file, numbered=True)) for file in files)

@@ -110,7 +110,7 @@ def write_mask(path: str | os.PathLike, labels: np.ndarray, palette: np.ndarray 
 
     Raises:
         ValueError: The labels have another shape, dtype or range.
-        UserError: The operating system refused to write the file.
+        UserError: The file cannot be written.
     """
     atomic_write(path, encode_mask(labels, palette))
 

@@ -117,7 +117,7 @@ class ResultWriter:
         """Creates the folders, and removes unfinished files of a killed run.
 
         Raises:
-            UserError: The operating system refused.
+            UserError: A file cannot be written.
         """
         for name in self._folders:
             make_folder(self._folder / name)
@@ -281,7 +281,7 @@ def write_json(path: str | os.PathLike, obj: object) -> None:
 
     Raises:
         TypeError: The object has a value without a JSON form.
-        UserError: The operating system refused to write the file.
+        UserError: The file cannot be written.
     """
     atomic_write(path, (json_text.dumps(obj, indent=2) + "\n").encode())
 

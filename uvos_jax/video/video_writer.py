@@ -114,7 +114,7 @@ class VideoWriter:
 
         Raises:
             ValueError: The image has another dtype or shape.
-            UserError: The operating system refused to write, or the encoder does not support the size of the frames.
+            UserError: The file cannot be written, or the encoder does not support the size of the frames.
         """
         channels = self._format.channels
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels:
@@ -134,7 +134,7 @@ class VideoWriter:
             False if there was no frame; then no file exists.
 
         Raises:
-            UserError: The operating system refused; no file is left.
+            UserError: The file cannot be written; no file is left.
         """
         if self._container is None:
             return False

@@ -94,7 +94,7 @@ class RunCheckpoints:
 
         Args:
             like: Function from a step to the expected tree of arrays or ``ShapeDtypeStruct``.
-            say: Called with a message for every checkpoint that is refused.
+            say: Called with a message for every checkpoint that is skipped.
 
         Returns:
             Step and state; None if there is no checkpoint.
@@ -104,25 +104,25 @@ class RunCheckpoints:
         """
         steps = self.steps()
         for step in reversed(steps):
-            state, complaint = self._read(step, like)
-            if complaint is None:
+            state, reason = self._read(step, like)
+            if reason is None:
                 return step, state
-            say(f"The checkpoint of step {step} in '{self.folder}' is refused: {complaint}.")
+            say(f"The checkpoint of step {step} in '{self.folder}' is skipped: {reason}.")
         if steps:
             raise UserError(f"No checkpoint in '{self.folder}' can be read. Choose another --workdir to start over.")
         return None
 
     def clean(self, last: int) -> None:
-        """Renames refused checkpoints after step ``last`` to ``.<step>.damaged`` and removes unfinished ones."""
+        """Renames skipped checkpoints after step ``last`` to ``.<step>.damaged`` and removes unfinished ones."""
         if jax.process_index() != 0 or not self.folder.is_dir():
             return
         for path in self.folder.glob(".*.partial-*"):
             shutil.rmtree(path, ignore_errors=True)
         for step in self.steps():
             if step > last:  # otherwise it would count as one of the latest and displace a readable one
-                aside = self.folder / f".{step:08d}.damaged"
-                shutil.rmtree(aside, ignore_errors=True)
-                self._path(step).rename(aside)
+                damaged_path = self.folder / f".{step:08d}.damaged"
+                shutil.rmtree(damaged_path, ignore_errors=True)
+                self._path(step).rename(damaged_path)
 
     def close(self) -> None:
         """Waits for the last checkpoint and stops the thread."""
@@ -146,7 +146,7 @@ class RunCheckpoints:
                 shutil.rmtree(self._path(old), ignore_errors=True)
 
     def _read(self, step, like):
-        """Returns ``(state, None)``, or ``(None, reason)`` for a checkpoint that is refused."""
+        """Returns ``(state, None)``, or ``(None, reason)`` for a checkpoint that is skipped."""
         meta = self._meta(step)
         if meta is None:
             return None, "its run.json is missing or damaged"
@@ -178,7 +178,7 @@ class RunCheckpoints:
 
 
 def _is_score(value):
-    return isinstance(value, int | float) and abs(value) < 1e300  # None is none, nor is NaN
+    return isinstance(value, int | float) and abs(value) < 1e300  # excludes None, NaN and infinity
 
 
 def _named(tree):
@@ -200,8 +200,8 @@ def publish(link: Path, step: int, write: Callable[[Path], None]) -> None:
     """
     folder = link.parent / "weights"
     target = folder / f"{link.name}-{step:08d}"
-    for left in [*folder.glob(f".{link.name}-*.partial-*"), *link.parent.glob(f".{link.name}.partial-*")]:
-        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+    for leftover in [*folder.glob(f".{link.name}-*.partial-*"), *link.parent.glob(f".{link.name}.partial-*")]:
+        shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
     if not target.exists():
         write(target)
     with atomic_path(link, unique=True) as partial:

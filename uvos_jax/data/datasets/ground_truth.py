@@ -19,13 +19,16 @@ _FBMS_DEFAULT_THRESHOLD = 0.1
 def read_foreground(path: Path) -> np.ndarray:
     """Reads a mask as in DAVIS-2016: foreground is any channel except alpha above 0.
 
+    Args:
+        path: The file.
+
     Returns:
         bool [h, w].
 
     Raises:
         UserError: The file cannot be read.
     """
-    image, mode = pixels(path)
+    image, mode = read_pixels(path)
     if image.ndim == 2:
         return image > 0
     return (image[..., :-1] if mode.endswith("A") else image).any(-1)
@@ -47,7 +50,7 @@ def read_salient(path: Path, lowest: int = 129) -> np.ndarray:
     Raises:
         UserError: The file cannot be read.
     """
-    image, mode = pixels(path)
+    image, mode = read_pixels(path)
     if mode in ("P", "1"):
         return image > 0
     if image.ndim == 3:
@@ -57,6 +60,9 @@ def read_salient(path: Path, lowest: int = 129) -> np.ndarray:
 
 def read_objects(path: Path) -> np.ndarray:
     """Reads object ids, 255 for void.
+
+    Args:
+        path: The file.
 
     Returns:
         uint8 [h, w].
@@ -69,6 +75,9 @@ def read_objects(path: Path) -> np.ndarray:
 
 def read_objects_without_void(path: Path) -> np.ndarray:
     """Reads object ids; void becomes background, as in the semi-supervised protocols.
+
+    Args:
+        path: The file.
 
     Returns:
         uint8 [h, w].
@@ -86,13 +95,17 @@ def read_fbms_foreground(path: Path, sequence: str) -> np.ndarray:
     Objects are gray levels or colors. In color files (.ppm) white is background. Gray is divided by 255 and compared
     with 0.1, with 0.05 in marple7 and with 0.4 in marple2, as in the published conversion scripts.
 
+    Args:
+        path: The file, PGM, PPM or PNG.
+        sequence: Name of the sequence.
+
     Returns:
         bool [h, w].
 
     Raises:
         UserError: The file cannot be read.
     """
-    image, mode = pixels(path)
+    image, mode = read_pixels(path)
     gray = _gray(image, mode) / 255.0
     if path.suffix.lower() == ".ppm":
         gray[gray > 0.99] = 0.0
@@ -100,7 +113,13 @@ def read_fbms_foreground(path: Path, sequence: str) -> np.ndarray:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Reads (height, width) from the header of an image file.
+    """Reads the size of an image from the header of its file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        ``(height, width)`` in pixels.
 
     Raises:
         UserError: The file cannot be read.
@@ -109,11 +128,14 @@ def image_size(path: Path) -> tuple[int, int]:
         return image.height, image.width
 
 
-def pixels(path: Path) -> tuple[np.ndarray, str]:
+def read_pixels(path: Path) -> tuple[np.ndarray, str]:
     """Reads an image as it is stored.
 
+    Args:
+        path: The file.
+
     Returns:
-        An array [h, w] or [h, w, channels], and Pillow's mode.
+        An array [h, w] or [h, w, channels] of the file's dtype, and Pillow's mode, such as ``"L"``.
 
     Raises:
         UserError: The file cannot be read.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvos_jax.data.datasets.ground_truth import pixels
+from uvos_jax.data.datasets.ground_truth import read_pixels
 from uvos_jax.data.datasets.index import join_names
 from uvos_jax.errors import UserError
 from uvos_jax.labels import VOID
@@ -45,7 +45,7 @@ def detect_convention(video: str, masks: dict[str, Path], faults: list[str]) -> 
     indexed: set[int] = set()
     for frame, path in masks.items():
         try:
-            image, mode = pixels(path)
+            image, mode = read_pixels(path)
         except UserError:  # reported when the file is checked
             continue
         if mode in ("P", "1"):

@@ -15,7 +15,7 @@ from uvos_jax.ops.pooling import global_average_pool
 _ABSENT = -1e4  # logit of an object slot that is not in use
 # Fewest channels of the narrow layers (64 and 48 of 256 as published) in a small network: object boundaries and matches
 # have to pass through them.
-_NARROWEST = 16
+_MIN_CHANNELS = 16
 
 
 def group_count(channels: int, groups: int) -> int:
@@ -85,7 +85,7 @@ class DeepLabHead(nn.Module):
             ``aspp`` at stride 16 and ``decoded`` at stride 4, each ``[b, h, w, features]``.
         """
         aspp = ASPP(self.features, (6, 12, 18), name="aspp", policy=self.policy)(stages["layer4"], train)
-        low = ConvNorm(max(_NARROWEST, self.features * 3 // 16), 1, policy=self.policy, name="low")
+        low = ConvNorm(max(_MIN_CHANNELS, self.features * 3 // 16), 1, policy=self.policy, name="low")
         x = MergingConv(self.features, "bilinear", self.policy, name="merge1_conv")(aspp, low(stages["layer1"], train))
         x = nn.relu(BatchNorm(policy=self.policy, name="merge1_bn")(x, train))
         return {"aspp": aspp, "decoded": ConvNorm(self.features, policy=self.policy, name="merge2")(x, train)}
@@ -96,12 +96,12 @@ class PixelEmbedding(nn.Module):
 
     Attributes:
         features: Output channels.
-        norm_scale: Initial scale of the last norm.
+        norm_scale_init: Initial scale of the last norm.
         policy: See ``Policy``.
     """
 
     features: int
-    norm_scale: float = 1.0
+    norm_scale_init: float = 1.0
     policy: Policy = Policy()
 
     @nn.compact
@@ -110,7 +110,7 @@ class PixelEmbedding(nn.Module):
         c = x.shape[-1]
         x = conv_group_norm(c, 3, c // 8, self.policy, "depthwise", groups=c, use_bias=True)(x)
         return conv_group_norm(self.features, 1, self.features // 4, self.policy, "pointwise", use_bias=True,
-                               norm_scale=self.norm_scale)(x)
+                               norm_scale_init=self.norm_scale_init)(x)
 
 
 class MatchBias(nn.Module):
@@ -311,7 +311,7 @@ class ObjectHead(nn.Module):
 
     @property
     def _narrow(self):
-        return max(_NARROWEST, self.features // 4)
+        return max(_MIN_CHANNELS, self.features // 4)
 
     @property
     def _groups(self):

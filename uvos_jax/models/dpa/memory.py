@@ -26,7 +26,7 @@ class State:
     position: jax.Array
 
 
-def reference_indices(length: int, count: int, published: bool) -> tuple[int, ...]:
+def reference_indices(length: int, count: int, official: bool) -> tuple[int, ...]:
     """Returns the indices of the reference frames of a video: Eq. 8, from the first to the last frame.
 
     Eq. 8 divides by N - 1; for N = 1 the reference is frame 0.
@@ -34,11 +34,11 @@ def reference_indices(length: int, count: int, published: bool) -> tuple[int, ..
     Args:
         length: Number of frames of the video.
         count: N, the number of references.
-        published: Whether to take multiples of ``length // N`` as the published code, which never reaches the end.
+        official: Whether to take multiples of ``length // N`` as the published code, which never reaches the end.
     """
     if count == 1:
         return (0,)
-    if published:
+    if official:
         return tuple(i * (length // count) for i in range(count))
     return tuple(i * (length - 1) // (count - 1) for i in range(count))
 
@@ -81,14 +81,14 @@ def update_memory(state: State, memory: Memory) -> State:
     def write(old):
         full = position // interval == count
         order = jnp.where(full, jnp.asarray([*range(0, count, 2), *range(1, count, 2)]), jnp.arange(count))
-        wider = jnp.where(full, 2 * interval, interval)
-        slot, is_reference = position // wider, position % wider == 0
+        new_interval = jnp.where(full, 2 * interval, interval)
+        slot, is_reference = position // new_interval, position % new_interval == 0
 
         def write_slot(old, new):
             old = jnp.take(old, order, axis=1)
             return old.at[:, slot].set(jnp.where(is_reference, new, old[:, slot]))
 
-        return jax.tree.map(write_slot, old, memory), wider
+        return jax.tree.map(write_slot, old, memory), new_interval
 
     due = (interval > 0) & (position > 0) & (position % jnp.maximum(interval, 1) == 0)
     slots, interval = lax.cond(due, write, lambda old: (old, interval), state.memory)

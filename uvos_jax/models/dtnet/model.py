@@ -184,7 +184,7 @@ class DTNet(Model):
         probability = _object_probabilities(maps["salient_logits"].astype(jnp.float32))
         saliency = probability.sum(-1)
         labels, score, dropped = group_instances(maps["heat"][..., 0], maps["offsets"], saliency, self.max_proposals,
-                                       salient_above=_SALIENT, smallest=_SMALLEST)
+                                       salient_above=_SALIENT, min_area=_SMALLEST)
         inside = jax.nn.one_hot(labels, self.max_proposals + 1)[..., 1:]
         categories = jnp.einsum("bhwp,bhwc->bpc", inside, probability)
         categories /= jnp.maximum(inside.sum((1, 2)), 1)[..., None]

@@ -9,12 +9,12 @@ from uvos_jax.ops.pooling import global_average_pool
 from uvos_jax.ops.resize import resize_bilinear
 
 _REDUCTION = 16  # channel reduction of the excitation; not stated; ours: that of squeeze-and-excitation networks
-_NARROWEST = 16  # fewest channels of a bottleneck, a projection or a head in a small network
+_MIN_CHANNELS = 16  # fewest channels of a bottleneck, a projection or a head in a small network
 
 
 def reduced_channels(features: int, factor: int) -> int:
     """Returns ``features // factor``, as published for 128 channels and more, but at least 16."""
-    return max(_NARROWEST, features // factor)
+    return max(_MIN_CHANNELS, features // factor)
 
 
 class GuidanceExcitation(nn.Module):

@@ -77,7 +77,7 @@ class CenterBranch(nn.Module):
         self.cross = ConvNorm(self.embedding, 1, policy=self.policy)
         self.hidden = Conv(self.features, use_bias=True, dtype=self.policy.dtype)
         one_channel = {"use_bias": True, "dtype": jnp.float32, "kernel_init": torch_default}
-        self.frame_heat = Conv(1, 1, bias_start=_INITIAL_HEAT, **one_channel)
+        self.frame_heat = Conv(1, 1, bias_init=_INITIAL_HEAT, **one_channel)
         self.scale = Conv(1, 1, **one_channel)
         self.shift = Conv(1, 1, **one_channel)
 
