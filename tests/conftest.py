@@ -70,6 +70,25 @@ def real_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="module")
+def compiled_programs(tmp_path_factory):
+    """A folder that keeps the compiled programs of a module's tests, which start the same few repeatedly."""
+    from tests.helpers.tiny_system import compiled_once
+
+    folder = tmp_path_factory.mktemp("compiled")
+    with compiled_once(folder):
+        yield folder
+
+
+@pytest.fixture
+def tiny_model(monkeypatch):
+    """Registers the model ``tiny``."""
+    from tests.helpers.tiny_system import ROW
+    from uvos_jax.models import SYSTEMS
+
+    monkeypatch.setitem(SYSTEMS, "tiny", ROW)
+
+
 @pytest.fixture
 def torch():
     """PyTorch, seeded; without it the test is skipped, or fails if UVOS_REQUIRE_TORCH=1."""

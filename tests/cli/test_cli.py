@@ -13,7 +13,7 @@ from uvos_jax.video import read_mask
 
 
 @pytest.fixture(autouse=True)
-def _own_working_directory(tmp_path, monkeypatch):
+def _chdir_to_tmp_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the original directory may hold results of other runs
 
 

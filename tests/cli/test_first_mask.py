@@ -18,8 +18,12 @@ MODEL = ["--model", "color_tracker", "--weights", "random", "--quiet", "--no-ove
 
 
 @pytest.fixture(autouse=True)
-def _own_working_directory(tmp_path, monkeypatch):
+def _chdir_to_tmp_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _registered_models(monkeypatch):
     monkeypatch.setitem(models.SYSTEMS, "color_tracker", ROW)
     monkeypatch.setitem(models.SYSTEMS, "brightness", BRIGHTNESS_ROW)
 

@@ -17,8 +17,12 @@ LENGTH = 5
 
 
 @pytest.fixture(autouse=True)
-def _own_working_directory(tmp_path, monkeypatch):
+def _chdir_to_tmp_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _registered_models(monkeypatch):
     monkeypatch.setitem(SYSTEMS, "flow_model", ROW)
 
 

@@ -16,8 +16,12 @@ MODEL = ["--model", "brightness", "--weights", "random", "--no-overlay", "--chun
 
 
 @pytest.fixture(autouse=True)
-def _own_working_directory(tmp_path, monkeypatch):
+def _chdir_to_tmp_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _registered_models(monkeypatch):
     monkeypatch.setitem(models.SYSTEMS, "color_tracker", ROW)
     monkeypatch.setitem(models.SYSTEMS, "brightness", BRIGHTNESS_ROW)
 
@@ -82,7 +86,8 @@ def test_several_videos_need_a_folder_of_detections(tmp_path):
     (lambda _: ["--prune", _save("x.json", [{"image_id": 0, "bbox": [0, 0, -1, 2]}])], "has a negative side"),
     (lambda entries: ["--prune", _save("x.json", [e | {"image_id": 99} for e in entries])], "belongs to another video"),
     (lambda _: ["--prune", "x.json", "--prune-weights", "w.pth"], "--prune-weights is valid only with --prune dtnet"),
-    (lambda _: ["--prune", "dtnet"], "dtnet"),
+    (lambda _: ["--prune", "dtnet"], "No weights of dtnet are packaged. Give --prune-weights a checkpoint directory, or"
+     " --prune a JSON file of detections."),
     (lambda _: ["--model", "color_tracker", "--first-mask", "auto", "--first-model", "brightness",
                 "--first-weights", "random", "--prune", "x.json"], "Cannot prune with color_tracker"),
 ])

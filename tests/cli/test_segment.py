@@ -24,7 +24,7 @@ NETWORK = ["--model", "adnet", "--weights", "random", *SMALL]
 
 
 @pytest.fixture(autouse=True)
-def _own_working_directory(tmp_path, monkeypatch):
+def _chdir_to_tmp_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 

@@ -27,20 +27,20 @@ from uvos_jax.video.flow_io import flow_picture
 @pytest.mark.parametrize("name", RECIPES)
 def test_batch_is_a_function_of_its_step(name):
     clips = made_clips(name)
-    forth = [clips.batch(step) for step in range(4)]
+    expected = [clips.batch(step) for step in range(4)]
     again = made_clips(name)  # a new instance, in another order
     for step in (2, 0, 3, 1):
-        assert_same(again.batch(step), forth[step])
-    assert_same(again.example(3, 1), {key: value[1] for key, value in forth[3].items()})
-    assert differ(forth[0], forth[1]) and differ(made_clips(name, seed=1).batch(0), forth[0])
+        assert_same(again.batch(step), expected[step])
+    assert_same(again.example(3, 1), {key: value[1] for key, value in expected[3].items()})
+    assert differ(expected[0], expected[1]) and differ(made_clips(name, seed=1).batch(0), expected[0])
     length = {"pair": 2, "previous": 3, "references": 4, "sequence": 4, "still": 3}[name]
-    assert forth[2]["frames"].shape == (4, length, 33, 41, 3) and forth[2]["frames"].dtype == np.uint8
-    assert forth[2]["labels"].shape == (4, length, 33, 41) and forth[2]["labels"].dtype == np.uint8
-    assert forth[2]["example"].tolist() == [8, 9, 10, 11] and forth[2]["example"].dtype == np.int64
-    assert forth[2]["still"].tolist() == [name == "still"] * 4 and forth[2]["still"].dtype == np.bool_
-    assert ("flow" in forth[2]) == (name == "references")
+    assert expected[2]["frames"].shape == (4, length, 33, 41, 3) and expected[2]["frames"].dtype == np.uint8
+    assert expected[2]["labels"].shape == (4, length, 33, 41) and expected[2]["labels"].dtype == np.uint8
+    assert expected[2]["example"].tolist() == [8, 9, 10, 11] and expected[2]["example"].dtype == np.int64
+    assert expected[2]["still"].tolist() == [name == "still"] * 4 and expected[2]["still"].dtype == np.bool_
+    assert ("flow" in expected[2]) == (name == "references")
     if name == "references":
-        assert forth[2]["flow"].shape == (4, 4, 33, 41, 2) and forth[2]["flow"].dtype == np.float32
+        assert expected[2]["flow"].shape == (4, 4, 33, 41, 2) and expected[2]["flow"].dtype == np.float32
 
 
 @pytest.mark.parametrize("engine", ["threads", "tensorflow"])
@@ -114,7 +114,7 @@ def test_clip_dataset_can_be_pickled():
 
 def test_every_frame_is_target_once_per_epoch():
     clips = made_clips("pair", batch_size=5)
-    targets = [clips.describe(step, place) for step in range(6) for place in range(5)]
+    targets = [clips.describe(step, index) for step in range(6) for index in range(5)]
     for epoch in (targets[:15], targets[15:]):
         assert sorted(epoch) == sorted(f"made up: video{v}, frames 0, {t}" for v in range(3) for t in range(5))
 
@@ -125,7 +125,7 @@ def test_mixture_keeps_its_shares():
                mixture_entry(images, {"name": "still", "length": 2}, 2)]
     clips = made_clips(mixture=mixture, batch_size=3)
     for step in range(10):
-        sources = sorted(clips.describe(step, place).split(",")[0] for place in range(3))
+        sources = sorted(clips.describe(step, index).split(",")[0] for index in range(3))
         assert sources[2] == "made up: video1" and all(source.startswith("images: ") for source in sources[:2])
 
 
@@ -140,10 +140,10 @@ def alternating(batch_size=4, images=None, **changes):
 def test_batches_alternate_between_mixture_entries():
     clips, seen = alternating(batch_size=5), {"images": [], "made up": []}
     for step in range(12):
-        said = [clips.describe(step, place).split(": ") for place in range(5)]
-        assert {source for source, _ in said} == {"images" if step % 3 == 0 else "made up"}
+        descriptions = [clips.describe(step, index).split(": ") for index in range(5)]
+        assert {source for source, _ in descriptions} == {"images" if step % 3 == 0 else "made up"}
         assert (clips.batch(step)["still"] == (step % 3 == 0)).all()
-        seen[said[0][0]] += [frames for _, frames in said]
+        seen[descriptions[0][0]] += [frames for _, frames in descriptions]
     # Every epoch is complete: 8 batches cover the 15 frames, 4 batches the 7 images.
     assert sorted(seen["images"][:7]) == sorted(seen["images"][7:14]) and len(set(seen["images"][:7])) == 7
     assert sorted(seen["made up"][:15]) == sorted(seen["made up"][15:30]) and len(set(seen["made up"][:15])) == 15
@@ -166,9 +166,9 @@ def test_alternation_resumes_from_any_step_and_process_count(engine):
 def test_identity_keeps_frames_labels_and_flow():
     store = made_store()
     clips = made_clips("sequence", size=SIZE, geometry={"kind": "resize"}, objects=None, flow=True, store=store)
-    for place in range(4):
-        example, said = clips.example(0, place), clips.describe(0, place)
-        v, *frames = (int(number) for number in re.findall(r"\d+", said))
+    for index in range(4):
+        example, description = clips.example(0, index), clips.describe(0, index)
+        v, *frames = (int(number) for number in re.findall(r"\d+", description))
         np.testing.assert_array_equal(example["frames"], [store.image(v, t) for t in frames])
         np.testing.assert_array_equal(example["labels"], [store.labels(v, t) for t in frames])
         np.testing.assert_array_equal(example["flow"], [store.flow(v, t) for t in frames])
@@ -182,8 +182,8 @@ def test_frames_and_labels_stay_aligned():
     for name, geometry in {"still": RECIPES["still"]["geometry"] | {"fill": (0, 0, 0), "fill_label": 0},
                            "pair": {"kind": "foreground_crop", "fill": (0, 0, 0), "fill_label": 0}}.items():
         clips = made_clips(name, store=store, geometry=geometry, color=None, objects=None, size=(64, 64))
-        for place in range(4):
-            example = clips.example(1, place)
+        for index in range(4):
+            example = clips.example(1, index)
             shown = np.round(example["frames"][..., 0] / 100)
             assert (shown == example["labels"]).mean() > 0.97  # except at edges
         if name == "still":

@@ -102,12 +102,12 @@ def test_run_reports_lost_frames_and_figures_match_its_centers(segmenter, tmp_pa
 
 def test_resumed_run_keeps_track_and_lost_count(segmenter, tmp_path):
     files = {"chunk": 1, "save_every": 0, "outputs": OutputOptions(json=True, overlay=False)}
-    segment_to_folder(segmenter, source(), tmp_path / "undisturbed", **files)
+    segment_to_folder(segmenter, source(), tmp_path / "uninterrupted", **files)
     with pytest.raises(KeyboardInterrupt):
         segment_to_folder(segmenter, source(), tmp_path / "out", on_frame=interrupt_at(5), **files)
     run = segment_to_folder(segmenter, source(), tmp_path / "out", resume=True, **files)
     assert run["resumed"] == 5 and run["notes"] == {"lost": 3}
-    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+    assert contents(tmp_path / "out") == contents(tmp_path / "uninterrupted")
 
 
 def test_map_cells_convert_to_frame_pixels():

@@ -115,11 +115,11 @@ def test_resumed_run_has_the_same_files_and_counts(tmp_path, stops):
     frames = save_frames(tmp_path / "frames", gray())
     segmenter = noting()
     files = {"chunk": 2, "save_every": 0, "outputs": OutputOptions(json=True, soft=True, overlay=False)}
-    segment_to_folder(segmenter, open_source(frames), tmp_path / "undisturbed", **files)
+    segment_to_folder(segmenter, open_source(frames), tmp_path / "uninterrupted", **files)
     for at in stops:
         with pytest.raises(KeyboardInterrupt):
             segment_to_folder(segmenter, open_source(frames), tmp_path / "out", resume=True,
                               on_frame=interrupt_at(at), **files)
     run = segment_to_folder(segmenter, open_source(frames), tmp_path / "out", resume=True, **files)
     assert run["resumed"] == stops[-1] // 2 * 2 and run["notes"] == {"dark": 5}
-    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+    assert contents(tmp_path / "out") == contents(tmp_path / "uninterrupted")

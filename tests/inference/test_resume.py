@@ -51,7 +51,7 @@ def interrupted(segmenter, frames, output, at, **changes):
 
 @pytest.mark.parametrize("stops", [(1,), (4,), (5,), (6, 13), (18,), (9, 3, 17)])
 def test_resumed_run_writes_the_same_files(segmenter, frames, tmp_path, stops):
-    segment(segmenter, frames, tmp_path / "undisturbed", resume=False)
+    segment(segmenter, frames, tmp_path / "uninterrupted", resume=False)
     for at in stops:
         interrupted(segmenter, frames, tmp_path / "out", at)
         run = json.loads((tmp_path / "out/run.json").read_text())
@@ -59,14 +59,14 @@ def test_resumed_run_writes_the_same_files(segmenter, frames, tmp_path, stops):
         assert {"overlay.mp4", "objects.json", "confidence.csv"} <= set(os.listdir(tmp_path / "out"))
     run = segment(segmenter, frames, tmp_path / "out")
     assert run["resumed"] == max(stops) // 4 * 4
-    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+    assert contents(tmp_path / "out") == contents(tmp_path / "uninterrupted")
 
 
 def test_interrupt_saves_the_state(segmenter, frames, tmp_path):
     interrupted(segmenter, frames, tmp_path / "out", 15, save_every=1000)
     assert segment(segmenter, frames, tmp_path / "out")["resumed"] == 12
-    segment(segmenter, frames, tmp_path / "undisturbed")
-    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+    segment(segmenter, frames, tmp_path / "uninterrupted")
+    assert contents(tmp_path / "out") == contents(tmp_path / "uninterrupted")
 
 
 def test_restart_without_state_gives_different_masks(frames):
@@ -78,11 +78,11 @@ def test_restart_without_state_gives_different_masks(frames):
 
 def test_state_includes_later_references(frames, tmp_path):
     segmenter = recurrent_segmenter(references=3)
-    segment(segmenter, frames, tmp_path / "undisturbed")
+    segment(segmenter, frames, tmp_path / "uninterrupted")
     interrupted(segmenter, frames, tmp_path / "out", 9)
     run = segment(segmenter, frames, tmp_path / "out")
     assert run["reference_frames"] == [0, 8, 17] and run["references"] == "whole video" and run["resumed"] == 8
-    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+    assert contents(tmp_path / "out") == contents(tmp_path / "uninterrupted")
 
 
 @pytest.mark.parametrize(("changes", "named"), [
@@ -249,7 +249,7 @@ def times(folder):
 def check_killed_run(folder, kills):
     """Kills a run at random times, or while it writes the state where ``kills`` is true, and compares the files."""
     frames = save_frames(folder / "clip", noise(60))
-    segment(recurrent_segmenter(), frames, folder / "undisturbed")
+    segment(recurrent_segmenter(), frames, folder / "uninterrupted")
     rng, output, reached = random.Random(0), folder / "killed", []
     masks, half = output / "masks", output / f".{STATE}.partial"
     for torn in kills:
@@ -269,7 +269,7 @@ def check_killed_run(folder, kills):
         reached.append(done)
     run = segment(recurrent_segmenter(), frames, output)
     assert run["finished"] is True and run["resumed"] > 0 and len(set(reached)) > len(kills) // 2
-    assert contents(output) == contents(folder / "undisturbed")
+    assert contents(output) == contents(folder / "uninterrupted")
 
 
 @pytest.mark.slow

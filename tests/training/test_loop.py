@@ -8,25 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from tests.helpers import tiny_system
 from tests.helpers.tiny_system import STILL, clips, config
 from uvos_jax.data.storage.store import MemoryStore
 from uvos_jax.errors import UserError
 from uvos_jax.interrupts import Interrupted
-from uvos_jax.models import SYSTEMS
 from uvos_jax.training.loop import train
 from uvos_jax.weights import checkpoints
 
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_once(tmp_path_factory):
-    with tiny_system.compiled_once(tmp_path_factory.mktemp("compiled")):
-        yield
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    monkeypatch.setitem(SYSTEMS, "tiny", tiny_system.ROW)
+pytestmark = pytest.mark.usefixtures("compiled_programs", "tiny_model")
 
 
 def lines(workdir: Path) -> list[dict]:

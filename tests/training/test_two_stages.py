@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from tests.helpers import tiny_system
 from tests.helpers.paths import CONFIGS
 from tests.helpers.tiny_system import Tiny, config
 from uvos_jax.data.examples.clip_dataset import make_clip_dataset, mixture_entry
@@ -70,10 +69,7 @@ class Flowing(Tiny):
         return {name: jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32) for name in self.inputs}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compiled_once(tmp_path_factory):
-    with tiny_system.compiled_once(tmp_path_factory.mktemp("compiled")):
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_programs")
 
 
 @pytest.fixture(autouse=True)

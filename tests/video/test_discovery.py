@@ -24,7 +24,7 @@ def listed(folder: Path, *inputs: str) -> list[str]:
     return [os.path.relpath(source, folder) for source in list_sources([str(folder / given) for given in inputs])]
 
 
-def assert_refused(inputs, match: str) -> None:
+def assert_rejected(inputs, match: str) -> None:
     with pytest.raises(UserError, match=match) as caught:
         list_sources([str(given) for given in inputs])
     assert "\n" not in str(caught.value)
@@ -75,19 +75,19 @@ def test_mix_of_images_and_videos_is_rejected(tmp_path):
     for expand in (lambda: list_sources([str(tmp_path)]), lambda: open_source(tmp_path)):
         with pytest.raises(UserError, match=question):
             expand()
-    assert_refused([tmp_path / "*"], "matches " + question)
+    assert_rejected([tmp_path / "*"], "matches " + question)
     assert listed(tmp_path, "*.mp4") == ["a.mp4"]
     assert listed(tmp_path, "*.png") == ["*.png"]
 
 
 def test_inputs_without_videos_are_rejected(tmp_path):
-    assert_refused([], "No input given")
-    assert_refused([tmp_path], "has neither videos, nor frames")
-    assert_refused([tmp_path / "*.mp4"], "matches nothing")
+    assert_rejected([], "No input given")
+    assert_rejected([tmp_path], "has neither videos, nor frames")
+    assert_rejected([tmp_path / "*.mp4"], "matches nothing")
     touch(tmp_path, "season/one/a.mp4", "notes.txt")
-    assert_refused([tmp_path], "has neither videos, nor frames")
-    assert_refused([tmp_path / "season"], r"Its subfolder 'one' has videos. Give '.*season/one' or '.*season/\*/\*'")
-    assert_refused([tmp_path / "*.txt"], "matches no video and no image")
+    assert_rejected([tmp_path], "has neither videos, nor frames")
+    assert_rejected([tmp_path / "season"], r"Its subfolder 'one' has videos. Give '.*season/one' or '.*season/\*/\*'")
+    assert_rejected([tmp_path / "*.txt"], "matches no video and no image")
     with pytest.raises(UserError, match="Its subfolder 'one' has videos"):
         open_source(tmp_path / "season")
     with pytest.raises(UserError, match=r"has videos instead of frames: 'a.mp4'"):
@@ -98,7 +98,7 @@ def test_inputs_without_videos_are_rejected(tmp_path):
 
 def test_shell_expanded_pattern_of_images_is_rejected(tmp_path):
     touch(tmp_path, "f/0.png", "f/1.png")
-    assert_refused(sorted((tmp_path / "f").iterdir()), r"2 single images given.*their folder, '.*f'")
+    assert_rejected(sorted((tmp_path / "f").iterdir()), r"2 single images given.*their folder, '.*f'")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
@@ -107,7 +107,7 @@ def test_unreadable_folder_is_skipped_or_rejected(tmp_path):
     (tmp_path / "a").chmod(0)
     try:
         assert listed(tmp_path, ".") == ["b"]
-        assert_refused([tmp_path / "a"], "cannot list the folder")
+        assert_rejected([tmp_path / "a"], "cannot list the folder")
     finally:
         (tmp_path / "a").chmod(0o700)
 

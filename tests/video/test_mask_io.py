@@ -26,7 +26,7 @@ def save(path: Path, pixels: np.ndarray, mode: str | None = None, **options) -> 
     return path
 
 
-def assert_refused(path: Path, match: str) -> None:
+def assert_rejected(path: Path, match: str) -> None:
     with pytest.raises(UserError, match=match) as caught:
         read_mask(path)
     assert "\n" not in str(caught.value)
@@ -76,23 +76,23 @@ def test_gray_levels_map_to_labels(tmp_path, values, expected):
 @pytest.mark.parametrize("values", [(1, 255), (0, 1, 21), (0, 128, 255), (128, 255)])
 def test_ambiguous_gray_levels_are_listed(tmp_path, values):
     path = save(tmp_path / "x.png", tiled(*values))
-    assert_refused(path, f"has the gray levels {', '.join(map(str, values))}, which are neither")
+    assert_rejected(path, f"has the gray levels {', '.join(map(str, values))}, which are neither")
 
 
 def test_antialiased_mask_is_rejected(tmp_path):
     blurred = np.asarray(Image.fromarray(tiled(0, 255, 0)).resize((100, 36), Image.Resampling.BICUBIC))
     assert len(np.unique(blurred)) > 8
     path = save(tmp_path / "x.png", blurred)
-    assert_refused(path, r"x\.png' has too many gray levels, so it was antialiased .* Threshold it at 128")
+    assert_rejected(path, r"x\.png' has too many gray levels, so it was antialiased .* Threshold it at 128")
 
 
 def test_jpeg_is_accepted_only_without_artifacts(tmp_path):
     np.testing.assert_array_equal(read_mask(save(tmp_path / "flat.jpg", tiled(0, 0))), tiled(0, 0))
-    assert_refused(save(tmp_path / "a.jpg", tiled(0, 255)), r"has too many gray levels, so .* saved as JPEG")
+    assert_rejected(save(tmp_path / "a.jpg", tiled(0, 255)), r"has too many gray levels, so .* saved as JPEG")
     # Compression artifacts of small ids are small values too, and must not be read as ids.
     path = save(tmp_path / "b.jpg", tiled(0, 9, 2, 5), quality=50)
     assert np.asarray(Image.open(path)).max() <= 20
-    assert_refused(path, "saved as JPEG")
+    assert_rejected(path, "saved as JPEG")
 
 
 def test_gray_with_alpha_must_be_opaque_and_binary(tmp_path):
@@ -100,8 +100,8 @@ def test_gray_with_alpha_must_be_opaque_and_binary(tmp_path):
     opaque = np.dstack([gray, np.full_like(gray, 255)])
     np.testing.assert_array_equal(read_mask(save(tmp_path / "x.png", opaque)), tiled(0, 1))
     opaque[..., 0] = tiled(1, 2)
-    assert_refused(save(tmp_path / "y.png", opaque), "gray levels 1, 2 and an alpha channel")
-    assert_refused(save(tmp_path / "z.png", np.dstack([gray, gray])), "partly transparent")
+    assert_rejected(save(tmp_path / "y.png", opaque), "gray levels 1, 2 and an alpha channel")
+    assert_rejected(save(tmp_path / "z.png", np.dstack([gray, gray])), "partly transparent")
 
 
 @pytest.mark.parametrize(
@@ -109,18 +109,18 @@ def test_gray_with_alpha_must_be_opaque_and_binary(tmp_path):
     [("RGB", "an RGB image, not a label image"), ("RGBA", "an RGBA image"), ("I;16", "16 bits or more")],
 )
 def test_color_and_16_bit_images_are_rejected(tmp_path, mode, match):
-    assert_refused(save(tmp_path / "x.png", tiled(0, 255), mode), match)
+    assert_rejected(save(tmp_path / "x.png", tiled(0, 255), mode), match)
 
 
 def test_missing_and_invalid_files_are_rejected(tmp_path):
     whole = save(tmp_path / "00000.png", tiled(0, 255)).read_bytes()
-    assert_refused(tmp_path / "0000.png", r"0000\.png' does not exist\. Did you mean '00000\.png'\?")
-    assert_refused(tmp_path / "no_folder" / "0.png", "does not exist")
+    assert_rejected(tmp_path / "0000.png", r"0000\.png' does not exist\. Did you mean '00000\.png'\?")
+    assert_rejected(tmp_path / "no_folder" / "0.png", "does not exist")
     (tmp_path / "text.png").write_text("text")
-    assert_refused(tmp_path / "text.png", "is not an image file")
+    assert_rejected(tmp_path / "text.png", "is not an image file")
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    assert_refused(tmp_path / "cut.png", r"Cannot read the mask '.*cut\.png'")
-    assert_refused(tmp_path, "Cannot read the mask .*: Is a directory")
+    assert_rejected(tmp_path / "cut.png", r"Cannot read the mask '.*cut\.png'")
+    assert_rejected(tmp_path, "Cannot read the mask .*: Is a directory")
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int32, np.int64])
@@ -181,7 +181,7 @@ def test_palette_without_dark_background_is_rejected(tmp_path, palette):
     image = Image.fromarray(tiled(0, 1, 2))
     image.putpalette(palette)
     image.save(tmp_path / "x.png")
-    assert_refused(tmp_path / "x.png", r"x\.png' has a palette whose entry 0 is not the dark background")
+    assert_rejected(tmp_path / "x.png", r"x\.png' has a palette whose entry 0 is not the dark background")
 
 
 def test_other_palettes_with_dark_background_are_accepted(tmp_path):

@@ -24,7 +24,7 @@ def save(path: Path, image: np.ndarray) -> Path:
     return path
 
 
-def assert_refused(source, match: str) -> str:
+def assert_rejected(source, match: str) -> str:
     with pytest.raises(UserError, match=match) as caught:
         open_source(source)
     message = str(caught.value)
@@ -141,39 +141,39 @@ def test_opened_source_is_returned_unchanged():
 
 def test_missing_path_suggests_the_nearest_name(tmp_path):
     save(tmp_path / "videos" / "goldfish" / "0.png", picture(1))
-    assert_refused(tmp_path / "videos" / "goldfsh", r"goldfsh' does not exist\. Did you mean 'goldfish'\?")
-    assert_refused(tmp_path / "vidoes" / "goldfish", r"there is no 'vidoes' in .* Did you mean 'videos'\?")
-    assert_refused(tmp_path / "videos" / "goldfish" / "0.png" / "x", "does not exist")
-    assert_refused("", "empty path")
-    assert_refused(tmp_path / "line\nbreak", r"line\\nbreak' does not exist")
+    assert_rejected(tmp_path / "videos" / "goldfsh", r"goldfsh' does not exist\. Did you mean 'goldfish'\?")
+    assert_rejected(tmp_path / "vidoes" / "goldfish", r"there is no 'vidoes' in .* Did you mean 'videos'\?")
+    assert_rejected(tmp_path / "videos" / "goldfish" / "0.png" / "x", "does not exist")
+    assert_rejected("", "empty path")
+    assert_rejected(tmp_path / "line\nbreak", r"line\\nbreak' does not exist")
 
 
 def test_folder_without_frames_is_rejected(tmp_path):
-    assert_refused(tmp_path, "has no frames .*png")
+    assert_rejected(tmp_path, "has no frames .*png")
     save(tmp_path / "bear" / "0.png", picture(1))
     (tmp_path / "aaa").mkdir()
-    assert_refused(tmp_path, "subfolders with frames: 'bear'. Give")
+    assert_rejected(tmp_path, "subfolders with frames: 'bear'. Give")
     save(tmp_path / "boat" / "0.png", picture(1))
-    assert_refused(tmp_path, r"subfolders with frames: 'bear' and 1 more. Give")
+    assert_rejected(tmp_path, r"subfolders with frames: 'bear' and 1 more. Give")
 
 
 def test_glob_without_images_is_rejected(tmp_path):
-    assert_refused(tmp_path / "*.png", "matches nothing")
+    assert_rejected(tmp_path / "*.png", "matches nothing")
     (tmp_path / "a.txt").write_text("")
-    assert_refused(tmp_path / "*.txt", "matches no image")
+    assert_rejected(tmp_path / "*.txt", "matches no image")
 
 
 def test_frames_with_equal_stems_are_rejected(tmp_path):
     for name in ("0.png", "0.jpg"):
         save(tmp_path / name, picture(1))
-    assert_refused(tmp_path, r"0\.jpg' and '.*0\.png' would overwrite")
+    assert_rejected(tmp_path, r"0\.jpg' and '.*0\.png' would overwrite")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture at all"])
 def test_undecodable_first_frame_is_rejected_on_open(tmp_path, content):
     (tmp_path / "0.png").write_bytes(content)
-    assert_refused(tmp_path, r"Cannot decode the frame '.*0\.png'")
-    assert_refused(tmp_path / "0.png", r"Cannot decode the frame '.*0\.png'")
+    assert_rejected(tmp_path, r"Cannot decode the frame '.*0\.png'")
+    assert_rejected(tmp_path / "0.png", r"Cannot decode the frame '.*0\.png'")
 
 
 @pytest.mark.parametrize("side", [9000, 60000])
@@ -183,7 +183,7 @@ def test_oversized_image_is_rejected_by_its_header(tmp_path, side):
     start = data.index(b"\xff\xc0") + 5  # height and width follow the marker, its length and the depth
     data[start : start + 4] = side.to_bytes(2, "big") * 2
     path.write_bytes(data)
-    assert_refused(tmp_path, r"Cannot use the frame '.*0\.jpg': it has more than 64 megapixels. Reduce its size")
+    assert_rejected(tmp_path, r"Cannot use the frame '.*0\.jpg': it has more than 64 megapixels. Reduce its size")
 
 
 def test_truncated_png_is_rejected_and_trailing_bytes_are_ignored(tmp_path):
@@ -195,12 +195,12 @@ def test_truncated_png_is_rejected_and_trailing_bytes_are_ignored(tmp_path):
     start = data.index(b"IDAT") - 4
     data[start : start + 4] = b"\x7f\xff\xff\xff"
     path.write_bytes(data)
-    assert_refused(tmp_path, r"Cannot decode the frame '.*0\.png': it is truncated")
+    assert_rejected(tmp_path, r"Cannot decode the frame '.*0\.png': it is truncated")
 
 
 def test_broken_link_is_an_error(tmp_path):
     (tmp_path / "0.png").symlink_to(tmp_path / "gone.png")
-    assert_refused(tmp_path, "Cannot read the frame .*No such file or directory. Check that it exists")
+    assert_rejected(tmp_path, "Cannot read the frame .*No such file or directory. Check that it exists")
 
 
 def test_undecodable_later_frame_is_an_error(tmp_path):
@@ -234,18 +234,18 @@ def test_frames_of_different_sizes_are_rejected(tmp_path):
     ],
 )
 def test_invalid_arrays_are_rejected(array, match):
-    assert_refused(array, match)
+    assert_rejected(array, match)
 
 
 @pytest.mark.parametrize("source", [None, 7, b"frames", {"a": 1}, {1, 2}, open_source])
 def test_unsupported_types_are_rejected(source):
-    assert_refused(source, f"object of type '{type(source).__name__}'")
+    assert_rejected(source, f"object of type '{type(source).__name__}'")
 
 
 def test_lists_of_other_objects_are_rejected():
-    assert_refused([], "list .* has no frames")
-    assert_refused(["a.png", "b.png"], "'00000' is an object of type 'str'")
-    assert_refused([np.zeros((6, 8), np.uint8)], r"'00000' is a uint8 array of shape \(6, 8\)")
+    assert_rejected([], "list .* has no frames")
+    assert_rejected(["a.png", "b.png"], "'00000' is an object of type 'str'")
+    assert_rejected([np.zeros((6, 8), np.uint8)], r"'00000' is a uint8 array of shape \(6, 8\)")
 
 
 def test_iterator_fails_at_the_first_invalid_frame():

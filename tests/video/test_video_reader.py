@@ -21,7 +21,7 @@ HALF_TURN = (-UNIT, 0, 0, 0, -UNIT, 0, 0, 0, 1 << 30)
 QUARTER_TURN_BACK = (0, -UNIT, 0, UNIT, 0, 0, 0, 0, 1 << 30)
 
 
-def assert_refused(path: Path, match: str) -> None:
+def assert_rejected(path: Path, match: str) -> None:
     with pytest.raises(UserError, match=match) as caught:
         open_source(path)
     assert "\n" not in str(caught.value)
@@ -104,11 +104,11 @@ def test_error_names_the_damaged_frame(tmp_path):
 
 def test_invalid_video_files_are_rejected(tmp_path):
     (tmp_path / "noise.mp4").write_bytes(b"abcd" * 999)
-    assert_refused(tmp_path / "noise.mp4", r"Cannot read '.*noise\.mp4' as a video: Invalid data")
+    assert_rejected(tmp_path / "noise.mp4", r"Cannot read '.*noise\.mp4' as a video: Invalid data")
     (tmp_path / "empty.mp4").write_bytes(b"")
-    assert_refused(tmp_path / "empty.mp4", r"Cannot read '.*empty\.mp4' as a video")
+    assert_rejected(tmp_path / "empty.mp4", r"Cannot read '.*empty\.mp4' as a video")
     (tmp_path / "notes.txt").write_text("FFmpeg would draw this as a terminal.\n" * 50)
-    assert_refused(tmp_path / "notes.txt", "it is a text file")
+    assert_rejected(tmp_path / "notes.txt", "it is a text file")
 
 
 def _write_silence(path, codec, rate, samples, sample_format):
@@ -123,7 +123,7 @@ def _write_silence(path, codec, rate, samples, sample_format):
 def test_audio_file_is_rejected(tmp_path):
     path = tmp_path / "song.wav"
     _write_silence(path, "pcm_s16le", 8000, np.zeros((1, 800), np.int16), "s16")
-    assert_refused(path, "it has no video stream")
+    assert_rejected(path, "it has no video stream")
 
 
 def test_cover_image_of_audio_file_is_not_a_video(tmp_path):
@@ -137,7 +137,7 @@ def test_cover_image_of_audio_file_is_not_a_video(tmp_path):
     path.write_bytes(b"ID3\x03\0\0" + size + entry + path.read_bytes())
     with av.open(str(path)) as container:
         assert len(container.streams.video) == 1
-    assert_refused(path, "it has no video stream")
+    assert_rejected(path, "it has no video stream")
 
 
 def test_metadata_with_invalid_utf8_is_ignored(tmp_path):
@@ -155,43 +155,43 @@ def test_metadata_with_invalid_utf8_is_ignored(tmp_path):
 def test_unknown_codec_is_rejected(tmp_path):
     path = make_video(tmp_path / "a.webm", "libvpx-vp9")
     path.write_bytes(path.read_bytes().replace(b"V_VP9", b"V_XX9"))
-    assert_refused(path, "no decoder for")
+    assert_rejected(path, "no decoder for")
 
 
 def test_folders_text_and_broken_links_named_mp4_are_rejected(tmp_path):
     (tmp_path / "folder.mp4").mkdir()
-    assert_refused(tmp_path / "folder.mp4", r"The folder '.*folder\.mp4' has no frames")
+    assert_rejected(tmp_path / "folder.mp4", r"The folder '.*folder\.mp4' has no frames")
     (tmp_path / "notes.mp4").write_text("These are notes.\n" * 500)
-    assert_refused(tmp_path / "notes.mp4", r"Cannot read '.*notes\.mp4' as a video")
+    assert_rejected(tmp_path / "notes.mp4", r"Cannot read '.*notes\.mp4' as a video")
     (tmp_path / "a.mp4").symlink_to(tmp_path / "b.mp4")
-    assert_refused(tmp_path / "a.mp4", r"a\.mp4' is a link to '.*b\.mp4', which does not exist")
+    assert_rejected(tmp_path / "a.mp4", r"a\.mp4' is a link to '.*b\.mp4', which does not exist")
     (tmp_path / "b.mp4").symlink_to(tmp_path / "a.mp4")
-    assert_refused(tmp_path / "a.mp4", r"Cannot read '.*a\.mp4': Too many levels of symbolic links")
-    assert_refused("nul\0.mp4", "Cannot read .*: embedded null")
-    assert_refused(tmp_path / ("x" * 300), "Cannot read '.*': File name too long")
+    assert_rejected(tmp_path / "a.mp4", r"Cannot read '.*a\.mp4': Too many levels of symbolic links")
+    assert_rejected("nul\0.mp4", "Cannot read .*: embedded null")
+    assert_rejected(tmp_path / ("x" * 300), "Cannot read '.*': File name too long")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_devices_and_pipes_are_rejected_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
-    assert_refused(tmp_path / "pipe.mp4", "is a device, pipe or socket, .* give '-'")
-    assert_refused("/dev/zero", "neither a file nor a folder")
+    assert_rejected(tmp_path / "pipe.mp4", "is a device, pipe or socket, .* give '-'")
+    assert_rejected("/dev/zero", "neither a file nor a folder")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
-    assert_refused(tmp_path / "zero.png", "neither a file nor a folder")
+    assert_rejected(tmp_path / "zero.png", "neither a file nor a folder")
     (tmp_path / "frames").mkdir()
     os.mkfifo(tmp_path / "frames" / "0.png")
-    assert_refused(tmp_path / "frames", r"0\.png': it is not a regular file")
+    assert_rejected(tmp_path / "frames", r"0\.png': it is not a regular file")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
 def test_unreadable_file_is_rejected(tmp_path):
     path = make_video(tmp_path / "a.mp4")
     path.chmod(0)
-    assert_refused(path, "Permission denied")
+    assert_rejected(path, "Permission denied")
     path.chmod(0o600)
     tmp_path.chmod(0)
     try:
-        assert_refused(path, "Permission denied")
+        assert_rejected(path, "Permission denied")
     finally:
         tmp_path.chmod(0o700)
 
@@ -200,19 +200,19 @@ def test_file_cannot_open_network_streams(tmp_path):
     path = tmp_path / "a.sdp"  # describes a network stream
     path.write_text("v=0\no=- 0 0 IN IP4 127.0.0.1\ns=-\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 50004 RTP/AVP 96\n"
                     "a=rtpmap:96 H264/90000\n")
-    assert_refused(path, r"Cannot read '.*a\.sdp' as a video")
+    assert_rejected(path, r"Cannot read '.*a\.sdp' as a video")
 
 
 def test_oversized_frames_are_rejected(tmp_path):
     path = tmp_path / "a.gif"
     picture = b"," + struct.pack("<4HB", 0, 0, 1, 1, 0) + b"\x02\x02\x4c\x01\x00;"
     path.write_bytes(b"GIF89a" + struct.pack("<2H3B", 40000, 40000, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff" + picture)
-    assert_refused(path, r"Cannot read '.*a\.gif': Image size \(1600000000 pixels\)")
+    assert_rejected(path, r"Cannot read '.*a\.gif': Image size \(1600000000 pixels\)")
     path.write_bytes(path.read_bytes().replace(struct.pack("<2H", 40000, 40000), struct.pack("<2H", 9000, 9000)))
-    assert_refused(path, r"a\.gif' has more than 64 megapixels")
+    assert_rejected(path, r"a\.gif' has more than 64 megapixels")
     path = tmp_path / "a.y4m"
     path.write_bytes(b"YUV4MPEG2 W10000 H8000 F25:1 C420\nFRAME\n" + bytes(1000))
-    assert_refused(path, r"its frames are 10000x8000, more than 64 megapixels")
+    assert_rejected(path, r"its frames are 10000x8000, more than 64 megapixels")
 
 
 def test_deleted_file_is_reported(tmp_path):
@@ -226,5 +226,5 @@ def test_deleted_file_is_reported(tmp_path):
 def test_without_pyav_only_videos_are_rejected(tmp_path, monkeypatch):
     path = make_video(tmp_path / "a.mp4")
     monkeypatch.setitem(sys.modules, "av", None)
-    assert_refused(path, r"a\.mp4' needs PyAV. Install")
+    assert_rejected(path, r"a\.mp4' needs PyAV. Install")
     assert len(list(open_source([quarter_red(4, 4)]))) == 1
