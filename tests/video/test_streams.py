@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.helpers.pipes import Pipe, piped
 from tests.helpers.videos import damage, grays, make_video, moving
 from uvos_jax.errors import UserError
 from uvos_jax.video import ClipOptions, open_source
@@ -250,34 +251,6 @@ def test_refused_connection_is_reported():
 )
 def test_public_url_hides_credentials(url, shown):
     assert live.public_url(url) == shown
-
-
-class Pipe:
-    """Stand-in for ``sys.stdin`` connected to a pipe."""
-
-    closed = False
-
-    def __init__(self, buffer):
-        self.buffer = buffer
-
-    def isatty(self):
-        return False
-
-
-@contextlib.contextmanager
-def piped(data):
-    """Yields a pipe into which a thread writes ``data``."""
-    read, write = os.pipe()
-
-    def feed():
-        with contextlib.suppress(BrokenPipeError), os.fdopen(write, "wb") as file:
-            file.write(data)
-
-    thread = threading.Thread(target=feed)
-    thread.start()
-    with os.fdopen(read, "rb") as file:
-        yield Pipe(file)
-    thread.join()
 
 
 STREAMED = [("a.mkv", {}), ("a.mp4", {"movflags": "+faststart"}), ("a.mp4", {"movflags": "frag_keyframe+empty_moov"})]

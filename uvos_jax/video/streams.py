@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import re
 import shutil
 import sys
@@ -17,7 +18,7 @@ import numpy as np
 
 from uvos_jax.errors import UserError, error_reason
 from uvos_jax.video.frames import DEFAULT_FPS, LazyFrame, Source
-from uvos_jax.video.video_reader import LOCAL, decode_frames, frame_rate, open_video
+from uvos_jax.video.video_reader import HEAD, LOCAL, decode_frames, decode_to_end, frame_rate, open_video
 
 # Seconds without data after which a server counts as dead, while connecting and while reading.
 TIME_LIMIT = 10.0
@@ -117,8 +118,9 @@ def open_stdin() -> Source:
         if not file.seekable():
             head, index_last = _read_head(file)
             file = opened.enter_context(_copy(head, file)) if index_last else _Pipe(head, file)
+        measure = file.measure if isinstance(file, _Pipe) else partial(_measure_seekable, file)
         video = open_video(file, "stdin", "Check that it is a complete video, or give the file.", LOCAL)
-        return _single_pass_source("stdin", "stdin", "the video on stdin", *video, file=opened.pop_all())
+        return _single_pass_source("stdin", "stdin", "the video on stdin", *video, opened.pop_all(), measure)
 
 
 class _Pipe:
@@ -126,10 +128,25 @@ class _Pipe:
 
     def __init__(self, head: bytes, rest: BinaryIO):
         self._head, self._rest = head, rest
+        self._start, self._size = b"", 0  # of what has been read
 
     def read(self, count: int) -> bytes:
         piece, self._head = self._head[:count], self._head[count:]
-        return piece or self._rest.read(count)
+        piece = piece or self._rest.read(count)
+        self._size += len(piece)
+        self._start += piece[: HEAD - len(self._start)]
+        return piece
+
+    def measure(self) -> tuple[bytes, int]:
+        """Reads the rest; returns the first bytes and the total number, see ``decode_to_end``."""
+        while self.read(_LOOK_AHEAD):
+            pass
+        return self._start, self._size
+
+
+def _measure_seekable(file: BinaryIO) -> tuple[bytes, int]:
+    file.seek(0)
+    return file.read(HEAD), file.seek(0, os.SEEK_END)
 
 
 def _read_head(file: BinaryIO) -> tuple[bytes, bool]:
@@ -168,11 +185,15 @@ def _copy(head: bytes, rest: BinaryIO) -> BinaryIO:
         ) from error
 
 
-def _single_pass_source(kind: str, name: str, label: str, container, stream, file=None) -> Source:
-    """Returns the source of an opened video that can be read once; ``file`` is closed after the pass."""
+def _single_pass_source(kind: str, name: str, label: str, container, stream, file=None, measure=None) -> Source:
+    """Returns the source of an opened video that can be read once; ``file`` is closed after the pass.
+
+    With ``measure``, see ``decode_to_end``, a truncated video ends with a broken frame.
+    """
 
     def frames() -> Iterator[LazyFrame]:
-        decoded = decode_frames(container, stream, label, "Send it again.")
+        video = (container, stream, label, "Send it again.")
+        decoded = decode_to_end(*video, measure) if measure else decode_frames(*video)
         with file or contextlib.nullcontext(), container, contextlib.closing(decoded):
             for number, frame in enumerate(decoded):
                 # FFmpeg went to the index first and cannot seek back, so that reading fails immediately.

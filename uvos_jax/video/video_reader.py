@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -20,6 +20,7 @@ _MAX_FPS = 1000
 # A file must not make FFmpeg connect to the network, as a playlist of addresses would.
 LOCAL = {"protocol_whitelist": "file,crypto,data"}
 _ADVICE = "Give a video file, a folder of frames or a glob pattern."
+HEAD = 4096  # bytes at the start of a file that state its length
 _REMEDY = "Re-encode the video or cut it before this frame."
 # Formats that can be cut anywhere, so that the first frames may depend on frames that are missing.
 _CUT_ANYWHERE = {"mpegts", "mpeg", "h264", "hevc", "rtsp", "rtp", "sdp", "flv", "live_flv"}
@@ -179,6 +180,31 @@ def decode_frames(
             yield _broken_frame(name, time, label, why, remedy)
 
 
+def decode_to_end(container: Any, stream: Any, label: str, remedy: str, measure: Callable[[], tuple[bytes, int]],
+                  threads: bool = False) -> Iterator[LazyFrame]:
+    """Same as ``decode_frames``, and yields a broken frame at the end if the video is truncated.
+
+    Decoders do not report that a file ends between two packets. Its header tells, unless it states no length.
+
+    Args:
+        container: The container.
+        stream: The video stream.
+        label: Name of the video in error messages.
+        remedy: See ``decode_frames``.
+        measure: Returns the first ``HEAD`` bytes of the video and its size in bytes. It is called after the last
+            frame, if frames are missing.
+        threads: See ``decode_frames``.
+    """
+    count, last = 0, None
+    with contextlib.closing(decode_frames(container, stream, label, remedy, threads)) as frames:
+        for last in frames:
+            yield last
+            count += 1
+    complete = last is None or last.error is not None or _reaches_end(container, stream, count, last)
+    if not complete and _is_truncated(measure, container, stream):
+        yield _broken_frame(f"{count:05d}", None, label, "the file is truncated", "Get the complete file.")
+
+
 def frame_rate(stream: Any) -> float | None:
     """Returns the frames per second of a stream, or None if it states none."""
     rate = stream.average_rate or stream.guessed_rate
@@ -257,16 +283,18 @@ def _raise(error: Exception) -> np.ndarray:
 def _read_file(path: Path, threads: bool) -> Iterator[LazyFrame]:
     """Yields the frames of a file, and a broken one if it is truncated without an error of the decoder."""
     with _opened_file(path) as (container, stream):
-        count, last = 0, None
-        with contextlib.closing(decode_frames(container, stream, quoted(path), _REMEDY, threads)) as frames:
-            for last in frames:
-                yield last
-                count += 1
-        if last is None:
+        frame = None
+        with contextlib.closing(decode_to_end(container, stream, quoted(path), _REMEDY, partial(_measure_file, path),
+                                              threads)) as frames:
+            for frame in frames:
+                yield frame
+        if frame is None:
             raise _open_error(quoted(path), "it has no frames", _ADVICE)
-        complete = last.error is not None or _reaches_end(container, stream, count, last)
-        if not complete and _is_truncated(path, container, stream):
-            yield _broken_frame(f"{count:05d}", None, quoted(path), "the file is truncated", "Get the complete file.")
+
+
+def _measure_file(path: Path) -> tuple[bytes, int]:
+    with open(path, "rb") as file:
+        return file.read(HEAD), path.stat().st_size
 
 
 @contextlib.contextmanager
@@ -314,12 +342,10 @@ def _reaches_end(container, stream, count: int, last: LazyFrame) -> bool:
     return last.time + 2 / (frame_rate(stream) or 1) > container.duration / 1_000_000
 
 
-def _is_truncated(path: Path, container, stream) -> bool:
+def _is_truncated(measure: Callable[[], tuple[bytes, int]], container, stream) -> bool:
     """Returns whether a file is shorter than its header states; intact files may also have fewer frames than stated."""
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            head = file.read(4096)
+        head, size = measure()
     except OSError:  # removed in the meantime
         return True
     if head[:4] == b"RIFF":
