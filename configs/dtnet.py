@@ -93,8 +93,9 @@ def tiny():
     """Returns a small network from random weights: synthetic clips, and 25 sequences of DAVIS with pasted objects."""
     config = full()
     config.model = {"name": "dtnet", "depths": [1, 2, 2, 1], "width": 16, "features": 64, "decoder": 64,
-                    "own_features": False, "target_channels": 32, "memory": 16, "reid_depths": [1, 1, 1, 1, 1, 1],
-                    "reid_width": 8, "reid_hidden": 64, "embedding": 64, "short_side": 145}
+                    "use_target_backbone": False, "target_channels": 32, "memory": 16,
+                    "reid_depths": [1, 1, 1, 1, 1, 1], "reid_width": 8, "reid_hidden": 64, "embedding": 64,
+                    "short_side": 145}
     config.batch_size = 6
     config.data = config.data | {
         "mixture": [{"name": "davis2016", "split": "train", "share": 1, "exclude": common.HELD_BACK},

@@ -78,7 +78,7 @@ def tiny():
     config, same = full(), adnet.tiny()
     config.model = {"name": "f2net", "depths": [1, 2, 2, 1], "width": 16, "aspp_features": 64, "embedding": 64,
                     "center_features": 32, "center_embedding": 16, "short_side": 81,
-                    "lost_below": 0.1,  # after so few steps peaks rarely reach the default, 0.2
+                    "min_peak_score": 0.1,  # after so few steps peaks rarely reach the default, 0.2
                     # Below 0.5: unseen objects get low scores and would be missed.
                     "background_weight": 0.45}
     config.batch_size = 8

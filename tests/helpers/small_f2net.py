@@ -11,8 +11,8 @@ SMALL = {"depths": (1, 1, 1, 1), "width": 4, "aspp_features": 8, "embedding": 16
 
 
 def small(seed: int = 0, **overrides):
-    """Returns ``(model, variables)``; any score is a center unless ``lost_below`` is given."""
-    model = build("f2net", **SMALL | {"lost_below": 0.0} | overrides)
+    """Returns ``(model, variables)``; any score is a center unless ``min_peak_score`` is given."""
+    model = build("f2net", **SMALL | {"min_peak_score": 0.0} | overrides)
     # Residual branches start small, or attention would pick single pixels; and heat should not saturate.
     variables = bounded(expected_variables(model), seed,
                         lambda names: 0.2 if names[-2:] == ["bn3", "scale"] else 1.0)

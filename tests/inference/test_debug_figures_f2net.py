@@ -26,7 +26,7 @@ LOST = (3, 4)
 @pytest.fixture(scope="module")
 def segmenter():
     """A random network whose heat map is scaled to fall below the threshold in the bright frames only."""
-    model, variables = small(seed=7, lost_below=0.5)
+    model, variables = small(seed=7, min_peak_score=0.5)
     images = np.stack([frame.image for frame in source()])
     x = preprocess(images, model.frame_size(SIZE), model.preprocess)
     fresh = np.asarray(jax.jit(lambda v, x: model.apply(v, {"frame": x}, method="encode"))(variables, x)["frame_heat"])

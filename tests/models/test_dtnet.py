@@ -322,7 +322,7 @@ def test_youtube_vis_preset_trains_categories(tmp_path):
                for name, channels in (("salient_logits", 41), ("heat", 1), ("offsets", 2))}
     assert jax.eval_shape(model.loss, outputs, batch, 0)[0].shape == (2,)
     small = [f"model.{field}={value}" for field, value in (
-        ("depths", "[1,1,1,1]"), ("width", 4), ("features", 16), ("decoder", 16), ("own_features", False))]
+        ("depths", "[1,1,1,1]"), ("width", 4), ("features", 16), ("decoder", 16), ("use_target_backbone", False))]
     synthetic = ["data.mixture=[{'name': 'synthetic', 'count': 2, 'length': 2}]", "data.categories=[]"]
     for options, message in ((["model.categories=3", *synthetic], "is 3, but data.categories lists none"),
                              (["data.categories=['dog', 'cat']", synthetic[0]], "has no categories for objects of")):

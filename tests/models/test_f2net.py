@@ -124,7 +124,7 @@ def test_next_map_has_center_of_peak_and_size_of_mask():
 
 
 def test_lost_object_has_uniform_prior_and_note():
-    model, variables, step = _stepper(net="cgad", lost_below=0.1)
+    model, variables, step = _stepper(net="cgad", min_peak_score=0.1)
     seen, dark = _features(), _features(seed=1, strength=-9.0)
     begin = model.init_state(seen)
     state, _, aux = step(begin, seen, _box())
@@ -146,7 +146,7 @@ def test_lost_object_has_uniform_prior_and_note():
 
 
 def test_noted_center_of_lost_object_is_inside_frame():
-    model, _, step = _stepper(net="cgad", lost_below=0.1)
+    model, _, step = _stepper(net="cgad", min_peak_score=0.1)
     dark = _features(strength=-9.0)
     centers = np.zeros((1, 10, 2), np.float32)
     centers[0, -3:] = [[6, 9], [12, 5], [18, 1]]  # moves out of the frame at the top right
@@ -164,7 +164,7 @@ def test_noted_center_of_lost_object_is_inside_frame():
     ({"variant": "official"}, (16, 12)), ({"net": "cgad", "candidates": 1}, (16, 12)),
 ])
 def test_selection_chooses_nearest_or_highest_peak(fields, chosen):
-    model, _, step = _stepper(lost_below=0.1, **fields)
+    model, _, step = _stepper(min_peak_score=0.1, **fields)
     features = _features(peak=(16, 12))
     features["frame_heat"][0, 4, 4] = 2
     centers = np.zeros((1, 10, 2), np.float32)
@@ -176,7 +176,7 @@ def test_selection_chooses_nearest_or_highest_peak(fields, chosen):
 
 @pytest.mark.slow
 def test_scan_and_batch_equal_single_video_loop():
-    model, variables, step = _stepper(lost_below=0.1)
+    model, variables, step = _stepper(min_peak_score=0.1)
     frames = [_features(2, seed=t, peak=(5 + t, 4 + t), strength=-9.0 if t == 3 else 6.0) for t in range(5)]
     for features in frames:  # makes the two videos differ
         features["frame_heat"][1] = np.roll(features["frame_heat"][1], 3, axis=1)

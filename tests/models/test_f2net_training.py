@@ -36,7 +36,7 @@ def test_training_batch_has_previous_map_only_for_videos():
 
 
 def test_previous_map_is_at_predicted_center():
-    model, variables = small(lost_below=0.0)
+    model, variables = small(min_peak_score=0.0)
     center = variables["params"]["center"]
     center["scale"]["kernel"] *= 0  # gate of 1/2
     center["frame_heat"]["kernel"] *= np.float32(0.02)  # many probabilities would otherwise be 1

@@ -204,14 +204,14 @@ def test_f2net_inference_options_can_be_overridden(tmp_path):
     from tests.helpers.small_f2net import small
 
     checkpoints.save(tmp_path / "weights", "f2net", *small(), "a test")
-    chosen = {"selection": "maximum", "lost_below": 0.3, "candidates": 2, "history": 4, "prior_from": "truth"}
+    chosen = {"selection": "maximum", "min_peak_score": 0.3, "candidates": 2, "history": 4, "prior_from": "truth"}
     model = checkpoints.load(tmp_path / "weights", **chosen)[1]
     assert {name: getattr(model, name) for name in chosen} == chosen
     assert "made with net=csa, not ca" in _refusal(checkpoints.load, tmp_path / "weights", net="ca")
 
 
 CFBI = {"depths": [1, 1, 1, 1], "width": 4, "features": 16, "embedding": 8}
-DTNET = {"depths": [1, 1, 1, 1], "width": 4, "features": 16, "decoder": 16, "own_features": False,
+DTNET = {"depths": [1, 1, 1, 1], "width": 4, "features": 16, "decoder": 16, "use_target_backbone": False,
          "reid_depths": [1, 1, 1, 1, 1, 1], "reid_width": 2, "reid_hidden": 8, "embedding": 8}
 
 

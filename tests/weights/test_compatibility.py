@@ -4,6 +4,7 @@
 the checkpoint directory, ``<system>.npz`` a clip and the outputs of the training forward pass in evaluation mode.
 """
 
+import json
 import shutil
 
 import jax
@@ -43,8 +44,9 @@ def _check_outputs(model, variables, system, prefix=""):
 @pytest.mark.parametrize(("system", "fields"), [
     ("adnet", {"aspp_features": 4, "width": 1}),
     ("cfbi", {"max_objects": 2, "use_predicted_masks": False, "bootstrap_steps": 7}),
-    ("f2net", {"center_features": 4, "center_embedding": 2}),
-    ("dtnet", {"trained_part": "discovery", "max_tracks": 3, "max_proposals": 4}),
+    ("f2net", {"center_features": 4, "center_embedding": 2, "min_peak_score": 0.2}),
+    ("dtnet", {"trained_part": "discovery", "max_tracks": 3, "max_proposals": 4,
+               "use_target_backbone": True}),
 ])
 def test_checkpoint_of_0_1_reproduces_stored_outputs(unpacked, system, fields):
     name, model, variables = checkpoints.load(unpacked(system))
@@ -60,6 +62,18 @@ def test_dtnet_of_0_1_reproduces_stored_embeddings(unpacked):
 def test_field_of_0_1_can_be_overridden_by_current_name(unpacked):
     _, model, _ = checkpoints.load(unpacked("cfbi"), max_objects=5, bootstrap_steps=0)
     assert (model.max_objects, model.bootstrap_steps, model.use_predicted_masks) == (5, 0, False)
+
+
+@pytest.mark.parametrize(("system", "old", "new", "value"), [
+    ("f2net", "lost_below", "min_peak_score", 0.4), ("f2net", "centre_features", "center_features", 4),
+    ("dtnet", "own_features", "use_target_backbone", True), ("dtnet", "tracks", "max_tracks", 9),
+])
+def test_values_of_renamed_fields_are_kept(unpacked, system, old, new, value):
+    path = unpacked(system) / "uvos.json"
+    meta = json.loads(path.read_text())
+    assert old in meta["hyper_parameters"] and new not in meta["hyper_parameters"]
+    path.write_text(json.dumps(meta | {"hyper_parameters": meta["hyper_parameters"] | {old: value}}))
+    assert getattr(checkpoints.load(path.parent)[1], new) == value
 
 
 def test_checkpoint_of_0_1_round_trips_under_current_names(unpacked, tmp_path):

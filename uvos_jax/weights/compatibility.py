@@ -11,8 +11,10 @@ _ASPP = ((r"((?:^|/)\w*aspp)/(branch\d|pool|project)_", r"\1/\2/"),)  # one Conv
 # Hyper-parameters, by system.
 FIELDS: Mapping[str, Mapping[str, str]] = {
     "cfbi": {"slots": "max_objects", "own_labels": "use_predicted_masks", "ramp": "bootstrap_steps"},
-    "dtnet": {"tracks": "max_tracks", "proposals": "max_proposals", "task": "trained_part"},
-    "f2net": {"centre_features": "center_features", "centre_embedding": "center_embedding"},
+    "dtnet": {"tracks": "max_tracks", "proposals": "max_proposals", "task": "trained_part",
+              "own_features": "use_target_backbone"},
+    "f2net": {"centre_features": "center_features", "centre_embedding": "center_embedding",
+              "lost_below": "min_peak_score"},
 }
 # Paths of variables, by system: regular expressions and their replacements, applied in order to the path without its
 # collection, e.g. ``aspp/branch0_conv/kernel``.

@@ -52,7 +52,7 @@ def write(segmenter: Segmenter, source: Source, results: Path, count: int) -> li
     scale = np.divide(mask.shape, model.frame_size(mask.shape))[::-1]
     folder = results / "debug"
     _draw_maps(folder / "centers.png", rows, scale)
-    _draw_track(folder / "track.png", indices, seen, scale, max(mask.shape), model.lost_below)
+    _draw_track(folder / "track.png", indices, seen, scale, max(mask.shape), model.min_peak_score)
     return [folder / "centers.png", folder / "track.png"]
 
 

@@ -84,8 +84,8 @@ class DTNet(Model):
         width: Channels of its stem.
         features: Channels of its pyramids and of the guidance.
         decoder: Channels of its decoders.
-        own_features: Whether T-Net's features are the third layer of its own backbone, at stride 16, or the second
-            layer of D-Net's: in the small frames of a small network, stride 8 shows as much.
+        use_target_backbone: Whether T-Net's features are the third layer of its own backbone, at stride 16, or the
+            second layer of D-Net's: in the small frames of a small network, stride 8 shows as much.
         target_depths: Number of blocks in the four layers of T-Net's backbone.
         target_width: Channels of its stem.
         target_channels: Channels of a target model.
@@ -113,7 +113,7 @@ class DTNet(Model):
     width: int = 64
     features: int = 256
     decoder: int = 256
-    own_features: bool = True
+    use_target_backbone: bool = True
     target_depths: tuple[int, ...] = resnet.RESNET101
     target_width: int = 64
     target_channels: int = 96
@@ -136,7 +136,7 @@ class DTNet(Model):
         policy = Policy(self.dtype, self.axis_name)
         self.dnet = dnet.DNet(self.depths, self.width, self.features, self.decoder, self.guidance, self.squeeze,
                               self.categories, policy, self.remat)
-        if self.own_features:
+        if self.use_target_backbone:
             self.target_backbone = resnet.ResNet(self.target_depths, self.target_width, policy=policy)
         self.reid = reid.ReIDNet(self.reid_depths, self.reid_width, self.embedding, self.reid_hidden, policy,
                                  self.remat)
@@ -307,7 +307,7 @@ class DTNet(Model):
         return tuple(16 * max(1, round((side * factor - 1) / 16)) + 1 for side in native_size)
 
     def _target_features(self, frames, dnet_features):
-        if self.own_features:
+        if self.use_target_backbone:
             return self.target_backbone(frames)["layer3"].astype(jnp.float32)
         dnet_features = self.dnet.encode(frames) if dnet_features is None else dnet_features
         return dnet_features["layer2"].astype(jnp.float32)

@@ -69,8 +69,8 @@ class F2Net(Model):
         history: n, number of past centers from which the motion is extrapolated, and of frames after which a lost
             object is forgotten.
         candidates: K, number of peaks of the heat map among which the center is chosen.
-        lost_below: Score below which a peak is no candidate; not stated in the paper. Without a candidate, the whole
-            frame is searched.
+        min_peak_score: Lowest score of a candidate; not stated in the paper. Without a candidate, the whole frame is
+            searched.
         prior_from: Whether training uses predicted or true centers for the prior and the previous center map.
         depths: Number of blocks in the four layers of the backbone.
         width: Channels of the stem; the layers have ``4 * width * (1, 2, 4, 8)``.
@@ -90,7 +90,7 @@ class F2Net(Model):
     selection: str = "motion"
     history: int = 10
     candidates: int = 5
-    lost_below: float = 0.2
+    min_peak_score: float = 0.2
     prior_from: str = "predicted"
     depths: tuple[int, ...] = resnet.RESNET101
     width: int = 64
@@ -106,7 +106,7 @@ class F2Net(Model):
 
     VARIANTS = ("paper", "official", "official_full")
     CHOICES: ClassVar = {"net": NETS, "selection": SELECTIONS, "prior_from": PRIORS}
-    CHANGEABLE = ("background_weight", "selection", "history", "candidates", "lost_below", "prior_from")
+    CHANGEABLE = ("background_weight", "selection", "history", "candidates", "min_peak_score", "prior_from")
     BACKBONES = ("backbone",)
     TRACES: ClassVar = {
         "f2net": ParityTrace(("seeds", "ct", "prev_gauss"), official.trace, {"prior_from": "truth"})}
@@ -180,7 +180,7 @@ class F2Net(Model):
         heat = nn.sigmoid(self.center.heat(features, state.previous))
         scores, candidates = center_heatmaps.find_peaks(heat, min(self.candidates, heat[0].size))
         rule = "maximum" if self._official else self.selection
-        center, score, found = center_heatmaps.choose_center(state.track, scores, candidates, self.lost_below, rule)
+        center, score, found = center_heatmaps.choose_center(state.track, scores, candidates, self.min_peak_score, rule)
         # The published decoder is off by one pixel of the map.
         prior = self._prior(center - 1 if self._official else center, found, heat.shape[1:3],
                             features["embed"].shape[1:3])
@@ -311,7 +311,7 @@ class F2Net(Model):
         """Sentences for the flags in ``aux["notes"]``."""
         if not self._has_center:
             return {}
-        return {"lost": f"no center scored {self.lost_below} or more, so the whole frame was searched"}
+        return {"lost": f"no center scored {self.min_peak_score} or more, so the whole frame was searched"}
 
     @property
     def preprocess(self) -> Preprocess:
@@ -360,13 +360,13 @@ class F2Net(Model):
     def _training_prior(self, batch, heat, size):
         center, found = batch["center"], batch.get("present", jnp.ones(heat.shape[0], bool))
         if self.prior_from == "predicted":
-            center, found = training.best_peak(heat, self.lost_below)
+            center, found = training.best_peak(heat, self.min_peak_score)
         return self._prior(center, found, heat.shape[1:3], size)
 
     def _predicted_map(self, features, mask):
         """The center map around the center predicted in the previous frame alone, as large as its true mask."""
         heat = nn.sigmoid(self.center.heat(features, jnp.zeros_like(features["frame_heat"])))
-        center, found = training.best_peak(heat, self.lost_below)
+        center, found = training.best_peak(heat, self.min_peak_score)
         return jnp.where(found[:, None, None, None], center_heatmaps.center_map(mask, center)[0], 0.0)
 
     def _prior(self, center, found, map_size, size):
