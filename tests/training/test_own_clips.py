@@ -63,6 +63,7 @@ def test_one_command_converts_and_trains_and_reuses_the_clips(file, clips, tmp_p
     code, out, err = uvos(*command)
     assert code == 0, err
     assert f"{clips}, train: 1 video, 4 frames, 2 with masks" in out
+    assert "folder/own" not in out + err and "clips, checking" in err and "clips, converting" in err
     assert (run / "last").exists() and (run / "data/uvos_folder/own").is_dir()
     # A second call reuses the converted clips. Files that the conversion does not read may change.
     (clips / "JPEGImages/.DS_Store").touch()

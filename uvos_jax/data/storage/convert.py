@@ -104,9 +104,10 @@ def convert(name: str, source: str | os.PathLike | None, data_dir: str | os.Path
         indexes = [DATASET_SPECS[dataset].index_files(root, config) if root else None for config in configs]
         for config, dataset_index in zip(configs, indexes, strict=True):
             if dataset_index:
-                check(_full_name(dataset, config), root, dataset_index, workers, progress)
+                check(_title(dataset, config, root), root, dataset_index, workers, progress)
         builders = _import_builders()
-        tables = [builders.write(dataset, config, dataset_index, working_folder, progress, flow, clips)
+        tables = [builders.write(dataset, config, dataset_index, working_folder, progress, flow, clips,
+                                 _title(dataset, config, root))
                   for config, dataset_index in zip(configs, indexes, strict=True)]
         for folder_name in folders:
             with folder_unless_empty((data_dir / folder_name).parent):
@@ -197,6 +198,11 @@ def _without_name(fault: str, frame: FrameFiles) -> str:
 
 def _full_name(dataset, config):
     return f"{dataset}/{config}" if config else dataset
+
+
+def _title(dataset, config, root):
+    """Returns the name to show: that of the folder for the user's own clips, whose config may be chosen internally."""
+    return root.resolve().name or str(root) if dataset == "folder" else _full_name(dataset, config)
 
 
 def _import_builders():

@@ -300,7 +300,7 @@ BUILDERS = {cls.name.removeprefix(PREFIX): cls for cls in (
 
 
 def write(dataset: str, config: str | None, dataset_index: DatasetIndex | None, data_dir: Path, progress,
-          flow: FlowMethod | None = None, clips: int | None = None) -> dict[str, list[dict]]:
+          flow: FlowMethod | None = None, clips: int | None = None, title: str | None = None) -> dict[str, list[dict]]:
     """Writes a dataset that does not exist yet.
 
     Args:
@@ -311,6 +311,7 @@ def write(dataset: str, config: str | None, dataset_index: DatasetIndex | None, 
         progress: See ``convert.convert``.
         flow: Computes the flow of every frame.
         clips: Number of clips in the train split of ``synthetic``.
+        title: Name of the dataset in messages; None for ``dataset/config``.
 
     Returns:
         The splits of ``metadata.json``.
@@ -324,16 +325,16 @@ def write(dataset: str, config: str | None, dataset_index: DatasetIndex | None, 
     total = sum(len(video.frames) for videos in splits for video in videos) if dataset_index else \
         sum(count for _, count in cls.spans(clips).values()) * cls.LENGTH
     own = tfds.core.BuilderConfig(name=config, description="Your own videos.") if dataset == "folder" else config
-    name = f"{dataset}/{config}" if config else dataset
+    title = title or (f"{dataset}/{config}" if config else dataset)
     # TFDS creates a folder for downloads and prints about it, although nothing is downloaded.
     try:
-        with progress(f"{name}, converting", total) as advance, TemporaryDirectory() as downloads, \
+        with progress(f"{title}, converting", total) as advance, TemporaryDirectory() as downloads, \
                 redirect_stdout(io.StringIO()):
             builder = cls(dataset_index=dataset_index, flow=flow, on_frame=advance, data_dir=data_dir, config=own,
                           **({"clips": clips} if clips else {}))
             builder.download_and_prepare(download_dir=downloads,
                                          download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     except (OSError, RuntimeError, tf.errors.OpError) as error:
-        raise UserError(f"Cannot write {name} to '{data_dir.parent}'; nothing was kept: "
+        raise UserError(f"Cannot write {title} to '{data_dir.parent}'; nothing was kept: "
                         f"{error_reason(error).partition('; writing ')[0]}.") from error
     return builder.info.metadata["splits"]
