@@ -22,7 +22,7 @@ def nearest_hint(wrong: str, known: Iterable[str]) -> str:
     similar = difflib.get_close_matches(wrong, known, n=5, cutoff=0.6)  # bounds the cost in large folders
     distances = {name: _edit_distance(wrong, name) for name in similar}
     matches = [name for name, edits in distances.items() if edits <= _most_edits(max(len(wrong), len(name)))]
-    matches = sorted(matches, key=distances.get) or [name for name in known if _is_abbreviation(wrong, name)]
+    matches = sorted(matches, key=distances.__getitem__) or [name for name in known if _is_abbreviation(wrong, name)]
     return f" Did you mean '{matches[0]}'?" if matches else ""
 
 
