@@ -223,7 +223,7 @@ def test_plain_and_check_copy_config_dicts(file):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--config", "{file}", "--config.bach_size=3"], "Did you mean 'batch_size'?"),
-    (["--config", "{file}", "--wrokdir", "x"], "Did you mean '--workdir'?"),
+    (["--config", "{file}", "--wrokdir=x"], "Did you mean '--workdir'?"),
     (["--config", "{tmp}/none.py"], "no configuration file"),
     (["--config", "{file}", "--config.model.name=adnot"], "Did you mean 'adnet'?"),
     (["--config", "{file}", "--config.model.short_side=-4"], "short_side"),

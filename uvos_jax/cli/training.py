@@ -117,7 +117,8 @@ def train(
         for argument in context.args:
             if not argument.startswith("--config."):
                 known = ("--config", "--workdir", "--data-dir", "--profile", "--quiet", "--log-file")
-                raise UserError(f"'uvos train' has no option '{argument}'.{nearest_hint(argument, known)} Values of the"
+                hint = nearest_hint(argument.partition("=")[0], known)
+                raise UserError(f"'uvos train' has no option '{argument}'.{hint} Values of the"
                                 " configuration are overridden by --config.key=value.")
         overrides = [argument.removeprefix("--config.") for argument in context.args]
         settings = load_config(config, overrides)
