@@ -46,6 +46,7 @@ def test_published_weights_require_official_variant(golden):
         from_torch("dpa", {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "tensors"), [("published", 16), ("full", 20)])
 def test_network_equals_published_code(golden, case, tensors):
     results = parity.check(golden / f"dpa_a128_{case}.npz")

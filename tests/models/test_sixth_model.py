@@ -111,6 +111,7 @@ def test_new_model_converts_state_dict_and_passes_parity(tmp_path):
     assert [result.name for result in check(tmp_path / "lumanet.npz") if not result.ok] == ["logits"]
 
 
+@pytest.mark.slow
 def test_new_model_is_benchmarked_and_listed():
     model = build("lumanet")
     result = benchmark(Segmenter("lumanet", model, random_variables(model)), SIZE, report=lambda what: None)

@@ -115,6 +115,7 @@ def test_eight_devices_equal_one(eight, case, kind):
         np.testing.assert_allclose(later["loss"], one_later["loss"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_launcher_and_device_count_may_change_between_steps(eight):
     _assert_equal_states(eight["moved"], eight["stayed"])
 
@@ -140,11 +141,13 @@ def test_local_statistics_are_averaged_over_devices(eight):
     assert np.abs(shared["bn1"]["var"] - expected["bn1"]["var"]).max() > 1e-5  # otherwise the test could not fail
 
 
+@pytest.mark.slow
 def test_dropout_differs_between_devices(eight):
     assert abs(eight["dropout_eight"] - eight["dropout_one"]) > 1e-4
     np.testing.assert_allclose(eight["dropout_eight"], eight["dropout_again"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_indivisible_batches_are_errors(eight):
     *batch, local, accumulate = eight["errors"]
     assert all("multiple of 8" in text for text in batch)

@@ -124,6 +124,7 @@ def test_resume_repeats_steps_after_the_checkpoint(tmp_path):
     assert outcome(tmp_path / "run") == before
 
 
+@pytest.mark.slow
 def test_resume_shows_the_steps_of_the_whole_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
     settings = config(checkpoint_every=3)

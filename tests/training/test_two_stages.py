@@ -94,6 +94,7 @@ def source(settings, fails_at=None):
     return given
 
 
+@pytest.mark.slow
 def test_each_size_compiles_once_and_sizes_repeat_after_resume(tmp_path, monkeypatch):
     traced = Counter()
     whole = Flowing.training_batch
@@ -161,6 +162,7 @@ def test_missing_flow_is_an_error(tmp_path):
         make_clip_dataset([mixture_entry(store, {"name": "still"})], (8, 8), 1, 0, {"kind": "resize"}, flow=True)
 
 
+@pytest.mark.slow
 def test_rates_and_batches_alternate_across_phases(tmp_path, monkeypatch):
     whole, asked = Flowing.training_batch, []
 

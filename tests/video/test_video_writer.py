@@ -36,6 +36,7 @@ def test_video_round_trip(tmp_path, height, width, suffix):
         assert np.abs(frame.astype(int) - (level, 40, 100)).max() <= 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".webm"])
 def test_equal_frames_give_equal_bytes(tmp_path, suffix):
     # 854 is no multiple of a SIMD register: swscale's threads left other blocks at the edges of each run.
