@@ -356,3 +356,14 @@ def test_non_finite_or_non_real_weights_are_rejected(small, value):
     spoilt[0, 0, 0, 0] = value
     assert key in _refusal(from_torch, "adnet", small | {key: spoilt}, **SMALL)
     assert key in _refusal(from_torch, "adnet", small | {key: [1.0, "x"]}, **SMALL)
+
+
+def test_models_without_published_weights_are_rejected():
+    with pytest.raises(UserError, match="Cannot convert weights for dtnet: its authors have published none"):
+        from_torch("dtnet", {})
+
+
+def test_variable_without_a_name_rule_is_a_programming_error():
+    expected = {"params": {"head": {"kernel": np.zeros((1, 1, 2, 3), np.float32)}}}
+    with pytest.raises(AssertionError, match="no name rule covers params/head/kernel"):
+        convert(expected, {}, ((r"stem/.*", "stem", "conv"),), "model")
