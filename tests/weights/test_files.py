@@ -202,11 +202,15 @@ def test_text_file_named_pth_is_rejected(torch, tmp_path):
             " .safetensors or .npz file.")
 
 
-def test_unreadable_file_is_named_with_the_reason(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("error", "words"), [
+    (PermissionError(13, "Permission denied"), "cannot be read as weights: Permission denied."),
+    (MemoryError(), "it is damaged or too large for this machine."),
+])
+def test_unreadable_file_is_named_with_the_reason(tmp_path, monkeypatch, error, words):
     np.savez(tmp_path / "weights.npz", a=np.zeros(1))
 
-    def deny(*_, **__):
-        raise PermissionError(13, "Permission denied")
+    def fail(*_, **__):
+        raise error
 
-    monkeypatch.setattr(np, "load", deny)
-    assert _refusal(tmp_path / "weights.npz").endswith("cannot be read as weights: Permission denied.")
+    monkeypatch.setattr(np, "load", fail)
+    assert _refusal(tmp_path / "weights.npz").endswith(words)
